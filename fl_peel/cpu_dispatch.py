@@ -20,9 +20,9 @@ from pathlib import Path
 SWITCH = "FL_PEEL_CODE_PATHS"
 """``native``: every library chooses for itself."""
 NEEDED = frozenset({"avx2", "fma"})
-"""Of a processor, for the code paths below."""
+"""Processor flags that the code paths below need."""
 OPENBLAS, MKL, TORCH = "Haswell", "COMPATIBLE", "avx2"
-"""Of 2013, as is AVX2. MKL has AVX2 code that is not the same on processors of other makers than Intel."""
+"""Code paths from 2013, the year of AVX2. MKL's own AVX2 code differs on processors of other makers than Intel."""
 WAIT = {"OPENBLAS_THREAD_TIMEOUT": "14"}
 """2 ** this cycles, 5 us: how long an idle thread of OpenBLAS keeps a core from others. No code path."""
 _READ_BY = {
@@ -36,7 +36,9 @@ late: dict[str, str] = {}
 
 
 def pinned(flags: frozenset[str], numpy_version: str) -> dict[str, str]:
-    """The environment that names the code paths, for a processor with these flags; empty where it lacks ``NEEDED``."""
+    """Return the environment that names the code paths on a processor with these flags; empty where it lacks
+    ``NEEDED``.
+    """
     if not flags >= NEEDED:
         return {}
     newer = "X86_V4 AVX512_ICL AVX512_SPR"
@@ -64,7 +66,7 @@ def pin(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
-    """What an x86-64 processor can do, as Linux names it; nothing on other processors or systems."""
+    """Return the processor's flags as Linux names them; the empty set on other processors or systems."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return frozenset()
     try:
@@ -91,7 +93,7 @@ def in_effect() -> dict[str, str]:
 
 
 def _of_torch() -> dict[str, str]:
-    """Of torch and of MKL, which it brings."""
+    """Return the code paths of torch, and of MKL, which comes with it."""
     mkl, named = os.environ.get("MKL_CBWR", "native"), os.environ.get("ATEN_CPU_CAPABILITY")
     if "torch" not in sys.modules and named is not None:
         return {"mkl": mkl, "torch": named.upper()}
@@ -102,7 +104,7 @@ def _of_torch() -> dict[str, str]:
 
 
 def described(paths: Mapping[str, str], late: Mapping[str, str]) -> str:
-    """``pinned`` where the figures are those of every processor, else what libraries chose."""
+    """Return ``pinned`` where figures are the same on every processor, else the code paths that libraries chose."""
     newer = paths["numpy"].startswith(("AVX512", "X86_V4"))
     wanted = {"openblas": OPENBLAS, "mkl": MKL, "torch": TORCH.upper()}
     if not late and not newer and all(paths[name] in (value, "none") for name, value in wanted.items()):

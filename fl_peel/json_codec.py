@@ -22,7 +22,7 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class JsonKey:
-    """What a field is called in JSON; ``{name}`` in it is filled in when a file is written or read."""
+    """Name of a field in JSON; ``{name}`` in it is filled in when a file is written or read."""
 
     text: str
 
@@ -35,7 +35,9 @@ class Inline:
 
 
 def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What is in nested dictionaries, by its path: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. An empty one is a value."""
+    """Return the values of nested dictionaries by their path: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. An empty one is a
+    value.
+    """
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
@@ -46,7 +48,9 @@ def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_plain(value: Any, **names: object) -> Any:
-    """Dataclasses as dictionaries, tuples as lists, in the order of the fields. names: what keys are filled in with."""
+    """Return dataclasses as dictionaries and tuples as lists, in the order of the fields. names: values for
+    placeholders in keys.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         plain: dict[str, Any] = {}
         owner: type = type(value)
@@ -110,7 +114,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _bare(kind: Any) -> Any:
-    """Without its annotations, and without ``| None`` where a dataclass or a collection is left."""
+    """Return the type without its annotations, and without ``| None`` where a dataclass or a collection is left."""
     if get_origin(kind) is Annotated:
         return _bare(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
@@ -125,7 +129,7 @@ Path = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class _JsonReader:
-    """Reads values by their types. names: what keys are filled in with."""
+    """Reader of values by their types. names: values for placeholders in keys."""
 
     what: str
     names: Mapping[str, object]
@@ -164,7 +168,7 @@ class _JsonReader:
         return owner(**values)
 
     def _inlined(self, owner: Any, one: _Field, plain: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the keys that belong to an inlined field, without their prefix."""
+        """Return the keys that belong to an inlined field, without their prefix."""
         prefix, bare = one.inline or "", _bare(one.kind)
         rest = {key.removeprefix(prefix): part for key, part in plain.items() if key.startswith(prefix)}
         if is_dataclass(bare):
@@ -178,7 +182,7 @@ class _JsonReader:
         return {key: part for key, part in rest.items() if key not in known and not key.startswith(prefixes)}
 
     def _keys(self, owner: Any) -> set[str]:
-        """Of a dataclass, and of the parts inlined in it."""
+        """Return the keys of a dataclass, and of the parts inlined in it."""
         return {key for one in _fields(owner) for key in self._keys_of(one)}
 
     def _keys_of(self, one: _Field) -> set[str]:

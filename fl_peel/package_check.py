@@ -18,12 +18,12 @@ PACKAGES = ("fl_peel", "clients", "strategies", "simulations")
 
 
 def own_root() -> Path:
-    """Folder that this copy of the packages lies in."""
+    """Return the folder that this copy of the packages lies in."""
     return Path(__file__).resolve().parent.parent
 
 
 def own_environment() -> dict[str, str]:
-    """Of a process that is to find this copy of the packages first."""
+    """Return the environment of a process that must find this copy of the packages first."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(own_root()), os.environ.get("PYTHONPATH", "")])}
 
 
@@ -56,7 +56,7 @@ def _two_roots(name: str, place: Path, root: Path) -> EngineError:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Folder that ``import name`` would take the package from; None where it would find none."""
+    """Return the folder that ``import name`` would take the package from; None where it would find none."""
     try:
         spec = importlib.util.find_spec(name)
     except ValueError:  # a module without a spec, put into sys.modules by hand
@@ -68,13 +68,13 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _hides(folder: Path, name: str) -> bool:
-    """Whether the folder holds a package or module of that name; a folder without ``__init__.py`` hides nothing."""
+    """Return whether the folder has a package or module of that name; a folder without ``__init__.py`` hides none."""
     return (folder / name / "__init__.py").is_file() or (folder / f"{name}.py").is_file()
 
 
 @cache
 def code_digest(root: Path) -> str:
-    """A name for the code of the packages in ``root``: equal for equal ``.py`` files, wherever they lie."""
+    """Return a digest of the packages' code in ``root``: equal for equal ``.py`` files, wherever they lie."""
     digest = hashlib.blake2b(digest_size=8)
     for name in PACKAGES:
         for path in sorted((root / name).rglob("*.py")):

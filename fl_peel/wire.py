@@ -94,11 +94,11 @@ NODE_FAILED = 1002
 """Code of an error reply of a node that failed otherwise; its own log says how."""
 
 NEW, RESCALED = 1, 2
-"""What became of a block from one period to the next."""
+"""Changes of a block from one period to the next."""
 UNLIMITED = -1
-"""A budget that holds everything that was sent."""
+"""Budget that holds everything that was sent."""
 OWN_BUDGET = -2
-"""The budget a device has at that moment."""
+"""Budget that stands for the one a device has at that moment."""
 EVERYBODY = -1
 """User group number of a payload that is for the devices of all groups."""
 
@@ -106,11 +106,11 @@ Arrays = dict[str, NDArray[Any]]
 
 MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
 MOST_HOSTED = 1 << 27
-"""Devices that have their data on a node: the server has a number for each."""
+"""Largest number of devices that have their data on one node: the server has a number for each."""
 STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
-"""Of stage 1."""
+"""Names of the steps of stage 1."""
 LABEL = r"[\w.-]*"
-"""Of files that a device writes."""
+"""Pattern of the label in the names of files that a device writes."""
 _COUNT = ArraySpec(least=0, most=TOTAL)
 _SIZE = ArraySpec(least=0)
 _COLUMNS = ArraySpec(least=0, most=1 << 24)
@@ -126,8 +126,8 @@ _TRACED = {"device": ArraySpec(among="devices"), "device_class": ArraySpec(withi
 
 @dataclass(frozen=True)
 class NodeError:
-    """Why a node did not answer. code: the class of :mod:`fl_peel.errors`; place: a key of the scenario, or "node
-    config", or "" where there is none; text: the whole line, if the mistake is public or the node is simulated.
+    """Reason why a node did not answer. code: the class of :mod:`fl_peel.errors`; place: a key of the scenario, or
+    "node config", or "" where there is none; text: the whole line, if the mistake is public or the node is simulated.
     """
 
     code: str
@@ -135,7 +135,7 @@ class NodeError:
     text: str = ""
 
     def to_reason(self) -> str:
-        """One line of JSON, the reason of an error reply."""
+        """Return one line of JSON, the reason of an error reply."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
@@ -153,9 +153,10 @@ class NodeError:
 
 @dataclass(frozen=True)
 class RunSetting:
-    """What is run. data_dir, run_dir: where a node that is simulated finds its devices' data and keeps their state; any
-    other node has folders of its own. num_devices: how many devices there are, for nodes that cannot see it. fleet: the
-    fleet files that the scenario names, as :func:`fl_peel.scenario.fleet_files.fleet_files` packs them.
+    """Setting of a run, which every request carries. data_dir, run_dir: where a node that is simulated finds its
+    devices' data and keeps their state; any other node has folders of its own. num_devices: how many devices there are,
+    for nodes that cannot see it. fleet: the fleet files that the scenario names, as
+    :func:`fl_peel.scenario.fleet_files.fleet_files` packs them.
     """
 
     scenario: str
@@ -167,8 +168,8 @@ class RunSetting:
 
 @dataclass(frozen=True)
 class HelloRequest:
-    """Which partition do you host? catalogue: ids of all items, one a line, for nodes that have their own interactions,
-    "" where the scenario names the data.
+    """Request for the partition that a node hosts. catalogue: ids of all items, one a line, for nodes that have their
+    own interactions, "" where the scenario names the data.
     """
 
     scenario: str
@@ -263,7 +264,9 @@ class ChoiceRequest:
 
 @dataclass(frozen=True)
 class ChoiceReply:
-    """won: (C,) by filter, added up over devices; answered: how many these are; counts, waits_us: as in sums."""
+    """Reply with votes for filters. won: (C,) by filter, added up over devices; answered: number of these devices;
+    counts, waits_us: as in :class:`SumsReply`.
+    """
 
     won: Annotated[NDArray[np.int64], summed("filters")]
     answered: Annotated[int, _COUNT]
@@ -273,8 +276,8 @@ class ChoiceReply:
 
 @dataclass(frozen=True)
 class GroupSum:
-    """Whole numbers added up over some devices of a node: how many these are (X,), and the rest as the step has it;
-    first and second also in 32 bits.
+    """Whole numbers added up over some devices of a node: the number of devices (X,), and arrays that depend on the
+    step; first and second also in 32 bits.
     """
 
     sizes: NDArray[np.int64]
@@ -285,8 +288,8 @@ class GroupSum:
 
 @dataclass(frozen=True)
 class SumsReply:
-    """sums: by user group, of everybody in :data:`EVERYBODY`; counts: what it took; waits_us: (W,) of the slowest
-    device in each window.
+    """Reply with sums of stage 1. sums: by user group, those of all devices under :data:`EVERYBODY`; counts: cost of
+    the step; waits_us: (W,) of the slowest device in each window.
     """
 
     sums: dict[int, GroupSum]
@@ -324,8 +327,8 @@ class JoinRequest:
 
 @dataclass(frozen=True)
 class JoinReply:
-    """devices (N,), their user groups (N,) and the largest budget each group's devices here can ever have (G,);
-    where requests are hidden, that any device of the fleet can have.
+    """Reply of devices (N,) that joined: their user groups (N,) and the largest budget each group's devices here can
+    ever have (G,); where requests are hidden, that any device of the fleet can have.
 
     class_names: the fleet's device classes, one a line.
     """
@@ -421,19 +424,19 @@ class RefreshRequest:
 
 @dataclass(frozen=True)
 class RefreshReply:
-    """refreshed: (X, C); short: devices whose list ended before their budget did."""
+    """Reply to a refresh. refreshed: (X, C); short: devices whose list ended before their budget did."""
 
     refreshed: Annotated[RefreshCounts, ArraySpec(("X", "C"), least=0, most=TOTAL)]
     short: Annotated[int, _COUNT]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
-        """Of these devices and those."""
+        """Return the reply for both sets of devices."""
         return RefreshReply(self.refreshed + other.refreshed, self.short + other.short)
 
 
 @dataclass(frozen=True)
 class DeviceFigures:
-    """What single devices get: their numbers, classes, user groups and how many items they have to find, (N,); recall
+    """Figures of single devices: their numbers, classes, user groups and how many items they have to find, (N,); recall
     and ndcg under each budget, (N, X).
     """
 
@@ -445,21 +448,22 @@ class DeviceFigures:
     ndcg: Annotated[NDArray[np.float64], ArraySpec(("M", "X"), least=0, most=1)]
 
     def only(self, places: slice) -> DeviceFigures:
-        """Under some of the budgets."""
+        """Return the figures under some of the budgets."""
         return dataclasses.replace(self, recall=self.recall[:, places], ndcg=self.ndcg[:, places])
 
     def __add__(self, other: DeviceFigures) -> DeviceFigures:
-        """These devices and those."""
+        """Return the figures of both sets of devices."""
         names = [field.name for field in dataclasses.fields(self)]
         return DeviceFigures(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
 
 @dataclass(frozen=True)
 class EvaluateReply:
-    """sums: metrics per budget, device class and user group, (X, C, G); stored_max: (X,) bytes of the largest artefact;
-    owned: what devices would serve from; spread: of recall over devices, (X, C, NUM_BINS); replicates: (X, B), of all
-    devices that have items to find; single: where it was asked for, else of nobody; short: devices, under any of the
-    budgets, whose list of ranked blocks ended before the budget did.
+    """Reply to an evaluation. sums: metrics per budget, device class and user group, (X, C, G); stored_max: (X,) bytes
+    of the largest artefact; owned: memory of the tables that devices would serve from; spread: of recall over devices,
+    (X, C, NUM_BINS); replicates: (X, B), of all devices that have items to find; single: figures of single devices
+    where they were requested, else of nobody; short: devices, under any of the budgets, whose list of ranked blocks
+    ended before the budget did.
     """
 
     sums: Annotated[MetricSums, ArraySpec(("X", "C", "groups"), least=0, most="metrics", columns={"devices": _HOSTED})]
@@ -471,19 +475,19 @@ class EvaluateReply:
     short: Annotated[int, _COUNT]
 
     def by_budget(self) -> MetricSums:
-        """Metrics of all devices under each budget, (X,)."""
+        """Return the metrics of all devices under each budget, (X,)."""
         return self.sums.total(axis=(1, 2))
 
     def by_class(self, place: int = 0) -> MetricSums:
-        """Metrics per device class, (C,), under one of the budgets asked for."""
+        """Return the metrics per device class, (C,), under one of the requested budgets."""
         return self.sums[place].total(axis=1)
 
     def by_group(self, place: int = 0) -> MetricSums:
-        """Metrics per user group, (G,), under one of the budgets asked for."""
+        """Return the metrics per user group, (G,), under one of the requested budgets."""
         return self.sums[place].total(axis=0)
 
     def only(self, places: slice) -> EvaluateReply:
-        """Under some of the budgets asked for."""
+        """Return the reply under some of the requested budgets."""
         return EvaluateReply(
             self.sums[places],
             self.stored_max[places],
@@ -495,7 +499,7 @@ class EvaluateReply:
         )
 
     def __add__(self, other: EvaluateReply) -> EvaluateReply:
-        """Of both sets of devices; one may know more user groups than the other."""
+        """Return the reply for both sets of devices; one may know more user groups than the other."""
         groups = max(self.sums.recall.shape[2], other.sums.recall.shape[2])
         return EvaluateReply(
             self.sums.with_groups(groups) + other.sums.with_groups(groups),
@@ -526,8 +530,8 @@ class MovingRequest:
 
 @dataclass(frozen=True)
 class MovingReply:
-    """steps: (T, C) sums over devices; traced, trace_steps: (X,) single devices at single steps; step_s: seconds of a
-    step of the fleet's clock.
+    """Reply with figures of devices whose budgets move. steps: (T, C) sums over devices; traced, trace_steps: (X,)
+    single devices at single steps; step_s: seconds of a step of the fleet's clock.
     """
 
     steps: Annotated[StepCounts, ArraySpec(("T", "C"), least=0, most=TOTAL)]
@@ -536,7 +540,7 @@ class MovingReply:
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
-        """Of both sets of devices."""
+        """Return the reply for both sets of devices."""
         return MovingReply(
             self.steps + other.steps,
             StepTraces.joined([self.traced, other.traced]),
@@ -547,7 +551,7 @@ class MovingReply:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Which is better for you? kept, current: ranked blocks of each user group as it was kept last and as it is."""
+    """Request to compare two tables per user group. kept, current: ranked blocks as last kept and as they are now."""
 
     setting: RunSetting
     server_round: Annotated[int, _ROUND]
@@ -559,7 +563,9 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class CompareReply:
-    """sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: what devices fetched for it."""
+    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: bytes that
+    devices fetched for it.
+    """
 
     sums: Annotated[
         PairedSums, ArraySpec(("G",), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _COUNT, "square": _COUNT})
@@ -569,7 +575,9 @@ class CompareReply:
 
 @dataclass(frozen=True)
 class KeepRequest:
-    """accepted (A,), restored (R,): user groups whose devices keep what they have now, or go back."""
+    """Request to keep or restore tables. accepted (A,), restored (R,): user groups whose devices keep their current
+    state, or restore the last one.
+    """
 
     setting: RunSetting
     accepted: Annotated[NDArray[np.int64], ArraySpec(("accepted",))]
@@ -578,7 +586,7 @@ class KeepRequest:
 
 @dataclass(frozen=True)
 class KeepReply:
-    """Devices that kept, and that went back."""
+    """Reply with the numbers of devices that kept their state, and that restored it."""
 
     accepted: Annotated[int, _COUNT]
     restored: Annotated[int, _COUNT]
@@ -586,7 +594,7 @@ class KeepReply:
 
 @dataclass(frozen=True)
 class SecureKeysRequest:
-    """A round of secure aggregation begins for devices (N,) of this node."""
+    """Request for the keys of devices (N,) of this node, with which a round of secure aggregation begins."""
 
     setting: RunSetting
     server_round: Annotated[int, _ROUND]
@@ -595,7 +603,7 @@ class SecureKeysRequest:
 
 @dataclass(frozen=True)
 class SecureKeysReply:
-    """Of the devices (N,) that were reached: their user groups (N,), public keys (N, 32) of channels and of masks.
+    """Keys of the devices (N,) that were reached: their user groups (N,), public keys (N, 32) of channels and of masks.
 
     clock: (C,), devices sampled, not available, not let in; protocol_s: seconds spent on keys.
     """
@@ -610,8 +618,8 @@ class SecureKeysReply:
 
 @dataclass(frozen=True)
 class Directory:
-    """Of a user group: the devices (N,) hosted here, their neighbours (N, k) as places in the directory (M,) of all its
-    devices, of which channel_keys and mask_keys (M, 32).
+    """Directory of a user group: the devices (N,) hosted here, their neighbours (N, k) as places in the directory (M,)
+    of all its devices, and channel_keys and mask_keys (M, 32) of those.
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -623,7 +631,7 @@ class Directory:
 
 @dataclass(frozen=True)
 class SecureSharesRequest:
-    """groups: directory of each user group. A user group that is not named sits out."""
+    """Request for shares of secrets. groups: directory of each user group. A user group that is not named sits out."""
 
     setting: RunSetting
     server_round: int
@@ -632,7 +640,7 @@ class SecureSharesRequest:
 
 @dataclass(frozen=True)
 class SealedShares:
-    """Devices (N,) that shared their secrets; sealed (N, k, SEALED_BYTES) for each neighbour."""
+    """Sealed shares of devices (N,) that shared their secrets; sealed (N, k, SEALED_BYTES) for each neighbour."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
     sealed: Annotated[NDArray[np.uint8], ArraySpec(("N", "k", "sealed"))]
@@ -640,7 +648,7 @@ class SealedShares:
 
 @dataclass(frozen=True)
 class SecureSharesReply:
-    """groups: what the devices of each user group shared."""
+    """Reply with sealed shares. groups: shares of the devices of each user group."""
 
     groups: dict[int, SealedShares]
     protocol_s: Annotated[float, _SECONDS]
@@ -648,8 +656,8 @@ class SecureSharesReply:
 
 @dataclass(frozen=True)
 class Inbox:
-    """Of devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k, SEALED_BYTES), what
-    these sealed for the device.
+    """Messages for devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k,
+    SEALED_BYTES), what these sealed for the device.
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -659,14 +667,16 @@ class Inbox:
 
 @dataclass(frozen=True)
 class SecureRoundRequest(RoundRequest):
-    """A round. secure: what the devices' neighbours sealed for them, by user group."""
+    """Request for a round under secure aggregation. secure: messages that the devices' neighbours sealed for them, by
+    user group.
+    """
 
     secure: dict[int, Inbox] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class MaskedSum:
-    """Devices (N,) whose masked vectors add up to narrow (V,) and wide (W,)."""
+    """Sum of the masked vectors of devices (N,): narrow (V,) and wide (W,)."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
     narrow: Annotated[NDArray[np.uint32], ArraySpec(("narrow",))]
@@ -690,7 +700,7 @@ class SecureRoundReply:
 
 @dataclass(frozen=True)
 class ShareRequests:
-    """Of devices (N,) here: which neighbours survived (N, k) or dropped out (N, k)."""
+    """Requests to devices (N,) here: which of their neighbours (N, k) survived, and which dropped out."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
     survived: Annotated[NDArray[np.bool_], ArraySpec(("N", "k"))]
@@ -900,7 +910,7 @@ def unpack(kind: type[Payload], content: RecordDict) -> Payload:
 
 @dataclass(frozen=True)
 class _MessageReader:
-    """Of one message. taken: names in its two records that were read."""
+    """Reader of one message. taken: names in its two records that were read."""
 
     what: str
     arrays: ArrayRecord

@@ -36,13 +36,13 @@ from fl_peel.scenario.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
 NUM_ROWS, DIM, NUM_BLOCKS = 8, 4, 8
-"""Of the canary's table: noise is independent in every number, so that more of them would change nothing."""
+"""Sizes of the canary's table: noise is independent in every number, so that a larger table would change nothing."""
 
 
 @dataclass(frozen=True)
 class CanaryOutcome:
-    """epsilon_low: lower bound at ``confidence``, 0 where nothing was told apart; advantage: TPR - FPR; seeds: of which
-    this is the outcome with the largest bound.
+    """Result of an audit. epsilon_low: lower bound at ``confidence``, 0 where runs could not be distinguished;
+    advantage: TPR - FPR; seeds: number of seeds, of which this is the outcome with the largest bound.
     """
 
     epsilon_low: float
@@ -55,7 +55,9 @@ class CanaryOutcome:
 
 
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
-    """The outcome with the largest bound over so many seeds, from the scenario's on; each has the same confidence."""
+    """Return the outcome with the largest bound over so many seeds, from the scenario's on; each has the same
+    confidence.
+    """
     outcomes = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
     return replace(max(outcomes, key=lambda one: one.epsilon_low), seeds=seeds)
 
@@ -84,7 +86,7 @@ def canary_audit(
 
 
 def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, trial: int, *, present: bool) -> float:
-    """Log likelihood ratio of "with the canary" to "without" of all of one run's releases."""
+    """Return the log likelihood ratio of "with the canary" to "without", over all releases of one run."""
     limits = bounds(scenario, clip_norm)
     sizes = shapes(GroupShape(NUM_ROWS, 1, DIM, NUM_BLOCKS), plan.shares)
     direction = rng_for(seed, "canary", trial)
@@ -117,7 +119,7 @@ def _drawn(
     what: tuple[int, int, int],
     seed: int,
 ) -> NamedSums:
-    """Noise of one round; where devices add it in shares, of the fewest that the smallest sum may be of."""
+    """Return the noise of one round; where devices add it in shares, that of the smallest sum that may be opened."""
     if not in_masked_sums(scenario, plan.mechanism):
         return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), SeededNoise(seed))
     fewest = noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
@@ -129,7 +131,7 @@ def _drawn(
 
 
 def _canary(rng: np.random.Generator, part: Part, shape: tuple[int, ...], bound: float, *, l1: bool) -> FloatArray:
-    """A contribution that uses all of its bound: in a random direction, or (L1) in one random place."""
+    """Return a contribution that uses all of its bound: in a random direction, or (L1) in one random place."""
     canary = np.zeros(math.prod(shape))
     if l1:
         canary[rng.integers(len(canary))] = bound
@@ -145,9 +147,10 @@ def _part_ratio(seen: FloatArray, canary: FloatArray, without: FloatArray, scale
 
 
 def empirical_epsilon(without: FloatArray, present: FloatArray, delta: float, confidence: float) -> CanaryOutcome:
-    """From statistics of trials without (N,) and with (N,) the canary: the larger, the likelier it took part.
+    """Return the bound that statistics of trials without (N,) and with (N,) the canary prove.
 
-    Both directions are tried, each of their two rates with a quarter of the error that ``confidence`` leaves.
+    The larger a statistic, the likelier the canary took part. Both directions are tried, each of their two rates with a
+    quarter of the error that ``confidence`` leaves.
     """
     half = len(without) // 2
     alpha = (1 - confidence) / 4
@@ -164,7 +167,7 @@ def empirical_epsilon(without: FloatArray, present: FloatArray, delta: float, co
 
 
 def _bound(true: int, false: int, trials: int, delta: float, alpha: float) -> float:
-    """ln((TPR - delta) / FPR) with the rates at their Clopper-Pearson limits; 0 where that is below 0."""
+    """Return ln((TPR - delta) / FPR) with the rates at their Clopper-Pearson limits; 0 where that is below 0."""
     tpr = float(beta.ppf(alpha, true, trials - true + 1)) if true else 0.0
     fpr = float(beta.ppf(1 - alpha, false + 1, trials - false)) if false < trials else 1.0
     return max(0.0, math.log((tpr - delta) / fpr)) if tpr > delta else 0.0

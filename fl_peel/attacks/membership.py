@@ -39,7 +39,7 @@ class InteractionMembership(Attack):
 
     def __init__(self) -> None:
         self.share = 0.1
-        """Of the rows that a device changed, those that are positives: what accomplices say."""
+        """Share of positives among the rows that a device changed, learned from accomplices."""
 
     def learn(self, known: Sequence[Accomplice], seed: int) -> None:
         """Learn the share of positives among the rows that came back."""
@@ -55,7 +55,7 @@ class InteractionMembership(Attack):
             self.share = min(max(positives / rows, 1e-3), 0.5)
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """How much closer each row is to a shadow that was trained on it than to one that was not, over rounds."""
+        """Return how much closer rows are to a shadow trained on them than to one that was not, summed over rounds."""
         total = np.zeros(view.num_items)
         for one in view.rounds:
             rng = rng_for(seed, "membership", view.device, one.server_round)
@@ -100,7 +100,7 @@ class InteractionMembership(Attack):
 
 
 def _user(table: FloatArray, labels: np.ndarray, gram: FloatArray) -> FloatArray:
-    """The shadow's user embedding (d,), of length 1: least squares on the rows guessed positive."""
+    """Return the shadow's user embedding (d,), of length 1: least squares on the rows guessed positive."""
     own = table[labels]
     matrix = gram + own.T @ own + (0.02 * max(len(own), 1) + 1e-9) * np.eye(table.shape[1])
     user: FloatArray = np.linalg.solve(matrix, own.sum(axis=0))

@@ -17,13 +17,13 @@ from fl_peel.randomness import seed_for
 
 
 def requested(view: RoundView) -> IntArray | None:
-    """Numbers of the blocks that the device says it keeps; None where it does not say."""
+    """Return the numbers of the blocks that the device requests; None where its request does not name them."""
     held = view.held
     return None if held is None or len(held) != len(view.blocks) else view.blocks[held]
 
 
 class RequestedGroup(Attack):
-    """The user group whose accomplices ask for the most similar blocks.
+    """Inference of the user group: the one whose accomplices request the most similar blocks.
 
     The group's own number, which the server needs to answer at all, is not used: this is what an observer of the block
     numbers alone learns.
@@ -36,7 +36,7 @@ class RequestedGroup(Attack):
         self._rates: dict[int, FloatArray] = {}
 
     def learn(self, known: Sequence[Accomplice], seed: int) -> None:
-        """How often accomplices of each group ask for each block."""
+        """Learn how often accomplices of each group request each block."""
         size = 1 + max((int(v.blocks.max(initial=0)) for one in known for v in one.view.rounds), default=0)
         sums: dict[int, list[FloatArray]] = {}
         for one in known:
@@ -50,7 +50,7 @@ class RequestedGroup(Attack):
         self._rates = {group: np.mean(rows, axis=0) for group, rows in sums.items()}
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Cosine similarity to each group's rates, averaged over rounds; 0 where nothing is asked for by number."""
+        """Return the cosine similarity to each group's rates, averaged over rounds; 0 where requests name no blocks."""
         total = np.zeros(len(candidates))
         for one in view.rounds:
             blocks = requested(one)
@@ -65,7 +65,7 @@ class RequestedGroup(Attack):
 
 
 class _Trajectory(Attack):
-    """A forest on numbers of every round, trained on accomplices."""
+    """Base class of attacks by a random forest on figures of every round, trained on accomplices."""
 
     secret: ClassVar[Secret] = "device class"
     trees: ClassVar[int] = 100
@@ -74,11 +74,11 @@ class _Trajectory(Attack):
         self._forest: RandomForestClassifier | None = None
 
     def features(self, view: RoundView) -> list[float]:
-        """Of one round; empty where the protocol shows nothing."""
+        """Return the features of one round; an empty list where the protocol shows nothing."""
         raise NotImplementedError
 
     def _row(self, view: DeviceView) -> FloatArray:
-        """Over rounds: mean, spread, least and most of each feature. (F,)"""
+        """Return mean, standard deviation, minimum and maximum of each feature over rounds, (F,)."""
         rounds = [features for one in view.rounds if (features := self.features(one))]
         if not rounds:
             return np.zeros(0)
@@ -96,7 +96,7 @@ class _Trajectory(Attack):
             ).fit(np.stack([row for row, _ in pairs]), [label for _, label in pairs])
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Share of the trees that vote for each class; 0 where there is nothing to see."""
+        """Return the share of the trees that vote for each class; 0 where there is nothing to see."""
         row = self._row(view)
         if self._forest is None or len(row) != self._forest.n_features_in_:
             return np.zeros(len(candidates))
@@ -105,33 +105,37 @@ class _Trajectory(Attack):
 
 
 class RequestedClass(_Trajectory):
-    """From the number of blocks asked for, round after round: the trajectory of the memory budget."""
+    """Inference of the device class from the number of requested blocks, round after round: the memory budget's
+    trajectory.
+    """
 
     name: ClassVar[str] = "requested-class"
 
     def features(self, view: RoundView) -> list[float]:
-        """How many blocks, and how many rows came back."""
+        """Return how many blocks were requested, and how many rows came back."""
         blocks = requested(view)
         return [] if blocks is None else [float(len(blocks)), float(view.returned.sum())]
 
 
 class ReportedClass(_Trajectory):
-    """From figures that come beside the update: bytes, times and counts by device class."""
+    """Inference of the device class from figures sent with the update: bytes, times and counts by device class."""
 
     name: ClassVar[str] = "reported-class"
 
     def features(self, view: RoundView) -> list[float]:
-        """Every figure, in the order of their names."""
+        """Return every figure, in the order of their names."""
         return [float(view.figures[name]) for name in sorted(view.figures)]
 
 
 class AnsweringClass(_Trajectory):
-    """From the number of rounds in which the device answers at all: some classes are available more often."""
+    """Inference of the device class from the number of rounds in which the device answers: some classes are available
+    more often.
+    """
 
     name: ClassVar[str] = "answering-class"
 
     def _row(self, view: DeviceView) -> FloatArray:
-        """Rounds in which the device sent something, (1,); empty where it never did."""
+        """Return the number of rounds in which the device sent something, (1,); empty where it never did."""
         answers = sum(bool(one.reply) and one.figures.get("vector.sent", 1.0) > 0 for one in view.rounds)
         return np.array([answers] if answers else [], np.float64)
 

@@ -91,7 +91,7 @@ def best_threshold(scores: FloatArray, truth: BoolArray) -> float:
 
 
 def best_count_threshold(scores: FloatArray, truth: BoolArray) -> float:
-    """The threshold with the largest F1."""
+    """Return the threshold with the largest F1."""
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(truth[order])
     f1 = 2 * hits / (np.arange(1, len(order) + 1) + max(int(truth.sum()), 1))
@@ -103,7 +103,7 @@ def best_count_threshold(scores: FloatArray, truth: BoolArray) -> float:
 
 
 def precision_recall_f1(called: BoolArray, truth: BoolArray) -> tuple[float, float, float]:
-    """Of a call for every candidate; 0 where undefined."""
+    """Return precision, recall and F1 of a call for every candidate; 0 where undefined."""
     hits = int((called & truth).sum())
     precision = hits / max(int(called.sum()), 1)
     recall = hits / max(int(truth.sum()), 1)
@@ -111,7 +111,7 @@ def precision_recall_f1(called: BoolArray, truth: BoolArray) -> tuple[float, flo
 
 
 def item_outcome(scores: FloatArray, truth: BoolArray, devices: IntArray, threshold: float, seed: int) -> Outcome:
-    """Outcome on balanced candidates (C,) of the given devices (C,)."""
+    """Return the outcome on balanced candidates (C,) of the given devices (C,)."""
     called = scores > threshold
     names, where = np.unique(devices, return_inverse=True)
     counts = np.zeros((len(names), 4))  # members, members called, others, others called

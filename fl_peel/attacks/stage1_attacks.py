@@ -17,13 +17,13 @@ from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, StepView
 from fl_peel.pretraining.spectral_steps import inverse_power, spread_of
 
 RIDGE = 1e-6
-"""Of the largest squared length of the rows' directions, where a vector is taken apart."""
+"""Ridge by which a vector is solved for its rows, as a share of the largest squared length of the rows' directions."""
 SUREST = 0.98
 """Share of wins that counts as certain at most: few validation items are few coins."""
 
 
 def contributed_items(view: DeviceView) -> FloatArray:
-    """What counts and moments add up to, by item (I,)."""
+    """Return the sum of what a device contributes to counts and moments, by item (I,)."""
     total = np.zeros(view.num_items)
     for one in (*view.of_step("counts"), *view.of_step("moments")):
         if "items" in one.reply:
@@ -32,14 +32,14 @@ def contributed_items(view: DeviceView) -> FloatArray:
 
 
 class _Stage1Attack(Attack):
-    """Reads steps of stage 1."""
+    """Base class of attacks that read steps of stage 1."""
 
     stage: ClassVar[Stage] = "stage 1"
     secret: ClassVar[Secret] = "train items"
 
 
 class Stage1Rows(_Stage1Attack):
-    """Items that are counted, alone or in a user group, and rows to which a pass adds anything."""
+    """Inference of items from counts, alone or in a user group, and from rows to which a pass adds anything."""
 
     name: ClassVar[str] = "stage1-rows"
 
@@ -55,7 +55,7 @@ class Stage1Rows(_Stage1Attack):
 
 
 class Stage1Vector(_Stage1Attack):
-    """The device's vector, taken apart into the rows that it may be a sum of: by least squares."""
+    """Inference of items from the device's vector, solved by least squares for the rows that it may be a sum of."""
 
     name: ClassVar[str] = "stage1-vector"
 
@@ -64,7 +64,7 @@ class Stage1Vector(_Stage1Attack):
         self._parts: FloatArray = np.zeros((0, 0))
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """How much of each item's row is in the vector, or in the sum of vectors."""
+        """Return how much of each item's row is in the vector, or in the sum of vectors."""
         total = np.zeros(view.num_items)
         rows = next((one.sent["own"] for one in view.of_step("vectors")), None)
         for one in view.of_step("moments"):
@@ -73,7 +73,7 @@ class Stage1Vector(_Stage1Attack):
         return total[candidates]
 
     def _apart(self, own: FloatArray) -> FloatArray:
-        """(I, K): from a vector to shares of rows. Devices have the same rows, so it is kept."""
+        """Return the matrix (I, K) from a vector to shares of rows. Devices have the same rows, so it is cached."""
         if self._own is not own:
             wide = own.astype(np.float64)
             squares = wide.T @ wide
@@ -83,13 +83,15 @@ class Stage1Vector(_Stage1Attack):
 
 
 class Stage1Choice(_Stage1Attack):
-    """Under which filters the device's validation items win, against under which each item would have."""
+    """Inference of items from the filters under which validation items win, compared with those under which each would
+    have.
+    """
 
     name: ClassVar[str] = "stage1-choice"
     secret: ClassVar[Secret] = "validation items"
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Mean log likelihood ratio over filters of "one of those that won so often" to "any item"."""
+        """Return the mean log likelihood ratio over filters of "one of the items that won so often" to "any item"."""
         total = np.zeros(view.num_items)
         for one in view.of_step("choice"):
             if one.reply and one.reply["answered"][0] > 0:
@@ -120,13 +122,13 @@ class Stage1Choice(_Stage1Attack):
 
 
 class Stage1Group(_Stage1Attack):
-    """The user group of which moments say that the device is in it."""
+    """Inference of the user group: the one to whose moments the device contributes."""
 
     name: ClassVar[str] = "stage1-group"
     secret: ClassVar[Secret] = "user group"
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Devices in each group, of those that the answer is of."""
+        """Return the number of contributing devices in each group, from the replies that include this device."""
         total = np.zeros(len(candidates))
         for one in view.of_step("moments"):
             if "sizes" in one.reply:

@@ -14,7 +14,7 @@ HEADER_BYTES = 44
 """Bytes of the header, checksum included."""
 
 VERSION = 2
-"""Of the format. Version 1 was a safetensors file with a header of 384 bytes."""
+"""Version of the format. Version 1 was a safetensors file with a header of 384 bytes."""
 
 _START = struct.Struct("<4sB")
 _CHECKSUM = struct.Struct("<I")
@@ -22,14 +22,16 @@ _NUMBERS_END = HEADER_BYTES - _CHECKSUM.size
 
 
 def sealed(magic: bytes, numbers: bytes, content: bytes) -> bytes:
-    """A file. magic: 4 bytes; numbers: the header's 35 bytes between version and checksum; content: what follows."""
+    """Return the bytes of a file. magic: 4 bytes; numbers: the header's 35 bytes between version and checksum; content:
+    the bytes after the header.
+    """
     start = _START.pack(magic, VERSION) + numbers
     assert len(start) == _NUMBERS_END, f"{len(start)} bytes of header, not {_NUMBERS_END}"
     return start + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(start))) + content
 
 
 def opened(magic: bytes, data: bytes) -> bytes:
-    """The 35 bytes between version and checksum of a file that :func:`sealed` made.
+    """Return the 35 bytes between version and checksum of a file that :func:`sealed` made.
 
     Raises:
         ArtifactError: too short, of another kind or version, or damaged.
@@ -48,7 +50,7 @@ def opened(magic: bytes, data: bytes) -> bytes:
 
 
 def refused(why: str) -> ArtifactError:
-    """The one line for a file that is not what it claims to be."""
+    """Return the error for a file that is not what it claims to be."""
     return ArtifactError(f"not a stored embedding: {why}; write it again with to_bytes()")
 
 

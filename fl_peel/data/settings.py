@@ -33,4 +33,4 @@ CollectedMode = Literal["users", "oldest"]
 
 
 Phase = Literal["choose", "earlier", "recent", "learn", "join"]
-"""Of a period of a timeline, see :meth:`fl_peel.data.timeline.Timeline.splits`."""
+"""Phase of a period of a timeline, see :meth:`fl_peel.data.timeline.Timeline.splits`."""

@@ -37,15 +37,15 @@ _BOM = b"\xef\xbb\xbf"
 _INTEGER = re.compile(r"[0-9]+")
 _NEGATIVE = re.compile(r"-[0-9]+")
 LONGEST_LABEL = 1000
-"""Characters of an id: more are a file that is not split as it says."""
+"""Largest number of characters in an id: a longer one means that the file is not separated as assumed."""
 
 
 @dataclass(frozen=True)
 class FileColumns:
-    """What one file says, row by row.
+    """Columns of one file, row by row.
 
-    users, items: (N,) Arrow strings, never null or empty; ratings: (N,) float64, finite, or None;
-    timestamps: (N,) int64 seconds, or None.
+    users, items: (N,) Arrow strings, never null or empty; ratings: (N,) float64, finite, or None; timestamps: (N,)
+    int64 seconds, or None.
     """
 
     users: Any
@@ -56,10 +56,10 @@ class FileColumns:
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a text table is written.
+    """Layout of a text table.
 
-    columns: names by position, or None where the first line names them; typed_header: names read
-    ``name:type``; quoted: fields may stand in double quotes; integer_ids: users, items are integers >= 0.
+    columns: names by position, or None where the first line names them; typed_header: names read ``name:type``; quoted:
+    fields may stand in double quotes; integer_ids: users, items are integers >= 0.
     """
 
     delimiter: str
@@ -91,7 +91,7 @@ def check_file(path: Path) -> None:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a file without a byte-order mark, never blank; every way this can fail is one DataError."""
+    """Return the content of a file without a byte-order mark, never blank; every way this can fail is one DataError."""
     check_file(path)
     try:
         raw = path.read_bytes().removeprefix(_BOM)
@@ -145,7 +145,7 @@ def pick_columns(place: str, names: Sequence[str], given: Mapping[str, str]) -> 
 
 
 def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:
-    """Of the column that a dialect gives a name."""
+    """Return the position of the column whose name a dialect gives."""
     key = f"data.columns.{column_key(meaning)}"
     places = [i for i, one in enumerate(names) if one.strip() == name.strip()]
     if len(places) > 1:
@@ -157,7 +157,7 @@ def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:
 
 
 def column_key(meaning: str) -> str:
-    """The key of a scenario's ``data.columns`` that names a column."""
+    """Return the key of a scenario's ``data.columns`` that names a column."""
     return "time" if meaning == "timestamp" else meaning
 
 
@@ -171,7 +171,7 @@ def _plain(name: str) -> str:
 
 
 def label_fault(label: str | None, *, integer_ids: bool) -> str | None:
-    """What is wrong with a user's or item's label, with the remedy, or None."""
+    """Return the fault of a user's or item's label with its remedy, or None."""
     if not label:
         return "is missing; every interaction needs one"
     if label in ("nan", "NaN"):

@@ -74,15 +74,15 @@ class MessageContext:
     agreed: tuple[str, ...] = ()
 
     def with_sizes(self, **sizes: int) -> MessageContext:
-        """With more sizes."""
+        """Return the context with more sizes."""
         return dataclasses.replace(self, sizes={**self.sizes, **sizes})
 
     def with_groups(self, groups: Mapping[int, MessageContext]) -> MessageContext:
-        """With the user groups that may be named."""
+        """Return the context with the user groups that may be named."""
         return dataclasses.replace(self, groups=groups)
 
     def inside(self, group: int) -> MessageContext:
-        """What is known of a user group, with what is known of all."""
+        """Return the context of one user group, with all that holds for every group."""
         mine = MessageContext(arrays=None) if self.groups is None else self.groups[group]
         return dataclasses.replace(mine, sizes={**self.sizes, **mine.sizes}, numbers={**self.numbers, **mine.numbers})
 
@@ -198,14 +198,14 @@ class ArrayChecker:
             raise MessageError(f"{where}: not in ascending order")
 
     def _ends(self, of: ArraySpec) -> tuple[float, float]:
-        """Of the range that numbers lie in."""
+        """Return the ends of the range that numbers must lie in."""
         if of.within is not None:
             return 0, self._named(of.within) - 1
         low, high = of.least, of.most
         return (-np.inf if low is None else self._named(low)), (np.inf if high is None else self._named(high))
 
     def _range(self, array: NDArray[Any], of: ArraySpec, where: str) -> None:
-        """The smallest and the largest number alone, and neither where the type holds no others."""
+        """Check the smallest and the largest number alone, and neither where the type holds no others."""
         low, high = self._ends(of)
         kind = array.dtype
         if kind.kind == "b":

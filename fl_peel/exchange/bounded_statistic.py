@@ -32,7 +32,9 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupShape:
-    """What one user group is sent in a round: R ``rows`` of ``slices`` slices and ``dim`` columns, in K ``blocks``."""
+    """Shape of what one user group is sent in a round: R ``rows`` of ``slices`` slices and ``dim`` columns, in K
+    ``blocks``.
+    """
 
     rows: int
     slices: int
@@ -41,7 +43,7 @@ class GroupShape:
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks) -> GroupShape:
-        """Of the ranked blocks as a device sees them."""
+        """Return the shape of ranked blocks, as a device sees them."""
         layout = ranked.layout
         return GroupShape(len(ranked.items), layout.num_slices, layout.embedding_dim, len(ranked.blocks))
 

@@ -22,24 +22,24 @@ def _names(columns: Any) -> tuple[str, ...]:
 class IntColumns:
     """Base of dataclasses all of whose fields are int64 arrays of one shape.
 
-    As one array they are stacked along a last axis, in the order of the fields: so they cross the network, and so a
-    device says them as words of a vector.
+    As one array they are stacked along a last axis, in the order of the fields: this is how they cross the network, and
+    how a device contributes them as words of a vector.
     """
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Of the columns, in order."""
+        """Return the names of the columns, in order."""
         kind: Any = cls
         return _names(kind)
 
     @classmethod
     def zeros(cls, *shape: int) -> Self:
-        """Nothing counted yet; the arrays may be added to in place."""
+        """Return columns of zeros; the arrays may be added to in place."""
         return cls.unstacked(np.zeros((*shape, len(cls.names())), np.int64))
 
     @classmethod
     def unstacked(cls, array: NDArray[np.int64]) -> Self:
-        """Of :meth:`stacked`; the columns are views of the array.
+        """Return the columns of an array that :meth:`stacked` made, as views of it.
 
         Raises:
             ValueError: the array has another number of columns.
@@ -50,21 +50,21 @@ class IntColumns:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Parts along the first axis, one after the other; nothing where there are none."""
+        """Return the parts joined along the first axis; empty columns where there are none."""
         if not parts:
             return cls.zeros(0)
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.names()))
 
     def stacked(self) -> IntArray:
-        """One array (..., columns)."""
+        """Return the columns as one array (..., columns)."""
         return np.stack([getattr(self, name) for name in self.names()], axis=-1)
 
     def reshaped(self, *shape: int) -> Self:
-        """The same numbers in another shape."""
+        """Return the same numbers in another shape."""
         return type(self)(*(getattr(self, name).reshape(shape) for name in self.names()))
 
     def __getitem__(self, index: Any) -> Self:
-        """The same part of every column."""
+        """Return the same part of every column."""
         return type(self)(*(getattr(self, name)[index] for name in self.names()))
 
 
@@ -73,7 +73,7 @@ class Counters(IntColumns):
     """Columns that are sums over devices: those of disjoint sets of devices add up."""
 
     def __add__(self, other: Self) -> Self:
-        """Sums over both sets of devices."""
+        """Return the sums over both sets of devices."""
         return type(self)(*(getattr(self, name) + getattr(other, name) for name in self.names()))
 
     def add(self, other: Self) -> None:
@@ -83,13 +83,13 @@ class Counters(IntColumns):
             total += getattr(other, name)
 
     def by_cell(self, cells: NDArray[np.integer], num_cells: int) -> Self:
-        """Sums (num_cells,) of single devices (N,), each in its cell."""
+        """Return the sums (num_cells,) of single devices (N,), each in its cell."""
         sums = np.zeros((num_cells, len(self.names())), np.int64)
         np.add.at(sums, cells, self.stacked())
         return self.unstacked(sums)
 
     def total(self, axis: int | tuple[int, ...] | None = None) -> Self:
-        """Sums along an axis (None: all)."""
+        """Return the sums along an axis (None: all)."""
         return type(self)(*(np.asarray(getattr(self, name).sum(axis=axis)) for name in self.names()))
 
 

@@ -13,9 +13,11 @@ from fl_peel.exchange.columns import Counters, IntArray, IntColumns
 
 @dataclass(frozen=True)
 class ClassCounts(Counters):
-    """What a round's devices hold and move, (C,) each. devices, budget_bytes, stored_bytes, peak_bytes (stored, and
-    what choosing and training take besides): of those whose update counts; the others: of all that were reached.
-    violations, working_violations: of budgets at each step of the round, and of working memory.
+    """Memory and traffic of a round's devices, (C,) each.
+
+    devices, budget_bytes, stored_bytes, peak_bytes (stored, and what choosing and training take in addition): over
+    devices whose update counts; the others: over all that were reached. violations, working_violations: of budgets at
+    each step of the round, and of working memory.
     """
 
     devices: IntArray
@@ -29,16 +31,17 @@ class ClassCounts(Counters):
     working_violations: IntArray
 
     def without_update(self) -> Self:
-        """Of devices that moved all this, but whose update does not count."""
+        """Return the counts of devices that moved all this, but whose update does not count."""
         nothing = np.zeros_like(self.devices)
         return replace(self, devices=nothing, budget_bytes=nothing, stored_bytes=nothing, peak_bytes=nothing)
 
 
 @dataclass(frozen=True)
 class ClockCounts(Counters):
-    """What became of a round's devices, and their virtual time, (C,) each: devices that were sampled, that were not
+    """Outcomes of a round's devices and their virtual time, (C,) each: devices that were sampled, that were not
     available, whose budget was too small to be let in, that missed the deadline, that ended without a block, that lost
-    blocks while they trained; microseconds and millijoules spent; fixed-point recall, and devices it is of.
+    blocks while they trained; microseconds and millijoules spent; fixed-point recall, and the number of devices it is
+    summed over.
     """
 
     sampled: IntArray
@@ -53,13 +56,13 @@ class ClockCounts(Counters):
     evaluated: IntArray
 
     def without_update(self) -> Self:
-        """Of devices whose update does not count: their recall does not, either."""
+        """Return the counts of devices whose update does not count: their recall does not, either."""
         nothing = np.zeros_like(self.recall)
         return replace(self, recall=nothing, evaluated=nothing)
 
     def asked_alone(self) -> Self:
-        """Only how many devices were asked, which the server knows; not of which class they are, which a node of one
-        device would tell: all in the first class.
+        """Return the number of sampled devices alone, which the server knows, all in the first class: the true class
+        would identify the device of a node that has one.
         """
         lumped = type(self).zeros(*self.sampled.shape)
         lumped.sampled[0] = self.sampled.sum()
@@ -68,8 +71,8 @@ class ClockCounts(Counters):
 
 @dataclass(frozen=True)
 class RoundTotals(Counters):
-    """Of all devices of a round, () each: how many trained; fixed-point sums of their loss, recall and NDCG; how many
-    the latter two are of.
+    """Sums over all devices of a round, () each: how many trained; fixed-point sums of their loss, recall and NDCG; and
+    how many devices were evaluated, which recall and NDCG are sums over.
     """
 
     trained: IntArray
@@ -90,7 +93,7 @@ class DeviceTraces(IntColumns):
     kept_blocks: IntArray
 
     def __add__(self, other: Self) -> Self:
-        """These devices and those."""
+        """Return the traces of both sets of devices."""
         return self.joined([self, other])
 
 
@@ -116,7 +119,7 @@ class RoundCounts:
 
     @classmethod
     def nothing(cls, num_classes: int) -> Self:
-        """Of nobody."""
+        """Return the counts of no devices."""
         return cls(
             ClassCounts.zeros(num_classes),
             ClockCounts.zeros(num_classes),
@@ -126,7 +129,7 @@ class RoundCounts:
         )
 
     def __add__(self, other: Self) -> Self:
-        """Of both sets of devices."""
+        """Return the counts of both sets of devices."""
         return type(self)(
             self.classes + other.classes,
             self.clock + other.clock,
@@ -136,14 +139,16 @@ class RoundCounts:
         )
 
     def withheld(self) -> Self:
-        """What is left where devices withhold their counters: how many were asked, which the server knows anyway."""
+        """Return what is left where devices withhold their counters: how many were sampled, which the server knows
+        anyway.
+        """
         return replace(self.nothing(len(self.classes.devices)), clock=self.clock.asked_alone())
 
 
 @dataclass(frozen=True)
 class OwnCounts(Counters):
-    """What devices would serve from, (X, C) each under X budgets: how many they are, bytes of their budgets, bytes
-    stored, devices over budget.
+    """Memory of the tables that devices would serve from, (X, C) each under X budgets: number of devices, bytes of
+    their budgets, bytes stored, devices over budget.
     """
 
     devices: IntArray
@@ -154,8 +159,9 @@ class OwnCounts(Counters):
 
 @dataclass(frozen=True)
 class RefreshCounts(Counters):
-    """What devices read of a period's tables, (X, C) each under X budgets: how many they are, bytes sent, bytes of all
-    that they then hold, devices over budget; those that changed their user group, and bytes sent to these.
+    """Traffic and memory of devices that read a period's tables, (X, C) each under X budgets: number of devices, bytes
+    sent, bytes of all that they then hold, devices over budget; devices that changed their user group, and bytes sent
+    to these.
     """
 
     devices: IntArray
@@ -197,7 +203,7 @@ class StepCounts(Counters):
 
 @dataclass(frozen=True)
 class StepTraces(IntColumns):
-    """Whose steps are told one by one, (X,) each: device, its class, the step."""
+    """Devices and steps that are traced one by one, (X,) each: device, its class, the step."""
 
     device: IntArray
     device_class: IntArray

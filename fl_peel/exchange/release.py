@@ -35,9 +35,10 @@ SIGNALS: Part = "signals"
 
 @dataclass(frozen=True)
 class Release:
-    """Of one round. bounded: devices say bounded parts alone, ``parts``, instead of everything in the open.
+    """Contents of one round's release. bounded: whether devices contribute bounded ``parts`` alone, instead of
+    everything in the open.
 
-    signals: whether validation signals are among what is said; withheld: losses, metrics, times and bytes are not said
+    signals: whether validation signals are part of it; withheld: whether losses, metrics, times and bytes are left out
     (``privacy.counters``).
     """
 
@@ -48,9 +49,9 @@ class Release:
 
     @staticmethod
     def from_scenario(scenario: Scenario, *, signals: bool) -> Release:
-        """What a round of this scenario releases; signals are not of every round.
+        """Return the contents of a round's release in this scenario; not every round releases signals.
 
-        Without a mechanism there are no counts, which would tell a lone device's items.
+        Without a mechanism there are no counts, which would reveal a lone device's items.
         """
         privacy = scenario.privacy
         if not privacy.sums_only:
@@ -61,14 +62,14 @@ class Release:
         return Release(True, parts, signals, privacy.counters == "withheld")
 
     def fields(self, group: GroupShape, update_bits: Bits) -> tuple[Field, ...]:
-        """What devices say of a user group's blocks, as words of a vector."""
+        """Return the fields of a device's contribution to a user group's blocks, as words of a vector."""
         if not self.bounded:
             return update_fields(group, signals=self.signals, update_bits=update_bits)
         sizes = shapes(group, self.parts)
         return tuple(Field(part, size, update_bits if part == "updates" else 64) for part, size in sizes.items())
 
     def counter_fields(self, num_classes: int) -> tuple[Field, ...]:
-        """What devices count besides, as words of a vector."""
+        """Return the fields of a device's counters, as words of a vector."""
         if self.withheld:
             return ()
         return (
@@ -79,12 +80,12 @@ class Release:
 
 
 def wants_signals(scenario: Scenario) -> bool:
-    """Whether the controller learns at all."""
+    """Return whether any selector of the scenario is the learned controller."""
     return "controller" in (scenario.selector, *scenario.evaluation.selectors)
 
 
 def shares_of(scenario: Scenario) -> dict[Part, float]:
-    """Of a full round's release, normalized; parts that nobody asks for have none and are left out."""
+    """Return the parts' shares of a full round's release, which sum to 1; unused parts are left out."""
     privacy = scenario.privacy
     given: dict[Part, float] = privacy.shares.model_dump(exclude={"stage1"})
     if not wants_signals(scenario):
@@ -97,12 +98,12 @@ def shares_of(scenario: Scenario) -> dict[Part, float]:
 
 
 def released(shares: Mapping[Part, float], *, signals: bool) -> tuple[Part, ...]:
-    """Parts of one round; signals are not of every round."""
+    """Return the parts of one round; not every round releases signals."""
     return tuple(part for part in shares if signals or part != SIGNALS)
 
 
 def shapes(group: GroupShape, parts: Iterable[Part]) -> dict[Part, tuple[int, ...]]:
-    """Shape of these parts."""
+    """Return the shapes of these parts."""
     built_in: dict[Part, tuple[int, ...]] = {
         "updates": (group.rows, group.dim),
         SIGNALS: (group.blocks,),
@@ -113,14 +114,14 @@ def shapes(group: GroupShape, parts: Iterable[Part]) -> dict[Part, tuple[int, ..
 
 
 def bounds(scenario: Scenario, clip_norm: float) -> dict[Part, float]:
-    """Bound of every part, in the mechanism's norm; ``clip_norm``: that of updates in this round."""
+    """Return the bound of every part, in the mechanism's norm; ``clip_norm``: that of updates in this round."""
     privacy = scenario.privacy
     built_in = {"updates": clip_norm, SIGNALS: privacy.signals_norm, "counts": privacy.counts_norm, "quantile": 0.5}
     return built_in | {name: statistic.norm for name, statistic in privacy.statistics.items()}
 
 
 def update_bits(scenario: Scenario, num_devices: int) -> Bits:
-    """Width of the words of block updates: see ``secure_aggregation.word_bits``."""
+    """Return the width of the words of block updates: see ``secure_aggregation.word_bits``."""
     privacy = scenario.privacy
     honest = not scenario.poisoning.active  # who lies need not keep to a bound
     bounded = honest and not privacy.noised and privacy.clipping.kind in ("flat", "per-block")
@@ -131,7 +132,7 @@ def update_bits(scenario: Scenario, num_devices: int) -> Bits:
 def layout_of(
     scenario: Scenario, *, num_devices: int, group: GroupShape, num_classes: int, signals: bool
 ) -> VectorLayout:
-    """The vector of a user group's devices in a round of secure aggregation."""
+    """Return the layout of the vector of a user group's devices in a round of secure aggregation."""
     release = Release.from_scenario(scenario, signals=signals)
     fields = release.fields(group, update_bits(scenario, num_devices))
     return VectorLayout((*fields, *release.counter_fields(num_classes), Field(CHECK, (1,), 64)), num_devices)

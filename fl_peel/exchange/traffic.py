@@ -14,13 +14,15 @@ from fl_peel.exchange.release import Part, shapes
 from fl_peel.scenario.scenario import Scenario
 
 NUMBER_BYTES = 4
-"""Of a number of an update or of a noised part: fp32, as without privacy."""
+"""Bytes of a number in an update or a noised part: fp32, as without privacy."""
 
 
 @dataclass(frozen=True)
 class TrafficPadding:
-    """all_rows: updates cover every row that was downloaded; group_prefix: every device downloads all ranked blocks;
-    dense: the parts besides updates that are sent for all blocks or rows.
+    """Padding that makes traffic independent of a device's data.
+
+    all_rows: updates cover every row that was downloaded; group_prefix: every device downloads all ranked blocks;
+    dense: the parts other than updates that are sent for all blocks or rows.
     """
 
     all_rows: bool
@@ -29,13 +31,13 @@ class TrafficPadding:
 
     @staticmethod
     def from_scenario(scenario: Scenario, parts: tuple[Part, ...]) -> TrafficPadding:
-        """From the scenario's switches; parts: released in this round, none where no mechanism adds noise."""
+        """Return the padding of a scenario; parts: released in this round, none where no mechanism adds noise."""
         privacy = scenario.privacy
         dense = tuple(part for part in parts if part != "updates") if privacy.noised else ()
         return TrafficPadding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
 
     def download_bytes(self, ranked: RankedBlocks, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes (N,) that devices read of the list that want the first ``cutoffs`` (N,) blocks."""
+        """Return the bytes (N,) of the list that devices download, if they want the first ``cutoffs`` (N,) blocks."""
         wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
         return ranked.read_bytes(np.zeros_like(wanted), wanted)
 
@@ -56,7 +58,9 @@ class TrafficPadding:
         )
 
     def is_public(self) -> bool:
-        """Whether what a device moves says nothing about it: the server can tell without being told."""
+        """Return whether a device's traffic is independent of its data, so that the server can compute it without a
+        report.
+        """
         return self.all_rows and self.group_prefix
 
 

@@ -47,7 +47,7 @@ C-contiguous matrix, ``const`` one that comes from a message; ``|`` stands betwe
 
 
 def signatures(loop: str) -> list[tuple[types.Type, ...]]:
-    """Types of a loop's arguments, in every way that a run calls it."""
+    """Return the types of a loop's arguments, in every way that a run calls it."""
     return [tuple(_type(word) for word in way.split()) for way in LOOPS[loop].split("|")]
 
 
@@ -58,7 +58,7 @@ def _type(word: str) -> types.Type:
 
 
 def compile_all() -> None:
-    """Into numba's cache, and say there that it is done."""
+    """Compile all loops into numba's cache, and mark them there as compiled."""
     for loop in LOOPS:
         for way in signatures(loop):
             getattr(kernels, loop).compile(way)
@@ -68,12 +68,12 @@ def compile_all() -> None:
 
 
 def is_compiled() -> bool:
-    """Whether the loops as they are were compiled for this processor."""
+    """Return whether the loops as they are were compiled for this processor."""
     return _stamp().is_file()
 
 
 def _stamp() -> Path:
-    """Of the sources, the compiler and the processor."""
+    """Return the file that marks these sources as compiled, by this compiler, for this processor."""
     folder = Path(kernels.__file__).parent
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(folder.glob("*.py")):
@@ -86,7 +86,7 @@ def _stamp() -> Path:
 
 @contextmanager
 def compiling_ahead() -> Iterator[None]:
-    """Another process compiles what is not compiled yet, meanwhile; it ends with the block."""
+    """Let another process compile in the meantime what is not compiled yet; it ends with the block."""
     if is_compiled():
         yield
         return

@@ -21,7 +21,7 @@ _AHEAD = 12  # slots between the row that is worked on and the one that is broug
 
 @njit(nogil=True, cache=True, inline="always")
 def _clip_factor(size, entries, bound, l1):
-    """What an update of this norm is multiplied by, so that it is within the bound after rounding to fixed point.
+    """Return the factor for an update of this norm that keeps it within the bound after rounding to fixed point.
 
     Norms are sums of float32 numbers, good to 1e-5; rounding moves an entry by half a unit at most.
     """
@@ -32,7 +32,7 @@ def _clip_factor(size, entries, bound, l1):
 
 @njit(nogil=True, cache=True)
 def _add_wide_step(step, bound, row, sums, spilled, is_spilled, tallies):
-    """As :func:`_add_step`, of a step that does not fit in 32 bits, alone or on top of what is there."""
+    """Add a step that does not fit in 32 bits, alone or on top of what is there; otherwise as :func:`_add_step`."""
     fits = bound < _ROOM
     if not is_spilled[row]:
         is_spilled[row] = True
@@ -52,8 +52,8 @@ def _add_wide_step(step, bound, row, sums, spilled, is_spilled, tallies):
 
 @njit(nogil=True, cache=True, inline="always")
 def _add_step(step, norm, row, sums, spilled, is_spilled, tallies):
-    """Add what a device says of a row, ``step`` (1, d), to the sums. norm: squared: its root is at least the largest
-    magnitude of the step.
+    """Add a device's contribution to a row, ``step`` (1, d), to the sums. norm: squared: its root is at least the
+    largest magnitude of the step.
     """
     bound = np.float64(math.sqrt(norm)) * 1.001 * UNIT + 2.0
     if bound < _ROOM and tallies[row, 2] + np.int64(bound) <= _ROOM:
@@ -105,7 +105,7 @@ def _draw(positives, start, stop, present, state, drawing, random, notes, slot_r
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _fill_logits(table, slots, users, i, inverse_temperature, logits):
-    """Of the rows of a device's ``slots``, straight from the table."""
+    """Fill in the logits of the rows of a device's ``slots``, read straight from the table."""
     last = len(slots) - 1
     for slot in range(len(slots)):
         fetch(table, slots[min(slot + _AHEAD, last)])

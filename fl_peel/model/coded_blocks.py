@@ -22,7 +22,7 @@ from fl_peel.errors import MessageError, ModelError
 Tensors = Mapping[str, NDArray[Any]]
 FloatArray = NDArray[np.float32]
 WHOLE_BYTES = 256_000_000
-"""Of all tables in fp32, a base among them, up to which they are saved like this and serve in every precision. Larger
+"""Size of all tables in fp32, including a base, up to which they are saved in fp32 and serve in every precision. Larger
 ones are saved as devices of the run read them, in the precision of its blocks alone.
 """
 
@@ -41,23 +41,23 @@ class CodedBlocks:
     def coded(
         layout: BlockLayout, precision: Precision, table: FloatArray, numbers: NDArray[np.int64] | None = None
     ) -> CodedBlocks:
-        """Of a table (I, d)."""
+        """Return the coded blocks of a table (I, d)."""
         some = np.arange(layout.num_blocks) if numbers is None else numbers
         packed = pack_blocks(layout, precision, some, table)
         codes = packed["codes"].view(code_dtype(precision)).reshape(-1, code_columns(layout.slice_dim, precision))
         return CodedBlocks(numbers, codes, packed["scales"].astype(np.float16))
 
     def tensors(self, layout: BlockLayout) -> dict[str, NDArray[Any]]:
-        """What is saved, by name."""
+        """Return the arrays to save, by name."""
         numbers = {} if self.numbers is None else {"blocks": self.numbers.astype(layout.id_dtype)}
         return {**numbers, "codes": self.codes, "scales": self.scales}
 
     @staticmethod
     def from_tensors(tensors: Tensors, layout: BlockLayout, precision: Precision) -> CodedBlocks:
-        """Of what :meth:`tensors` gave.
+        """Return the blocks that :meth:`tensors` gave.
 
         Raises:
-            ModelError: it does not fit the layout.
+            ModelError: the tensors do not fit the layout.
         """
         numbers = None
         if "blocks" in tensors:
@@ -76,7 +76,7 @@ class CodedBlocks:
         return CodedBlocks(numbers, tensors["codes"], tensors["scales"])
 
     def over(self, base: CodedBlocks | None, layout: BlockLayout) -> CodedBlocks:
-        """All blocks: these, and those of ``base`` that are not among them.
+        """Return all blocks: these, and those of ``base`` that are not among them.
 
         Raises:
             ModelError: there are others, and no base.
@@ -94,7 +94,7 @@ class CodedBlocks:
 
 
 def piece_places(layout: BlockLayout, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the row pieces of blocks (K,) lie among those of all blocks, block after block, (T,)."""
+    """Return the places (T,) of the row pieces of blocks (K,) among those of all blocks, block after block."""
     if layout.is_single:
         return blocks
     sizes = np.repeat(layout.group_sizes, layout.num_slices)
@@ -105,10 +105,10 @@ def piece_places(layout: BlockLayout, blocks: NDArray[np.int64]) -> NDArray[np.i
 
 
 def block_numbers(tensors: Tensors, name: str, layout: BlockLayout) -> NDArray[np.int64]:
-    """Different block numbers (C,).
+    """Return block numbers (C,), all different.
 
     Raises:
-        ModelError: it is something else.
+        ModelError: the array is something else.
     """
     numbers = tensors.get(name)
     if numbers is None or numbers.dtype != layout.id_dtype or numbers.ndim != 1:
@@ -122,7 +122,7 @@ def block_numbers(tensors: Tensors, name: str, layout: BlockLayout) -> NDArray[n
 
 
 def changed_blocks(layout: BlockLayout, base: FloatArray, table: FloatArray) -> NDArray[np.int64]:
-    """Numbers (C,), ascending, of the blocks in which two tables (I, d) differ."""
+    """Return the numbers (C,), ascending, of the blocks in which two tables (I, d) differ."""
     shape = (layout.num_items, layout.num_slices, layout.slice_dim)
     items, slices = np.nonzero((base.reshape(shape) != table.reshape(shape)).any(axis=2))
     if layout.is_single:  # a block is a slice of one row: they are in order, and different
@@ -133,7 +133,7 @@ def changed_blocks(layout: BlockLayout, base: FloatArray, table: FloatArray) -> 
 def ranked(
     layout: BlockLayout, saved: Precision, wanted: Precision, order: NDArray[np.int64], blocks: CodedBlocks
 ) -> RankedBlocks:
-    """All blocks of a user group in its order (B,), as its devices decode them.
+    """Return all blocks of a user group in its order (B,), as its devices decode them.
 
     Raises:
         ModelError: they were saved in a coarser precision, or hold numbers that are not finite.

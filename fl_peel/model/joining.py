@@ -18,29 +18,29 @@ from fl_peel.pretraining.spectral_steps import add_rows, embeddings, nearest, un
 
 FloatArray = NDArray[np.float32]
 ROWS_AT_ONCE = 4096
-"""Of a table that may be large."""
+"""Rows of a table that are converted at once; the table may be large."""
 Tensors = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Joining(ABC):
-    """centroids: (G, c) of user groups."""
+    """Base class of the ways in which a new device joins a saved model. centroids: (G, c) of user groups."""
 
     kind: ClassVar[str]
     centroids: FloatArray
 
     @property
     def num_groups(self) -> int:
-        """User groups, G."""
+        """Return the number of user groups, G."""
         return len(self.centroids)
 
     @abstractmethod
     def join(self, rows: UserItems) -> tuple[FloatArray, NDArray[np.int32]]:
-        """User embeddings (N, d) and groups (N,) of devices with these items."""
+        """Return the user embeddings (N, d) and groups (N,) of devices with these items."""
 
     @abstractmethod
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """What is saved, by name."""
+        """Return the arrays to save, by name."""
 
     @abstractmethod
     def check(self, num_items: int, dim: int) -> None:
@@ -53,24 +53,24 @@ class Joining(ABC):
 
 @dataclass(frozen=True)
 class FittedJoining(Joining):
-    """A device fits its embedding to the item table (I, d), then takes the nearest group."""
+    """Joining by a fit: a device fits its embedding to the item table (I, d), then takes the nearest group."""
 
     kind: ClassVar[str] = "fitted"
     item_table: FloatArray
 
     def join(self, rows: UserItems) -> tuple[FloatArray, NDArray[np.int32]]:
-        """As devices of a run do whose interactions are not collected."""
+        """Join as devices of a run do whose interactions are not collected."""
         with threadpool_limits(limits=1):
             users = fit_user_embeddings(self.item_table, rows)
         return users, choose_group(users, self.centroids)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """As they are."""
+        """Return the arrays as they are."""
         return {"centroids": self.centroids, "item_table": self.item_table}
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> FittedJoining:
-        """Of what :meth:`tensors` gave."""
+        """Return the value that :meth:`tensors` gave."""
         return FittedJoining(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
 
     def check(self, num_items: int, dim: int) -> None:
@@ -81,9 +81,9 @@ class FittedJoining(Joining):
 
 @dataclass(frozen=True)
 class MappedJoining(Joining):
-    """A device adds up the rows of its items (I, K) to a vector, takes the nearest group, and multiplies the vector by
-    the group's map (K, d). Both lie here as they are saved: own (I, K) and maps (G, K, d), whose columns are in units
-    of own_units (1, K), map_units (G, d).
+    """Joining by a map: a device adds up the rows of its items (I, K) to a vector, takes the nearest group, and
+    multiplies the vector by the group's map (K, d). Rows and maps are held as they are saved: own (I, K) and maps (G,
+    K, d), whose columns are in units of own_units (1, K), map_units (G, d).
     """
 
     kind: ClassVar[str] = "mapped"
@@ -94,19 +94,19 @@ class MappedJoining(Joining):
 
     @staticmethod
     def from_rows(centroids: FloatArray, own: FloatArray, maps: FloatArray) -> MappedJoining:
-        """Of rows (I, K) and maps (G, K, d) as they are."""
+        """Return the value for rows (I, K) and maps (G, K, d) in fp32."""
         return MappedJoining(centroids, *as_halves(own[None], flat=True), *as_halves(maps))
 
     def rows_of(self, items: NDArray[np.integer]) -> FloatArray:
-        """Rows (N, K) of some items."""
+        """Return the rows (N, K) of some items."""
         return np.asarray(self.own[items].astype(np.float32) * self.own_units)
 
     def map_of(self, group: int) -> FloatArray:
-        """Of a user group, (K, d)."""
+        """Return the map of a user group, (K, d)."""
         return np.asarray(self.maps[group].astype(np.float32) * self.map_units[group])
 
     def join(self, rows: UserItems) -> tuple[FloatArray, NDArray[np.int32]]:
-        """As devices of stage 1 by sums do."""
+        """Join as devices of stage 1 by sums do."""
         items, places = np.unique(rows.items, return_inverse=True)  # ascending, as sums are taken
         mine = UserItems(rows.indptr, places.astype(np.int32))
         vectors = unit_vectors(add_rows(self.rows_of(items), mine))
@@ -115,12 +115,12 @@ class MappedJoining(Joining):
         return np.concatenate(users), groups
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """As they are."""
+        """Return the arrays as they are."""
         return {name: getattr(self, name) for name in ("centroids", "own", "own_units", "maps", "map_units")}
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> MappedJoining:
-        """Of what :meth:`tensors` gave."""
+        """Return the value that :meth:`tensors` gave."""
         arrays = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
         return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **arrays)
 

@@ -26,16 +26,16 @@ from fl_peel.file_kind import file_kind
 ABOUT = "model.json"
 FORMAT = "fl-peel model"
 VERSION = 1
-"""Of the format."""
+"""Version of the format."""
 DIGEST_BYTES = 16
 MOST_ABOUT_BYTES = 64 << 20
-"""Of ``model.json``, which lists the files."""
+"""Largest size of ``model.json``, which lists the files."""
 FILES, DIGEST = "files", "digest"
-"""Keys of it: names to sizes and digests; its own, of all other keys."""
+"""Keys of ``model.json``: sizes and digests of files by name; the digest of all its other keys."""
 
 
 def digest_of(data: bytes) -> str:
-    """BLAKE2b of some bytes, in hexadecimal digits."""
+    """Return the BLAKE2b digest of some bytes, in hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()
 
 
@@ -53,13 +53,13 @@ def _digest_or_none(about: Mapping[str, Any]) -> str | None:
 
 @dataclass
 class ModelWriter:
-    """The files of a model that is being saved."""
+    """Writer of the files of a model that is being saved."""
 
     folder: Path
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, name: str, data: bytes) -> None:
-        """Write one, and remember what it says."""
+        """Write a file, and remember its size and digest."""
         (self.folder / name).write_bytes(data)
         self.files[name] = {"bytes": len(data), "digest": digest_of(data)}
 
@@ -69,19 +69,19 @@ class ModelWriter:
         self.add(name, safetensors.numpy.save(whole))
 
     def add_json(self, name: str, content: Any) -> None:
-        """Write what JSON can say."""
+        """Write a value as JSON."""
         self.add(name, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
 
     @property
     def num_bytes(self) -> int:
-        """Of all files so far."""
+        """Bytes of all files written so far."""
         return sum(about["bytes"] for about in self.files.values())
 
 
 @contextmanager
 def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
-    """Files of a model, of which the folder has all, in place of what was there, or none. about: what ``model.json``
-    says besides.
+    """Write a model's files: the folder is replaced when all are written, else left as it was. about: further keys of
+    ``model.json``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -100,7 +100,7 @@ def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model that was saved. about: what ``model.json`` says."""
+    """Reader of the files of a saved model. about: content of ``model.json``."""
 
     folder: Path
     about: Mapping[str, Any]
@@ -122,7 +122,7 @@ class ModelFiles:
         return ModelFiles(folder, about)
 
     def number(self, key: str, most: int) -> int:
-        """A whole number from 1 to ``most``.
+        """Return a whole number from 1 to ``most``.
 
         Raises:
             ModelError: it is something else.
@@ -133,7 +133,7 @@ class ModelFiles:
         return value
 
     def text(self, key: str, *known: str) -> str:
-        """One of these words; any, where none are given.
+        """Return a text that is one of these words; any text, where none are given.
 
         Raises:
             ModelError: it is something else.
@@ -146,11 +146,11 @@ class ModelFiles:
         return value
 
     def has(self, name: str) -> bool:
-        """Whether the model has such a file."""
+        """Return whether the model has such a file."""
         return name in self.about[FILES]
 
     def read(self, name: str) -> bytes:
-        """A file's content.
+        """Return a file's content.
 
         Raises:
             ModelError: it is not there, cannot be read, or is not the one that was saved.
@@ -171,7 +171,7 @@ class ModelFiles:
         return data
 
     def tensors(self, name: str) -> dict[str, NDArray[Any]]:
-        """The arrays of a file.
+        """Return the arrays of a file.
 
         Raises:
             ModelError: as for :meth:`read`, or it holds none.
@@ -183,7 +183,7 @@ class ModelFiles:
             raise self.fault(name, f"holds no arrays ({str(error)[:80]})") from error
 
     def json(self, name: str) -> Any:
-        """What a file of JSON says.
+        """Return the content of a JSON file.
 
         Raises:
             ModelError: as for :meth:`read`, or it is no JSON.
@@ -194,7 +194,7 @@ class ModelFiles:
             raise self.fault(name, f"is no JSON ({str(error)[:80]})") from error
 
     def fault(self, name: str, why: str) -> ModelError:
-        """The one line for a file that does not fit."""
+        """Return the error for a file that does not fit."""
         return ModelError(f"{self.folder / name}: {why}; save the model again, or copy all of its folder")
 
 

@@ -33,11 +33,11 @@ from fl_peel.pretraining.settings import PretrainingConfig
 logger = logging.getLogger("fl_peel")
 
 DIGEST = "digest"
-"""Key of a file's metadata."""
+"""Key of the digest in a file's metadata."""
 
 
 def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> str:
-    """Name under which the tables are kept: 32 hexadecimal digits."""
+    """Return the name under which the tables are cached: 32 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(np.ascontiguousarray(collected.indptr).tobytes())
     digest.update(np.ascontiguousarray(collected.items).tobytes())
@@ -48,7 +48,7 @@ def pretraining_key(collected: UserItems, num_items: int, config: PretrainingCon
 
 
 def read_tables(folder: Path, key: str) -> PretrainedEmbeddings | None:
-    """The kept tables, or None where there are none, or, with a warning, where the file is damaged."""
+    """Return the cached tables, or None where there are none, or, with a warning, where the file is damaged."""
     path = folder / f"{key}.safetensors"
     try:
         if not path.is_file():
@@ -70,7 +70,7 @@ def _read(path: Path) -> PretrainedEmbeddings:
 
 
 def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """Of names, types, shapes and values."""
+    """Return a digest of the tensors' names, types, shapes and values."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name])
@@ -80,7 +80,7 @@ def _digest(tensors: Mapping[str, NDArray[Any]]) -> str:
 
 
 def write_tables(folder: Path, key: str, tables: PretrainedEmbeddings) -> None:
-    """Keep tables; whole or, with a warning, not at all: who has trained them goes on with them."""
+    """Cache tables, whole or, with a warning, not at all: a run that has trained them goes on with them."""
     try:
         _write(folder, f"{key}.safetensors", tables)
     except (OSError, SafetensorError) as error:

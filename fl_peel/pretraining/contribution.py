@@ -52,7 +52,7 @@ from fl_peel.pretraining.spectral_steps import (
 )
 
 CHOICE_BOUND = 0.25
-"""Of shares under all filters less their mean: those of a device hardly differ by more."""
+"""Bound on a device's shares under all filters less their mean: they hardly differ by more."""
 FACTOR_SCALE = 2.0**18
 """Units of either factor of a pass, whose products are in units of
 :data:`fl_peel.pretraining.spectral_steps.PASS_SCALE`.
@@ -62,14 +62,14 @@ CHUNK = 4096
 
 
 class Stage1Contribution(Protocol):
-    """What devices (N rows) say in each step, added up over them, as whole numbers."""
+    """Contributions of devices (N rows) to each step, added up over them, as whole numbers."""
 
     @property
     def bounded(self) -> bool:
-        """Whether each device keeps to bounds."""
+        """Return whether each device keeps to bounds."""
 
     def counts(self, rows: UserItems) -> Ints:
-        """Item counts (I,)."""
+        """Return the item counts (I,)."""
 
     def passed(
         self,
@@ -86,18 +86,20 @@ class Stage1Contribution(Protocol):
         """
 
     def choice(self, request: FilterRequest, rows: UserItems, wanted: UserItems) -> tuple[Ints, int]:
-        """Shares under each filter (C,), and how many devices answered; nobody says the latter within bounds."""
+        """Return the shares under each filter (C,), and how many devices answered; bounded contributions leave the
+        latter out.
+        """
 
     def groups(self, vectors: Floats, centroids: Floats, opened: Bools | None = None) -> GroupSums:
-        """One round of Lloyd's algorithm. opened: as of a pass, of groups (G,)."""
+        """Return the sums of one round of Lloyd's algorithm. opened: as of a pass, of groups (G,)."""
 
     def moments(self, vectors: Floats, rows: UserItems) -> Moments:
-        """Of the devices of one user group."""
+        """Return the moments of the devices of one user group."""
 
 
 @dataclass(frozen=True)
 class OpenContribution:
-    """Everything as it is: see :mod:`fl_peel.pretraining.spectral_steps`."""
+    """Contributions without bounds: see :mod:`fl_peel.pretraining.spectral_steps`."""
 
     num_items: int
     user_exponent: float
@@ -136,7 +138,9 @@ class OpenContribution:
 
 @dataclass(frozen=True)
 class BoundedContribution:
-    """Within the bounds of the module's table. count_bound: of a device's item counts; l1: the norm of all bounds."""
+    """Contributions within the bounds of the module's table. count_bound: of a device's item counts; l1: whether bounds
+    are in the L1 norm.
+    """
 
     num_items: int
     item_exponent: float

@@ -25,15 +25,15 @@ Step = Literal["counts", "pass", "choice", "vectors", "groups", "moments", "maps
 
 ID_BYTES = 4
 NUMBER_BYTES = 4
-"""Of a number in fp32, as devices compute with them."""
+"""Bytes of a number in fp32, as devices compute with them."""
 ROW_BYTES = 2
-"""Of a row's entry or a map's, see :func:`fl_peel.pretraining.spectral_steps.halves`."""
+"""Bytes of an entry of a row or a map, see :func:`fl_peel.pretraining.spectral_steps.halves`."""
 UNIT_BYTES = 1
-"""Of the power of two that is the unit of a column."""
+"""Bytes of a column's unit, which is a power of two."""
 CENTROID_BYTES = 1
-"""Of a centroid's entry, see :func:`fl_peel.pretraining.spectral_steps.coarse`."""
+"""Bytes of an entry of a centroid, see :func:`fl_peel.pretraining.spectral_steps.coarse`."""
 WORD_BYTES = 8
-"""Of a whole number that is added up."""
+"""Bytes of a whole number that is added up."""
 SAMPLE_COLUMNS = 64
 """Columns of one row whose sum takes about what a training sample takes at embedding dimension 64."""
 
@@ -60,8 +60,8 @@ class StepShape:
 
 @dataclass(frozen=True)
 class AnswerCost:
-    """How devices answer where sums are all that is learned of them: bytes of a vector; bytes down and up that the
-    protocol takes besides; times that the server is asked.
+    """Cost of a device's answers where the server learns sums alone: bytes of a vector; bytes down and up that the
+    protocol takes in addition; requests by the server.
     """
 
     vector_bytes: int
@@ -70,14 +70,14 @@ class AnswerCost:
     exchanges: int
 
     def __add__(self, other: AnswerCost) -> AnswerCost:
-        """Return what both answers take together."""
+        """Return the cost of both answers together."""
         return AnswerCost(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of devices (N,): bytes moved, training samples the work is worth, bytes that must be held at least, and how often
-    the server is asked.
+    """Cost of a step for each device, (N,): bytes moved, training samples the work is worth, bytes that must be held at
+    least, and how many requests the server makes.
     """
 
     download_bytes: Ints
@@ -88,11 +88,11 @@ class StepCost:
 
 
 COUNTED: tuple[Step, ...] = ("pass", "choice", "groups", "moments")
-"""Steps of which contributors are counted before their sums are opened; a count itself is what it says."""
+"""Steps in which contributors are counted before their sums are opened; item counts are such a count themselves."""
 
 
 def cost_of(asked: StepShape, items: Ints, budgets: Ints) -> StepCost:
-    """Of devices with that many items (N,) and bytes they may hold (N,)."""
+    """Return the cost of a step for devices with that many items (N,) and bytes they may hold (N,)."""
     cost = _cost_of_sums(asked, items, budgets)
     if not asked.counts_contributors or asked.step not in COUNTED:
         return cost
@@ -146,8 +146,8 @@ def _cost_of_sums(asked: StepShape, items: Ints, budgets: Ints) -> StepCost:
 
 
 def hidden(step: StepCost, answer: AnswerCost, budgets: Ints) -> StepCost:
-    """A step whose answers are vectors for sums alone. A part of the vector, of one word at least, must fit beside what
-    the step needs anyway.
+    """Return the cost of a step whose answers are vectors for sums alone. A part of the vector, of one word at least,
+    must fit in addition to what the step needs anyway.
     """
     room = WORD_BYTES * np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
     return StepCost(
@@ -172,10 +172,11 @@ def choice_cost(
     *,
     counted: bool = False,
 ) -> StepCost:
-    """Of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters. items: (N,) on which
-    the device trains, of which it makes its vector. Rows come as many at a time as fit beside that vector, the
-    eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones. all_rows:
-    as in :class:`StepShape`; counted: whether contributors are counted before.
+    """Return the cost of ranking ``wanted`` (N,) validation items among ``drawn`` ones under ``shapes`` filters.
+
+    items: (N,) train items, of which a device makes its vector. Rows come as many at a time as fit next to that vector,
+    the eigenvalues, and under each filter the scores of the device's items and of the best ``place`` drawn ones.
+    all_rows: as in :class:`StepShape`; counted: whether contributors are counted first.
     """
     rows, row, vector = items + wanted + drawn, ROW_BYTES * columns, NUMBER_BYTES * columns
     kept = 2 * vector + NUMBER_BYTES * shapes * (place + wanted)

@@ -78,13 +78,13 @@ class SpectralModel:
 
     @property
     def num_items(self) -> int:
-        """Items that anybody had when it was made."""
+        """Return the number of items that any device had when the model was made."""
         return len(self.counts)
 
 
 @dataclass(frozen=True)
 class Exponents:
-    """Of a filter: of counts, eigenvalues, and freshness."""
+    """Exponents of a filter: of item counts, eigenvalues and freshness."""
 
     count: float
     value: float
@@ -100,8 +100,8 @@ def filter_request(
     fresh: Sequence[float],
     fading: float | None,
 ) -> FilterRequest | None:
-    """What devices are asked about the last model once a period is over: under which of these exponents it would have
-    ranked best what they did. None where nothing is left to choose.
+    """Return the request that lets devices judge the last model once a period is over: under which of these exponents
+    would it have ranked best what they did? None where nothing is left to choose.
     """
     shapes = FilterGrid.from_exponents(count, value, fresh)
     if len(shapes.count_exponents) == 1:
@@ -112,10 +112,10 @@ def filter_request(
 
 
 def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
-    """The filter that most of what devices said is for.
+    """Return the filter that most of the devices' answers favour.
 
     Raises:
-        DataError: nobody said anything.
+        DataError: no device answered.
     """
     if not answered:
         raise DataError(
@@ -141,8 +141,8 @@ def update_model(
     group_rounds: int,
     seed: int,
 ) -> tuple[SpectralModel, SpectralStart]:
-    """The model over what devices have now, and what user groups start with. previous: the last model, None for the
-    first; recent: (I,) uses of items in the period that is over.
+    """Return the model over the devices' current items, and the start of the user groups. previous: the last model,
+    None for the first; recent: (I,) uses of items in the period that is over.
 
     Raises:
         DataError: no device has any item, or the scenario has more columns than a table.
@@ -196,7 +196,9 @@ def update_model(
 def _directions(
     sums: Stage1Sums, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
 ) -> tuple[Doubles, Doubles]:
-    """Of the counts as they are, from the last ones where there are any."""
+    """Return directions and eigenvalues under these counts, starting from the previous model's directions where there
+    is one.
+    """
     directions = starting_directions(counts, config.columns + config.oversampling, seed)
     if before is not None:
         # what there was, and for the items that are new whatever the first pass says
@@ -213,7 +215,7 @@ def _directions(
 
 
 def _turn(shape: Filter, before: SpectralModel | None) -> Doubles:
-    """Orthogonal (K, K): what brings scored rows closest to the last ones."""
+    """Return the orthogonal matrix (K, K) that brings scored rows closest to the last ones."""
     columns = shape.scored.shape[1]
     if before is None or before.scored.shape[1] != columns:
         return np.eye(columns)
@@ -224,8 +226,8 @@ def _turn(shape: Filter, before: SpectralModel | None) -> Doubles:
 
 
 def _moved(sums: Stage1Sums, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
-    """Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also returns the numbers
-    (G,) that the groups which are left had.
+    """Run Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also return the
+    numbers (G,) that the remaining groups had.
     """
     for _ in range(rounds):
         groups = sums.groups(centroids)
@@ -241,7 +243,9 @@ def _moved(sums: Stage1Sums, centroids: Floats, rounds: int, min_size: int) -> t
 
 
 def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:
-    """Such that scores of users of length ``USER_LENGTH`` spread by ``SCORE_SPREAD``, root mean square over all."""
+    """Return the scale at which scores of users of length ``USER_LENGTH`` spread by ``SCORE_SPREAD``, root mean square
+    over all.
+    """
     size = sum(one.size for one in moments)
     second = sum(one.second.astype(np.float64) for one in moments) / (units**2 * max(size, 1)) * USER_LENGTH**2
     wide = scored.astype(np.float64)
@@ -250,7 +254,7 @@ def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:
 
 
 def _group(number: int, moments: Moments, table: Floats, dim: int, units: float, seed: int) -> GroupStart:
-    """The shared table, and users drawn from the group's moments."""
+    """Return a user group's start: the shared table, and users drawn from the group's moments."""
     columns = len(moments.first)
     size = max(moments.size, 1)
     middle = np.zeros(dim)

@@ -24,9 +24,9 @@ Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 MOST_ROWS = 8
-"""Rows of a device that count in a bucket, signs added up: what proves that its numbers fit."""
+"""Largest number of a device's rows that count in a bucket, signs added up: this proves that its numbers fit."""
 OWN_SHARE = 0.5
-"""Of the buckets, for the most frequent rows, one each."""
+"""Share of the buckets that the most frequent rows have to themselves, one each."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class RowSketch:
 
     @staticmethod
     def from_counts(counts: Ints, share: float, seed: int, number: int) -> RowSketch:
-        """Of the pass of that number, fresh in each. counts: (I,) of devices that have each item; share: B / I.
+        """Return the sketch for the pass of that number; every pass has a new one. counts: (I,) of devices that have
+        each item; share: B / I.
 
         The most frequent rows have a bucket each; in the others, rows of every frequency are mixed.
         """
@@ -58,13 +59,13 @@ class RowSketch:
 
     @property
     def matrix(self) -> sp.csr_matrix:
-        """(I, B): a sign in each row."""
+        """Return the matrix (I, B) with a sign in each row."""
         items = len(self.place)
         signs = np.sign(self.place).astype(np.int64)
         return sp.csr_matrix((signs, np.abs(self.place) - 1, np.arange(items + 1)), shape=(items, self.buckets))
 
     def rows_of(self, rows: sp.csr_matrix) -> sp.csr_matrix:
-        """Devices' 0/1 rows (N, I) as what counts of them in each bucket (N, B), int64."""
+        """Return what counts of devices' 0/1 rows (N, I) in each bucket, (N, B), int64."""
         buckets = sp.csr_matrix(rows.astype(np.int64) @ self.matrix)
         buckets.data = np.clip(buckets.data, -MOST_ROWS, MOST_ROWS)
         buckets.eliminate_zeros()

@@ -48,17 +48,19 @@ PASS_SCALE = 2.0**36
 UNIT_SCALE = 2.0**20
 """Units of vectors of length 1: products of two of them, added up over thousands, are exact in doubles."""
 MAP_BITS = 26
-"""Of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
+"""Bits of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
 CHUNK_DEVICES = 4096
 """Vectors whose products are added up in doubles before they are added up as integers: below 2^53 units squared."""
 USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
-"""Of user embeddings and scores in a group, about what gradients make of them: rates of refinement fit both."""
+"""Length of user embeddings, and spread of scores in a group: about those of trained tables, which the rates of
+refinement fit.
+"""
 LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
 WIDEST = 100.0
 """Largest eigenvalue over the smallest up to which two passes are filtered: beyond, rounding would be lifted, too."""
 UNUSED = 0.1
-"""Of a use, what is added to an item's recent ones."""
+"""Part of a use that is added to an item's recent uses."""
 EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
@@ -102,12 +104,12 @@ def _power_below(number: float) -> float:
 
 
 def count_items(rows: UserItems, num_items: int) -> Ints:
-    """How many devices have each item, (I,)."""
+    """Return how many devices have each item, (I,)."""
     return rows.popularity(num_items)
 
 
 def inverse_power(counts: Counts, exponent: float) -> Doubles:
-    """counts^-exponent; zero where the count is zero."""
+    """Return counts^-exponent; zero where the count is zero."""
     scale: Doubles = np.zeros(len(counts))
     np.power(counts, -exponent, out=scale, where=counts > 0, dtype=np.float64)
     return scale
@@ -128,7 +130,7 @@ def pass_sums(
     sketch: RowSketch | None = None,
     opened: Bools | None = None,
 ) -> Ints:
-    """What devices return in a pass, added up, (I, k) in units of 1 / ``scale``; under a sketch (B, k).
+    """Return the devices' contributions to a pass, added up, (I, k) in units of 1 / ``scale``; under a sketch (B, k).
 
     table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
     items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``. opened: rows (I,) that devices
@@ -145,13 +147,13 @@ def pass_sums(
 
 
 def add_rows(table: Floats, rows: UserItems, fading: float | None = None) -> Floats:
-    """Sum of the rows of each device's items, (N, k). fading: as of :func:`weighted_matrix`."""
+    """Return the sum of the rows of each device's items, (N, k). fading: as of :func:`weighted_matrix`."""
     vectors: Floats = (weighted_matrix(rows, len(table), fading) @ table.astype(np.float64)).astype(np.float32)
     return vectors
 
 
 def weighted_matrix(rows: UserItems, num_items: int, fading: float | None) -> sp.csr_matrix:
-    """Interactions (N, I): 1 each, or e^(-n / ``fading``) where a device has done n things since."""
+    """Return interactions (N, I): 1 each, or e^(-n / ``fading``) where a device has had n interactions since."""
     if fading is None:
         return _matrix(rows, num_items, np.float64)
     counts = rows.counts()
@@ -162,15 +164,15 @@ def weighted_matrix(rows: UserItems, num_items: int, fading: float | None) -> sp
 
 
 def freshness(recent: Counts, counts: Counts, exponent: float) -> Doubles:
-    """What items (I,) are scored by besides: the share of their uses that is ``recent``, to a power. ``UNUSED`` of a
-    use is added, so that what nobody used lately keeps a place.
+    """Return the factor of items' scores (I,) for freshness: the share of their uses that is ``recent``, to a power.
+    ``UNUSED`` of a use is added, so that items without recent uses keep a positive factor.
     """
     scale: Doubles = ((np.asarray(recent, np.float64) + UNUSED) / (np.asarray(counts, np.float64) + 1.0)) ** exponent
     return scale
 
 
 def unit_vectors(vectors: Floats) -> Floats:
-    """Vectors (N, k) at length 1; those of devices without items stay zero."""
+    """Return vectors (N, k) at length 1; those of devices without items stay zero."""
     wide = vectors.astype(np.float64)
     lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
     units: Floats = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
@@ -178,12 +180,14 @@ def unit_vectors(vectors: Floats) -> Floats:
 
 
 def in_units(vectors: Floats, scale: float = UNIT_SCALE) -> Doubles:
-    """Whole numbers: vectors of length 1 in units of 1 / ``scale``."""
+    """Return vectors of length 1 as whole numbers in units of 1 / ``scale``."""
     return np.rint(vectors.astype(np.float64) * scale)
 
 
 def halves(table: Floats) -> Floats:
-    """Rows as they are sent: (I, k) in half precision, a column in units of a power of two above its largest entry."""
+    """Return rows as they are sent: (I, k) in half precision, a column in units of a power of two above its largest
+    entry.
+    """
     largest = np.abs(table).max(axis=0, initial=0.0)
     unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
     rounded: Floats = (table / unit).astype(np.float16).astype(np.float32) * unit
@@ -191,16 +195,17 @@ def halves(table: Floats) -> Floats:
 
 
 def coarse(centroids: Floats) -> Floats:
-    """Centroids as they are sent: a byte for each number, in units of the largest over 127."""
+    """Return centroids as they are sent: a byte for each number, in units of the largest over 127."""
     unit = max(float(np.abs(centroids).max(initial=0.0)), 1e-30) / 127
     rounded: Floats = (np.rint(centroids / unit) * unit).astype(np.float32)
     return rounded
 
 
 def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
-    """User group of each device (N,): the nearest centroid of (G, c), ties to the lower number. Computed in whole
-    numbers, so that it is the same whoever else is computed with it. vectors: (N, K), K >= c; the first c columns, at
-    length 1, count.
+    """Return the user group of each device (N,): the nearest centroid of (G, c), ties to the lower number.
+
+    It is computed in whole numbers, so that it does not depend on which devices are computed together. vectors: (N, K),
+    K >= c; the first c columns, at length 1, count.
     """
     centres = in_units(centroids)
     squares = (centres * centres).sum(axis=1)
@@ -212,7 +217,9 @@ def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
 
 
 def embeddings(vectors: Floats, group_map: Floats) -> Floats:
-    """User embeddings (N, d) of devices of one user group: their vectors (N, K) times the group's map (K, d)."""
+    """Return the user embeddings (N, d) of devices of one user group: their vectors (N, K) times the group's map (K,
+    d).
+    """
     largest = float(np.abs(group_map).max(initial=0.0))
     if largest == 0:
         return np.zeros((len(vectors), group_map.shape[1]), np.float32)
@@ -224,13 +231,13 @@ def embeddings(vectors: Floats, group_map: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class GroupSums:
-    """Of the devices of each user group: how many (G,), and their vectors of length 1 added up (G, c), in units."""
+    """Sums over the devices of each user group: how many (G,); their vectors of length 1 added up (G, c), in units."""
 
     sizes: Ints
     sums: Ints
 
     def __add__(self, other: GroupSums) -> GroupSums:
-        """Of both sets of devices."""
+        """Return the sums over both sets of devices."""
         return GroupSums(self.sizes + other.sizes, self.sums + other.sums)
 
 
@@ -241,8 +248,9 @@ def group_sizes(vectors: Floats, centroids: Floats) -> Ints:
 
 
 def group_sums(vectors: Floats, centroids: Floats, scale: float = UNIT_SCALE, opened: Bools | None = None) -> GroupSums:
-    """One round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of (G, c). scale: units
-    of sums in one; opened: groups (G,) that devices contribute to, None for all of them; the others look empty.
+    """Return the sums of one round of Lloyd's algorithm: devices with a vector (N, K) join their nearest centroid of
+    (G, c). scale: units of sums in one; opened: groups (G,) that devices contribute to, None for all of them; the
+    others look empty.
     """
     count, columns = centroids.shape
     known = np.flatnonzero(vectors.any(axis=1))
@@ -257,7 +265,7 @@ def group_sums(vectors: Floats, centroids: Floats, scale: float = UNIT_SCALE, op
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
+    """Moments of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
     products (K, K) in squared units, and how many of them have each item (I,).
     """
 
@@ -267,20 +275,20 @@ class Moments:
     items: Counts
 
     def __add__(self, other: Moments) -> Moments:
-        """Of both sets of devices."""
+        """Return the moments of both sets of devices."""
         return Moments(
             self.size + other.size, self.first + other.first, self.second + other.second, self.items + other.items
         )
 
 
 def half_of(second: Ints) -> Ints:
-    """A symmetric matrix (K, K) as its lower triangle, row by row, (K (K + 1) / 2,): half of the bytes to send."""
+    """Return the lower triangle of a symmetric matrix (K, K), row by row, (K (K + 1) / 2,): half the bytes to send."""
     half: Ints = second.reshape(-1)[_lower(len(second))]
     return half
 
 
 def whole_of(half: Ints, columns: int) -> Ints:
-    """Of :func:`half_of`, (K, K)."""
+    """Return the symmetric matrix (K, K) that :func:`half_of` halved."""
     second = np.zeros((columns, columns), np.int64)
     second.reshape(-1)[_lower(columns)] = half
     second += np.tril(second, -1).T
@@ -289,12 +297,14 @@ def whole_of(half: Ints, columns: int) -> Ints:
 
 @lru_cache(maxsize=2)
 def _lower(columns: int) -> Ints:
-    """Places of the lower triangle in a matrix that is laid out flat."""
+    """Return the places of the lower triangle in a matrix that is laid out flat."""
     return np.flatnonzero(np.tri(columns, dtype=np.bool_))
 
 
 def group_moments(vectors: Floats, rows: UserItems, num_items: int, scale: float = UNIT_SCALE) -> Moments:
-    """Of devices of one user group: vectors (N, K) of length 1, and their items. scale: units of vectors in one."""
+    """Return the moments of devices of one user group: vectors (N, K) of length 1, and their items. scale: units of
+    vectors in one.
+    """
     columns = vectors.shape[1]
     first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
     for start in range(0, len(vectors), CHUNK_DEVICES):
@@ -314,7 +324,7 @@ def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
 
 
 def orthonormal(columns: Doubles) -> Doubles:
-    """An orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
+    """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
     for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
         squares, turn = np.linalg.eigh(columns.T @ columns)
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
@@ -366,8 +376,8 @@ def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: flo
 
 @dataclass(frozen=True)
 class Filter:
-    """What items are in the space of K columns. own: (I, K) what an item of its own adds to a device's vector;
-    scored: (I, K) what a device's vector is multiplied with to score an item.
+    """Filter in the space of K columns. own: (I, K) rows that a device adds up to its vector; scored: (I, K) rows by
+    which its vector is multiplied to score items.
     """
 
     own: Floats
@@ -378,7 +388,7 @@ class Filter:
         directions: Doubles, values: Doubles, counts: Counts, *, own_exponent: float, count_exponent: float,
         value_exponent: float,
     ) -> Filter:  # fmt: skip
-        """own = D^-own Q lambda^value, scored = D^count Q."""
+        """Return the filter with own = D^-own Q lambda^value, scored = D^count Q."""
         own = inverse_power(counts, own_exponent)[:, None] * directions * spread_of(values, value_exponent)
         scored = inverse_power(counts, -count_exponent)[:, None] * directions
         return Filter(halves(own.astype(np.float32)), scored.astype(np.float32))
@@ -432,7 +442,9 @@ class FilterRequest:
     fading: float | None = None
 
     def answer(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Ints, int]:
-        """:meth:`shares` added up over devices (C,) in units of 1 / ``UNIT_SCALE``, and how many devices have any."""
+        """Return :meth:`shares` added up over devices (C,) in units of 1 / ``UNIT_SCALE``, and how many devices have
+        any.
+        """
         shares, answered = self.shares(rows, wanted, item_exponent)
         return np.rint(shares * UNIT_SCALE).astype(np.int64).sum(axis=0), answered
 
@@ -445,9 +457,12 @@ class FilterRequest:
         return known.keep(self.counts[known.items] > 0)
 
     def shares(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Doubles, int]:
-        """Of each device under each filter (N, C), the share of its validation items ``wanted`` (N rows) that outrank
-        all but ``place`` - 1 of the drawn items that it does not have, zero where it has none; and how many devices
-        have any. rows: train items (N rows). Items that nobody trains on are no validation items.
+        """Return the share of each device's validation items that rank high under each filter (N, C), and how many
+        devices have any.
+
+        An item of ``wanted`` (N rows) ranks high if it outranks all but ``place`` - 1 of the drawn items that the
+        device does not have; the share is zero where a device has no validation items. rows: train items (N rows).
+        Items that nobody trains on are no validation items.
         """
         counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
         directions = self.directions.astype(np.float64)
@@ -473,7 +488,7 @@ class FilterRequest:
 
 
 def spread_of(values: Doubles, exponent: float) -> Doubles:
-    """Eigenvalues (K,) to a power; 0 for those that are rounding alone."""
+    """Return eigenvalues (K,) to a power; 0 for those that are rounding alone."""
     kept = values > EMPTY * values.max(initial=0.0)
     return np.where(kept, np.maximum(values, 1e-300) ** exponent, 0.0)
 
@@ -507,8 +522,8 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
 
 @dataclass(frozen=True)
 class GroupStart:
-    """What a user group starts with: its devices' map (K, d), its item table (I, d); size: of the group; items: (I,)
-    how many of its devices have each item; users: (S, d) embeddings drawn from the group's moments, no device's own.
+    """Start of a user group: its devices' map (K, d), its item table (I, d); size: of the group; items: (I,) how many
+    of its devices have each item; users: (S, d) embeddings drawn from the group's moments, no device's own.
     """
 
     map: Floats
@@ -519,7 +534,7 @@ class GroupStart:
 
 
 def drawn_users(middle: Doubles, spread: Doubles, count: int, rng: np.random.Generator) -> Floats:
-    """Embeddings (count, d) of a normal distribution with this mean (d,) and covariance (d, d)."""
+    """Return embeddings (count, d) drawn from a normal distribution with this mean (d,) and covariance (d, d)."""
     variances, basis = np.linalg.eigh(spread)
     drawn = rng.standard_normal((count, len(middle))) * np.sqrt(np.maximum(variances, 0.0))
     users: Floats = (middle + drawn @ basis.T).astype(np.float32)
@@ -543,7 +558,7 @@ class Compression:
 
     @staticmethod
     def from_scored(scored: Floats) -> Compression:
-        """For scored rows (I, K)."""
+        """Return the compression for scored rows (I, K)."""
         wide = scored.astype(np.float64)
         squares = wide.T @ wide
         used = np.flatnonzero(np.diag(squares) > EMPTY**2 * max(float(np.diag(squares).max(initial=0.0)), 1e-300))
@@ -555,7 +570,7 @@ class Compression:
     def group(
         self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
     ) -> GroupStart:
-        """A user group's start. num_users: S, embeddings to draw; scale: units of moments' vectors in one."""
+        """Return a user group's start. num_users: S, embeddings to draw; scale: units of moments' vectors in one."""
         columns, used = self.scored.shape[1], self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
         mean = second / (scale**2 * max(moments.size, 1))

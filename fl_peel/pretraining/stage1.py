@@ -56,7 +56,7 @@ from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
 
 Progress = Callable[[int, int, str], None]
-"""Is told steps done, steps in all, and what the last one was."""
+"""Callback with the number of completed steps, the number of all steps, and the name of the last one."""
 MOST_PENDING = 4
 """User groups whose moments wait for their turn."""
 NUM_DRAWN = 256
@@ -64,26 +64,26 @@ NUM_DRAWN = 256
 
 
 class Stage1Sums(Protocol):
-    """What a server learns of devices in stage 1, and all of it. See
+    """Sums that a server learns of devices in stage 1, and nothing else. See
     :class:`fl_peel.pretraining.contribution.Stage1Contribution` for what each device adds.
     """
 
     @property
     def bounded(self) -> bool:
-        """Whether devices keep to bounds."""
+        """Return whether devices keep to bounds."""
 
     def std(self, part: str) -> float:
         """Standard deviation of the noise on each number of a part of what was last learned; 0: there is none."""
 
     @property
     def units(self) -> Units:
-        """Of the sums."""
+        """Units of the sums."""
 
     def counts(self) -> Ints:
-        """How many devices have each item, (I,)."""
+        """Return how many devices have each item, (I,)."""
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """A pass over all devices, (I, K); under a sketch (B, K)."""
+        """Return a pass over all devices, (I, K); under a sketch (B, K)."""
 
     def choice(self, request: FilterRequest) -> tuple[Ints, int]:
         """:meth:`fl_peel.pretraining.spectral_steps.FilterRequest.answer` of some devices: (C,) and how many
@@ -91,21 +91,21 @@ class Stage1Sums(Protocol):
         """
 
     def vectors(self, own: Floats) -> None:
-        """Devices make their vector of the rows (I, K) of their items, and keep it."""
+        """Let devices compute their vector from the rows (I, K) of their items, and keep it."""
 
     def groups(self, centroids: Floats) -> GroupSums:
-        """One round of Lloyd's algorithm over all devices."""
+        """Return the sums of one round of Lloyd's algorithm over all devices."""
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """Of the devices of each of these user groups."""
+        """Return the moments of the devices of each of these user groups."""
 
 
 @dataclass(frozen=True)
 class SpectralStart:
-    """What stage 1 by sums leaves. own: (I, K) rows of which a device makes its vector, whenever it comes; centroids:
-    (G, c) by which it finds its user group; groups: what each starts with; counts: (I,) of items; directions: (I, K),
-    orthonormal; count_exponent, value_exponent: of the filter; chosen: recall among drawn items by which devices chose
-    them, None where none did.
+    """Result of stage 1 by sums. own: (I, K) rows of which a device makes its vector, whenever it comes; centroids: (G,
+    c) by which it finds its user group; groups: start of each; counts: (I,) of items; directions: (I, K), orthonormal;
+    count_exponent, value_exponent: of the filter; chosen: recall among drawn items by which devices chose them, None
+    where none did.
     """
 
     own: Floats
@@ -121,7 +121,7 @@ class SpectralStart:
 
     @property
     def maps(self) -> Floats:
-        """From a device's vector to its embedding, (G, K, d)."""
+        """Return the maps from a device's vector to its embedding, (G, K, d)."""
         return np.stack([group.map for group in self.groups])
 
 
@@ -146,7 +146,7 @@ class SpectralFilter:
 
 @dataclass
 class _Steps:
-    """Tells of each step that is done."""
+    """Counter that reports each completed step."""
 
     total: int
     progress: Progress | None
@@ -368,8 +368,8 @@ def passed(
 
 
 def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
-    """Of all user groups, of bounded sums without what noise alone would say, of others without items that nobody has
-    as far as ``counts`` (I,) say.
+    """Yield the moments of every user group: bounded sums are cleaned of what noise alone explains, others of items
+    that nobody has according to ``counts`` (I,).
     """
     for moments in sums.moments(centroids, range(len(centroids))):
         if sums.bounded:
@@ -513,7 +513,7 @@ class PooledSums:
             yield self._contribution.moments(self._made[members], self.rows.select(members))
 
     def _opened(self, contributors: Ints) -> Bools | None:
-        """Return which sums (R,) count, of so many contributors each; None where all of them do."""
+        """Return which sums (R,) have enough of these contributors to be opened; None where all of them do."""
         if self.bounded or self.min_owners == 1:
             return None
         return opened_rows(contributors, self.min_owners)

@@ -31,11 +31,11 @@ Rational = tuple[int, int]
 """Numerator and denominator."""
 
 MARGIN = 2.0**-40
-"""Further from exp(-x) than that, doubles tell on which side of it a number lies: their errors add up to 2^-48."""
+"""Distance from exp(-x) beyond which doubles decide on which side of it a number lies: their errors add up to 2^-48."""
 LARGEST_SCALE = 1 << 56
-"""Of noise in units: the largest number that is ever drawn stays within 63 bits."""
+"""Largest scale of noise, in units: the largest number that is ever drawn stays within 63 bits."""
 KNOWN_BITS = 53
-"""Of a uniform number, those that a double holds."""
+"""Bits of a uniform number that a double holds."""
 BATCH = 1 << 15
 """Numbers that are tried at once: enough to vectorize, few enough for a processor's cache."""
 _POWERS = np.exp(-np.arange(1.0, 45.0))
@@ -45,11 +45,13 @@ class Bits(Protocol):
     """A source of random bits."""
 
     def words(self, count: int) -> Words:
-        """Independent uniform words, (count,)."""
+        """Return independent uniform words, (count,)."""
 
 
 class SystemBits:
-    """AES-256 in counter mode under a key of the operating system's randomness, which is kept nowhere else."""
+    """Random bits of AES-256 in counter mode under a key of the operating system's randomness, which is kept nowhere
+    else.
+    """
 
     def __init__(self) -> None:
         self._stream = Cipher(AES256(os.urandom(32)), CTR(os.urandom(16))).encryptor()
@@ -60,19 +62,22 @@ class SystemBits:
 
 
 def discrete_laplace(bits: Bits, count: int, scale: int) -> Ints:
-    """Numbers k (count,) with probability in proportion to exp(-|k| / scale); 1 <= scale <= ``LARGEST_SCALE``."""
+    """Return numbers k (count,) with probability proportional to exp(-|k| / scale); 1 <= scale <= ``LARGEST_SCALE``."""
     assert 1 <= scale <= LARGEST_SCALE, scale
     return _collected(count, lambda tries: _laplace(bits, tries, scale))
 
 
 def discrete_gaussian(bits: Bits, count: int, scale: int) -> Ints:
-    """Numbers k (count,) with probability in proportion to exp(-k^2 / (2 scale^2)); 1 <= scale <= ``LARGEST_SCALE``."""
+    """Return numbers k (count,) with probability proportional to exp(-k^2 / (2 scale^2)).
+
+    scale: 1 <= scale <= ``LARGEST_SCALE``.
+    """
     assert 1 <= scale <= LARGEST_SCALE, scale
     return _collected(count, lambda tries: _gaussian(bits, tries, scale))
 
 
 def uniforms(bits: Bits, count: int) -> Doubles:
-    """Numbers in [0, 1), (count,), in steps of 2^-53."""
+    """Return numbers in [0, 1), (count,), in steps of 2^-53."""
     return _known(bits.words(count))
 
 
@@ -143,7 +148,7 @@ class _Uniform:
         self._bits, self._top, self._length = bits, int(word) >> (64 - KNOWN_BITS), KNOWN_BITS
 
     def is_below(self, over: int, under: int) -> bool:
-        """Whether it is below exp(-over / under)."""
+        """Return whether the number is below exp(-over / under)."""
         while True:
             low, high = between(over, under, digits=10 + self._length // 3)
             if self._top + 1 <= low * 2**self._length:

@@ -22,9 +22,10 @@ from fl_peel.secure.graph import answers_needed
 
 @dataclass(frozen=True)
 class Plan:
-    """Which mechanism, how strong, divided how. shares: of a full round's release, they sum to 1.
+    """Plan of a run's noise: the mechanism, its strength and how the budget is divided.
 
-    multiplier: noise of a full release relative to the distance of two contributions; schedule: rounds of one device.
+    multiplier: noise of a full release relative to the distance of two contributions; shares: of a full round's
+    release, they sum to 1; schedule: rounds of one device.
     """
 
     mechanism: Mechanism
@@ -33,26 +34,26 @@ class Plan:
     schedule: Schedule
     cost: PrivacyCost
     group_epsilon: float
-    """Of the answer which user group a device is in, spent besides; 0 where no device is asked."""
+    """Epsilon of the reply that names a device's user group, spent in addition; 0 where no device is asked for it."""
     stage1: tuple[Stage1Release, ...] = ()
-    """What devices say in stage 1; nothing where they have no part in it. It is in ``schedule`` and ``cost``."""
+    """Releases of stage 1; none where devices have no part in it. They are counted in ``schedule`` and ``cost``."""
 
     def scale(self, part: Part, bound: float) -> float:
-        """Scale of the noise on a part."""
+        """Return the scale of the noise on a part."""
         return self.mechanism.scale(self.multiplier, self.shares[part], bound)
 
     def std(self, part: Part, bound: float) -> float:
-        """Standard deviation of the noise on a part, of one draw."""
+        """Return the standard deviation of the noise on a part, of one draw."""
         return self.mechanism.std(self.scale(part, bound))
 
     @property
     def epsilon(self) -> float:
-        """User level, of everything that devices release."""
+        """Epsilon at user level, of everything that devices release."""
         return self.cost.epsilon + self.group_epsilon
 
     @property
     def stage1_epsilon(self) -> float | None:
-        """Of what devices say in stage 1 alone, to the plan's delta; None where they say nothing."""
+        """Epsilon of the contributions to stage 1 alone, at the plan's delta; None where there are none."""
         if not self.stage1:
             return None
         alone = Schedule((), certain=self.schedule.certain)
@@ -69,8 +70,8 @@ def in_masked_sums(scenario: Scenario, mechanism: Mechanism | None) -> bool:
 
 
 def noise_devices_of(scenario: Scenario, num_devices: int) -> int:
-    """Of the ``num_devices`` of a user group that begin a round: how many, at least, are in a sum that is opened and
-    keep their noise to themselves.
+    """Return how many devices, at least, are in a sum that is opened and keep their noise to themselves, when
+    ``num_devices`` of a user group begin a round.
 
     Each device's share of the noise is one of so many: whatever sum is opened has all of the noise, or more.
 
@@ -105,10 +106,10 @@ def schedule_of(scenario: Scenario, mechanism: Mechanism, shares: Mapping[Part, 
 
 
 def make_plan(scenario: Scenario, *, most_rounds: int | None = None, asks_groups: bool = False) -> Plan | None:
-    """The plan of a scenario; None where no mechanism adds noise.
+    """Return the plan of a scenario; None where no mechanism adds noise.
 
-    most_rounds: that any device is in (None: all of them); asks_groups: some devices answer which user group they are
-    in, because their data was not collected.
+    most_rounds: most rounds that any device is in (None: all of them); asks_groups: whether some devices are asked for
+    their user group, because their data was not collected.
 
     Raises:
         ScenarioError: a target that cannot be met, or keys that spend what is not accounted for.

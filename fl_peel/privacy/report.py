@@ -120,7 +120,7 @@ def report_of(scenario: Scenario, plan: Plan | None, clip_norms: list[float]) ->
 
 
 def _releases(scenario: Scenario, plan: Plan, clip_norm: float) -> Iterator[ReleaseRow]:
-    """Of every part. clip_norm: bound of updates in the last round."""
+    """Yield a row for every part that is released. clip_norm: bound of updates in the last round."""
     rounds, every = scenario.refinement.rounds, scenario.controller.every
     added_by = "devices, in shares" if in_masked_sums(scenario, plan.mechanism) else plan.mechanism.where
     scales = Stage1Scales.from_scenario(scenario, plan.multiplier)

@@ -23,28 +23,28 @@ Identity = tuple[str | int, ...]
 
 
 class NoiseSource(ABC):
-    """Draws what hides devices. identity: what a draw is for, named as in :mod:`fl_peel.randomness`."""
+    """Source of the noise that hides devices. identity: purpose of a draw, named as in :mod:`fl_peel.randomness`."""
 
     @abstractmethod
     def noise(
         self, mechanism: Mechanism, shape: tuple[int, ...], scale: float, unit: float, identity: Identity
     ) -> Ints:
-        """Noise of a mechanism, in whole multiples of 1 / unit."""
+        """Return a mechanism's noise, in whole multiples of 1 / unit."""
 
     @abstractmethod
     def share(self, shape: tuple[int, ...], std: float, num_devices: int, unit: float, identity: Identity) -> Ints:
-        """A device's share of normal noise, one of ``num_devices``: see
+        """Return a device's share of normal noise, one of ``num_devices``: see
         :func:`fl_peel.privacy.mechanisms.noise_share`.
         """
 
     @abstractmethod
     def uniforms(self, identity: Identity, devices: NDArray[np.integer]) -> NDArray[np.float64]:
-        """A number in [0, 1) for each device, (N,)."""
+        """Return a number in [0, 1) for each device, (N,)."""
 
 
 @dataclass(frozen=True)
 class SeededNoise(NoiseSource):
-    """Of a seed and the identity alone: the same each time, for everybody who has the seed."""
+    """Noise from a seed and the identity alone: the same each time, for everybody who has the seed."""
 
     seed: int
 
@@ -65,7 +65,7 @@ class SeededNoise(NoiseSource):
 
 @dataclass(frozen=True)
 class SystemNoise(NoiseSource):
-    """Of the operating system: new each time, in whole numbers, exactly (:mod:`fl_peel.privacy.exact`).
+    """Noise from the operating system: new each time, in whole numbers, exactly (:mod:`fl_peel.privacy.exact`).
 
     Whoever draws for an identity keeps what was drawn: it cannot be had again.
     """
@@ -96,10 +96,10 @@ class SystemNoise(NoiseSource):
 
 
 def whole_scale(scale: float, unit: float) -> int:
-    """A scale in whole units, no smaller.
+    """Return a scale in whole units, rounded up.
 
     Raises:
-        ScenarioError: more than is drawn exactly.
+        ScenarioError: the scale is larger than can be drawn exactly.
     """
     if scale * unit > LARGEST_SCALE:
         raise ScenarioError(
@@ -110,7 +110,7 @@ def whole_scale(scale: float, unit: float) -> int:
 
 
 def source_of(scenario: Scenario) -> NoiseSource:
-    """The one that a scenario names."""
+    """Return the noise source that a scenario names."""
     return SystemNoise() if scenario.privacy.noise_source == "system" else SeededNoise(scenario.seed)
 
 

@@ -31,13 +31,16 @@ SHARES = MappingProxyType(
         "moment items": 0.03,
     }
 )
-"""Of what stage 1 spends, all times of a part together; those of parts that are not asked for go to the others. Chosen
-on ML-100K's validation items at epsilon 8: the pass alone finds what popularity does not say."""
+"""Shares of the budget of stage 1, for all times of a part together; shares of unused parts go to the others. Chosen on
+ML-100K's validation items at epsilon 8: the pass alone finds what popularity does not show.
+"""
 
 
 @dataclass(frozen=True)
 class Stage1Release:
-    """A part of what devices say, so many times; share: of a full round's release, each time; bound: of a device."""
+    """Release of a part of stage 1's contributions. times: how often; share: of a full round's release, each time;
+    bound: of a device.
+    """
 
     part: str
     times: int
@@ -46,7 +49,7 @@ class Stage1Release:
 
 
 def stage1_releases(scenario: Scenario) -> tuple[Stage1Release, ...]:
-    """What stage 1 releases; nothing where no mechanism adds noise, or devices have no part in it."""
+    """Return the releases of stage 1; none where no mechanism adds noise, or devices have no part in it."""
     pretraining, privacy = scenario.pretraining, scenario.privacy
     if not (privacy.noised and pretraining.by_devices):
         return ()
@@ -68,12 +71,12 @@ def stage1_releases(scenario: Scenario) -> tuple[Stage1Release, ...]:
 
 
 def unit_of(part: str) -> float:
-    """Units of 1 / this, in which a part is said."""
+    """Return how many units of a part make one."""
     return {"pass": PASS_SCALE, "moment products": UNIT_SCALE**2}.get(part, UNIT_SCALE)
 
 
 def make_contribution(scenario: Scenario, num_items: int, units: Units) -> Stage1Contribution:
-    """What devices say in stage 1. units: of what is not bounded."""
+    """Return how devices contribute to stage 1. units: of contributions without bounds."""
     pretraining = scenario.pretraining
     mechanism = find_mechanism(scenario.privacy.mechanism)
     if mechanism is None or not pretraining.by_devices:
@@ -85,7 +88,7 @@ def make_contribution(scenario: Scenario, num_items: int, units: Units) -> Stage
 
 @dataclass(frozen=True)
 class Stage1Scales:
-    """Of the noise of a scenario's mechanism. multiplier: of a full round's release."""
+    """Scales of the noise of a scenario's mechanism. multiplier: noise multiplier of a full round's release."""
 
     mechanism: Mechanism
     multiplier: float
@@ -94,23 +97,23 @@ class Stage1Scales:
 
     @staticmethod
     def from_scenario(scenario: Scenario, multiplier: float) -> Stage1Scales:
-        """Of a scenario that has a mechanism."""
+        """Return the scales for a scenario that has a mechanism."""
         mechanism = find_mechanism(scenario.privacy.mechanism)
         assert mechanism is not None
         releases = {release.part: release for release in stage1_releases(scenario)}
         return Stage1Scales(mechanism, multiplier, releases, source_of(scenario))
 
     def scale(self, part: str) -> float:
-        """Scale of the noise on each number of a part."""
+        """Return the scale of the noise on each number of a part."""
         release = self.releases[part]
         return self.mechanism.scale(self.multiplier, release.share, release.bound)
 
     def std(self, part: str) -> float:
-        """Standard deviation of one draw of it."""
+        """Return the standard deviation of one draw of a part's noise."""
         return self.mechanism.std(self.scale(part))
 
     def whole(self, *identity: str | int) -> Stage1Noise:
-        """All of the noise: on a sum by the server, on its own part by a device."""
+        """Return all of the noise: on a sum by the server, on its own part by a device."""
 
         def draw(part: str, shape: tuple[int, ...], piece: int) -> Ints:
             what = ("stage-1-noise", *identity, part, piece)
@@ -119,7 +122,7 @@ class Stage1Scales:
         return Stage1Noise(draw)
 
     def shared(self, num_devices: int, *identity: str | int) -> Stage1Noise:
-        """A device's share of it, one of ``num_devices``."""
+        """Return a device's share of the noise, one of ``num_devices``."""
 
         def draw(part: str, shape: tuple[int, ...], piece: int) -> Ints:
             what = ("stage-1-noise-share", *identity, part, piece)
@@ -130,34 +133,34 @@ class Stage1Scales:
 
 @dataclass(frozen=True)
 class Stage1Noise:
-    """Noise for what is said in a step, in its units. draw: of a part, a shape; piece: a column of a pass or a user
-    group of moments, each drawn by itself, so that a step may go in several messages.
+    """Noise on the contributions to a step, in their units. draw: of a part, a shape; piece: a column of a pass or a
+    user group of moments, each drawn by itself, so that a step may go in several messages.
     """
 
     draw: Callable[[str, tuple[int, ...], int], Ints]
 
     def counts(self, items: int) -> Ints:
-        """On item counts (I,)."""
+        """Return noise on item counts (I,)."""
         return self.draw("counts", (items,), 0)
 
     def passed(self, items: int, columns: range) -> Ints:
-        """On these columns of a pass, (I, k)."""
+        """Return noise on these columns of a pass, (I, k)."""
         noise = np.empty((items, len(columns)), np.int64)
         for place, column in enumerate(columns):
             noise[:, place] = self.draw("pass", (items,), column)
         return noise
 
     def choice(self, shapes: int) -> Ints:
-        """On shares under each filter, (C,)."""
+        """Return noise on shares under each filter, (C,)."""
         return self.draw("choice", (shapes,), 0)
 
     def groups(self, groups: int, columns: int) -> GroupSums:
-        """On a round of Lloyd's algorithm."""
+        """Return noise on a round of Lloyd's algorithm."""
         sizes = self.draw("group sizes", (groups,), 0)
         return GroupSums(sizes, self.draw("group vectors", (groups, columns), 0))
 
     def moments(self, group: int, columns: int, items: int) -> Moments:
-        """On those of a user group; on products as on a matrix that is then made symmetric."""
+        """Return noise on the moments of a user group; on products as on a matrix that is then made symmetric."""
         products = self.draw("moment products", (columns, columns), group)
         return Moments(
             self.draw("moment sizes", (1,), group).item(),

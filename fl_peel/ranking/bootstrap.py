@@ -29,9 +29,9 @@ from fl_peel.ranking.top import SUM_SCALE
 Doubles = NDArray[np.float64]
 
 REPLICATES = 1000
-"""Of studies; those of a run are ``evaluation.bootstrap``."""
+"""Number of replicates in studies; a run has ``evaluation.bootstrap`` of them."""
 LEVEL = 0.95
-"""Of intervals."""
+"""Confidence level of intervals."""
 LIMITS = np.cumsum([1 / math.factorial(k) for k in range(12)]) / math.e
 """Distribution function of Poisson(1), by additions and a division alone: the same bits on every machine. A weight
 above 12, of which there is one in 10**10, counts as 12.
@@ -54,7 +54,7 @@ class Replicates:
     def from_devices(
         devices: NDArray[np.integer], recall: Doubles, ndcg: Doubles, counted: NDArray[np.bool_], count: int
     ) -> Replicates:
-        """Of single devices, by their numbers (N,), and their metrics (N, X); only those where ``counted`` holds."""
+        """Return the sums over single devices with numbers (N,) and metrics (N, X), where ``counted`` holds."""
         figures, seeds = recall.shape[1], weight_seeds(devices[counted])
         columns = [np.ones((len(seeds), 1)), recall[counted] * SUM_SCALE, ndcg[counted] * SUM_SCALE]
         values = np.rint(np.concatenate(columns, axis=1))
@@ -67,26 +67,26 @@ class Replicates:
 
     @staticmethod
     def zeros(figures: int, count: int) -> Replicates:
-        """Over nobody."""
+        """Return the sums over no devices."""
         nothing = np.zeros((figures, count), np.int64)
         return Replicates(nothing, nothing, np.zeros(count, np.int64))
 
     def only(self, figures: slice) -> Replicates:
-        """Of some of the figures."""
+        """Return the sums of some of the figures."""
         return Replicates(self.recall[figures], self.ndcg[figures], self.devices)
 
     def __add__(self, other: Replicates) -> Replicates:
-        """Over both sets of devices."""
+        """Return the sums over both sets of devices."""
         return Replicates(self.recall + other.recall, self.ndcg + other.ndcg, self.devices + other.devices)
 
     def means(self) -> tuple[Doubles, Doubles]:
-        """Mean recall and NDCG of every figure in every replicate, (X, B); NaN in one that drew no device."""
+        """Return mean recall and NDCG of every figure in every replicate, (X, B); NaN in one that drew no device."""
         with np.errstate(invalid="ignore"):
             return self.recall / SUM_SCALE / self.devices, self.ndcg / SUM_SCALE / self.devices
 
 
 def weight_seeds(devices: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """What each device (N,) draws its weights from: its number alone."""
+    """Return the seeds (N,) of devices' weights, which follow from the devices' numbers alone."""
     return device_seeds(0, "bootstrap", devices=devices)
 
 
@@ -102,7 +102,7 @@ def interval(replicates: Doubles) -> tuple[float, float] | None:
 
 
 def over(replicates: Doubles, base: Doubles) -> Doubles:
-    """Ratios (B,), paired: infinite where the base is 0, NaN where nobody was drawn."""
+    """Return ratios (B,), paired: infinite where the base is 0, NaN where nobody was drawn."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(base == 0, np.inf, replicates / base)
 
@@ -150,7 +150,7 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of so many questions asked at once, corrected (Holm, Scandinavian Journal of Statistics 6, 1979)."""
+    """Return p-values of simultaneous tests, corrected (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     corrected, largest = list(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))

@@ -21,7 +21,7 @@ Doubles = NDArray[np.float64]
 
 
 SURE = 0.95
-"""That groups differ at all, before each has an effect of its own."""
+"""Confidence that groups differ at all, which is needed before each has an effect of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PairedSums(Counters):
 
     @staticmethod
     def from_devices(groups: NDArray[np.integer], num_groups: int, difference: Doubles) -> PairedSums:
-        """Of single devices (N,)."""
+        """Return the sums over single devices (N,)."""
         single = PairedSums(
             np.ones(len(groups), np.int64),
             np.rint(difference * SUM_SCALE).astype(np.int64),
@@ -45,13 +45,15 @@ class PairedSums(Counters):
         return single.by_cell(groups, num_groups)
 
     def mean(self) -> Doubles:
-        """Mean difference (G,), 0 where there is no device."""
+        """Return the mean difference (G,), 0 where there is no device."""
         return self.difference / SUM_SCALE / np.maximum(self.devices, 1)
 
     def variance(self) -> Doubles:
-        """Of that mean, (G,); infinite where there is no device. A device's difference is taken to vary within each
-        group as it does within all of them: where most devices see no difference, a small group's own variance says
-        more of its mean than of its noise, and weights that follow it would favour groups in which nothing happened.
+        """Return the variance of that mean, (G,); infinite where there is no device.
+
+        A device's difference is taken to vary within each group as it does within all of them: where most devices see
+        no difference, a small group's own variance says more of its mean than of its noise, and weights that follow it
+        would favour groups in which nothing happened.
         """
         count = float(self.devices.sum())
         within = float((self.square / SUM_SCALE - self.devices * self.mean() ** 2).sum())
@@ -65,14 +67,14 @@ class PairedSums(Counters):
 
 @dataclass(frozen=True)
 class Effects:
-    """What each user group gains, as it is believed after all have been heard: mean and standard deviation (G,)."""
+    """Estimated gain of each user group, given the sums of all groups: mean and standard deviation (G,)."""
 
     mean: Doubles
     deviation: Doubles
 
     @staticmethod
     def from_sums(sums: PairedSums) -> Effects:
-        """By random effects; 0 with no certainty where nobody was heard."""
+        """Return the effects under a random-effects model; 0 with no certainty where no device was heard."""
         means, variances = sums.mean(), sums.variance()
         heard = np.isfinite(variances) & (variances > 0)
         if not heard.any():
@@ -93,7 +95,7 @@ class Effects:
         return Effects(share * means + (1 - share) * common, deviation)
 
     def better(self, confidence: float) -> NDArray[np.bool_]:
-        """Groups (G,) whose gain is above 0 with that confidence, of one side."""
+        """Return for each group (G,) whether its gain is above 0 with that one-sided confidence."""
         return np.asarray(self.mean > NormalDist().inv_cdf(confidence) * self.deviation)
 
 

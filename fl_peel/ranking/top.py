@@ -27,7 +27,9 @@ SUM_SCALE = float(1 << 32)
 
 
 def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
-    """Table row of each, -1 for items that are not there, or that nobody had used when the table was made."""
+    """Return the table row of each item, -1 for items that are not there, or that nobody had used when the table was
+    made.
+    """
     known = items.items < ranked.layout.num_items
     return (
         ranked.row_of_item[items.items]
@@ -38,8 +40,8 @@ def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows side by side, as the compiled loop scores them: rows (T, S * padded, TILE_ROWS), and the ranks of their
-    blocks, places (T, S, TILE_ROWS).
+    """Rows in tiles, as the compiled loop scores them: rows (T, S * padded, TILE_ROWS), and the ranks of their blocks,
+    places (T, S, TILE_ROWS).
     """
 
     rows: NDArray[np.float32]
@@ -47,7 +49,7 @@ class Tiles:
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks, num_rows: int | None = None) -> Tiles:
-        """Of the first rows, None for all."""
+        """Return the tiles of the first ``num_rows`` rows, None for all."""
         whole, num_slices = ranked.position.shape
         count = -(-(whole if num_rows is None else num_rows) // TILE_ROWS)
         tiles = Tiles(
@@ -66,10 +68,10 @@ def top_rows(
     n: int,
     device: str = "cpu",
 ) -> NDArray[np.int32]:
-    """The n best table rows of each device (N, n), best first, -1 where it has fewer.
+    """Return the n best table rows of each device (N, n), best first, -1 where it has fewer.
 
-    Ties go to the smaller catalogue row, all that a device knows of an item.
-    cutoffs: (N,); users: (N, d); exclude: what each device must not be recommended; device: as ``engine.device``.
+    Ties go to the smaller catalogue row, the only one of an item's numbers that a device knows.
+    cutoffs: (N,); users: (N, d); exclude: items that each device must not be recommended; device: as ``engine.device``.
     """
     best: NDArray[np.int32] = top_rows_under(ranked, cutoffs[:, None], users, exclude, n, device)[0]
     return best
@@ -84,9 +86,9 @@ def top_rows_under(
     device: str = "cpu",
     tiles: Tiles | None = None,
 ) -> NDArray[np.int32]:
-    """The same (X, N, n) under several cutoffs (N, X), with one look at each row where rows are whole blocks: what a
-    device keeps under a smaller cutoff is the beginning of what it keeps under a larger one. tiles: of all rows, for
-    whoever asks more often.
+    """Return the n best table rows (X, N, n) under several cutoffs (N, X), reading each row once where rows are whole
+    blocks: the blocks kept under a smaller cutoff are the first ones of those kept under a larger one. tiles: of all
+    rows, for callers that rank repeatedly.
     """
     where = torch_device(device)
     num_slices = ranked.position.shape[1]
@@ -121,7 +123,7 @@ def top_rows_under(
 def recall_ndcg(
     ranked: RankedBlocks, best: NDArray[np.int32], wanted: UserItems, n: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Recall@n and NDCG@n of each device, (N,) each; 0 where nothing is wanted."""
+    """Return Recall@n and NDCG@n of each device, (N,) each; 0 where nothing is wanted."""
     recall, ndcg = np.empty(len(best), np.float64), np.empty(len(best), np.float64)
     kernels.hit_sums(best, wanted.indptr, _rows(ranked, wanted), n, len(ranked.items), recall, ndcg)
     return recall, ndcg
@@ -136,7 +138,7 @@ def evaluate(
     n: int,
     device: str = "cpu",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
+    """Return Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
     recall, ndcg = evaluate_under(ranked, cutoffs[:, None], users, exclude, wanted, n, device)
     return recall[:, 0], ndcg[:, 0]
 
@@ -151,8 +153,8 @@ def evaluate_under(
     device: str,
     tiles: Tiles | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The same (N, X) under several cutoffs (N, X). Who wants nothing ranks nothing. tiles: as in
-    :func:`top_rows_under`.
+    """Return Recall@n and NDCG@n (N, X) under several cutoffs (N, X). Devices without wanted items rank nothing. tiles:
+    as in :func:`top_rows_under`.
     """
     recall, ndcg = np.zeros(cutoffs.shape), np.zeros(cutoffs.shape)
     some = np.flatnonzero(wanted.counts())
@@ -192,23 +194,26 @@ class MetricSums(Counters):
         return MetricSums(*sums)
 
     def with_groups(self, num_groups: int) -> MetricSums:
-        """With empty cells (..., G) for user groups that are not known here."""
+        """Return the sums with empty cells (..., G) for user groups that are not known here."""
         more = [(0, 0)] * (self.recall.ndim - 1) + [(0, num_groups - self.recall.shape[-1])]
         return MetricSums(*(np.pad(getattr(self, name), more) for name in self.names()))
 
     def mean(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean recall and NDCG of every cell; 0 for a cell without devices."""
+        """Return the mean recall and NDCG of every cell; 0 for a cell without devices."""
         devices = np.maximum(self.devices, 1) * SUM_SCALE
         return self.recall / devices, self.ndcg / devices
 
     def margin(self) -> NDArray[np.float64]:
-        """Half the width of the 95 % interval of every cell's mean recall; NaN where less than two devices count."""
+        """Return half the width of the 95 % interval of every cell's mean recall; NaN where less than two devices
+        count.
+        """
         return margin_of(self.recall, self.square, self.devices)
 
 
 def margin_of(sums: NDArray[np.int64], squares: NDArray[np.int64], devices: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Half the width of the 95 % interval of a mean over devices, by Student's t, from sums in units of 2**-32 of what
-    is averaged and of its square; NaN where less than two devices count.
+    """Return half the width of the 95 % interval of a mean over devices, by Student's t.
+
+    sums, squares: in units of 2**-32, of the value and of its square; NaN where less than two devices count.
     """
     count = np.where(devices > 1, devices, np.nan)
     mean = sums / SUM_SCALE / count

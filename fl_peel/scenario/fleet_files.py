@@ -16,7 +16,7 @@ from fl_peel.file_kind import file_kind
 from fl_peel.safe_yaml import MAX_YAML_BYTES, YamlFault, read_yaml
 
 MAX_DATA_BYTES = 256 * 2**20
-"""Of a trace or a table of values that a fleet file names."""
+"""Largest size of a trace or a table of values that a fleet file names."""
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,16 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fl_peel.errors import SecureAggregationError
 
 SEED_BYTES = 16
-"""Of a mask's seed, and of the seed of the key that agrees on masks: what Shamir's scheme shares in one piece."""
+"""Bytes of a mask's seed, and of the seed of the key that agrees on masks: Shamir's scheme shares these in one piece.
+"""
 KEY_BYTES = 32
-"""Of an X25519 key, private or public."""
+"""Bytes of an X25519 key, private or public."""
 NONCE_BYTES, TAG_BYTES = 12, 16
 
 
 @dataclass(frozen=True)
 class Occasion:
-    """What keys and messages are for: one user group in one round. Steps of stage 1, before there are user groups, have
+    """Purpose of keys and messages: one user group in one round. Steps of stage 1, before there are user groups, have
     the rounds -1, -2, ... of the group -1, so that no key, dropout or neighbour is drawn for two occasions.
     """
 
@@ -35,43 +36,43 @@ class Occasion:
     group: int
 
     def __str__(self) -> str:
-        """As errors name it."""
+        """Return the name that errors use."""
         if self.server_round < 0:
             return f"stage 1, step {-self.server_round}"
         return f"round {self.server_round}, user group {self.group}"
 
     def name(self, purpose: str, *devices: int) -> bytes:
-        """A text that no other use of a key has."""
+        """Return a text that no other use of a key has."""
         return "/".join(["fl-peel", purpose, str(self.server_round), str(self.group), *map(str, devices)]).encode()
 
 
 def fresh(num_bytes: int) -> bytes:
-    """Random bytes of the operating system."""
+    """Return random bytes of the operating system."""
     return os.urandom(num_bytes)
 
 
 def derived(secret: bytes, purpose: bytes, num_bytes: int) -> bytes:
-    """A key from a secret (HKDF-SHA256), bound to its purpose."""
+    """Return a key derived from a secret (HKDF-SHA256), bound to its purpose."""
     return HKDF(SHA256(), num_bytes, salt=None, info=purpose).derive(secret)
 
 
 def private_key(secret: bytes) -> X25519PrivateKey:
-    """The private key with these bytes (32,)."""
+    """Return the private key with these bytes (32,)."""
     return X25519PrivateKey.from_private_bytes(secret)
 
 
 def mask_private_key(seed: bytes) -> X25519PrivateKey:
-    """The private key that agrees on masks, from its seed (16,), which is what gets shared."""
+    """Return the private key that agrees on masks, from its seed (16,), which is what gets shared."""
     return private_key(derived(seed, b"fl-peel/mask-key", KEY_BYTES))
 
 
 def public_key(private: X25519PrivateKey) -> bytes:
-    """The public key (32,) of a private one."""
+    """Return the public key (32,) of a private one."""
     return private.public_key().public_bytes_raw()
 
 
 def agreed(private: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
-    """The key (16,) that both sides derive, each from its private key and the other's public one (32,).
+    """Return the key (16,) that both sides derive, each from its private key and the other's public one (32,).
 
     Raises:
         SecureAggregationError: ``other`` is no public key that one can agree with.
@@ -86,7 +87,7 @@ def agreed(private: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
 
 
 def pair_key(private: X25519PrivateKey, other: bytes, occasion: Occasion, one: int, two: int) -> bytes:
-    """The seed (16,) of the mask that two neighbours share, the same whoever asks."""
+    """Return the seed (16,) of the mask that two neighbours share, the same for both."""
     return agreed(private, other, occasion.name("mask", min(one, two), max(one, two)))
 
 
@@ -102,7 +103,7 @@ def seal(
 def unseal(
     private: X25519PrivateKey, other: bytes, occasion: Occasion, sender: int, recipient: int, sealed: bytes
 ) -> bytes:
-    """Decrypt what a neighbour sealed.
+    """Decrypt the message that a neighbour sealed.
 
     Raises:
         SecureAggregationError: it is not what that neighbour sealed for this device, round and group.

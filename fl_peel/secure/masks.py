@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 BLOCK_BYTES = 16
-"""Of the cipher: its counter goes up by one for each."""
+"""Bytes of a block of the cipher, whose counter goes up by one for each block."""
 CHUNK_BYTES = 1 << 18
-"""Of the key stream at a time: as much as stays in a processor's own cache."""
+"""Bytes of the key stream that are made at a time: as many as stay in a core's own cache."""
 _ZEROS = bytes(CHUNK_BYTES)
 
 
@@ -28,7 +28,7 @@ class MaskWords:
 
     @staticmethod
     def zeros(narrow: int, wide: int) -> MaskWords:
-        """A vector of zeros."""
+        """Return a vector of zeros."""
         return MaskWords(np.zeros(narrow, np.uint32), np.zeros(wide, np.uint64))
 
     def __add__(self, other: MaskWords) -> MaskWords:

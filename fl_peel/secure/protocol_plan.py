@@ -20,7 +20,7 @@ EXCHANGES = 4
 
 
 class DropoutStage(IntEnum):
-    """Before which answer a device is lost that a study makes drop out."""
+    """Stage of the protocol before which a device drops out, where a study makes devices drop out."""
 
     NEVER = 0
     SHARES = 1
@@ -30,7 +30,9 @@ class DropoutStage(IntEnum):
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """What one device moves in a round besides blocks: to it, from it, and its vector alone (part of the latter)."""
+    """Bytes that one device moves in a round in addition to blocks: to it, from it, and its vector alone (part of the
+    latter).
+    """
 
     download: int
     upload: int
@@ -38,7 +40,9 @@ class DeviceBytes:
 
     @staticmethod
     def from_sizes(neighbours: int, vector: int) -> DeviceBytes:
-        """Down: number and two keys, then number and sealed shares of every neighbour, and what became of each. Up: two
+        """Return the bytes of a device with so many neighbours and a vector of so many bytes.
+
+        Down: number and two keys, then number and sealed shares of every neighbour, and whether each survived. Up: two
         keys, sealed shares, the vector, and a number and a share for each neighbour.
         """
         down = neighbours * (ID_BYTES + 2 * KEY_BYTES + ID_BYTES + SEALED_BYTES + ID_BYTES + 1)
@@ -47,14 +51,18 @@ class DeviceBytes:
 
 
 def needed_of(scenario: Scenario, num_devices: int) -> tuple[int, int]:
-    """Of a user group's devices: neighbours of each that must answer, and devices that must send their vector."""
+    """Return how many neighbours of each device must answer, and how many devices of a user group must send their
+    vector.
+    """
     part = scenario.secure_aggregation
     neighbours = num_neighbours(num_devices, part.neighbours)
     return answers_needed(neighbours, part.threshold), answers_needed(num_devices, part.threshold)
 
 
 def vanishing(scenario: Scenario, server_round: int, devices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When each device (N,) is lost in a round, as :class:`DropoutStage`: by ``dropout_share``, at any stage alike."""
+    """Return when each device (N,) is lost in a round, as :class:`DropoutStage`: by ``dropout_share``, each stage as
+    likely.
+    """
     share = scenario.secure_aggregation.dropout_share
     lost = device_uniforms(scenario.seed, "secure-dropout", server_round, devices=devices) < share
     stage = device_uniforms(scenario.seed, "secure-dropout-stage", server_round, devices=devices)

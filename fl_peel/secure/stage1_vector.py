@@ -20,14 +20,16 @@ from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
 
 Part = tuple[int, int]
-"""Its first unit, and the one after its last."""
+"""First unit of a part, and the one after its last."""
 
 
 @dataclass(frozen=True)
 class StepVector:
-    """Of a step with K columns, G user groups, C filters to choose from, and I items; for classes of devices to count
-    (0: nothing is counted), and a sum over at most so many devices. buckets: of a pass whose rows are hashed, 0 for all
-    rows; bits: of words; contributors: of the step's first part, in which devices say to which rows they contribute.
+    """Vector of a step with K columns, G user groups, C filters to choose from, and I items.
+
+    classes: device classes to count, 0: nothing is counted; devices: a sum is over at most so many; buckets: buckets of
+    a pass whose rows are hashed, 0 for all rows; bits: width of words; contributors: whether this is the step's first
+    part, in which devices name the rows to which they contribute.
     """
 
     step: Step
@@ -48,7 +50,7 @@ class StepVector:
 
     @property
     def units(self) -> int:
-        """Of the body."""
+        """Number of units of the body."""
         if self.contributors:
             return 1
         return {"pass": self.columns, "moments": self.groups}.get(self.step, 1)
@@ -81,48 +83,50 @@ class StepVector:
         )
 
     def part(self, part: Part) -> VectorLayout:
-        """The words of some units; the first ones come with the head."""
+        """Return the layout of some units; the first ones come with the head."""
         first, stop = part
         return VectorLayout((self._head if first == 0 else ()) + self._body(stop - first), self.devices)
 
     def start(self, part: Part) -> int:
-        """Bytes of the vector before that part."""
+        """Return the bytes of the vector before that part."""
         return self.part((0, part[0])).num_bytes if part[0] else 0
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole."""
+        """Bytes of the whole vector."""
         return self.part((0, self.units)).num_bytes
 
     @property
     def contribution_bytes(self) -> int:
-        """Of what is said, without counters and the check."""
+        """Bytes of the contribution, without counters and the check."""
         return VectorLayout(self._body(self.units), self.devices).num_bytes
 
     def parts(self, most_bytes: int) -> list[Part]:
-        """Parts of at most that many bytes, or of one unit."""
+        """Return parts of at most that many bytes each, or of one unit."""
         at_once = max(1, most_bytes * self.units // self.num_bytes)
         return [(first, min(first + at_once, self.units)) for first in range(0, self.units, at_once)]
 
 
 def answer_of(vector: StepVector, neighbours: int) -> AnswerCost:
-    """What it takes a device to say that vector, with masks of so many neighbours."""
+    """Return what it costs a device to send that vector, with masks of so many neighbours."""
     moved = DeviceBytes.from_sizes(neighbours, 0)
     return AnswerCost(vector.num_bytes, moved.download, moved.upload, EXCHANGES)
 
 
 def moment_words(columns: int, items: int) -> int:
-    """Of one user group: its size, the sums of vectors (K,), half of a symmetric matrix (K, K), item counts (I,)."""
+    """Return the number of words of a user group's moments: its size, the sums of vectors (K,), half of a symmetric
+    matrix (K, K), and item counts (I,).
+    """
     return 1 + columns + columns * (columns + 1) // 2 + items
 
 
 def words_of(moments: Moments) -> Ints:
-    """A user group's moments as words."""
+    """Return a user group's moments as words."""
     return np.concatenate([np.array([moments.size]), moments.first, half_of(moments.second), moments.items])
 
 
 def moments_of(words: Ints, columns: int) -> Moments:
-    """Of :func:`cohort_contribution`."""
+    """Return the moments that :func:`words_of` turned into words."""
     stop = 1 + columns + columns * (columns + 1) // 2
     second = whole_of(words[1 + columns : stop], columns)
     return Moments(int(words[0]), words[1 : 1 + columns].copy(), second, words[stop:].copy())

@@ -16,12 +16,12 @@ from fl_peel.secure.masks import MaskWords, add_mask
 from fl_peel.secure.sharing import combine
 
 Shares = Mapping[int, Mapping[int, bytes]]
-"""Of each device: the shares of one of its secrets, by their number."""
+"""Shares of one secret of each device: by device, then by the number of the share."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """One that is left in a sum: its seed (16,), and whether it was added or subtracted."""
+    """Mask that is left in a sum: its seed (16,), and whether it was added or subtracted."""
 
     seed: bytes
     added: bool
@@ -29,8 +29,9 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskedParties:
-    """Whose masks a group's sum has. It is over ``survivors``; dropped: each device that shared its secrets but sent no
-    vector, with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a secret.
+    """Devices whose masks a group's sum has. It is over ``survivors``; dropped: each device that shared its secrets but
+    sent no vector, with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a
+    secret.
     """
 
     occasion: Occasion
@@ -41,7 +42,7 @@ class MaskedParties:
 
 
 def left_over(masked: MaskedParties, self_shares: Shares, mask_shares: Shares) -> list[Mask]:
-    """The masks that are left in the sum of the survivors' vectors.
+    """Return the masks that are left in the sum of the survivors' vectors.
 
     self_shares: of every survivor's own mask; mask_shares: of the mask key of every device that dropped out and has a
     surviving neighbour.
@@ -66,7 +67,7 @@ def left_over(masked: MaskedParties, self_shares: Shares, mask_shares: Shares) -
 
 
 def without(total: MaskWords, masks: Iterable[Mask], start: int = 0) -> MaskWords:
-    """A sum with these masks taken away. start: bytes of the vector before it, where it is a part of one."""
+    """Return a sum without these masks. start: bytes of the vector before it, where it is a part of one."""
     opened = MaskWords(total.narrow.copy(), total.wide.copy())
     for mask in masks:
         add_mask(opened, mask.seed, subtract=mask.added, start=start)
@@ -74,7 +75,7 @@ def without(total: MaskWords, masks: Iterable[Mask], start: int = 0) -> MaskWord
 
 
 def added(vectors: Iterable[MaskWords]) -> MaskWords:
-    """The sum of at least one vector."""
+    """Return the sum of at least one vector."""
     first, *others = vectors
     total = MaskWords(first.narrow.copy(), first.wide.copy())
     for vector in others:

@@ -22,9 +22,9 @@ Numbers = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Buffers:
-    """All that training allocates. Of R rows that take part: slot_of_row, is_liked; of T that are copied: row, place,
-    logit, coefficient, times, batch, copies (T, d); of n train interactions: positives; of an interaction and its
-    negatives: drawn, chances; (d,): user, gradient, step.
+    """Buffers that training allocates, and no more. Of R rows that take part: slot_of_row, is_liked; of T that are
+    copied: row, place, logit, coefficient, times, batch, copies (T, d); of n train interactions: positives; of an
+    interaction and its negatives: drawn, chances; (d,): user, gradient, step.
     """
 
     slot_of_row: Numbers
@@ -45,7 +45,7 @@ class Buffers:
 
     @staticmethod
     def from_sizes(rows: int, copied: int, interactions: int, user: FloatArray, how: LocalTraining) -> Buffers:
-        """For so many rows, of which so many can be touched."""
+        """Return buffers for so many rows, of which ``copied`` can be touched."""
         dim, drawn = len(user), 1 + how.num_negatives
         return Buffers(
             slot_of_row=np.full(rows, -1, np.int32),
@@ -67,7 +67,7 @@ class Buffers:
 
     @property
     def num_bytes(self) -> int:
-        """Of all of them."""
+        """Bytes of all buffers."""
         return sum(getattr(self, field.name).nbytes for field in fields(self))
 
 
@@ -112,7 +112,7 @@ def train_lean(
 def _batch(
     ranked: RankedBlocks, own: Buffers, positives: Numbers, num_slots: int, random: DeviceRandom, how: LocalTraining
 ) -> int:
-    """One batch of row numbers (n,); returns how many rows have a copy by now."""
+    """Train on one batch of row numbers (n,); return how many rows have a copy by now."""
     present, in_batch = len(own.slot_of_row), 0
     for positive in positives.tolist():
         for k in range(1 + how.num_negatives):
@@ -147,7 +147,7 @@ def _batch(
 
 
 def _fill_chances(own: Buffers, how: LocalTraining) -> None:
-    """The loss's derivative by the logit of each negative of one interaction, over the temperature."""
+    """Fill in the loss's derivative by the logit of each negative of one interaction, over the temperature."""
     own.chances[:] = own.logit[own.drawn]
     if how.loss == "sampled-softmax":
         own.chances[:] -= own.chances.max()

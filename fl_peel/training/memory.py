@@ -18,23 +18,24 @@ from fl_peel.training.settings import LocalTraining
 IntArray = NDArray[np.int64]
 
 NUMBER_BYTES = 4
-"""Of a number, fp32 or 32-bit integer."""
+"""Bytes of a number, fp32 or 32-bit integer."""
 HELD_BYTES = 5
-"""Of each row piece that takes part: where its row's copy is, and whether the row is a train item."""
+"""Bytes for each row piece that takes part: where its row's copy is, and whether the row is a train item."""
 SLICED_BYTES = 8
-"""Of each row piece besides, where rows have several: which slice it is of, and where a row's pieces begin."""
+"""Bytes for each row piece in addition, where rows have several: its slice, and where a row's pieces begin."""
 TOUCHED_BYTES = 24
-"""Of each row piece that is copied, besides the copy: row, place of the copy, logit, coefficient, times it is in the
-batch, its entry in the batch's list of rows.
+"""Bytes for each row piece that is copied, in addition to the copy: row, place of the copy, logit, coefficient, times
+it is in the batch, its entry in the batch's list of rows.
 """
 CLIPPED_BYTES = 16
-"""Of each row piece where blocks are clipped one by one: norm and number of entries of its block, fp64."""
+"""Bytes for each row piece where blocks are clipped one by one: norm and number of entries of its block, fp64."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Of devices that train alike. A row counts once for each of its pieces. list_length: of the top list that signals
-    are made of, 0 where there are none.
+    """Memory that local training takes, for devices that train alike. A row counts once for each of its pieces.
+
+    list_length: length of the top list from which signals are computed, 0 where there are none.
     """
 
     dim: int
@@ -52,27 +53,32 @@ class TrainingMemory:
         return TOUCHED_BYTES + NUMBER_BYTES * (self.dim // self.num_slices)
 
     def fixed_bytes(self, interactions: IntArray) -> IntArray:
-        """Whatever is held, (N,): row numbers of the train interactions (N,); places and chances of an interaction and
-        its negatives; user embedding, its gradient and a row of the update; rows and scores of the top list.
+        """Return the bytes (N,) of what is held in any case: row numbers of the train interactions (N,); places and
+        chances of an interaction and its negatives; user embedding, its gradient and a row of the update; rows and
+        scores of the top list.
         """
         numbers = interactions + 2 * (1 + self.how.num_negatives) + 3 * self.dim + 2 * self.list_length
         return np.asarray(NUMBER_BYTES * numbers, np.int64)
 
     def taken_bytes(self, held: IntArray, touched: IntArray, interactions: IntArray) -> IntArray:
-        """Bytes (N,) of devices with so many train interactions, row pieces that take part and row pieces touched."""
+        """Return the bytes (N,) of devices with so many train interactions, row pieces that take part and row pieces
+        touched.
+        """
         return self.fixed_bytes(interactions) + held * self._held_bytes + touched * self._touched_bytes
 
     def most_touched(self, held: IntArray, interactions: IntArray) -> IntArray:
-        """Row pieces (N,) that training can touch: a batch touches an interaction's row and those of its negatives."""
+        """Return how many row pieces (N,) training can touch: a batch touches an interaction's row and those of its
+        negatives.
+        """
         drawn = interactions * (1 + self.how.num_negatives * self.how.epochs)
         return np.asarray(np.minimum(held, self.num_slices * drawn), np.int64)
 
     def most_bytes(self, held: IntArray, interactions: IntArray) -> IntArray:
-        """Bytes (N,) that training never exceeds."""
+        """Return the bytes (N,) that training never exceeds."""
         return self.taken_bytes(held, self.most_touched(held, interactions), interactions)
 
     def most_held(self, allowed_bytes: IntArray, interactions: IntArray) -> IntArray:
-        """Row pieces (N,) that can take part where training may take ``allowed_bytes`` (N,); 0 where not one can."""
+        """Return how many row pieces (N,) can take part in ``allowed_bytes`` (N,) of memory; 0 where not one can."""
         room = np.maximum(allowed_bytes - self.fixed_bytes(interactions), 0)
         every = np.iinfo(np.int64).max
         touchable = self.most_touched(np.full_like(room, every), interactions)

@@ -10,14 +10,14 @@ from typing import Literal
 from fl_peel.errors import ScenarioError
 
 TORCH_CPU = "torch-cpu"
-"""What a GPU would do, done by the processor: slow, for tests."""
+"""Device name for GPU training computed by the processor: slow, for tests."""
 
 
 def check_device_name(device: str) -> str:
-    """The name, if it is one.
+    """Return the name of a device after checking it.
 
     Raises:
-        ScenarioError: it is not.
+        ScenarioError: there is no such device.
     """
     if not re.fullmatch(rf"cpu|{TORCH_CPU}|cuda(:\d+)?", device):
         raise ScenarioError(f"device {device!r} is unknown; use cpu, cuda, cuda:N or {TORCH_CPU}")
@@ -25,7 +25,7 @@ def check_device_name(device: str) -> str:
 
 
 def is_gpu(device: str) -> bool:
-    """Whether the device is a GPU."""
+    """Return whether the device is a GPU."""
     return device.startswith("cuda")
 
 
@@ -34,7 +34,7 @@ LocalLoss = Literal["bpr", "sampled-softmax"]
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a device trains.
+    """Settings of a device's local training.
 
     max_norm: bound of one device's block update, infinite for none; clip_blocks: instead, each of the K blocks sent is
     bounded by max_norm / sqrt(K), so that all together are bounded as well; clip_l1: norms are L1 (then max_norm / K).
@@ -53,7 +53,9 @@ class LocalTraining:
     clip_l1: bool = False
 
     def bound(self, num_blocks: int) -> float:
-        """Of what is clipped as one: the whole update, or a block of those that were sent."""
+        """Return the bound on what is clipped as one: the whole update, or one of the ``num_blocks`` blocks that were
+        sent.
+        """
         if not self.clip_blocks:
             return self.max_norm
         return self.max_norm / (num_blocks if self.clip_l1 else math.sqrt(num_blocks))

@@ -14,10 +14,11 @@ from fl_peel.training.settings import LocalTraining
 
 @dataclass(frozen=True)
 class LocalWork:
-    """Of devices (N,), each of which starts from the same blocks.
+    """Local training to be done for devices (N,), each of which starts from the same blocks.
 
     ranked: the blocks; cutoffs: (N,) how many of them each keeps; users: (N, d) embeddings to start with; train: N rows
-    of item numbers; seeds: (N,), one per device; how: it is done; device: where it is computed, as ``engine.device``.
+    of item numbers; seeds: (N,), one per device; how: settings of the training; device: where it is computed, as
+    ``engine.device``.
     """
 
     ranked: RankedBlocks
@@ -29,11 +30,11 @@ class LocalWork:
     device: str = "cpu"
 
     def __len__(self) -> int:
-        """Devices, N."""
+        """Return the number of devices, N."""
         return len(self.cutoffs)
 
     def select(self, devices: NDArray[np.int64]) -> LocalWork:
-        """That of some of the devices, by their places (M,)."""
+        """Return the work of some of the devices, by their places (M,)."""
         return replace(
             self,
             cutoffs=self.cutoffs[devices],
