@@ -50,6 +50,7 @@ pretraining: {{model: spectral, source: devices, columns: 8, group_columns: 8, e
 user_groups: {{count: 3, min_size: 4}}
 blocks: {{precision: int8}}
 refinement: {{rounds: 0}}
+privacy: {{min_owners: 1}}
 controller: {{list_length: 20}}
 evaluation: {{budgets: [30%], bootstrap: 50}}
 fleet: {fleet}

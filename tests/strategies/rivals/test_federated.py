@@ -422,7 +422,7 @@ class Told:
     def server(self, world, setting):
         return np.zeros((world.num_items, 1), np.float32)
 
-    def kept(self, world, setting):
+    def device_states(self, world, setting):
         return None
 
     def sent(self, server, devices, world):

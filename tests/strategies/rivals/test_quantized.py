@@ -92,7 +92,7 @@ def test_codes_do_not_depend_on_threads():
 def test_rows_are_kept_by_popularity_or_by_what_is_shown(material):
     popular = best_items(material, "popularity")
     assert (np.diff(material.popularity[popular]) <= 0).all()
-    shown = best_items(material, "shown")
+    shown = best_items(material, "exposure")
     assert (np.diff(material.shown[shown]) <= 0).all()
     assert popular.tolist() != shown.tolist()
     (option,) = ProductQuantization(dims=(1.0,), parts=(8,), bits=(1,), orders=("exposure",)).options(
