@@ -15,7 +15,9 @@ Reply = TypeVar("Reply")
 
 
 class DeviceChannel(ABC, Generic[Reply]):
-    """Of one node and one round: it takes one user group after the other, then makes the reply."""
+    """The device half of a channel, on one node and in one round: it takes one user group after the other, then makes
+    the reply.
+    """
 
     def __init__(self, context: RoundContext) -> None:
         self.context = context

@@ -313,7 +313,7 @@ def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
 
 
 def secrets_of(kept: Arrays, i: int) -> Secrets:
-    """Of the device at a place."""
+    """Return the secrets of the device at position ``i``."""
     private = kept["private"][i].tobytes()
     middle = KEY_BYTES + SEED_BYTES
     return Secrets(private[:KEY_BYTES], private[KEY_BYTES:middle], private[middle:])

@@ -142,7 +142,7 @@ class _MaskedStep:
         return self.cohort.scenario.privacy.noised
 
     def vector(self, devices: int) -> StepVector:
-        """Of at most so many devices' sum, in this part of the step."""
+        """Return the layout of the vector that up to ``devices`` devices sum in this part of the step."""
         whole = self._sums_vector(devices)
         return whole.counting if self.request.counts_contributors else whole
 

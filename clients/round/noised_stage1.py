@@ -10,7 +10,7 @@ from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales
 from fl_peel.wire import ChoiceRequest, SumsRequest
 
 Noise = Callable[[int], Stage1Noise]
-"""Of a device, by its number."""
+"""Function from a device's number to its noise."""
 
 
 def noise_of(cohort: Cohort, request: SumsRequest | ChoiceRequest, announced: int | None = None) -> Noise | None:

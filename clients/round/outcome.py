@@ -29,7 +29,7 @@ class StateUpdate:
 
     @staticmethod
     def joined(parts: Sequence[StateUpdate]) -> StateUpdate:
-        """Of disjoint sets of devices, one set at least."""
+        """Join the updates of disjoint sets of devices, one set at least."""
         names = ("places", "users", "reached", "blocks")
         return StateUpdate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 

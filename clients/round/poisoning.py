@@ -63,7 +63,9 @@ class Adversary:
 
     @staticmethod
     def among(cohort: Cohort, places: IntArray) -> Adversary | None:
-        """Of the hosted devices at these places (N,); None where the scenario has no malicious devices."""
+        """Return the adversary among the hosted devices at ``places`` (N,), or None where the scenario has no malicious
+        devices.
+        """
         scenario = cohort.scenario
         if not scenario.poisoning.active:
             return None
@@ -71,7 +73,7 @@ class Adversary:
         return Adversary(liars, scenario.poisoning, target_items(scenario, cohort.splits.num_items))
 
     def select(self, positions: IntArray) -> Adversary:
-        """Of some of the devices."""
+        """Return the adversary among the devices at these positions only."""
         return replace(self, liars=self.liars[positions])
 
     def claimed(self, validation: UserItems) -> UserItems:

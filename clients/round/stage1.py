@@ -61,7 +61,9 @@ class StepAttendance:
     def from_cohort(
         cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
     ) -> StepAttendance:
-        """Of the devices ``asked`` (N,). cost: of all devices, with so many bytes of memory (N,)."""
+        """Determine when each of the devices marked in ``asked`` (N,) comes to the step. cost: function from the memory
+        of all devices (N,), in bytes, to what the step takes of them.
+        """
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
         budgets = np.zeros(len(everybody), np.int64)
@@ -88,7 +90,8 @@ class StepParticipants:
     def from_cohort(
         cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
     ) -> StepParticipants:
-        """Of the devices ``asked`` (N,); each takes part when it is there first, with the memory that it has then.
+        """Determine which of the devices marked in ``asked`` (N,) take part; each does when it is first available, with
+        the memory that it has then.
 
         cost: of all devices, with so many bytes of memory (N,).
         """
@@ -234,7 +237,7 @@ def noises(cohort: Cohort, places: IntArray, noise: Noise | None) -> Iterator[St
 
 
 def sketch_of(request: SumsRequest) -> RowSketch | None:
-    """Of the rows of a pass, None where all rows are said."""
+    """Return the sketch that the rows of a pass are sent in, or None where every row is sent by itself."""
     return RowSketch(request.place, request.buckets) if request.buckets else None
 
 

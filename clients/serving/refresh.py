@@ -24,7 +24,7 @@ from fl_peel.wire import NEW, RESCALED, RefreshReply, RefreshRequest
 AT_ONCE = 1 << 24
 """Pairs of a device and a block that are looked at together."""
 SCALE_BYTES = 2
-"""Of a row's scale, in half precision."""
+"""Bytes of a row's scale, in half precision."""
 
 
 def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:

@@ -67,8 +67,9 @@ Stagewise = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StageDifference:
-    """Of one stage on one machine from the first machine. digest: of its numbers there; largest: difference, over the
-    largest magnitude; infinite where there are as many numbers on neither side. equal: bit by bit.
+    """The difference of one stage on one machine from the first machine. digest: digest of its numbers there; largest:
+    largest difference, over the largest magnitude, infinite where the two machines have different numbers of values;
+    equal: whether all are the same bit by bit.
     """
 
     machine: str

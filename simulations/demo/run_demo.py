@@ -100,7 +100,7 @@ def items_of(model: Model) -> DemoItems:
 
 
 def largest_artefacts(out: Path) -> Mapping[int, Path]:
-    """Of every device that left artefacts the file of its largest budget, by device number."""
+    """Return the file of the largest budget of every device that left artefacts, by device number."""
     largest: dict[int, tuple[int, Path]] = {}
     for file in sorted((out / ARTIFACTS).glob("device-*.peel")):
         if named := ARTEFACT.fullmatch(file.name):

@@ -47,7 +47,7 @@ class Deployment:
 
     @property
     def address(self) -> str:
-        """Of the SuperLink."""
+        """Return the address of the SuperLink."""
         return f"{HOST}:{self.port}"
 
     def start_node(self, number: int) -> None:

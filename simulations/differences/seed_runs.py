@@ -31,7 +31,7 @@ class SeedRuns:
 
     @staticmethod
     def read(path: Path) -> SeedRuns:
-        """Of an output folder of `fl-peel run`, with or without --seeds, or of the report.json or seeds.json in it.
+        """Read an output folder of `fl-peel run`, with or without --seeds, or the report.json or seeds.json in it.
 
         Raises:
             ReportError: there is no such thing, or no per-device.parquet beside it.

@@ -38,7 +38,7 @@ class Figure:
 
     @staticmethod
     def from_estimate(estimated: Estimate, by_seed: list[float]) -> Figure:
-        """Of an estimate."""
+        """Make the figure of an estimate."""
         return Figure(
             value=estimated.value,
             low=estimated.low,

@@ -15,7 +15,7 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 RUN_ID = 1
-"""Of the run in an engine of our own, which has one."""
+"""Number of the run in an engine of our own, which has one run."""
 _SERVER = 1
 """Node of the server's side, as Flower numbers it."""
 _numbers: Iterator[int] = itertools.count(1)

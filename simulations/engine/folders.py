@@ -20,7 +20,7 @@ import psutil
 from fl_peel.errors import ReportError
 
 PREFIX, OWNER = "fl-peel-", "owner.json"
-"""Of the name of a run's folder; the file in it that says whose it is."""
+"""Prefix of the name of a run's folder; name of the file in it that says whose it is."""
 LEAST_FREE_BYTES = 32 << 20
 """Where the smallest run finds room, with what Ray writes of itself."""
 SAME_S = 1.0

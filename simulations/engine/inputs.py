@@ -296,7 +296,7 @@ def layout_of(scenario: Scenario, splits: Splits) -> BlockLayout:
 
 
 def _popularity(scenario: Scenario, splits: Splits) -> NDArray[np.int64]:
-    """Of items, as the server will know it."""
+    """Return the popularity of items, as the server will know it."""
     from strategies.run.stage1_outcome import given_data
 
     given = splits.train if scenario.pretraining.by_devices else given_data(scenario, splits.train)[0]

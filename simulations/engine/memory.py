@@ -13,7 +13,9 @@ EVERY_S = 0.5
 ASKED_S = 30.0
 """After so long what processes share is asked for anew, if a new peak cannot be ruled out."""
 SHARE = 0.02
-"""Of a processor's time, at most, that asking takes: in between, a new peak is told by what was shared before."""
+"""Largest share of a processor's time that asking for shared memory takes; in between, a new peak is judged by what was
+shared before.
+"""
 GROWTH = 1.01
 """A peak is told when it is above the last one by this factor: within a percent."""
 

@@ -156,8 +156,8 @@ def _own_search_path() -> Iterator[None]:
 
 @contextmanager
 def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
-    """Of the Ray that is started within: its token, and the environment of its workers. Those of a cluster that is
-    there have their own.
+    """Give the Ray that is started within its token and the environment of its workers. The workers of an existing
+    cluster have their own.
     """
     with environment(**({} if engine.ray_address else variables)), own_token(engine.ray_address):
         yield

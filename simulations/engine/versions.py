@@ -16,7 +16,9 @@ LOCK = "requirements.lock"
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python, and of what figures depend on; whether all are those of the lock file; code paths."""
+    """Return the versions of this package, of Python, and of what figures depend on; whether all are those of the lock
+    file; and the code paths.
+    """
     others = ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
     installed = {name: version(name) for name in others}
     lock = environment(own_root() / LOCK)

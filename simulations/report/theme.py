@@ -24,7 +24,7 @@ GRAPHICS = MappingProxyType(
         "sky": (SKY, "#8fcbf0"),
     }
 )
-"""Of lines, bars and marks: on light paper, on dark."""
+"""Colours of lines, bars and marks: on light paper, on dark."""
 PLAIN = MappingProxyType(
     {
         "ink": (INK, "#e6e6e6"),
@@ -35,7 +35,7 @@ PLAIN = MappingProxyType(
         "accent": ("#005f96", "#6cb6e8"),
     }
 )
-"""Of the page: words, lesser words, rules, paper, paper beneath code, what can be pressed."""
+"""Colours of the page: words, lesser words, rules, paper, paper beneath code, what can be pressed."""
 
 
 def darker(color: str) -> str:

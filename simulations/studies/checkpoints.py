@@ -106,13 +106,14 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
 
 
 def fleet_digests(scenario: Scenario) -> list[list[str]]:
-    """Of the files of a scenario's fleet, one list an entry."""
+    """Return the digests of the files of a scenario's fleet, one list for each entry."""
     fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
     return [_file_digests(entry) for entry in fleet]
 
 
 def _file_digests(entry: str) -> list[str]:
-    """Of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values that it names.
+    """Return the digests of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values
+    that it names.
 
     Fleets that ship are found with the sources.
     """

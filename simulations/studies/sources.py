@@ -22,7 +22,7 @@ from fl_peel.package_check import PACKAGES, own_root
 from fl_peel.plugins import all_added
 
 DATA_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".toml")
-"""Of files that a package reads, in its own folder and in folders of it that are no packages."""
+"""Suffixes of files that a package reads, in its own folder and in folders of it that are not packages."""
 
 
 @cache

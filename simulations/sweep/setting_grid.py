@@ -14,7 +14,7 @@ MAX_FOLDER = 100
 """Characters of a folder's name."""
 MAX_SETTINGS = 1000
 TRIALS = 20
-"""Of a search, where nobody says how many."""
+"""Number of settings that a search evaluates unless another number is given."""
 _OPEN, _CLOSE, _QUOTES = "[{", "]}", "'\""
 
 

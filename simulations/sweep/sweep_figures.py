@@ -28,7 +28,7 @@ class MeasuredSetting:
 
     @staticmethod
     def read(folder: Path, setting: Setting) -> MeasuredSetting:
-        """Of the folder that the setting's runs have left.
+        """Read the folder that the setting's runs have left.
 
         Raises:
             ReportError: something is missing or damaged.

@@ -33,7 +33,7 @@ from strategies.timeline.schema import TimelineResult
 Doubles = NDArray[np.float64]
 NAME = "timeline-seeds"
 WHOLE = ".whole.kept"
-"""Of a seed that is done, until all are: its result and its replicates."""
+"""Suffix of the file that holds a finished seed until all seeds are finished: its result and its replicates."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ class EvaluationParts:
 
     @property
     def whole(self) -> wire.EvaluateReply:
-        """Of all of them."""
+        """Return the sum of all replies."""
         return reduce(add, self.replies)
 
     def only(self, places: slice) -> EvaluationParts:
@@ -109,7 +109,7 @@ class Evaluator:
 
     @classmethod
     def from_strategy(cls, strategy: PeelStrategy) -> Self:
-        """Of the tables and weights that a strategy has."""
+        """Build an evaluator of the tables and block weights that a strategy has."""
         return cls(strategy.federation, strategy.weights)
 
     @property
@@ -119,7 +119,7 @@ class Evaluator:
 
     @property
     def layout(self) -> BlockLayout:
-        """Of the tables."""
+        """Return the block layout of the tables."""
         return self.federation.layout
 
     @property

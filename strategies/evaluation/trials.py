@@ -180,7 +180,7 @@ def moved_bytes(
 
 
 def _full_tables(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
-    """Of everybody with the whole fp32 table of its user group: on the test, and on validation."""
+    """Measure every device with the whole fp32 table of its user group, on test and on validation items."""
     both = evaluator.full_tables(with_validation=True).whole
     test, validation = both.only(slice(0, 1)), both.only(slice(1, 2))
     return {"": in_replicates(test), "_validation": in_json(qualities(validation)[0])}

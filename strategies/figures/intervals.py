@@ -35,12 +35,12 @@ class MeasuredQuality:
 
     @property
     def recall_interval(self) -> Interval | None:
-        """Of the mean recall."""
+        """Return the interval of the mean recall."""
         return _interval(self.recalls)
 
     @property
     def ndcg_interval(self) -> Interval | None:
-        """Of the mean NDCG."""
+        """Return the interval of the mean NDCG."""
         return _interval(self.ndcgs)
 
     def over(self, base: MeasuredQuality | None) -> Ratio | None:

@@ -104,7 +104,7 @@ class PerDevice:
 
     @staticmethod
     def read(path: Path) -> PerDevice:
-        """Of such a file.
+        """Read the figures of single devices from a `per-device.parquet` file.
 
         Raises:
             ReportError: it is not there, or not such a file.
@@ -137,7 +137,7 @@ class PerDevice:
 
 
 def digest(items: UserItems) -> str:
-    """Of every device's items, as they are numbered."""
+    """Return the digest of every device's items, as they are numbered."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in (items.indptr, items.items):
         hashed.update(np.ascontiguousarray(part).astype("<i8").tobytes())

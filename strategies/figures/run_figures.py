@@ -260,7 +260,7 @@ def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) 
 
 
 def _qualities(sums: MetricSums) -> list[Quality | None]:
-    """Of every cell; None of those without devices."""
+    """Return the mean recall and NDCG of every cell, None for a cell without devices."""
     recall, ndcg = sums.mean()
     cells = zip(recall.tolist(), ndcg.tolist(), sums.devices.tolist(), strict=True)
     return [Quality(r, n) if devices else None for r, n, devices in cells]

@@ -21,13 +21,15 @@ from strategies.groups.start import by_block, shown_in_lists
 from strategies.groups.state import UserGroupState, block_energy, known_bytes
 
 TEMPERATURE = 0.4
-"""Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.spectral_steps`
-says.
+"""Temperature of the local loss, where the scenario gives none: scores are spread as far as
+:mod:`fl_peel.pretraining.spectral_steps` says.
 """
 
 
 UNSEEN = 0.03
-"""Of an item's popularity in the group, what is added to its shown rate: it ranks those that no drawn user is shown."""
+"""Share of an item's popularity in the group that is added to its shown rate: it ranks the items that no sampled user
+is shown.
+"""
 
 
 def spectral_states(

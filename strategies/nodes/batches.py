@@ -9,7 +9,9 @@ from fl_peel import wire
 
 Item = TypeVar("Item")
 EVALUATED_BYTES = 32 << 20
-"""Of blocks, in one message to a node that evaluates. Flower's simulation gives it at most about ten a second."""
+"""Bytes of blocks in one message to a node that evaluates. Flower's simulation delivers at most about ten messages a
+second to a node.
+"""
 
 
 def batches(items: Iterable[Item], num_bytes: Callable[[Item], int], most_bytes: int) -> Iterator[list[Item]]:

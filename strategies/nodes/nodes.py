@@ -101,7 +101,7 @@ class Nodes:
 
     @property
     def num_devices(self) -> int:
-        """Of all nodes that have their own interactions."""
+        """Return the number of devices on all nodes that have their own interactions."""
         return sum(map(len, self.own))
 
     def hosted(self, partition: int, num_devices: int) -> NDArray[np.int64]:
@@ -431,7 +431,9 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
 
 
 def _disagreeing(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
-    """Of right answers, those whose sizes are not those of most: all, where there is no most."""
+    """Return the answers whose sizes differ from those of most right answers, as errors: all answers, where no sizes
+    are the most frequent ones.
+    """
     good = {partition: tuple(sorted(one.sizes.items())) for partition, one in answers.items() if one.error is None}
     counts = Counter(good.values()).most_common(2)
     if len(counts) < 2:

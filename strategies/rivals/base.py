@@ -51,7 +51,7 @@ class Request:
 
 
 UNLIMITED = Request("fp32", 1.0, 1 << 62)
-"""Of what lies on the server, whatever its size."""
+"""Request for what lies on the server, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Material:
 
     @cached_property
     def users(self) -> FloatArray:
-        """Of the pretrained table."""
+        """Return the users' embeddings for the pretrained table."""
         return self.complete(self.pretrained.users, self.pretrained.items)
 
     @cached_property

@@ -30,7 +30,7 @@ from strategies.rivals.table_rivals import narrowed
 
 Order = Literal["popularity", "exposure"]
 ITERATIONS, ROWS_PER_CENTROID = 10, 64
-"""Of K-means, which takes that many rows by chance where there are more."""
+"""Iterations of K-means, and its rows per centroid: where there are more rows, it samples that many."""
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,8 @@ class ItemNeighbours(Rival):
 
 
 def neighbour_weights(matrix: sp.csr_matrix, count: int, shrinkage: float, block: int = 2048) -> sp.csr_matrix:
-    """Of interactions (U, I) the weights (I, I), row i of the ``count`` nearest of item i:
-    common users / (sqrt(users of i x users of j) + shrinkage). Ties go to the smaller item.
+    """Return the item-to-item weights (I, I) of interactions (U, I); row i holds the ``count`` nearest neighbours of
+    item i: common users / (sqrt(users of i x users of j) + shrinkage). Ties go to the smaller item.
     """
     by_item = matrix.T.tocsr()
     lengths = np.sqrt(np.asarray(matrix.sum(axis=0)).ravel())

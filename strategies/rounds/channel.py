@@ -26,7 +26,9 @@ Expects = Callable[[SentRound, int, int], MessageContext | None]
 
 @dataclass(frozen=True)
 class OpenedSum:
-    """Of a user group: devices that announced keys, and those that the sum is over."""
+    """The size of one opened sum of a user group: number of devices that announced keys, and of those that the sum is
+    over.
+    """
 
     announced: int
     survivors: int
@@ -41,7 +43,8 @@ class RoundDevices:
 
 
 class ServerChannel(ABC):
-    """Of one refinement, round after round: begin, message for every node, collect.
+    """The server half of a channel for one refinement. Each round calls begin, then message for every node, then
+    collect.
 
     kind: of its messages; answer: what a node answers; records: one a round, where the channel keeps any; opened: the
     last round's sums by user group, where the channel opens them.

@@ -24,7 +24,8 @@ IntArray = NDArray[np.int64]
 
 
 def drawn_devices(scenario: Scenario, server_round: int, devices: IntArray, groups: NDArray[np.int32]) -> IntArray:
-    """Of the round's cohort (N,), the ``devices_per_group`` devices of each user group that go through the protocol.
+    """Return the ``devices_per_group`` devices of each user group, out of the round's cohort (N,), that go through the
+    protocol.
 
     As in :mod:`strategies.rounds.sampling`, the smallest of numbers that the devices draw: on any nodes the same.
     """
@@ -39,7 +40,9 @@ def drawn_devices(scenario: Scenario, server_round: int, devices: IntArray, grou
 
 @dataclass(frozen=True)
 class AnnouncedKeys:
-    """Of a user group: devices (M,), ascending, channel_keys and mask_keys (M, 32)."""
+    """The public keys that devices of a user group announced: devices (M,), ascending, channel_keys and mask_keys (M,
+    32).
+    """
 
     devices: IntArray
     channel_keys: NDArray[np.uint8]
@@ -107,8 +110,8 @@ class SecureGroup:
         return SecureGroup(**(fields | {"shared": shared, "sealed": sealed}))
 
     def known(self, devices: IntArray) -> MessageContext:
-        """Of a right answer of these devices, some of the group's: who may be in it, and what each may say of each of
-        its neighbours.
+        """Return what a right answer of these devices, some of the group's, looks like: which devices may be in it, and
+        the sizes of what each sends to each of its neighbours.
         """
         sizes = {"k": self.neighbours.shape[1], "sealed": SEALED_BYTES if self.masked else 0}
         return MessageContext(sizes, {"devices": devices})

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fl_peel")
 MESSAGE_BYTES = 16 << 20
-"""Of blocks, in one message to a node. A node gets at most about ten messages a second, so not too few."""
+"""Bytes of blocks in one message to a node. A node receives at most about ten messages a second, so the messages must
+not be too small.
+"""
 
 
 class PeelStrategy(Strategy):

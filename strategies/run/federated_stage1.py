@@ -39,7 +39,7 @@ from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_da
 from strategies.run.step_checkpoints import CheckpointedSums
 
 REFIT_PASSES = 2
-"""Of a stage 1 that goes on from the directions of one on a little less data."""
+"""Passes of a stage 1 that starts from the directions of another one, which had a little less data."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FederatedStage1Outcome(Stage1Outcome):
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices."""
+        """Return the records of the steps that devices took part in."""
         return self.records
 
     def chosen(self) -> dict[str, float]:
@@ -107,7 +107,7 @@ def sums_of(
     num_devices: int,
     plan: Plan | None = None,
 ) -> FederatedSums:
-    """Of the devices of a federation, in the clear or masked; plan: of their noise, if any."""
+    """Return the sums over the devices of a federation, in the clear or masked. plan: plan of their noise, if any."""
     panel, windows = scenario.pretraining.filter_devices, scenario.pretraining.open_rounds
     units = Units.from_config(scenario.pretraining.spectral(), num_devices, num_items)
     bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0

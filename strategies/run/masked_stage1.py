@@ -33,7 +33,7 @@ from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, SecureGroup
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
 PART_BYTES = 4 << 20
-"""Of a vector, in one message: what a node holds of one device at a time."""
+"""Bytes of a vector's part in one message: what a node holds of one device at a time."""
 
 Inboxes = dict[int, wire.Inbox]
 Request = Callable[[Part, Inboxes], object]
@@ -121,7 +121,7 @@ class MaskedSums(FederatedSums):
         return GroupSums(sums["sizes"], sums["sums"])
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
-        """Of the user groups, one after the other; as many in a message as a reply may hold."""
+        """Yield the moments of the user groups, one after the other; a message asks for as many as a reply may hold."""
         assert list(groups) == list(range(len(centroids))), "a device says which group is its own by zeros for the rest"
         for part in self._sums("moments", self._columns, centroids=centroids):
             for words in part["moments"]:

@@ -37,7 +37,7 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths)
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:
-        """Of a group's blocks; its weights are needed no more."""
+        """Return a group's blocks, ranked by weight; its weights are released, as they are not needed again."""
         blocks = ranking(weights[group]).astype(layout.id_dtype)
         weights[group] = np.zeros(0)
         return blocks

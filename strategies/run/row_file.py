@@ -16,7 +16,7 @@ from fl_peel.mmap_arrays import drop_pages_now
 from strategies.groups.group_tables import FloatArray, write_all
 
 Sum = tuple[int, int]
-"""Of the rows of one table: how many bytes, and their CRC-32."""
+"""Number of bytes of one table's rows, and their CRC-32."""
 
 
 @dataclass(frozen=True)

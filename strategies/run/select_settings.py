@@ -42,7 +42,7 @@ class SettingsSelection:
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1."""
+        """Return the records of the steps that devices took part in, in stage 1 of the selection run."""
         return self.prepared.steps
 
 

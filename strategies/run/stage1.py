@@ -21,9 +21,9 @@ from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums,
 from strategies.nodes.nodes import NodeRequest, Nodes
 
 COLUMNS = 128
-"""Of a table, in one message to a node: 20 MB of 40,000 rows."""
+"""Columns of a table in one message to a node: 20 MB for 40,000 rows."""
 MOMENT_BYTES = 64 << 20
-"""Of second moments, in one reply of a node."""
+"""Bytes of second moments in one reply of a node."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class FederatedSums:
         return GroupSums(self._total(replies, "sizes"), self._total(replies, "first"))
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
-        """Of the user groups, one after the other; as many in a message as a reply may hold."""
+        """Yield the moments of the user groups, one after the other; a message asks for as many as a reply may hold."""
         self._time += self.windows
         at_once = max(1, MOMENT_BYTES // (4 * self._columns**2))
         opened = self._opened_rows("moments", self._columns, centroids)

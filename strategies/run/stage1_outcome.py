@@ -33,7 +33,7 @@ class Stage1Outcome(ABC):
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1; none where the server did it alone."""
+        """Return the records of the steps that devices took part in; none where the server ran stage 1 alone."""
         return ()
 
     def chosen(self) -> dict[str, float]:

@@ -32,8 +32,9 @@ class PublishedTables:
         former: Ints,
         allowance: float,
     ) -> PublishedTables:
-        """Of tables (I, d) as they would be, freshness included. former: (G,) numbers that groups had before, -1 for
-        new ones; allowance: share of a table's rows that may change.
+        """Publish the rows that changed most of exact tables (I, d), whose values include freshness. before: tables of
+        the previous period; former: (G,) numbers that groups had before, -1 for new ones; allowance: share of a table's
+        rows that may change.
         """
         tables, changes = [], []
         for number, table in enumerate(exact):

@@ -145,7 +145,7 @@ class _ServedPeriod:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Of blocks (B,), of every user group, by selector."""
+    """The weights (B,) of the blocks of every user group, by selector."""
 
     orders: dict[str, list[NDArray[np.float64]]]
 
@@ -318,7 +318,7 @@ class _TimelineRun:
         )
 
     def refiner(self, prepared: FederatedStage1Outcome) -> Refiner:
-        """Of these tables, on the nodes of the run, from now on the clock."""
+        """Return the refiner of these tables, on the nodes of the run, from the present time of the clock."""
         return Refiner(self.grid, self.paths, prepared, self.nodes, begin=self.clock - 1)
 
     def select_rounds(self, period: int) -> PeriodRefinement:
@@ -413,7 +413,7 @@ class _TimelineRun:
     def continued(
         self, sums: FederatedSums | PooledSums, before: SpectralModel | None, recent: Ints
     ) -> tuple[SpectralModel, SpectralStart]:
-        """Of these sums, from the last model, or anew with as many passes as the first time."""
+        """Update the last model from these sums, or train it anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
         first = before is None
         return update_model(
@@ -546,7 +546,7 @@ class _TimelineRun:
         return range(max(0, self.timeline.periods - LAST), self.timeline.periods)
 
     def result(self) -> TimelineResult:
-        """Of all periods."""
+        """Return the result of all periods."""
         return TimelineResult(
             scenario=self.scenario.model_dump(mode="json"),
             seed=self.scenario.seed,

@@ -23,7 +23,9 @@ COHORTS: tuple[Cohort, ...] = get_args(Cohort)
 
 @dataclass(frozen=True)
 class MetricTotals:
-    """Of some devices: sums of their metrics, (1,), and of these under the weights of a bootstrap, (1, B)."""
+    """Totals over some devices: sums of their metrics, (1,), and the same sums under the weights of a bootstrap, (1,
+    B).
+    """
 
     sums: MetricSums
     replicates: Replicates
@@ -36,7 +38,9 @@ class MetricTotals:
         return MetricTotals(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
 
     def __add__(self, other: MetricTotals) -> MetricTotals:
-        """Of these devices and those, or of the same in another period: each device and period counts once."""
+        """Add the totals of other devices, or of the same devices in another period: each device and period counts
+        once.
+        """
         return MetricTotals(self.sums + other.sums, self.replicates + other.replicates)
 
     def measured(self) -> MeasuredQuality:
@@ -62,7 +66,7 @@ class ServingMetrics:
         return list(dict.fromkeys(line for _, line, _ in self.totals))
 
     def replicates(self, periods: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Of mean recall over these periods, by way of serving, (B,)."""
+        """Return bootstrap replicates (B,) of the mean recall over these periods, by way of serving."""
         quality = {line: self.over(periods, line) for line in self.names()}
         return {line: one.recalls for line, one in quality.items() if one is not None}
 

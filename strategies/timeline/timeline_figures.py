@@ -16,7 +16,7 @@ from strategies.timeline.serving_metrics import COHORTS, Cohort, ServingMetrics
 
 
 def line_result(measured: MeasuredQuality) -> LineResult:
-    """Of some devices in some periods."""
+    """Return the result of some devices in some periods."""
     return LineResult(measured.recall, measured.ndcg, measured.devices, measured.recall_interval)
 
 
@@ -32,7 +32,7 @@ def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, Line
 
 
 def period_figures(period: PeriodResult) -> dict[str, float]:
-    """Of a period, by the names that events have for them."""
+    """Return the figures of a period, by their names in events."""
     sizes = ("devices", "joining", "items", "user_groups", "changed_rows")
     recalls = {line: kinds["all"].recall for line, kinds in period.lines.items() if "all" in kinds}
     return {f"timeline/{name}": float(getattr(period, name)) for name in sizes} | {
@@ -78,7 +78,7 @@ def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) ->
 def class_results(
     replies: Mapping[Cohort, wire.EvaluateReply], names: Sequence[str], place: int
 ) -> dict[str, ClassResult]:
-    """Of device classes, under their own budgets, which are at ``place``."""
+    """Return the results of device classes under the devices' own budgets, which are at position ``place``."""
     sums = reduce(add, (reply.sums[place] for reply in replies.values())).total(axis=1)
     owned = reduce(add, (reply.owned[place] for reply in replies.values()))
     recall, _ = sums.mean()

@@ -120,7 +120,7 @@ class StaticLists:
 
     @staticmethod
     def from_scored(scored: ScoredTables, popularity: NDArray[np.int64], train: UserItems) -> StaticLists:
-        """Of everybody who is there, without what they have."""
+        """Rank items for every device that is there, without the items that it has."""
         nobody = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
         common = ScoredTables.from_popularity(popularity).lists(nobody, nobody)[0]
         return StaticLists(scored.lists(train, train), common)

@@ -33,12 +33,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MARKS = "●■▲◆▼✚✖★"
 """The same as characters."""
 Ends = tuple[float, float] | None
-"""Of an interval; None where there is none."""
+"""Ends of an interval; None where there is none."""
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
-"""Of a figure on a page of its usual width, and on a telephone."""
+"""Inches of width of a figure on a page of its usual width, and on a telephone."""
 NARROW_CHARACTERS = 30
-"""Of an axis's name on a telephone, before it goes on below."""
+"""Characters of an axis's name on a telephone, before it continues on the next line."""
 LEGEND_IN = 0.19
 """Height of a name above a panel."""
 TIP = "tip:"

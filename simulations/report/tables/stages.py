@@ -78,7 +78,7 @@ def stage1_views(result: RunResult) -> list[TableView]:
 
 
 def _share(result: RunResult) -> float:
-    """Of what is collected."""
+    """Return the share of users, or of their interactions, that the server collects."""
     share: float = result.scenario.get("pretraining", {}).get("collected", {}).get("share", 1.0)
     return share
 

@@ -33,16 +33,17 @@ BASELINE = "unchanged scenario"
 FULL = ("start", "refined")
 """The full tables of a trial: as user groups start with them, and as refined."""
 NOTHING = {"recall@20": 0.0, "ndcg@20": 0.0}
-"""Of a trial in which devices cannot take part."""
+"""Figures of a trial in which devices cannot take part."""
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Of the whole run."""
+"""Values of epsilon of the whole run."""
 POPULATION = "population"
 POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
 """Synthetic devices; only where the part is named, as they take a while."""
 NUM_ITEMS, WORLDS = 2_000, 16
-"""Of these: as many items as a small shop has, in so many worlds of taste."""
+"""Items and groups of taste of the synthetic populations: as many items as a small shop has."""
 GROUP_SHARE = 0.1
-"""Of epsilon, for the answer which user group a device is in, where the scenario says nothing because none is asked."""
+"""Share of epsilon for the answer which user group a device is in, where the scenario gives none because none is asked.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Variation:
 
     @property
     def name(self) -> str:
-        """Of its trial."""
+        """Return the name of its trial."""
         return f"{self.part}: {self.setting}" if self.setting else self.part
 
 

@@ -156,7 +156,7 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
 
 
 def _full_ends(row: Row, when: str = "start") -> Ends:
-    """Of the interval of a full table's recall."""
+    """Return the ends of the interval of a full table's recall."""
     ends = row.get(f"{when}_full_recall@20_interval")
     return None if ends is None else (ends[0], ends[1])
 

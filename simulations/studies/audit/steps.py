@@ -26,7 +26,9 @@ from fl_peel.attacks.views import IntArray, StepView
 from fl_peel.pretraining.spectral_steps import UNIT_SCALE, Units
 
 COLUMNS = 16
-"""Of a pass that are looked at: a device adds the same numbers to each of its rows, so a few tell which they are."""
+"""Columns of a pass that are looked at: a device adds the same numbers to each of its rows, so a few columns tell which
+rows those are.
+"""
 
 LARGEST_PASS = 1 << 22
 """Numbers in the table of a pass up to which the decoder is tried."""

@@ -29,9 +29,9 @@ from fl_peel.randomness import rng_for
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 UNITS = float(1 << 24)
-"""Of a whole number in a sum to one."""
+"""Units per 1.0 in a sum, which is a whole number of them."""
 NUMBER_BYTES = 4
-"""Of a number in a message or a table on the way, fp32, and of an item's number."""
+"""Bytes of a number in a message or in a table on the way (fp32), and of an item's number."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Message(Protocol):
 
     @property
     def num_bytes(self) -> IntArray:
-        """Of each device, (N,), in the order in which they were asked."""
+        """Return the bytes that each device sends, (N,), in the order in which the devices were asked."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class RowUpdates:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Of the devices of all parts, in this order."""
+        """Join the updates of the devices of all parts, in this order."""
         starts = np.cumsum([0, *(len(part.items) for part in parts)])
         indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
         return cls(
@@ -154,7 +154,7 @@ class RowSums:
 
     @classmethod
     def nothing(cls, num_items: int, dim: int) -> Self:
-        """Of nobody."""
+        """Return the sums of no devices: zeros."""
         return cls(np.zeros((num_items, dim), np.int64))
 
     def __iadd__(self, message: RowUpdates | PaddedUpdates) -> Self:

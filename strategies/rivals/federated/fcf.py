@@ -18,7 +18,7 @@ from fl_peel.kernels.on_devices import add_gradients, solve_users
 from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, FederatedContext, IntArray, ServedTables
 
 BETAS = (0.1, 0.99)
-"""Of Adam, as in the paper."""
+"""Decay rates of Adam's moments, as in the paper."""
 EPSILON = 1e-8
 START_SCALE = 0.01
 
@@ -63,7 +63,7 @@ class Gradients:
         return (table @ self.moments + self.rows) / UNITS
 
     def __add__(self, other: Self) -> Self:
-        """Of these devices and those."""
+        """Add the gradients of two disjoint sets of devices."""
         return type(self)(
             self.moments + other.moments, self.rows + other.rows, np.concatenate([self.num_bytes, other.num_bytes])
         )

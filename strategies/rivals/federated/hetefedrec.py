@@ -34,7 +34,7 @@ from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, 
 
 DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)
-"""Of the devices, in the order of their memory, that have each width: 5 : 3 : 2, as in the paper."""
+"""Shares of the devices, in the order of their memory, that have each width: 5 : 3 : 2, as in the paper."""
 DISTILLED_ITEMS = 256
 """Drawn in each round for distillation."""
 VECTOR_EPOCHS = 5

@@ -91,7 +91,7 @@ def storable(served: ServedTables) -> bool:
 
 
 def diverged(context: FederatedContext, setting: Any) -> BestRound:
-    """Of a setting under which no table could be served: nobody finds anything."""
+    """Return the result of a setting under which no table could be served: zero recall for every device."""
     nothing = np.zeros(context.num_devices, np.int64)
     table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((context.num_devices, 1), np.float32)
     return BestRound(setting, 0, 0.0, ServedTables((table,), nothing, users), nothing, nothing, 0)
