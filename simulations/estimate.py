@@ -157,7 +157,7 @@ def _table_bytes(all_tables: int) -> int:
 
 @dataclass(frozen=True)
 class _Traffic:
-    """The traffic of refinement: devices in a round, and bytes of a device over all rounds, as means over all devices."""
+    """Traffic of refinement: devices in a round, and bytes of a device over all rounds, as means over all devices."""
 
     participants: float
     download_bytes: float
