@@ -17,8 +17,8 @@ _PLACE = "profiles[]"
 
 
 def fleet_schema() -> dict[str, Any]:
-    """For editors. Budget processes of installed packages are in it; what only a whole fleet shows, as that shares sum
-    to 1, is not.
+    """Return the JSON schema of fleet files, for editors. It covers budget processes of installed packages; it does not
+    cover what only a whole fleet shows, such as that shares sum to 1.
     """
     schema = FleetDocument.model_json_schema()
     parts: dict[str, Any] = schema["$defs"]

@@ -278,7 +278,7 @@ def _reader(
 
 
 def distribution_schema(**limits: float) -> dict[str, Any]:
-    """What editors are told: a number, or one of the distributions."""
+    """Return the JSON schema of a distribution, for editors: a number, or one of the distributions."""
     named = {"type": "object", "title": "distribution", "minProperties": 1, "maxProperties": 1}
     return {"anyOf": [{"type": "number", **limits}, {**named, "propertyNames": {"enum": sorted(_READERS)}}]}
 

@@ -43,7 +43,7 @@ class DeviceRates:
 
     @staticmethod
     def from_rates(rates: Mapping[str, FloatArray]) -> DeviceRates:
-        """From what :meth:`clients.fleet.fleet.Fleet.rates` gives."""
+        """Make the rates from what :meth:`clients.fleet.fleet.Fleet.rates` returns."""
         return DeviceRates(
             held_once(rates["latency_ms"] / 1e3),
             held_once(rates["downlink_mbps"] * BYTES_PER_MEGABIT),
@@ -67,7 +67,7 @@ class DeviceRates:
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What a round took of each device, (N,) each; late: it was not done by the deadline and was cut off there."""
+    """The cost of a round for each device, (N,) each; late: whether it missed the deadline and was cut off there."""
 
     time_us: IntArray
     energy_mj: IntArray

@@ -197,7 +197,7 @@ class ShockBudget(BudgetProcess):
         return self
 
     def needs_memory(self) -> bool:
-        """As the process below."""
+        """Return whether the process below needs memory."""
         return self.of.needs_memory()
 
     def start(self, seed: int, devices: Devices) -> State:

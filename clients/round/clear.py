@@ -1,4 +1,4 @@
-"""The clear channel: a node adds up what its devices say, and the server reads it."""
+"""The clear channel: a node adds up the contributions of its devices, and the server reads the sum."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         self._contributions: dict[int, Arrays] = {}
 
     def begin(self) -> RoundCounts:
-        """Which of the sampled devices are reached."""
+        """Determine which of the sampled devices are reached."""
         self._reached, clock = self.context.reached(self.context.cohort.places(self.context.request.devices))
         return replace(super().begin(), clock=clock)
 

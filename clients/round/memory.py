@@ -25,8 +25,8 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class WorkingMemory:
-    """What devices (N,) may use while they train, besides what they store: allowed, bytes; interactions: train items;
-    takes: what training takes.
+    """The memory that devices (N,) may use while they train, besides what they store: allowed, bytes; interactions:
+    train items; takes: what training takes.
     """
 
     allowed: IntArray

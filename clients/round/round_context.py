@@ -1,4 +1,4 @@
-"""What the devices of a round share, and which of them are reached."""
+"""Context of a round: what its devices share, and which of them are reached."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from fl_peel.wire import RoundRequest
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What a round's devices share, whatever their user group. state: before the round, for reading (files, opened
-    once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the round; seeds (N,).
-    list_length: of the top lists for signals, None where none are wanted.
+    """The context that a round's devices share, whatever their user group. state: state before the round, for reading
+    (files, opened once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the
+    round; seeds (N,). list_length: length of the top lists for signals, None where none are wanted.
     """
 
     cohort: Cohort
@@ -62,7 +62,7 @@ class RoundContext:
         return WorkingMemory(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)
 
     def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
-        """What the devices at these places hold in the round."""
+        """Return the memory that the devices at ``places`` hold in the round."""
         extra = extra_bytes(self.cohort.scenario)
         return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), extra)
 

@@ -1,4 +1,4 @@
-"""Devices compare what they have been refined to with what they would keep otherwise, and keep or go back."""
+"""Comparison, by devices, of refined tables with the previous ones; they keep the refined ones or go back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A period of a timeline begins: devices read of its tables what they lack.
+"""Start of a timeline's period: devices read those parts of its tables that they lack.
 
 What a device holds is a beginning of its user group's list. Of this period's list it reads the blocks of the new
 beginning that it does not hold, and those that are no longer as they were; blocks that it never needs, as it has used
