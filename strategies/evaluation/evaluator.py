@@ -1,4 +1,4 @@
-"""Every device ranks under budgets: the question to all nodes, and what their sums say."""
+"""Evaluation of devices under budgets: the requests to all nodes, and the sums of their replies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ a budget depends on that budget alone.
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """What nodes may be asked besides budgets, see :meth:`Evaluator.evaluate`."""
+    """The options of an evaluation besides its budgets, see :meth:`Evaluator.evaluate`."""
 
     precision: Precision | None
     selector: str | None
@@ -51,8 +51,9 @@ class EvaluationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """Budgets to be asked about beside others. factors, rooms: one a budget, as in :meth:`Evaluator.evaluate`, without
-    them 1 and -1; on_validation: whether validation items are to be found under them, not those of the test.
+    """The budgets of one request, to be sent with others. factors, rooms: one a budget, as in
+    :meth:`Evaluator.evaluate`, without them 1 and -1; on_validation: whether validation items are to be found under
+    them, not those of the test.
     """
 
     budgets: tuple[int, ...]
@@ -68,7 +69,7 @@ class BudgetRequest:
 
 @dataclass(frozen=True)
 class EvaluationParts:
-    """What devices said of their user groups' tables, message by message. groups: of each message."""
+    """The replies about user groups' tables, message by message. groups: user groups of each message."""
 
     groups: tuple[tuple[int, ...], ...]
     replies: tuple[wire.EvaluateReply, ...]
@@ -79,11 +80,11 @@ class EvaluationParts:
         return reduce(add, self.replies)
 
     def only(self, places: slice) -> EvaluationParts:
-        """Under some of the budgets."""
+        """Return the replies under some of the budgets only."""
         return EvaluationParts(self.groups, tuple(reply.only(places) for reply in self.replies))
 
     def without(self, changed: Container[int]) -> EvaluationParts:
-        """Messages that are of none of these user groups."""
+        """Return the replies of messages about none of these user groups."""
         kept = [place for place, some in enumerate(self.groups) if not any(group in changed for group in some)]
         return EvaluationParts(
             tuple(self.groups[place] for place in kept), tuple(self.replies[place] for place in kept)
@@ -114,7 +115,7 @@ class Evaluator:
 
     @property
     def scenario(self) -> Scenario:
-        """What tables are refined under."""
+        """Return the scenario that tables are refined under."""
         return self.federation.scenario
 
     @property
@@ -124,11 +125,12 @@ class Evaluator:
 
     @property
     def members(self) -> Members:
-        """Who is asked."""
+        """Return the devices that are asked."""
         return self.federation.members
 
     def evaluate(self, budgets: Sequence[int], **asked: Unpack[EvaluationOptions]) -> wire.EvaluateReply:
-        """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
+        """Let every device rank all items under each budget (bytes, UNLIMITED or OWN_BUDGET); return the sums of their
+        replies.
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
         :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
@@ -245,7 +247,7 @@ class Evaluator:
         return served(weights if groups is None else groups, self._reach(budgets, rooms))
 
     def _known(self, request: wire.EvaluateRequest, partition: int) -> MessageContext:
-        """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""
+        """Return what a node's right answer looks like: how many devices it hosts, and in which user groups they are."""
         members, groups = self.members, list(request.groups)
         here = self.federation.nodes.partitions_of(members.devices) == partition
         reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)

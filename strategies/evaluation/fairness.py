@@ -1,4 +1,4 @@
-"""What each device class gets, against systems whose tables are not elastic.
+"""Quality of each device class, against systems whose tables are not elastic.
 
 - *Fixed tiers*: a few table sizes; every class is given the one that serves it best on validation. A device under
   whose budget of the moment its class's table does not fit serves nothing.
@@ -94,7 +94,7 @@ class FairnessTally:
         )
 
     def add_excluding(self, refine: Refine, share: float) -> ExcludingSmall:
-        """Without the devices whose budget is below a share of the full table."""
+        """Add the figures without the devices whose budget is below a share of the full table."""
         scenario, budget = self.evaluator.scenario, budget_bytes(self.evaluator.layout, share)
         refinement = scenario.refinement.model_copy(update={"min_budget_share": share})
         without = refine(scenario.model_copy(update={"refinement": refinement}))
@@ -124,7 +124,7 @@ class FairnessTally:
 
 
 def tier_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
-    """What is asked about fixed tiers, by name; nothing where there are none."""
+    """Return the requests about fixed tiers, by name; none where there are no tiers."""
     shares = sorted(evaluator.scenario.fairness.tiers)
     budgets = tuple(budget_bytes(evaluator.layout, share) for share in shares)
     rooms = (1.0,) * len(budgets)

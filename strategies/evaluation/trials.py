@@ -192,7 +192,7 @@ def in_replicates(reply: wire.EvaluateReply) -> dict[str, Any]:
 
 
 def in_json(quality: Quality) -> dict[str, float]:
-    """As studies keep it; they measure at 20 alone."""
+    """Return qualities as studies keep them; studies measure at 20 alone."""
     plain: dict[str, float] = to_plain(quality, top_n=20)
     return plain
 

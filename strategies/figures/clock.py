@@ -1,4 +1,4 @@
-"""What rounds cost on the virtual clock: per round, per device class, and until a recall is reached."""
+"""Costs of rounds on the virtual clock: per round, per device class, and until a recall is reached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COVERAGE = 0.5
 
 
 def round_clock(record: RoundRecord) -> RoundClock:
-    """A round's virtual seconds, devices sampled, and those that dropped out by reason."""
+    """Return a round's virtual seconds, devices sampled, and those that dropped out by reason."""
     total = record.clock.total()
     return RoundClock(
         virtual_seconds=record.virtual_seconds,

@@ -60,7 +60,9 @@ class PerDevice:
         seed: int,
         test: UserItems,
     ) -> PerDevice:
-        """From replies by table, each with the place of its budget among those asked for. test: of all devices."""
+        """Build the figures from replies by table, each with the place of its budget among those asked for. test: test
+        items of all devices.
+        """
         single = [(reply.single, place) for reply, place in replies.values()]
         orders = [np.argsort(one.devices, kind="stable") for one, _ in single]
         whole, order = single[0][0], orders[0]
@@ -74,7 +76,7 @@ class PerDevice:
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """Which devices have items to find, (N,): figures are means over these."""
+        """Return which devices have items to find, (N,): figures are means over these."""
         return self.items > 0
 
     def means(self) -> Doubles:
@@ -88,7 +90,7 @@ class PerDevice:
         return np.stack(sums.means())
 
     def write(self, path: Path) -> None:
-        """As a Parquet file."""
+        """Write the figures as a Parquet file."""
         columns: dict[str, pa.Array] = {
             "device": pa.array(self.devices),
             "class": pa.array(self.classes).dictionary_encode(),

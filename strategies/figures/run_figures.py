@@ -40,7 +40,7 @@ from strategies.rounds.record import RoundRecord
 
 @dataclass(frozen=True)
 class BudgetReplies:
-    """What devices said of every budget of the scenario, under a precision and a selector."""
+    """The replies about every budget of the scenario, under a precision and a selector."""
 
     precision: str
     selector: str
@@ -49,9 +49,9 @@ class BudgetReplies:
 
 @dataclass(frozen=True)
 class EvaluationReplies:
-    """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
-    refined, None where ``evaluation.full_tables`` is off; extra: what else is asked about what devices are sent, by
-    name.
+    """The evaluations after the last round: every budget; every device under its own budget; the full tables as
+    refined, None where ``evaluation.full_tables`` is off; extra: replies to other requests about the published tables,
+    by name.
     """
 
     budgets: tuple[BudgetReplies, ...]
@@ -131,8 +131,8 @@ def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.Ev
 
 @dataclass(frozen=True)
 class FullTableReplies:
-    """What devices said of full tables: the global one, as user groups start (also on validation items), as refined;
-    None where there is none. parts: of those that user groups start with, message by message.
+    """The replies about full tables: the global one, the groups' tables before refinement (also on validation items)
+    and after it; None where there is none. parts: those before refinement, message by message.
     """
 
     globally: wire.EvaluateReply | None
@@ -151,7 +151,7 @@ class FullTableReplies:
 def per_device(
     evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies, test: UserItems
 ) -> PerDevice:
-    """What every single device gets from every table. test: items of all devices."""
+    """Return what every single device gets from every table. test: test items of all devices."""
     scenario = evaluator.scenario
     replies = {name: (reply, 0) for name, reply in full.on_test.items()}
     for asked in evaluation.budgets:
@@ -185,7 +185,7 @@ def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
 
 
 def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
-    """A row for each budget, precision and selector, beside the full tables."""
+    """Return a row for each budget, precision and selector, compared with the full tables."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
     strongest = max(measured.values(), key=lambda one: one.recall, default=None)
     rows = []
@@ -267,7 +267,7 @@ def _qualities(sums: MetricSums) -> list[Quality | None]:
 
 
 def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
-    """What every round moved and whom it reached."""
+    """Return what every round moved and which devices it reached."""
     return tuple(
         RoundRow(
             server_round=record.server_round,
@@ -284,7 +284,7 @@ def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
 
 
 def history_rows(records: Sequence[RoundRecord]) -> tuple[HistoryRow, ...]:
-    """What every round measured, at its time on the virtual clock."""
+    """Return what every round measured, at its time on the virtual clock."""
     elapsed = np.cumsum([record.virtual_seconds for record in records]).tolist()
     return tuple(
         HistoryRow(
@@ -334,7 +334,7 @@ def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesP
 
 
 def refinement_result(acceptance: AcceptanceTest, num_devices: int) -> RefinementResult:
-    """What of a refinement was kept."""
+    """Return which groups accepted which rounds of a refinement."""
     rounds, groups = np.unique(acceptance.accepted_rounds, return_counts=True)
     moved = sum(one.download_bytes for one in acceptance.comparisons)
     return RefinementResult(

@@ -1,4 +1,5 @@
-"""Where the item tables of user groups lie: in memory or, where they are many gigabytes, in a file of the run's folder.
+"""Storage of the item tables of user groups: in memory or, where they are many gigabytes, in a file of the run's
+folder.
 
 A table in a file is an array like any other. Its pages come into memory as they are used;
 :func:`fl_peel.mmap_arrays.drop_pages_now` lets them go again, so that a server of hundreds of groups needs memory for

@@ -35,8 +35,8 @@ is shown.
 def spectral_states(
     scenario: Scenario, layout: BlockLayout, start: SpectralStart, num_devices: int, folder: str = ""
 ) -> list[UserGroupState]:
-    """Every user group with its table and statistics, from sums alone. num_devices: of everybody; folder: as
-    in :func:`empty_tables`.
+    """Return every user group with its table and statistics, from sums alone. num_devices: number of all devices;
+    folder: as in :func:`empty_tables`.
 
     What devices would be shown is estimated from users drawn from the group's moments, less what they have already.
     """

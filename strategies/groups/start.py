@@ -1,4 +1,4 @@
-"""What the server keeps for every user group: its item table and what it knows about the table's blocks."""
+"""Start of every user group on the server: its item table and what is known about the table's blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is too large for one message goes in several."""
+"""Batches: contents that are too large for one message go in several."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class NodeRequest:
 
 @dataclass(frozen=True)
 class _SentRequest:
-    """To whom a message went, and what is known of the answer."""
+    """The node that a message went to, and what is known of the right answer."""
 
     partition: int
     node: int
@@ -111,7 +111,7 @@ class Nodes:
         return np.arange(partition, num_devices, len(self.ids), dtype=np.int64)
 
     def partitions_of(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Whose node hosts each of the devices (N,)."""
+        """Return the partition of the node that hosts each of the devices (N,)."""
         if not self.own:
             return devices % len(self.ids)
         order = sorted(range(len(self.own)), key=lambda partition: self.own[partition].start)
@@ -202,7 +202,7 @@ class Nodes:
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
     def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[NodeReply[Reply]]:
-        """Every message's answer, once; what nobody waits for any more is left out."""
+        """Yield every message's answer, once; late answers are left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
             theirs = message.has_error() or sent is None or message.metadata.src_node_id == sent.node
@@ -345,13 +345,13 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a node is asked that nobody knows yet, and how its answer is judged. root: of the server's packages."""
+    """The first request to a new node, and how its answer is judged. root: root folder of the server's packages."""
 
     request: wire.HelloRequest
     root: str
 
     def ask(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> Iterable[Message]:
-        """What some nodes say of themselves."""
+        """Ask some nodes who they are."""
         content = wire.pack(self.request)
         messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in nodes]
         return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
@@ -462,7 +462,7 @@ def failure(reply: Message, who: str) -> FlPeelError:
 
 
 def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
-    """The line of a mistake of which a node told the class and the place alone."""
+    """Return the error line for a node's mistake of which only the class and the place are known."""
     what = " ".join((kind.__doc__ or "").split()).rstrip(".")
     return f"{' '.join(place.split())[:200] or who}: {what}; {who} has the whole line in its log"
 

@@ -56,8 +56,8 @@ UNLIMITED = Request("fp32", 1.0, 1 << 62)
 
 @dataclass(frozen=True)
 class GroupStarts:
-    """What user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item table
-    (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
+    """The tables that user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item
+    table (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
     """
 
     assignment: NDArray[np.integer]
@@ -133,7 +133,9 @@ class Material:
         )
 
     def starting_with(self, table: FloatArray) -> Material:
-        """The same with another item table (I, d) for everybody, and the users' embeddings as they are."""
+        """Return the same material with another item table (I, d) for all devices, and the users' embeddings as they
+        are.
+        """
         pretrained = replace(self.pretrained, users=self.users, items=table)
         return replace(self, pretrained=pretrained, has_data=np.ones(len(self.users), np.bool_), starts=None)
 
@@ -151,8 +153,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Option:
-    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others;
-    trials: settings that were looked at on validation to arrive at it.
+    """The tables that devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with
+    others; trials: settings that were looked at on validation to arrive at it. cutoffs, stored: (U,); users: (U, d').
 
     cutoffs, stored: (U,); users: (U, d').
     """
@@ -195,7 +197,7 @@ class Rival(Protocol):
         """Its ``method`` in compare.json."""
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | ListOption]:
-        """What devices hold, for each request that can be served at all; in any order."""
+        """Yield what devices hold, for each request that can be served at all; in any order."""
 
     def why_nothing(self, material: Material) -> str:
         """The note of a request without any option."""

@@ -42,7 +42,7 @@ class HashedTable:
 
     @property
     def user_dim(self) -> int:
-        """As many columns as both tables."""
+        """Return the number of columns of both tables."""
         return self.remainders.dim
 
     @property

@@ -59,7 +59,7 @@ class Rule(Rival):
     search: SearchSettings = SearchSettings()
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """The best subset found for each request."""
+        """Yield the best subset found for each request."""
         rng = rng_for(material.seed, "rule-devices")
         wanting = np.flatnonzero(material.splits.validation.counts() > 0)
         sample = material.select_devices(np.sort(rng.permutation(wanting)[: self.search.sample]))

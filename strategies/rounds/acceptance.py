@@ -1,4 +1,4 @@
-"""Which user groups keep what rounds have made of them."""
+"""Acceptance of rounds by user groups: which of them keep what rounds have made of them."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ class AcceptanceTest:
         self._weights = [state.shelved(mine) for state, mine in zip(self._accepted_states, weights, strict=True)]
 
     def __getstate__(self) -> dict[str, object]:
-        """How it turned out; the strategy and its tables are not part of that."""
+        """Return the outcome; the strategy and its tables are not part of it."""
         return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons}
 
     def state(self) -> dict[str, Any]:
-        """How it turned out so far, with every user group whose rounds were kept; its table is not part of that."""
+        """Return the outcome so far, with every user group whose rounds were kept; its table is not part of it."""
         kept = {group: (self._accepted_states[group], self._weights[group]) for group in self.accepted_groups}
         return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """From what :meth:`state` told."""
+        """Restore what :meth:`state` returned."""
         self.accepted_rounds, self.comparisons = saved["rounds_kept"], saved["comparisons"]
         for group, (state, weights) in saved["kept"].items():
             self._accepted_states[group], self._weights[group] = state, weights

@@ -1,4 +1,4 @@
-"""How sums meet: the server's half of a channel.
+"""The server's half of a channel: how sums are transported.
 
 A channel brings what devices say to the server as one round's sums, whatever is said. ``clear``: nodes add up, the
 server reads; ``masked``: secure aggregation, the server reads sums alone.
@@ -21,7 +21,8 @@ from strategies.rounds.record import SecureRecord, SentRound
 
 IntArray = NDArray[np.int64]
 Expects = Callable[[SentRound, int, int], MessageContext | None]
-"""What a node must say of a user group, so many of whose devices it was asked for."""
+"""Function that returns what a right contribution of a node to a user group looks like, for so many requested devices.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class OpenedSum:
 
 @dataclass(frozen=True)
 class RoundDevices:
-    """Devices, ascending: those that are asked, and of these the ones that may be asked for what they have to say."""
+    """The devices of a round, ascending: those that are asked, and of these the ones that may be asked for a
+    contribution.
+    """
 
     asked: IntArray
     ready: IntArray
@@ -64,11 +67,11 @@ class ServerChannel(ABC):
 
     @abstractmethod
     def message(self, request: RoundRequest) -> RoundRequest:
-        """What a node is sent for a request, as :attr:`kind`."""
+        """Return what a node is sent for a request, as :attr:`kind`."""
 
     @abstractmethod
     def known(self, sent: SentRound, request: RoundRequest, expects: Expects) -> MessageContext:
-        """What is known of the right answer to a message. expects: of the contents."""
+        """Return what is known of the right answer to a message. expects: what the contents expect."""
 
     @abstractmethod
     def collect(self, sent: SentRound, replies: Iterable[Any]) -> Iterable[RoundReply]:

@@ -1,4 +1,4 @@
-"""What the server knows of one user group in a round of secure aggregation: public keys, sealed shares, who is left."""
+"""State of one user group on the server in a round of secure aggregation: public keys, sealed shares, who is left."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ class SecureGroup:
         return MessageContext(sizes, {"devices": devices})
 
     def directory(self, here: BoolArray) -> Directory:
-        """Stage 2 for the devices ``here`` (M,): who they are, who everybody is, who their neighbours are."""
+        """Return the directory of stage 2 for the devices ``here`` (M,): who they are, all public keys, and their
+        neighbours.
+        """
         return Directory(self.devices[here], self.neighbours[here], self.devices, self.channel_keys, self.mask_keys)
 
     def inbox(self, here: BoolArray) -> Inbox:
@@ -134,7 +136,9 @@ class SecureGroup:
         return ShareRequests(self.devices[here], survived[mine], self.shared[mine] & ~survived[mine])
 
     def why_void(self, survived: BoolArray, answered: BoolArray | None = None) -> str | None:
-        """Why the sum over ``survived`` (M,) cannot be had, if so; answered: those that open shares, once known."""
+        """Return why the sum over ``survived`` (M,) cannot be opened, if so; answered: those that open shares, once
+        known.
+        """
         if survived.sum() < self.quorum:
             return f"{int(survived.sum())} of {len(self.devices)} devices sent their vector, {self.quorum} must"
         wanted = self.shared & (survived | survived[self.neighbours].any(axis=1))
@@ -147,7 +151,7 @@ class SecureGroup:
         return None
 
     def masks_left(self, server_round: int, survived: BoolArray, replies: Iterable[OpenedShares]) -> list[Mask]:
-        """What is to be taken from the masked sum over ``survived`` (M,), from the shares that they opened."""
+        """Return the masks to subtract from the masked sum over ``survived`` (M,), from the shares that they opened."""
         own, keys = self.shares(replies, survived)
         gone = np.flatnonzero(self.shared & ~survived)
         places = self.neighbours[gone].tolist()

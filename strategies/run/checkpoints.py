@@ -57,7 +57,7 @@ class RunCheckpoints:
 
     @staticmethod
     def from_paths(paths: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
-        """Where the place says."""
+        """Build the checkpoints in the folders of a run."""
         return RunCheckpoints(
             Path(paths.checkpoint_dir) if paths.checkpoint_dir else None, Path(paths.run_dir), stages, on_event
         )

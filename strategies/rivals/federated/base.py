@@ -74,13 +74,13 @@ class FederatedContext:
             yield devices[start : start + self.chunk]
 
     def start_table(self, name: str, rows: int, columns: int, scale: float) -> FloatArray:
-        """Normal numbers (rows, columns) that are the same whoever asks."""
+        """Return a table of normal numbers (rows, columns) that is the same for every caller."""
         drawn = rng_for(self.seed, name).standard_normal((rows, columns))
         return (scale * drawn).astype(np.float32)
 
 
 class Message(Protocol):
-    """What some devices send."""
+    """The message of some devices."""
 
     @property
     def num_bytes(self) -> IntArray:
@@ -89,8 +89,8 @@ class Message(Protocol):
 
 @dataclass(frozen=True)
 class RowUpdates:
-    """By how much rows of the item table changed, device after device: indptr (N + 1,); items (E,) int32, distinct
-    within a device; rows (E, w).
+    """The changes of rows of the item table, device after device: indptr (N + 1,); items (E,) int32, distinct within a
+    device; rows (E, w).
     """
 
     indptr: IntArray
@@ -110,8 +110,8 @@ class RowUpdates:
 
     @classmethod
     def room(cls, train: UserItems, num_items: int, columns: int, draws: int) -> Self:
-        """To be written by a compiled loop: as many rows as these devices can touch together, with so many draws for
-        each of their interactions.
+        """Allocate updates for a compiled loop to write: as many rows as these devices can touch together, with so many
+        draws for each of their interactions.
         """
         most = int(np.minimum(train.counts() * draws, num_items).sum())
         indptr = np.zeros(train.num_users + 1, np.int64)
@@ -119,7 +119,7 @@ class RowUpdates:
 
     @property
     def written(self) -> Self:
-        """Without the room that was left."""
+        """Return the updates without the room that was left."""
         return type(self)(self.indptr, self.items[: self.indptr[-1]], self.rows[: self.indptr[-1]])
 
     @property
@@ -158,7 +158,7 @@ class RowSums:
         return cls(np.zeros((num_items, dim), np.int64))
 
     def __iadd__(self, message: RowUpdates | PaddedUpdates) -> Self:
-        """Also these devices."""
+        """Add the updates of these devices."""
         for part in message.parts if isinstance(message, PaddedUpdates) else (message,):
             add_updates(part.items, part.rows, UNITS, self.total)
             self.devices += len(part.indptr) - 1
@@ -171,8 +171,8 @@ class RowSums:
 
 @dataclass(frozen=True)
 class ServedTables:
-    """What devices rank with. tables: by tier, (I, w_t) each; tier: (U,) which one a device holds; users (U, d), of
-    which a device uses the first w_t columns. own: rows that single devices hold instead of the table's.
+    """The tables that devices rank with. tables: by tier, (I, w_t) each; tier: (U,) which one a device holds; users (U,
+    d), of which a device uses the first w_t columns. own: rows that single devices hold instead of the table's.
     """
 
     tables: tuple[FloatArray, ...]
@@ -198,16 +198,16 @@ class Federated(Protocol[Setting]):
         """Settings to choose from on validation, one training each."""
 
     def server(self, context: FederatedContext, setting: Setting) -> Any:
-        """What the server starts with."""
+        """Return the state that the server starts with."""
 
     def device_states(self, context: FederatedContext, setting: Setting) -> Any:
-        """What all devices start with."""
+        """Return the state that all devices start with."""
 
     def sent(self, server: Any, devices: IntArray, context: FederatedContext) -> IntArray:
         """Bytes (N,) that these devices are sent in a round, from the arrays they are sent."""
 
     def nothing(self, context: FederatedContext) -> Any:
-        """The sum over nobody."""
+        """Return the sum over no devices."""
 
     def answer(
         self, server: Any, kept: Any, devices: IntArray, number: int, context: FederatedContext, setting: Setting
@@ -218,4 +218,4 @@ class Federated(Protocol[Setting]):
         """The server half of a round."""
 
     def served(self, server: Any, kept: Any, context: FederatedContext, setting: Setting) -> ServedTables:
-        """What devices rank with, once they have the table of the moment; nothing they keep changes."""
+        """Return what devices rank with, once they have the present table; nothing they keep changes."""

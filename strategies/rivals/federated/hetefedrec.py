@@ -82,7 +82,9 @@ class HeteFedRec:
         return tuple(max(context.dim // part, 1) for part in self.parts)
 
     def tiers(self, context: FederatedContext) -> IntArray:
-        """Which width each device has, (U,): the devices with the most memory the widest."""
+        """Return the width of each device, (U,), as the number of its tier: the devices with the most memory have the
+        widest.
+        """
         order = np.lexsort((np.arange(context.num_devices), context.memory))
         tier = np.empty(context.num_devices, np.int64)
         ends = np.rint(np.cumsum(SHARES) * context.num_devices).astype(np.int64)

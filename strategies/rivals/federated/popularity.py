@@ -24,7 +24,7 @@ class Popularity:
         return np.zeros((context.num_items, 1), np.float32)
 
     def device_states(self, context: FederatedContext, setting: None) -> np.ndarray:
-        """Nobody has."""
+        """Return the start: no device has contributed yet."""
         return np.zeros(context.num_devices, np.bool_)
 
     def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
@@ -44,7 +44,7 @@ class Popularity:
         context: FederatedContext,
         setting: None,
     ) -> RowUpdates:
-        """Ones, of those that have not spoken yet."""
+        """Return a one for each item of the devices that have not contributed yet."""
         counts = context.train.counts()[devices] * ~kept[devices]
         train = context.train.select(devices).keep(np.repeat(~kept[devices], context.train.counts()[devices]))
         kept[devices] = True
@@ -57,7 +57,7 @@ class Popularity:
         return (server + sums.changes()).astype(np.float32)
 
     def served(self, server: FloatArray, kept: np.ndarray, context: FederatedContext, setting: None) -> ServedTables:
-        """Counts as a table of one column, a score for everybody."""
+        """Serve the counts as a table of one column, a score that is the same for all devices."""
         return ServedTables(
             (server,), np.zeros(context.num_devices, np.int64), np.ones((context.num_devices, 1), np.float32)
         )

@@ -25,8 +25,8 @@ RECALL = "recall@20"
 
 @dataclass(frozen=True)
 class Effort:
-    """What every setting gets. rounds: at most; every: rounds between looks at validation; patience: looks without a
-    better recall after which it ends; panel: devices that are looked at, drawn by the seed.
+    """The effort for every setting. rounds: at most; every: rounds between looks at validation; patience: looks without
+    a better recall after which it ends; panel: devices that are looked at, drawn by the seed.
     """
 
     rounds: int = 150
@@ -98,12 +98,12 @@ def diverged(context: FederatedContext, setting: Any) -> BestRound:
 
 
 def choices(served: ServedTables) -> list[ServedTables]:
-    """What validation chooses from after a round: with devices' own rows, if there are any, and without."""
+    """Return what validation chooses from after a round: with devices' own rows, if there are any, and without."""
     return [served] if served.own is None else [served, replace(served, own=None)]
 
 
 def copied(served: ServedTables) -> ServedTables:
-    """As it is now; later rounds change what devices keep."""
+    """Copy what is served now; later rounds change what devices keep."""
     return replace(served, users=served.users.copy())
 
 
