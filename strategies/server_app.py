@@ -178,7 +178,7 @@ def serve(
 
 
 def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> FullTableReplies:
-    """What devices get from full tables before any round, where the scenario wants to know."""
+    """Return the replies about full tables before any round, where the scenario wants to know."""
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
         return FullTableReplies(None, None, None, None)

@@ -247,7 +247,7 @@ class Evaluator:
         return served(weights if groups is None else groups, self._reach(budgets, rooms))
 
     def _known(self, request: wire.EvaluateRequest, partition: int) -> MessageContext:
-        """Return what a node's right answer looks like: how many devices it hosts, and in which user groups they are."""
+        """Return what a node's right answer looks like: how many devices it hosts, and the user groups they are in."""
         members, groups = self.members, list(request.groups)
         here = self.federation.nodes.partitions_of(members.devices) == partition
         reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)

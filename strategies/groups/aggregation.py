@@ -20,7 +20,7 @@ CHUNK_ROWS = 2048
 
 @dataclass
 class BlockSums:
-    """The sums over the devices of one user group in a round, added up over nodes.
+    """The sums over the devices of one user group in a round, added up over nodes. Order-free: all integers.
 
     For R table rows of S slices and K ranked blocks: parts, the rows (T,) and sums (T, d) of every node; touched
     (R, S); row_loss, row_examples (R,); holders, hits, shown, exposed (K,).

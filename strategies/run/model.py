@@ -1,4 +1,4 @@
-"""What a run leaves for devices that were not there: the model as it ended, and nothing of any device."""
+"""The model that a run leaves for new devices, as it ended; it holds no data of any device."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Sum = tuple[int, int]
 
 @dataclass(frozen=True)
 class RowFile:
-    """A file of rows. It tells nothing of itself: whoever has it written keeps the sums."""
+    """A file of rows. It does not describe itself: its writer keeps the sums."""
 
     path: Path
 

@@ -28,8 +28,8 @@ MOMENT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class SumsRecord:
-    """What one step took of devices, and whom it reached. classes, clock: see :class:`RoundCounts`; announced: devices
-    that began it under secure aggregation.
+    """The cost of one step for devices, and which devices it reached. classes, clock: see :class:`RoundCounts`;
+    announced: devices that began it under secure aggregation.
     """
 
     step: Step
@@ -70,12 +70,14 @@ class FederatedSums:
         return 0.0
 
     def counts(self) -> Ints:
-        """How many devices have each item, (I,)."""
+        """Return how many devices have each item, (I,)."""
         self._time += self.windows
         return self._owned(np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items")))
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """What a pass returns, (I, K): some columns a message; for bounds, a device needs all of them to answer any."""
+        """Return the sums of a pass, (I, K), some columns a message; for bounds, a device needs all of them to answer
+        any.
+        """
         assert sketch is None, "hides nothing without masks"
         self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
@@ -92,7 +94,7 @@ class FederatedSums:
         return sums
 
     def choice(self, filter_request: FilterRequest) -> tuple[Ints, int]:
-        """Which filter some devices prefer: (C,), and how many answered."""
+        """Return the votes of some devices for each filter, (C,), and how many devices answered."""
         self._time += self.windows
         request = wire.ChoiceRequest(
             self.setting,
@@ -125,7 +127,7 @@ class FederatedSums:
 
     @property
     def position(self) -> tuple[int, ...]:
-        """How far it is: what :meth:`resume` takes."""
+        """Return the position of the sums: what :meth:`resume` takes."""
         return self._time, self._columns
 
     def resume(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
@@ -135,11 +137,11 @@ class FederatedSums:
 
     @property
     def now(self) -> int:
-        """On the fleet's clock, the round after the last step."""
+        """Return the round after the last step, on the fleet's clock."""
         return self._time + self.windows
 
     def vectors(self, own: Floats, instead: Floats | None = None) -> None:
-        """Devices make their vectors. instead: (K,) that of a device none of whose items has a row yet."""
+        """Let devices make their vectors. instead: (K,) vector of a device none of whose items has a row yet."""
         self._time += self.windows
         for first in range(0, own.shape[1], COLUMNS):
             part = np.ascontiguousarray(own[:, first : first + COLUMNS])
@@ -232,7 +234,7 @@ class FederatedSums:
         return by_group
 
     def _contribution(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
-        """What a node says in a step, by user group."""
+        """Return what a right reply of a node in a step looks like, by user group."""
         count, columns = request.centroids.shape
         part = len(request.groups) if self.bounded else request.table.shape[1]
         parts: dict[str, dict[str, tuple[int, ...]]] = {

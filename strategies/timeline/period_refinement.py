@@ -23,8 +23,8 @@ from strategies.run.select_settings import kept_by_most
 
 @dataclass(frozen=True)
 class PeriodRefinement:
-    """What refining took. rounds: kept of those that were tried, or done; on the clock: ``ends`` is the round after;
-    compared_bytes: sent to devices that compared.
+    """The cost of a refinement. rounds: number kept of those that were tried, or done; on the clock: ``ends`` is the
+    round after; compared_bytes: bytes sent to devices that compared.
     """
 
     rounds: int

@@ -1,4 +1,4 @@
-"""What devices have of tables that go on: rows that changed much are published anew, the others stay as they were."""
+"""Published tables of a timeline: rows that changed much are published anew, the others stay as they were."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class PublishedTables:
         return PublishedTables(tuple(tables), fresh, np.stack(changes))
 
     def table_of(self, group: int) -> FloatArray | None:
-        """Without freshness, of a user group; None of one that there was not."""
+        """Return the table of a user group, without freshness; None for a group that did not exist."""
         if len(self.tables) == 1:
             return self.tables[0]
         return self.tables[group] if group >= 0 else None
@@ -62,8 +62,8 @@ class PublishedTables:
 
 
 def published(before: FloatArray | None, table: FloatArray, allowance: float) -> tuple[FloatArray, NDArray[np.uint8]]:
-    """The table (I, d) that devices have from now on, and which rows changed (I,): new ones, and of the others those
-    that moved most, ``allowance`` times I rows in all, as the rest stays as it was.
+    """Return the table (I, d) that devices have from now on, and which rows changed (I,): new ones, and of the others
+    those that moved most, ``allowance`` times I rows in all, as the rest stays as it was.
     """
     if before is None:
         return table, np.full(len(table), wire.NEW, np.uint8)

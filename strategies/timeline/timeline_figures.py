@@ -1,4 +1,4 @@
-"""From sums to the figures of a timeline's report."""
+"""Figures of a timeline's report, from sums."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def summaries(lines: ServingMetrics, periods: Iterable[int]) -> dict[str, Timeli
 
 
 def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) -> dict[str, ReadCosts]:
-    """What devices read, (X, C) each, by budget."""
+    """Return what devices read, (X, C) each, by budget."""
     reads = {}
     for place, label in enumerate(labels):
         there, joining = known[place].total(axis=0), new[place].total(axis=0)

@@ -82,7 +82,7 @@ class Fcf:
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
     def device_states(self, context: FederatedContext, setting: FcfSetting) -> None:
-        """Return no states: a factor is solved for anew in every round."""
+        """Return an empty state: a factor is solved for anew in every round."""
 
     def sent(self, server: FcfServer, devices: IntArray, context: FederatedContext) -> IntArray:
         """The whole table."""
