@@ -1,4 +1,4 @@
-"""What a run will move, hold and take, told before it starts (docs/estimate.md has their error).
+"""Estimate, before a run starts, of what it will move, hold and take (docs/estimate.md has its error).
 
 Bytes follow from the data, the fleet and the protocol; memory and time from constants, measured on one machine.
 """
@@ -101,7 +101,7 @@ class RunEstimate:
 
     @property
     def study_s(self) -> float:
-        """What a study does again with every variation: all but the start and pretraining."""
+        """Return the seconds of what a study repeats with every variation: all but the start and pretraining."""
         return self.total_s - self.seconds["start"] - self.seconds["pretraining"]
 
 
@@ -204,7 +204,7 @@ def _refinement(scenario: Scenario, splits: Splits, layout: BlockLayout, fleet: 
 
 
 def _touched(rows: NDArray[np.float64], positives: NDArray[np.float64], drawn: int) -> NDArray[np.float64]:
-    """Rows, of so many, that are trained on: a device's own, and those that are drawn at least once."""
+    """Return the number of rows that are trained on: a device's own, and those that are drawn at least once."""
     positives = np.minimum(positives, rows)
     others = np.maximum(rows - positives, 1.0)
     return positives + (rows - positives) * -np.expm1(-drawn * positives / others)
@@ -295,7 +295,7 @@ def _pretraining_s(scenario: Scenario, splits: Splits) -> float:
 
 
 def _notes(scenario: Scenario) -> tuple[str, ...]:
-    """What the figures leave out."""
+    """Return notes on what the figures leave out."""
     notes = []
     if scenario.secure_aggregation.enabled:
         notes.append("bytes exclude the keys, shares and masked vectors of secure aggregation")

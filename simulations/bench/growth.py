@@ -41,7 +41,7 @@ from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 
 KEPT = "checkpoints"
-"""Folder, in that of the results, of points that are done."""
+"""Folder of finished points, in that of the results."""
 FIGURES = ("seconds", "cpu_seconds", "peak_rss_bytes")
 PLANTED_GROUPS = 4
 """Number of groups of taste in every population: the data stays the same when the number of user groups changes."""
@@ -49,7 +49,9 @@ PLANTED_GROUPS = 4
 
 @dataclass(frozen=True)
 class Point:
-    """What a round is of. columns: of the item tables; rounds: that are counted, after one that is not."""
+    """The sizes of a round. columns: columns of the item tables; rounds: rounds that are counted, after one that is
+    not.
+    """
 
     devices: int = 16_000
     items: int = 8_000
@@ -73,7 +75,7 @@ SIZES: Sizes = {
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """What is measured: ``sizes`` by axis, around ``middle``."""
+    """The plan of what is measured: ``sizes`` by axis, around ``middle``."""
 
     middle: Point = field(default_factory=Point)
     sizes: Sizes = field(default_factory=lambda: SIZES)

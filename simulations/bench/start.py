@@ -1,4 +1,4 @@
-"""What a user waits for before nodes answer: Python's imports, Ray, and what nodes import."""
+"""Time that a user waits before nodes answer: Python's imports, Ray, and what nodes import."""
 
 from __future__ import annotations
 

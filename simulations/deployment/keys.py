@@ -30,12 +30,12 @@ class KeyFolder:
 
     @property
     def authority(self) -> Path:
-        """What everybody is given who connects to the SuperLink."""
+        """Return the certificate of the authority, which every party that connects to the SuperLink needs."""
         return self.folder / AUTHORITY
 
     @property
     def certificate(self) -> Path:
-        """The SuperLink's."""
+        """Return the certificate of the SuperLink."""
         return self.folder / CERTIFICATE
 
     @property
@@ -44,7 +44,9 @@ class KeyFolder:
         return self.folder / KEY
 
     def node(self, number: int) -> Path:
-        """A SuperNode's own; what it is registered with lies beside it, with the ending ``.pub``."""
+        """Return a SuperNode's private key; the public key that it is registered with has the same name and the ending
+        ``.pub``.
+        """
         return self.folder / f"node-{number}"
 
 

@@ -14,8 +14,8 @@ from simulations.deployment.processes import Config, Deployment, deployed
 
 
 def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) -> list[Config]:
-    """What SuperNodes are started with. own: files of theirs, one each, numbered in this order; nodes: how many there
-    are where there are none, so that each takes its share of the scenario's devices.
+    """Return what SuperNodes are started with. own: data files of theirs, one each, numbered in this order; nodes:
+    number of SuperNodes where there are no files, so that each takes its share of the scenario's devices.
 
     Raises:
         ScenarioError: files and a scenario that do not fit together.

@@ -28,8 +28,9 @@ class FigureInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What another run has from a table, and that less and over what the first run has: p of a difference of 0, and
-    corrected for all questions of the diff (Holm). seeds: whether intervals and p include the seeds.
+    """The difference of another run from the first one for a table: its value, and that less and over what the first
+    run has; p of a difference of 0, and corrected for all questions of the diff (Holm). seeds: whether intervals and p
+    include the seeds.
     """
 
     run: str
@@ -167,7 +168,7 @@ def _ratio(
 
 
 def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
-    """With p-values corrected for the number of them."""
+    """Return the rows with p-values corrected for their number."""
     known = [one.p for row in rows for one in row.others if one.p is not None]
     values: Iterator[float] = iter(holm(known))
 

@@ -1,4 +1,4 @@
-"""What a folder of results holds for a comparison: a run, or a run repeated with several seeds."""
+"""Contents of a folder of results for a comparison: a run, or a run repeated with several seeds."""
 
 from __future__ import annotations
 

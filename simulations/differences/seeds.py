@@ -161,7 +161,7 @@ def seeds_view(result: SeedsResult) -> TableView:
 
 
 def figure_text(figure: Figure | None, digits: int = 4) -> str:
-    """With its interval; a dash for none."""
+    """Format a figure with its interval; a dash for none."""
     return ABSENT if figure is None else format_interval(figure.value, figure.low, figure.high, digits)
 
 

@@ -8,7 +8,7 @@ import socket
 from fl_peel.errors import EngineError
 
 CONNECT_S = 10.0
-"""How long a Ray cluster may take to answer."""
+"""Seconds that a Ray cluster may take to answer."""
 
 
 def require_cluster(address: str) -> None:

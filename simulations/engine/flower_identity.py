@@ -1,4 +1,4 @@
-"""What a Grid of our own needs of Flower beyond its public names: the only place that reaches for it.
+"""Identity that a Grid of our own needs of Flower beyond its public names: the only place that reaches for it.
 
 Flower makes messages for whoever its own engines started: ``Message(...)`` reads who this process is from
 ``TaskIdentity``, and whoever sends a message numbers it in place (:class:`flwr.superlink.grid.InMemoryGrid` does it in

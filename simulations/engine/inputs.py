@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fl_peel.data.interactions import Splits
 
 MOST_ROUNDS_LOOKED_AT = 1000
-"""For a device that is available: in a usual fleet the first round has one."""
+"""Rounds looked at for a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
 ENDINGS = ("json", "csv", "html", "svg")
 ARTIFACTS = "artifacts"
@@ -70,7 +70,7 @@ RESULT_FILES = tuple(
     )
     if name not in RESULT_FOLDERS
 )
-"""What a run, a study or a benchmark may write into its folder."""
+"""Files that a run, a study or a benchmark may write into its folder."""
 
 
 def checked(

@@ -99,7 +99,7 @@ class ForkServer:
 
 @dataclass(frozen=True)
 class _Question:
-    """A message, what its node knows of itself, and who is told the reply."""
+    """A message, the configuration of its node, and the receiver of the reply."""
 
     message: Message
     context: Context
