@@ -176,7 +176,7 @@ def run_seeds(
 
 
 def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Which run a scenario is, with its data."""
+    """Return what identifies a scenario's run, with its data."""
     with run_folder() as run_dir:
         return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
 

@@ -239,7 +239,7 @@ def _population(
 
 
 def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> dict[str, float]:
-    """Measure what one device does by itself at 1% of the bytes: choose its blocks; rank all items with what it stored."""
+    """Measure one device by itself at 1% of the bytes: choosing its blocks; ranking all items with what it stored."""
     layout = context.prepared.layout
     ceiling = int(strategy.members.ceilings[0])
     ranked = rank_blocks(layout, "int8", context.popularity[0], context.prepared.pretrained.items, ceiling)

@@ -24,7 +24,7 @@ AUTHORITY_KEY = "ca.key"
 
 @dataclass(frozen=True)
 class KeyFolder:
-    """The folder that they lie in; the private key of the authority is needed for further certificates alone."""
+    """The folder of keys and certificates; the authority's private key is needed for further certificates alone."""
 
     folder: Path
 
@@ -40,7 +40,7 @@ class KeyFolder:
 
     @property
     def key(self) -> Path:
-        """The SuperLink's own."""
+        """Return the private key of the SuperLink."""
         return self.folder / KEY
 
     def node(self, number: int) -> Path:

@@ -28,9 +28,9 @@ class FigureInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference of another run from the first one for a table: its value, and that less and over what the first
-    run has; p of a difference of 0, and corrected for all questions of the diff (Holm). seeds: whether intervals and p
-    include the seeds.
+    """The difference of another run from the first one, for one table. figure: the other run's; difference: that less
+    the first run's; ratio: that over the first run's; p: of a difference of 0; p_holm: corrected for all questions of
+    the diff (Holm). seeds: whether intervals and p include the seeds.
     """
 
     run: str

@@ -76,7 +76,7 @@ def run_folder() -> Iterator[Path]:
 
 
 def _is_full(error: OSError) -> bool:
-    """Return whether the error is about a full disk; NumPy gives no number, but reports how much of an array it could
+    """Return whether a disk is full by this error; NumPy gives no number, but reports how much of an array it could
     write.
     """
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " requested and " in str(error))

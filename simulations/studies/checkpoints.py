@@ -43,7 +43,9 @@ class Checkpoints:
     _written: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     def path(self, name: str, content: object, modules: Iterable[str]) -> Path:
-        """Where the result of a stage is kept. modules: that its work enters; all they import follows from them."""
+        """Return the path of the kept result of a stage. modules: modules that its work enters; all they import follows
+        from them.
+        """
         digest = hashlib.blake2b(digest_size=10)
         sources = digest_of(tuple(modules), self.root)
         digest.update(json.dumps([self.data, content, sources], sort_keys=True).encode())
@@ -98,7 +100,9 @@ def data_digest(splits: Splits | Timeline) -> str:
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """What of a scenario decides a study's figures: not its name, not the machine, not the report's own parts."""
+    """Return the part of a scenario that decides a study's figures: not its name, not the machine, not the report's own
+    parts.
+    """
     content = scenario.model_dump(mode="json")
     for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
         content.pop(key, None)
@@ -139,7 +143,9 @@ def _words(node: object) -> Iterator[str]:
 
 
 def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
-    """What of a scenario decides the figures of those who start from the pretrained tables and know no device."""
+    """Return the part of a scenario that decides the figures of those who start from the pretrained tables and know no
+    device.
+    """
     content = scenario.model_dump(mode="json")
     return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}
 

@@ -1,4 +1,4 @@
-"""Which settings a sweep has: every combination of the values that are given for keys."""
+"""Settings of a sweep: every combination of the values that are given for keys."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Setting:
 
     @property
     def overrides(self) -> list[str]:
-        """As `fl-peel run --set` has them."""
+        """Return the setting as `fl-peel run --set` has it."""
         return [*self.fixed, *(f"{path}={text}" for path, text in self.values)]
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Return a label for people."""
         names = short_names(path for path, _ in self.values)
         return ", ".join(f"{name}={text}" for name, (_, text) in zip(names, self.values, strict=True))
 
@@ -93,7 +93,7 @@ def values_of(asked: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str
 
 
 def as_overrides(fixed: dict[str, str]) -> tuple[str, ...]:
-    """As ``--set`` has them."""
+    """Return overrides as ``--set`` has them."""
     return tuple(f"{path}={text}" for path, text in fixed.items())
 
 

@@ -1,4 +1,4 @@
-"""From the runs of a sweep's settings to its figures, with intervals over devices and seeds."""
+"""Figures of a sweep from the runs of its settings, with intervals over devices and seeds."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], repli
 def _less(
     settings: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int
 ) -> dict[str, dict[str, Difference]]:
-    """By setting and table, recall less that of the first; settings with other test items are left out."""
+    """Return, by setting and table, recall less that of the first setting; those with other test items are left out."""
     same = [one for one in settings if _comparable(settings[0].runs, one.runs)]
     if len(same) < 2:
         return {}

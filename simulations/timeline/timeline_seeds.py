@@ -1,4 +1,4 @@
-"""A timeline under several seeds: what of its figures is the seed's, as `timeline-seeds.json` and `.html`."""
+"""Timelines under several seeds: which part of their figures is the seed's, as `timeline-seeds.json` and `.html`."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def run_timeline_seeds(
 
 
 def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Which timeline a scenario is, with its data."""
+    """Return what identifies a scenario's timeline, with its data."""
     with run_folder() as run_dir:
         return about_run(scenario, device_timeline(scenario, data_folder(data_dir), str(run_dir)))
 
 
 def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
-    """What a seed that is done left for the others.
+    """Read what a finished seed left for the others.
 
     Raises:
         ReportError: it is not there, or damaged.
@@ -129,8 +129,8 @@ def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
 def timeline_seeds(
     results: list[TimelineResult], drawn: list[dict[str, Doubles]], command: str | None = None
 ) -> TimelineSeeds:
-    """What several seeds say together. drawn: by seed and way of serving, (B,) replicates of its mean recall over the
-    last three periods, of the same draws of devices in every seed.
+    """Return what several seeds show together. drawn: by seed and way of serving, (B,) replicates of its mean recall
+    over the last three periods, of the same draws of devices in every seed.
     """
     if not all(one.keys() == drawn[0].keys() for one in drawn):
         raise ScenarioError("evaluation: the seeds did not evaluate the same devices; raise data.timeline.share")

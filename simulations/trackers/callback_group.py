@@ -1,4 +1,4 @@
-"""Callbacks beside a run: told what happens to it, and never in its way."""
+"""Callbacks of a run: they get its events, and never stop it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Figures = TypeVar("Figures")
 
 @dataclass
 class CallbackGroup:
-    """Callbacks that are told together; one that fails is told nothing more."""
+    """The callbacks that get the same events; one that fails gets no more."""
 
     callbacks: Iterable[Callback]
     _active: list[Callback] = field(init=False, repr=False)

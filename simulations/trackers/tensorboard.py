@@ -41,7 +41,7 @@ class TensorBoard(Callback):
         self._writer.close()
 
     def on_error(self, error: BaseException) -> None:
-        """What there is stays."""
+        """Write the error, and keep what is written."""
         self._writer.add_text("error", f"{type(error).__name__}: {error}")
         self._writer.close()
 

@@ -152,7 +152,9 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
 
 
 def line_name(selector: str, selectors: Collection[str]) -> str:
-    """How a line is told from others of its precision: by who chose its blocks, where there is a choice."""
+    """Return the name that distinguishes a line from others of its precision: what chose its blocks, where there is a
+    choice.
+    """
     return f"by {selector_name(selector)}" if len(selectors) > 1 else ""
 
 
@@ -342,7 +344,7 @@ def learning_curves(result: RunResult) -> Plot | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured in some of the rounds: values, by round and by time on the virtual clock; equally long."""
+    """The values measured in some of the rounds, by round and by time on the virtual clock; equally long."""
 
     name: str
     rounds: tuple[float, ...]

@@ -31,7 +31,7 @@ from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPE
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MARKS = "●■▲◆▼✚✖★"
-"""The same as characters."""
+"""Markers as characters."""
 Ends = tuple[float, float] | None
 """Ends of an interval; None where there is none."""
 LABEL_PT = 8.5
@@ -42,9 +42,9 @@ NARROW_CHARACTERS = 30
 LEGEND_IN = 0.19
 """Height of a name above a panel."""
 TIP = "tip:"
-"""Before words that a figure says of a point, while it is drawn."""
+"""Prefix of words that a figure shows at a point, while it is drawn."""
 SERIES = "series:"
-"""Before the number of what can be switched off together, while it is drawn."""
+"""Prefix of the number of what can be switched off together, while it is drawn."""
 Params = ParamSpec("Params")
 MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
 
@@ -78,7 +78,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn of one thing: its number (:func:`in_series`), name, colour and mark."""
+    """The series of one thing that is drawn: its number (:func:`in_series`), name, colour and mark."""
 
     number: int
     name: str
@@ -87,7 +87,7 @@ class Series:
 
     @staticmethod
     def from_number(number: int, name: str) -> Series:
-        """As :func:`line_kwargs` draws the line of that number."""
+        """Make the series as :func:`line_kwargs` draws the line of that number."""
         style = line_kwargs(number)
         return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])
 
@@ -257,7 +257,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 
 def hover(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str], series: int | None = None) -> None:
-    """Say something of each point when it is pointed at."""
+    """Show words at each point when it is pointed at."""
     if len(x):
         unseen = axes.scatter(x, y, s=190, facecolor=(1, 1, 1, 0), edgecolor="none", zorder=9)
         unseen.set_urls([f"{TIP}{text}" for text in words])

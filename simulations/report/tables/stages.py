@@ -18,7 +18,9 @@ STEPS = {
 
 
 def stage1_views(result: RunResult) -> list[TableView]:
-    """What each step took of all devices, and all of them of each class; nothing where the server was alone."""
+    """Return what each step took of all devices, and what all steps took of each class; nothing where the server was
+    alone.
+    """
     stage1 = result.stage1
     if stage1 is None:
         return []
@@ -84,7 +86,7 @@ def _share(result: RunResult) -> float:
 
 
 def acceptance_views(result: RunResult) -> list[TableView]:
-    """How many user groups kept how many rounds, and why; nothing where nobody was asked."""
+    """Return how many user groups accepted how many rounds, and why; nothing where no device was asked."""
     stage = result.refinement
     if stage is None:
         return []

@@ -1,4 +1,4 @@
-"""From an ablation to its files: `ablate.json`, `ablate.csv`, `ablate.html` (one table, one plot) and `ablate.svg`."""
+"""Files of an ablation: `ablate.json`, `ablate.csv`, `ablate.html` (one table, one plot) and `ablate.svg`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server sees of single devices in stage 1 by devices: recorded beside the run, answered again afterwards.
+"""View that a server has of single devices in stage 1 by devices: recorded beside the run, answered again afterwards.
 
 User groups, and so who is watched, are known when stage 1 is over. What a device says in a step follows from the
 request and its data alone, so requests are kept, with the devices whose answers came, and each watched device is asked
@@ -108,11 +108,11 @@ class StepObserver:
 
     @property
     def any(self) -> bool:
-        """Whether there was a stage 1 by devices."""
+        """Return whether there was a stage 1 by devices."""
         return bool(self._seen)
 
     def steps(self, device: int) -> tuple[StepView, ...]:
-        """What was seen of a device, oldest first."""
+        """Return what was seen of a device, oldest first."""
         if self.sums_alone:
             if self._sums is None:
                 self._sums = [self._view(part, part[0].devices) for part in self._parts()]
@@ -187,7 +187,7 @@ def _reached(cohort: Cohort, request: StepRequest) -> IntArray:
 
 
 def _arrays(step: str, answers: Sequence[Mapping[int, wire.GroupSum]]) -> Arrays:
-    """What the messages of a step say, by name."""
+    """Return the arrays in the messages of a step, by name."""
     if step == "moments":
         groups = [group for answer in answers for _, group in sorted(answer.items())]
         return {

@@ -37,7 +37,7 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
 )
 """Rivals under every budget, and the precisions each is tried at."""
 CEILINGS: tuple[Rival, ...] = (Ease(), ItemNeighbours())
-"""What a server does that knows no budget: measured once."""
+"""Methods of a server that knows no budget: measured once."""
 
 
 def some(names: Iterable[str]) -> tuple[tuple[tuple[Rival, tuple[Precision, ...]], ...], tuple[Rival, ...]]:

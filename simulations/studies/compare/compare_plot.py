@@ -1,4 +1,4 @@
-"""What the figure of a comparison shows: every method's quality against the bytes that a device stores."""
+"""Figure of a comparison: every method's quality against the bytes that a device stores."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ WHOLE: tuple[Precision, ...] = ("fp32", "int8")
 """Precisions of the rivals' full tables."""
 METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Fcf(), PFedRec(), HeteFedRec())
 ENTERED = ("strategies.rivals.federated.tuning", "simulations.studies.compare.federated")
-"""What a rival's stage enters, beside the module of the rival itself."""
+"""Modules that a rival's stage enters, besides the module of the rival itself."""
 MEANS = ("bytes_down_mean", "bytes_up_mean", "stored_bytes_mean", "rounds")
 """Columns of rows, besides metrics, that are averaged over seeds."""
 
@@ -172,7 +172,7 @@ def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
 
 
 def filters(scenario: Scenario) -> int:
-    """How many filters stage 1 lets devices choose from."""
+    """Return how many filters stage 1 lets devices choose from."""
     pretraining = scenario.pretraining
     counts = len(COUNT_EXPONENTS) if pretraining.count_exponent is None else 1
     return counts * (len(VALUE_EXPONENTS) if pretraining.value_exponent is None else 1)

@@ -1,4 +1,4 @@
-"""From a comparison to its files: `compare.json`, `compare.csv`, `compare.html` and `compare.svg`."""
+"""Files of a comparison: `compare.json`, `compare.csv`, `compare.html` and `compare.svg`."""
 
 from __future__ import annotations
 

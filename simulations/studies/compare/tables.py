@@ -71,7 +71,7 @@ def trials(rows: Sequence[CompareRow], method: str) -> str:
 
 
 def ceilings_view(result: CompareResult) -> TableView:
-    """What a server does that has the data and knows no budget."""
+    """Return the methods of a server that has the data and knows no budget."""
     body = tuple(
         (
             row["method"],
