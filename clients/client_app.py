@@ -173,7 +173,7 @@ def train_round(message: Message, context: Context) -> Message:
 
 @app.evaluate("budgets")
 def evaluate_budgets(message: Message, context: Context) -> Message:
-    """All hosted devices rank under each budget."""
+    """Let all hosted devices rank under each budget."""
     return _answer_for_devices(message, context, wire.EvaluateRequest, ranking.evaluate_budgets)
 
 
@@ -185,7 +185,7 @@ def refresh(message: Message, context: Context) -> Message:
 
 @app.evaluate("moving")
 def follow(message: Message, context: Context) -> Message:
-    """Some hosted devices are followed while their budgets move."""
+    """Follow some hosted devices while their budgets move."""
     return _answer_for_devices(message, context, wire.MovingRequest, serving.follow)
 
 

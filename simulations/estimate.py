@@ -60,8 +60,9 @@ STUDIES = {"compare": 20, "ablate": 8, "audit": 20}
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """bytes: of a device on average over the whole run, in stage 1 and in refinement, down and up. seconds: of every
-    stage, pretraining without kept tables; rounds: of refinement; participants: of one round, on average.
+    """The estimate of a run. Bytes are those of a device on average over the whole run, in stage 1 and in refinement,
+    down and up. seconds: seconds of every stage, pretraining without kept tables; rounds: rounds of refinement;
+    participants: devices of one round, on average.
     """
 
     scenario: str

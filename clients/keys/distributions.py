@@ -70,7 +70,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every value between ``low`` and ``high`` alike."""
+    """The uniform distribution between ``low`` and ``high``."""
 
     low: float
     high: float

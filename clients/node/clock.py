@@ -95,7 +95,7 @@ def spend(
     upload_bytes: IntArray,
     deadline_s: float | None = None,
 ) -> RoundCost:
-    """What devices spend on a round, each stopping at the deadline.
+    """Return what devices spend on a round, each stopping at the deadline.
 
     download_bytes, samples, upload_bytes: (N,), the work of the whole round. Energy is train_watts over the training
     time plus radio_joules_per_mb over the bytes moved either way. Neither is told beyond :data:`MOST`.

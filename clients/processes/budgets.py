@@ -1,4 +1,4 @@
-"""How a device's memory budget moves over time: the processes that ship, and the registry that more plug into.
+"""Movement of a device's memory budget over time: the processes that ship, and the registry that more plug into.
 
 The interface and the clock are in :mod:`clients.processes.base`, the Markov process in :mod:`clients.processes.markov`.
 """

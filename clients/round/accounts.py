@@ -44,7 +44,7 @@ def class_counts(
 
 
 def clock_counts(classes: NDArray[np.int16], num_classes: int, **amounts: NDArray[np.generic]) -> ClockCounts:
-    """Some columns (N,) of single devices, by name, added up per class; the others are zero."""
+    """Add up some columns (N,) of single devices, by name, per class; the others are zero."""
     per_device = ClockCounts.zeros(len(classes))
     for name, values in amounts.items():
         getattr(per_device, name)[:] = values

@@ -34,11 +34,11 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         return replace(super().begin(), clock=clock)
 
     def members(self, group: int) -> IntArray:
-        """Those of the user group."""
+        """Return the reached devices of the user group."""
         return np.asarray(self._reached[self._groups[self._reached] == group])
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
-        """All of them together, as the contents have it."""
+        """Train all devices of the group together, as the contents have it."""
         terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
         done = self.context.contents.together(
             self.context.cohort.devices[members],

@@ -123,7 +123,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         self._protocol_s = 0.0
 
     def members(self, group: int) -> IntArray:
-        """Those whose neighbours' shares are in the message."""
+        """Return the devices whose neighbours' shares are in the message."""
         return self.context.cohort.places(self._request.secure[group].devices)
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:

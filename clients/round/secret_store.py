@@ -39,7 +39,7 @@ class SecretStore:
 
     @staticmethod
     def from_node_folder(node_folder: Path) -> SecretStore:
-        """That of a node."""
+        """Return the store of a node."""
         return SecretStore(node_folder / "secure")
 
     def save(self, server_round: int, group: int, stage: str, arrays: Arrays) -> None:

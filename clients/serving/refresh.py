@@ -28,7 +28,7 @@ SCALE_BYTES = 2
 
 
 def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
-    """Every hosted device that takes part reads what it lacks, under each budget as if it had always had that one."""
+    """Let every participating device read what it lacks, under each budget as if it had always had this one."""
     assert request.precision in PRECISIONS
     precision: Precision = request.precision
     layout, num_classes, num_budgets = cohort.layout(), len(cohort.fleet.names), len(request.budgets)

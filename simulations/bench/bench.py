@@ -144,7 +144,7 @@ def _environment(device: str) -> dict[str, Any]:
 def _through_flower(
     grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
 ) -> dict[str, Any]:
-    """All that PEEL's engine does, on one set of nodes."""
+    """Measure all that PEEL's engine does, on one set of nodes."""
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     figures = _rounds(grid, scenario, paths, plan, nodes, on_event)
     if plan.flagship is not None:

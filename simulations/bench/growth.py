@@ -242,7 +242,7 @@ def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> Tabl
 
 
 def growth_text(figures: Mapping[str, Any]) -> str:
-    """All tables, as the terminal has them."""
+    """Return all tables, as the terminal has them."""
     text = io.StringIO()
     console = Console(file=text, width=100, highlight=False)
     for view in growth_views(figures):

@@ -145,7 +145,7 @@ class Deployment:
             raise EngineError(f"the run is {status}: {details}; see {self.log('superlink')}")
 
     def log(self, name: str) -> Path:
-        """Return the log of a process: ``superlink`` (the server's side, too) or ``node-N``."""
+        """Return the path of a process's log: ``superlink`` (the server's side, too) or ``node-N``."""
         return self.home / f"{name}.log"
 
     def _start(self, name: str, words: Sequence[str], more: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -291,7 +291,7 @@ def _program(name: str) -> list[str]:
 
 
 def _flat(config: Config) -> str:
-    """As Flower reads it: ``key=value``, separated by blanks."""
+    """Format a configuration as Flower reads it: ``key=value``, separated by blanks."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
 
 

@@ -119,7 +119,7 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
 
 
 def rows_of(runs: Sequence[SeedRuns], tables: Sequence[str], names: Sequence[str], replicates: int) -> list[DiffRow]:
-    """Every metric of every table, p-values not yet corrected."""
+    """Return every metric of every table, p-values not yet corrected."""
     means = [one.means(tables) for one in runs]  # (2, T, S) each
     drawn = [one.replicates(tables, replicates) for one in runs]  # (2, T, B) each
     rows = []

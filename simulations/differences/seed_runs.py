@@ -46,13 +46,13 @@ class SeedRuns:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """That every seed measured."""
+        """Return the tables that every seed measured."""
         first, *others = (one.tables for one in self.by_seed)
         return tuple(table for table in first if all(table in other for other in others))
 
     @property
     def num_devices(self) -> int:
-        """That count in every seed, or more."""
+        """Return the number of devices that count, in the seed in which the fewest do."""
         return min(int(one.counted.sum()) for one in self.by_seed)
 
     @property

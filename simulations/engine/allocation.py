@@ -18,7 +18,7 @@ MMAP_THRESHOLD_BYTES = 64 << 20
 TRIM_THRESHOLD_BYTES = (1 << 31) - 1
 """Free memory at the end of the heap that is kept."""
 ARENAS = 1
-"""All threads allocate from one."""
+"""Number of arenas, from which all threads allocate."""
 WORKERS = {
     "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES),
     "MALLOC_TRIM_THRESHOLD_": str(TRIM_THRESHOLD_BYTES),

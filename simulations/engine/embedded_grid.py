@@ -42,7 +42,7 @@ class EmbeddedGrid(Grid):
 
     @property
     def run(self) -> Any:
-        """Nothing: there is one run, which Flower need not know."""
+        """Do nothing: there is one run, which Flower need not know."""
         return None
 
     def create_message(

@@ -44,7 +44,7 @@ def darker(color: str) -> str:
 
 
 def variables() -> Mapping[str, tuple[str, str]]:
-    """Every colour by the name of its CSS variable: on light paper, on dark."""
+    """Return every colour by the name of its CSS variable: on light paper, on dark."""
     words = {f"{name}-text": (darker(light), dark) for name, (light, dark) in GRAPHICS.items()}
     words |= {"ink-text": (darker(INK), PLAIN["ink"][1]), "muted-text": (darker(MUTED), PLAIN["muted"][1])}
     return {**PLAIN, **GRAPHICS, **words}

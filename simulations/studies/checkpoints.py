@@ -32,8 +32,8 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """folder: of the files; data: digest of the devices' data; root: the folder that our packages lie in; fresh: files
-    that were there before are not read.
+    """The checkpoints of a study. folder: folder of the files; data: digest of the devices' data; root: the folder that
+    our packages lie in; fresh: files that were there before are not read.
     """
 
     folder: Path
@@ -131,7 +131,7 @@ def _file_digests(entry: str) -> list[str]:
 
 
 def _words(node: object) -> Iterator[str]:
-    """Every text value of a YAML document."""
+    """Yield every text value of a YAML document."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""How a study is put together, whatever it measures: what is given, what is checked, seed by seed, what is told.
+"""Frame of a study, whatever it measures: what is given, what is checked, seed by seed, what is shown.
 
 A study loads its scenario and refuses what it cannot measure (:meth:`Frame.from_scenario`) before it does any work,
 does its own work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.result`).

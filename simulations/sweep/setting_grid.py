@@ -20,7 +20,9 @@ _OPEN, _CLOSE, _QUOTES = "[{", "]}", "'\""
 
 @dataclass(frozen=True)
 class Setting:
-    """values: by key, as they are typed, of the keys that vary; fixed: overrides that all settings have."""
+    """A setting of a sweep. values: values by key, as they are typed, of the keys that vary; fixed: overrides that all
+    settings have.
+    """
 
     values: tuple[tuple[str, str], ...]
     fixed: tuple[str, ...] = ()
@@ -38,7 +40,9 @@ class Setting:
 
     @property
     def folder(self) -> str:
-        """Its name follows from the values alone, so that a larger sweep finds what a smaller one has left."""
+        """Return the name of the folder, which follows from the values alone, so that a larger sweep finds what a
+        smaller one has left.
+        """
         whole = ",".join(f"{path}={text}" for path, text in self.values)
         plain = re.sub(r"[^\w.=,%+-]+", "_", whole, flags=re.ASCII)[:MAX_FOLDER]
         return plain if plain == whole else f"{plain}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
@@ -52,7 +56,8 @@ def short_names(paths: Iterable[str]) -> list[str]:
 
 
 def settings_of(asked: Iterable[str]) -> tuple[Setting, ...]:
-    """Every combination, the last key fastest. asked: ``path=value,value,...``; one value is the same in all of them.
+    """Return every combination, the last key fastest. asked: ``path=value,value,...``; one value is the same in all of
+    them.
 
     Raises:
         ScenarioError: no values, a key that is given twice or is the seed, nothing that varies, or too many settings.

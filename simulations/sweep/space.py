@@ -62,7 +62,9 @@ Varied = Range | ListedValues
 
 @dataclass(frozen=True)
 class Space:
-    """varied: what a search chooses, in the order typed; fixed: overrides that all settings have."""
+    """The space of a search. varied: what a search chooses, in the order typed; fixed: overrides that all settings
+    have.
+    """
 
     varied: tuple[Varied, ...]
     fixed: tuple[str, ...]

@@ -168,7 +168,7 @@ def planned(
     seed: int | None,
     data_dir: str | Path | None,
 ) -> list[PlannedSetting]:
-    """Every setting's scenario, checked with its data; nothing is written.
+    """Plan every setting's scenario, checked with its data; nothing is written.
 
     Raises:
         FlPeelError: the first mistake, in one line.

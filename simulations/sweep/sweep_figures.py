@@ -57,7 +57,7 @@ def shared_tables(settings: Sequence[MeasuredSetting]) -> tuple[str, ...]:
 
 
 def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> tuple[SweepRow, ...]:
-    """Every setting's figures, and recall less that of the first."""
+    """Return every setting's figures, and recall less that of the first."""
     less = _less(settings, tables, replicates)
     rows = []
     for one in settings:

@@ -30,7 +30,7 @@ PAGE = f"{NAME}.html"
 
 
 def sweep_view(result: SweepResult) -> TableView:
-    """Every setting's recall, by table; the setting that validation chooses is emphasized."""
+    """Return every setting's recall, by table; the setting that validation chooses is emphasized."""
     keys, tables = _columns(result)
     rows = tuple(
         (

@@ -58,7 +58,7 @@ def csv_rows(result: TimelineResult) -> list[dict[str, Any]]:
 
 
 def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
-    """Every way of serving over the last three periods, or all of them."""
+    """Return every way of serving over the last three periods, or all of them."""
     summaries = result.last if last else result.whole
     body = tuple(
         (

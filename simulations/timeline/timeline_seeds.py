@@ -162,7 +162,7 @@ def timeline_seeds(
 
 
 def timeline_seeds_view(result: TimelineSeeds) -> TableView:
-    """Every way of serving: mean over seeds with its interval, by seed, and over others."""
+    """Return every way of serving: mean over seeds with its interval, by seed, and over others."""
     body = tuple(
         (
             LABELS.get(one.line, one.line),

@@ -52,7 +52,7 @@ def watched(
     to_figures: Callable[[Figures], Mapping[str, Any]],
     last: Callable[[Figures], Mapping[str, float]],
 ) -> Figures:
-    """What ``work`` does, of which callbacks and ``on_event`` are told.
+    """Return the result of ``work``, whose events callbacks and ``on_event`` get.
 
     A run begins with its first event: one that is refused before leaves no trace in any tracker. to_figures: the result
     as callbacks get it; last: figures of it that no event has told, told as those of a last one.

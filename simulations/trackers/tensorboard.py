@@ -37,7 +37,7 @@ class TensorBoard(Callback):
             self._writer.flush()
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """All is written."""
+        """Finish the files: all is written."""
         self._writer.close()
 
     def on_error(self, error: BaseException) -> None:

@@ -192,7 +192,7 @@ class Evaluator:
         stored: int = -1,
         groups: Iterable[int] | None = None,
     ) -> EvaluationParts:
-        """As :meth:`evaluate`, message by message. groups: user groups that are asked, None for all."""
+        """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all."""
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
@@ -266,11 +266,11 @@ class Evaluator:
         return MessageContext(sizes, {"devices": single})
 
     def own_budgets(self) -> wire.EvaluateReply:
-        """Every device under its own budget of the moment."""
+        """Evaluate every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET], per_device=True)
 
     def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> EvaluationParts:
-        """Every device with the whole fp32 table of its user group, message by message: on the test and, beside it,
+        """Evaluate every device with the whole fp32 table of its user group, message by message: on the test and also
         on validation.
         """
         return self.in_parts(
@@ -282,7 +282,7 @@ class Evaluator:
         )
 
     def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:
-        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody."""
+        """Evaluate every device with a whole fp32 table: that of its user group, or the same (I, d) for all devices."""
         return self.evaluate(
             [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
         )

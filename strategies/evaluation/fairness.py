@@ -54,7 +54,7 @@ class FairnessTally:
     """Collects one way of serving after the other, each as recall per class and a histogram over devices."""
 
     def __init__(self, evaluator: Evaluator, own: wire.EvaluateReply) -> None:
-        """own: the evaluation of everybody under their own budgets."""
+        """Start from ``own``, the evaluation of all devices under their own budgets."""
         self.evaluator = evaluator
         self.names = evaluator.members.class_names
         self.served: list[ServingRecall] = []
@@ -105,7 +105,9 @@ class FairnessTally:
         return ExcludingSmall(share, excluded)
 
     def by_class(self, yardsticks: tuple[str, ...]) -> tuple[ClassFairness, ...]:
-        """Every class under every way of serving; yardsticks: full tables, as added, that classes are compared with."""
+        """Return every class under every way of serving; yardsticks: full tables, as added, that classes are compared
+        with.
+        """
         rows = []
         for i, name in enumerate(self.names):
             recall = {served.method: served.recall[i] for served in self.served}

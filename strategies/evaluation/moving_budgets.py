@@ -227,7 +227,7 @@ def _followed(steps: StepCounts, hours: float) -> Followed:
 
 
 def _moment(step: StepCounts, hours: float) -> FollowedMoment:
-    """All devices at one step. step: () each."""
+    """Return the figures of all devices at one step. step: () each."""
     devices, counted = max(int(step.devices), 1), max(int(step.counted), 1)
     return FollowedMoment(
         hours=hours,

@@ -1,4 +1,4 @@
-"""What every single device gets from every table: `per-device.parquet`, of simulations that ask for it.
+"""Figures of every single device from every table: `per-device.parquet`, of simulations that ask for it.
 
 One row a device: its number, class, user group and how many test items it has, then recall and NDCG (float64) from each
 table, in columns named ``recall@20 TABLE``. Tables are ``global``, ``start`` and ``refined`` (full, fp32), ``own

@@ -121,7 +121,9 @@ def evaluated(
 
 
 def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
-    """Every device with the whole table of its user group. known: what was said of some of the groups' tables."""
+    """Return the quality of every device with the whole table of its user group. known: replies about some of the
+    groups' tables.
+    """
     if known is None:
         return evaluator.full_table()
     asked = {group for some in known.groups for group in some}
@@ -143,7 +145,7 @@ class FullTableReplies:
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:
-        """Those of the test, by the names that report.json has for them."""
+        """Return the replies on the test, by the names that report.json has for them."""
         whole = {"global": self.globally, "start": self.start, "refined": self.refined}
         return {name: reply for name, reply in whole.items() if reply is not None}
 
@@ -214,7 +216,7 @@ def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullT
 def device_class_rows(
     members: Members, records: Sequence[RoundRecord], own: wire.EvaluateReply
 ) -> dict[str, DeviceClassRow]:
-    """Every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
+    """Return every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
     by_class = own.by_class()
     qualities_, margins = _qualities(by_class), margins_of(by_class)
     served = own.owned[0]  # (C,) each
@@ -243,7 +245,7 @@ def device_class_rows(
 
 
 def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) -> tuple[UserGroupRow, ...]:
-    """Every user group under its devices' own budgets of the moment."""
+    """Return every user group under its devices' own budgets of the moment."""
     by_group = own.by_group()
     qualities_, margins = _qualities(by_group), margins_of(by_group)
     sizes = np.bincount(members.groups, minlength=num_groups)

@@ -38,7 +38,7 @@ class BlockSums:
 
     @staticmethod
     def zeros(num_rows: int, num_slices: int, dim: int, num_blocks: int) -> BlockSums:
-        """Nothing yet."""
+        """Return sums over no devices."""
         return BlockSums(
             dim,
             [],

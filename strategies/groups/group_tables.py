@@ -76,7 +76,7 @@ def _mapped(file: int, count: int, room: int, shape: tuple[int, ...]) -> list[Fl
 
 
 def write_all(file: int, data: memoryview, place: int) -> None:
-    """All of the bytes into a file that is open, from a place on: the system may write fewer at a time.
+    """Write all of the bytes into an open file, from a place on: the system may write fewer at a time.
 
     Raises:
         OSError: it cannot be written, as on a full disk.

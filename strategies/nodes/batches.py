@@ -39,7 +39,7 @@ def packed_batches(
 
 
 def _packed_once(arrays: wire.Arrays) -> tuple[int, wire.Arrays]:
-    """How large arrays are, and they as a message has them, which is all that memory holds then."""
+    """Return the size of arrays, and the arrays as a message has them, which is all that memory holds then."""
     return sum(array.nbytes for array in arrays.values()), wire.packed_once(arrays)
 
 

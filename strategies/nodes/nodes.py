@@ -357,7 +357,7 @@ class Hello:
         return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
 
     def checked(self, reply: Message, wanted: int | None) -> wire.HelloReply:
-        """What a node said of itself.
+        """Return what a node reported about itself.
 
         Raises:
             MessageError: it is no such answer, or another number of nodes than others say.
@@ -411,7 +411,7 @@ def _of_others(known: Container[int], content: Content) -> Content:
 
 
 def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
-    """What a node says of itself.
+    """Return what a node reports about itself.
 
     Raises:
         MessageError: it is no such answer, or another number of nodes than others say.

@@ -70,8 +70,8 @@ class GroupStarts:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
-    of the user groups, for those who start there.
+    """The material after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
+    starts of the user groups, for rivals that start there.
     """
 
     given: UserItems
@@ -194,7 +194,7 @@ class Rival(Protocol):
 
     @property
     def name(self) -> str:
-        """Its ``method`` in compare.json."""
+        """Return its ``method`` in compare.json."""
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | ListOption]:
         """Yield what devices hold, for each request that can be served at all; in any order."""

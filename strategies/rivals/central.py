@@ -32,7 +32,7 @@ SAMPLE = 5000
 
 @dataclass(frozen=True)
 class Rates:
-    """optimizer: of the table; users always take plain steps."""
+    """The learning rates of central refinement. optimizer: optimizer of the table; users always take plain steps."""
 
     optimizer: Literal["sgd", "adagrad"]
     learning_rate: float

@@ -29,7 +29,7 @@ class DeviceQuality:
     counted: NDArray[np.bool_]
 
     def sums(self) -> MetricSums:
-        """Over the devices that count, (1,) each."""
+        """Return the sums over the devices that count, (1,) each."""
         return MetricSums.from_devices(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
 
     def drawn(self, count: int) -> Replicates:

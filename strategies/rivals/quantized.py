@@ -140,7 +140,7 @@ class ProductQuantization(Rival):
     orders: tuple[Order, ...] = ("popularity", "exposure")
 
     def settings(self) -> tuple[ProductQuantization, ...]:
-        """Every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
+        """Return every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
         every = product(self.dims, self.parts, self.bits, self.orders)
         return tuple(ProductQuantization(self.name, (d,), (p,), (b,), (o,)) for d, p, b, o in every)
 

@@ -117,7 +117,7 @@ class Ease(Rival):
         return 5 * material.num_items**2 - int(psutil.virtual_memory().available)
 
     def why_nothing(self, material: Material) -> str:
-        """How much memory it needs."""
+        """Return how much memory it needs."""
         return f"not done: needs {5 * material.num_items**2 / 1e9:.1f} GB of free memory"
 
     def solved(self, material: Material, ridge: float) -> ListOption:

@@ -25,7 +25,9 @@ from strategies.rivals.training import train_nested
 
 @dataclass(frozen=True)
 class SmallerDimension(Rival):
-    """All items in as many dimensions as fit, trained anew with the settings of the full table."""
+    """The rival of a smaller dimension: all items in as many dimensions as fit, trained anew with the settings of the
+    full table.
+    """
 
     name: str = "smaller-dimension"
 

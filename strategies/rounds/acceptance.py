@@ -72,7 +72,7 @@ class AcceptanceTest:
 
     @property
     def accepted_states(self) -> list[UserGroupState]:
-        """Every user group as it was kept last."""
+        """Return every user group as it was kept last."""
         return self._accepted_states
 
     def after(self, server_round: int) -> None:

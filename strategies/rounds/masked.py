@@ -183,7 +183,7 @@ class MaskedServerChannel(ServerChannel):
         total: MaskWords,
         opened: list[wire.OpenedShares],
     ) -> Values:
-        """What the vectors of the devices that survived (M,), of which ``total`` is the masked sum, add up to.
+        """Return what the vectors of the devices that survived (M,) add up to; ``total`` is their masked sum.
 
         Raises:
             SecureAggregationError: the shares that were opened are not those of the masks in the sum.

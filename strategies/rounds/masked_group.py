@@ -90,8 +90,8 @@ class SecureGroup:
         )
 
     def with_shares(self, replies: Iterable[SealedShares]) -> SecureGroup:
-        """With the sealed shares that came. A device with too few neighbours among those is left out, as are others
-        for want of it.
+        """Return the group with the sealed shares that came. A device with too few neighbours among those is left out,
+        as are others for want of it.
         """
         shared = self.shared.copy()
         sealed = self.sealed

@@ -75,7 +75,7 @@ class FederatedStage1Outcome(Stage1Outcome):
         return stage1_result(steps, self.start, members, seconds, self.epsilon) if steps else None
 
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Every user group with its table, and statistics from the sums alone."""
+        """Return every user group with its table, and statistics from the sums alone."""
         return spectral_states(scenario, self.layout, self.start, self.num_devices, folder)
 
     @property

@@ -53,7 +53,9 @@ class Stage1Outcome(ABC):
 
     @abstractmethod
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Every user group as it starts. folder: where large tables may lie (:mod:`strategies.groups.group_tables`)."""
+        """Return every user group as it starts. folder: where large tables may lie
+        (:mod:`strategies.groups.group_tables`).
+        """
 
     @property
     @abstractmethod
@@ -88,7 +90,7 @@ def check_budgets(scenario: Scenario, layout: BlockLayout) -> None:
 
 
 def privacy_plan(scenario: Scenario, paths: RunPaths) -> Plan | None:
-    """How much noise the run adds, and what it spends; None where no mechanism is named.
+    """Return how much noise the run adds, and what it spends; None where no mechanism is named.
 
     Raises:
         ScenarioError: a target that cannot be met, a delta above one device, or keys under which its epsilon would not

@@ -15,9 +15,9 @@ from strategies.groups.state import FloatArray
 
 @dataclass(frozen=True)
 class PublishedTables:
-    """tables: (I, d) each, without freshness: the one that all user groups share, or every group's own; fresh: (I,)
-    what scores are multiplied with besides; changed: (T, I) which rows are NEW, which RESCALED, as
-    :mod:`fl_peel.wire` has these words.
+    """The published tables. tables: (I, d) each, without freshness: the one that all user groups share, or every
+    group's own; fresh: (I,) what scores are multiplied with besides; changed: (T, I) which rows are NEW, which
+    RESCALED, as :mod:`fl_peel.wire` has these words.
     """
 
     tables: tuple[FloatArray, ...]

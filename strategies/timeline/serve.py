@@ -335,8 +335,8 @@ class _TimelineRun:
         return selection
 
     def follow(self, rounds: int | None = None) -> None:
-        """What became of what devices held in the last period while their own budgets moved, from when they were asked
-        until now, or for so many rounds.
+        """Follow what became of what devices held in the last period while their own budgets moved, from when they were
+        asked until now, or for so many rounds.
         """
         last = self.served
         if last is None:
@@ -394,7 +394,9 @@ class _TimelineRun:
         return [*records, *sums.records]
 
     def recent(self, period: int, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
-        """How many devices used each item (I,) in the period that is over, or earlier; records get what it takes."""
+        """Return how many devices used each item (I,) in the period that is over, or earlier; records get what it
+        takes.
+        """
         splits = self.timeline.splits(period, phase)
         sums = self.sums(period, phase, splits)
         counts = sums.counts()
@@ -482,7 +484,7 @@ class _TimelineRun:
     def ask(
         self, period: int, known: Evaluator, new: Evaluator, exact: list[FloatArray], num_known: int
     ) -> dict[Cohort, wire.EvaluateReply]:
-        """Every device ranks under every budget, and with the whole tables in fp32."""
+        """Ask every device to rank under every budget, and with the whole tables in fp32."""
         kinds: list[tuple[Cohort, Evaluator, tuple[int, int]]] = [
             ("start", known, (0, self.at_start)),
             ("since", known, (self.at_start, num_known)),

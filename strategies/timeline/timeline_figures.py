@@ -27,7 +27,7 @@ def by_kind(lines: ServingMetrics, periods: Sequence[int], line: str) -> dict[st
 
 
 def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, LineResult]]:
-    """All ways of serving in a period."""
+    """Return the results of all ways of serving in a period."""
     return {line: by_kind(lines, [period], line) for line in lines.names()}
 
 
@@ -41,7 +41,7 @@ def period_figures(period: PeriodResult) -> dict[str, float]:
 
 
 def summaries(lines: ServingMetrics, periods: Iterable[int]) -> dict[str, TimelineSummary]:
-    """All ways of serving over some periods, and each over every other."""
+    """Return summaries of all ways of serving over some periods, and each over every other."""
     some = list(periods)
     whole = {line: lines.over(some, line) for line in lines.names()}
     measured = {line: one for line, one in whole.items() if one is not None}

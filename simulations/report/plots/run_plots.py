@@ -1,4 +1,4 @@
-"""What the figures of a run show: each function answers one question with a `Plot`, or None without data.
+"""Figures of a run: each function answers one question with a `Plot`, or None without data.
 
 `report_figures(read_report(path))` gives them all, for slides and papers. Nothing here touches pyplot: figures
 are values, and no window or global state is involved. Bar charts are in `bars`, the figure of a comparison

@@ -1,4 +1,4 @@
-"""How every figure looks and becomes SVG: type, labels at line ends, words at points, the same bytes each time.
+"""Style of every figure and its form as SVG: type, labels at line ends, words at points, the same bytes each time.
 
 Colours are those of :mod:`simulations.report.theme`. A line also differs by its marker, and carries its name at its end
 instead of in a legend. Of every figure there is a narrow form for telephones: panels below one another, names above.

@@ -68,7 +68,7 @@ def _cell(row: Row, prefix: str = "") -> str:
 
 
 def ratios_view(result: Mapping[str, Any]) -> TableView:
-    """Every variation's recall over that of the scenario as it is, by budget and of the full tables."""
+    """Return every variation's recall over that of the scenario as it is, by budget and of the full tables."""
     rows: Sequence[Row] = result["rows"]
     shares = sorted({row["share"] for row in rows})
     body = []

@@ -196,7 +196,7 @@ def _require_replay(row: AuditRow) -> None:
 
 
 def attacks_on(scenario: Scenario) -> list[str]:
-    """Every attack on a stage that devices of this scenario take part in."""
+    """Return every attack on a stage that devices of this scenario take part in."""
     stages = {"stage 1": scenario.pretraining.by_devices, "refinement": scenario.refinement.rounds > 0}
     return [name for name in attack_names() if stages[load_attack(name).stage]]
 

@@ -140,7 +140,7 @@ class Observer:
         return {"join.ceiling": float(stated_ceilings(cohort, place, groups, group + 1)[group])}
 
     def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks) -> dict[str, float]:
-        """What the messages of secure aggregation say of one device outside its masked vector.
+        """Return the figures in the messages of secure aggregation about one device that are outside its masked vector.
 
         Devices that never got as far as to be asked for their vector have no view of the round.
         """
@@ -159,7 +159,7 @@ class Observer:
         return self._watched
 
     def view(self, device: int) -> DeviceView:
-        """All that was seen of a device."""
+        """Return all that was seen of a device."""
         steps = self.stage1.steps(device)
         return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]), steps)
 
@@ -193,7 +193,7 @@ class Observer:
         cohort.state().kept_blocks[:] = kept
 
     def _choose(self, cohort: Cohort) -> WatchedDevices:
-        """Some user groups, and of each some devices: a quarter of them accomplices."""
+        """Choose some user groups, and of each some devices: a quarter of them accomplices."""
         groups = np.asarray(cohort.state("r").groups)
         rng = rng_for(self.scenario.seed, "audit", "watched")
         sizes = np.bincount(groups)

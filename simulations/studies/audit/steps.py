@@ -164,7 +164,7 @@ class StepObserver:
         return self._table
 
     def _make_vectors(self) -> None:
-        """All devices make theirs, as they do when they are sent the rows."""
+        """Let all devices make their vectors, as they do when they are sent the rows."""
         if self._vectors:
             return
         for one in self._seen:

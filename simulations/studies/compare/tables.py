@@ -138,7 +138,7 @@ def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Tabl
 
 
 def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
-    """Every row of a comparison with its bytes, trials and seconds."""
+    """Return every row of a comparison with its bytes, trials and seconds."""
     body = tuple(
         (
             *(

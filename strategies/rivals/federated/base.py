@@ -1,4 +1,4 @@
-"""What a federated rival is: a device half, a message, a server half; and the world that it runs in.
+"""Definition of a federated rival: a device half, a message, a server half; and the context that it runs in.
 
 Devices are simulated in one process, a chunk of them at a time, but the parts are kept apart as they would be:
 
@@ -191,7 +191,7 @@ class Federated(Protocol[Setting]):
 
     @property
     def name(self) -> str:
-        """Its ``method`` in compare.json."""
+        """Return its ``method`` in compare.json."""
 
     @property
     def grid(self) -> tuple[Setting, ...]:

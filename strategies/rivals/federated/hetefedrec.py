@@ -156,7 +156,7 @@ class HeteFedRec:
     def served(
         self, server: HeteServer, kept: FloatArray, context: FederatedContext, setting: HeteSetting
     ) -> ServedTables:
-        """Every device its width."""
+        """Serve every device the table of its width."""
         return ServedTables(server.tables, self.tiers(context), kept)
 
     def at_width(

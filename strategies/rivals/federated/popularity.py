@@ -28,7 +28,7 @@ class Popularity:
         return np.zeros(context.num_devices, np.bool_)
 
     def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
-        """Nothing."""
+        """Return the bytes sent to devices: none."""
         return np.zeros(len(devices), np.int64)
 
     def nothing(self, context: FederatedContext) -> RowSums:

@@ -144,7 +144,7 @@ def tuned(
 def row(
     best: BestRound, context: FederatedContext, precision: Precision, served: ServedTables | None = None
 ) -> dict[str, Any]:
-    """What of a training is reported at a precision; ``served`` in place of what it serves."""
+    """Return what is reported of a training at a precision; ``served`` in place of what it serves."""
     shown = served or best.served
     held = held_bytes(shown, precision)
     on_test = served_quality(shown, context, "test", precision)
