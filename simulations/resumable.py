@@ -2,7 +2,7 @@
 
 It lies in the folder that results go to and is gone when they are there. The same command goes on from it; one whose
 scenario, data, fleet or version differs is refused with a line that says what differs. Of several seeds, those that are
-done say so with the same description, until all are.
+done are marked with the same description, until all are.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def spend(
     """Return what devices spend on a round, each stopping at the deadline.
 
     download_bytes, samples, upload_bytes: (N,), the work of the whole round. Energy is train_watts over the training
-    time plus radio_joules_per_mb over the bytes moved either way. Neither is told beyond :data:`MOST`.
+    time plus radio_joules_per_mb over the bytes moved either way. Neither is reported beyond :data:`MOST`.
     """
     limit = np.inf if deadline_s is None else deadline_s
     left = np.full(len(download_bytes), limit) - np.minimum(rates.latency_s, limit)

@@ -19,7 +19,9 @@ from fl_peel.wire import Arrays, RoundReply, RoundRequest
 
 
 class ClearDeviceChannel(DeviceChannel[RoundReply]):
-    """noise_devices: of user groups whose devices add central noise in shares, whose shares make its full strength."""
+    """The clear channel of a node. noise_devices: number of devices of user groups that add central noise in shares,
+    which together make its full strength.
+    """
 
     def __init__(self, context: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
         super().__init__(context)

@@ -1,8 +1,8 @@
 """A step of stage 1 under secure aggregation, on a node: each of its devices sends its part by itself, masked.
 
-What a device says is what a node that hosted it alone would answer in the clear: the same function of its one row, with
-a word for whatever it might have said. All devices that are there in one of the step's windows are one group. Keys,
-shares and their opening are those of a round of refinement (:mod:`clients.round.masked`).
+The contribution of a device is what a node that hosted it alone would answer in the clear: the same function of its one
+row, with a word for whatever it might have contributed. All devices that are there in one of the step's windows are one
+group. Keys, shares and their opening are those of a round of refinement (:mod:`clients.round.masked`).
 
 A vector goes in parts, to spare whoever simulates many devices the memory; each part is sent once. Who vanishes or is
 late sends none.

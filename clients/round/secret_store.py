@@ -3,7 +3,7 @@ afterwards.
 
 One file for each round and user group, readable by its owner alone, since whichever process answers a message must find
 it; Flower's context would send secrets to and fro. A real device keeps them in its memory. A run that starts its own
-workers gives them a key in their environment, which files are encrypted with: what a killed run leaves says nothing.
+workers gives them a key in their environment, which files are encrypted with: what a killed run leaves cannot be read.
 """
 
 from __future__ import annotations

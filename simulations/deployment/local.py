@@ -48,8 +48,8 @@ def run_deployed(
     meanwhile: Callable[[Deployment, str], None] | None = None,
     limit_s: float | None = None,
 ) -> None:
-    """Start a SuperLink and SuperNodes, run a scenario with absolute paths on them, and end them. on_line: is told what
-    the server's side says; meanwhile: likewise, with what runs; limit_s: after so long everything is ended.
+    """Start a SuperLink and SuperNodes, run a scenario with absolute paths on them, and end them. on_line: gets every
+    line of the server's side; meanwhile: likewise, with what runs; limit_s: after so long everything is ended.
 
     Raises:
         EngineError: one of them did not start, or the run failed, with its last words.

@@ -101,7 +101,7 @@ class Deployment:
         )
 
     def run(self, app: Path, config: Config, on_line: Callable[[str], None], limit_s: float | None = None) -> None:
-        """Run the app in ``app``, until it is over. on_line: is told every line that the server's side says; limit_s:
+        """Run the app in ``app``, until it is over. on_line: gets every line of the server's side; limit_s:
         after so long all processes are ended.
 
         Raises:

@@ -1,6 +1,6 @@
 """Checked before any work: the scenario's files, the folder results go to, the copy of the packages.
 
-What needs NumPy is imported when a fleet is checked: a mistake that shows without is told at once.
+What needs NumPy is imported when a fleet is checked: a mistake that shows without it is reported at once.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def require_items(splits: Splits, part: Literal["validation", "test"], because: 
     """Refuse data of which a part is empty that something is measured on.
 
     Raises:
-        ScenarioError: naming the key; ``because`` says what for, and the remedy.
+        ScenarioError: naming the key; ``because`` names the purpose, and the remedy.
     """
     if not getattr(splits, part).num_interactions:
         raise ScenarioError(f"data.{part}_share: no device has a {part} item, and {because}")

@@ -70,7 +70,7 @@ def run_timeline_seeds(
     fresh: bool = False,
 ) -> TimelineSeeds:
     """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
-    say together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
+    show together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
     anew.
 
     Raises:

@@ -150,8 +150,8 @@ class Evaluator:
         label: str = "",
         artifacts: NDArray[np.int64] | None = None,
     ) -> list[wire.EvaluateReply]:
-        """Several questions about the same lists, which are sent and looked at once; a reply to each, which says of
-        single devices what they get on the test. artifacts: under the budgets of the first.
+        """Several questions about the same lists, which are sent and looked at once; a reply to each, which has what
+        single devices get on the test. artifacts: under the budgets of the first.
         """
         order = sorted(range(len(rows)), key=lambda place: rows[place].on_validation)  # those on validation come last
         asked = [rows[place] for place in order]

@@ -62,7 +62,7 @@ def serve_trials(
     on_event: OnEvent = silent,
     on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Refine and measure one trial after the other; ``on_done`` is told each result as soon as it is there.
+    """Refine and measure one trial after the other; ``on_done`` gets each result as soon as it is there.
 
     Returns the results by the trials' names: full_table, rows (selector, and as of
     :func:`strategies.rivals.compete.compete`), group_sizes, num_blocks, seconds by stage.

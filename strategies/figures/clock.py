@@ -17,7 +17,7 @@ from strategies.rounds.record import RoundRecord
 TARGETS = (0.9, 0.95, 0.99)
 """Shares of the best validation recall for which the time is reported."""
 COVERAGE = 0.5
-"""Recall is that of the latest rounds which together heard from this share of the devices: few say little."""
+"""Recall is that of the latest rounds which together heard from this share of the devices: few are not enough."""
 
 
 def round_clock(record: RoundRecord) -> RoundClock:

@@ -2,8 +2,8 @@
 
 One row a device: its number, class, user group and how many test items it has, then recall and NDCG (float64) from each
 table, in columns named ``recall@20 TABLE``. Tables are ``global``, ``start`` and ``refined`` (full, fp32), ``own
-budget``, and those under a budget by share, precision and selector, such as ``1% int8 controller``. The file says which
-test items figures are of, so that runs are compared on the same ones alone.
+budget``, and those under a budget by share, precision and selector, such as ``1% int8 controller``. The file records
+which test items figures are of, so that runs are compared on the same ones alone.
 """
 
 from __future__ import annotations

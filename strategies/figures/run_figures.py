@@ -68,8 +68,8 @@ def evaluated(
 ) -> EvaluationReplies:
     """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test.
 
-    extra: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
-    said of full tables that have not changed since, None where all may have.
+    extra: further questions by name, about the lists of the scenario's own precision and selector; as_begun: replies
+    about full tables that have not changed since, None where all may have.
     """
     scenario, members = evaluator.scenario, evaluator.members
     evaluation = scenario.evaluation

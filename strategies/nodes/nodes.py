@@ -60,8 +60,8 @@ class _SentRequest:
 
 @dataclass(frozen=True)
 class NodeReply(Generic[Reply]):
-    """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
-    anything but that it failed; lost: whether somebody else said so, as the node is not there; about: as in the
+    """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node sent
+    anything but a failure; lost: whether somebody else said so, as the node is not there; about: as in the
     question.
     """
 
@@ -230,7 +230,7 @@ class Nodes:
     def _exchange(
         self, kind: str, reply_type: type[Reply], content: Content
     ) -> tuple[list[int], dict[int, NodeReply[Reply]]]:
-        """Ask nodes once: who was asked; answers by partition, ascending. Who says nothing is not among these."""
+        """Ask nodes once: who was asked; answers by partition, ascending. Silent nodes are not among these."""
         self.begin()
         messages = list(self.messages(kind, content))
         asked = [sent.partition for sent in self._open.values()]
@@ -468,7 +468,7 @@ def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
 
 
 def raise_or_log(errors: Iterable[FlPeelError], *, nobody: bool = False) -> None:
-    """Raise what every node would say again; log what befell some. nobody: no node did any better."""
+    """Raise what every node would report again; log what befell some. nobody: no node did any better."""
     for error in errors:
         if isinstance(error, ScenarioError) or (nobody and isinstance(error, SecureAggregationError)):
             raise error

@@ -185,7 +185,7 @@ class ListOption:
 
 
 class Rival(Protocol):
-    """A way of fitting a budget; derive from this one, and say what differs."""
+    """A way of fitting a budget; derive from this one, and define what differs."""
 
     group_aware: ClassVar[bool] = False
     """Whether it may serve each user group differently."""

@@ -104,7 +104,7 @@ class QuantizedTable:
         return np.packbits(bits)
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
-        """The items kept: for each part the centroid that is said."""
+        """Return the items kept and their rows, made of the centroids that their codes name."""
         width = self.dim // self.parts
         books = dequantize(self.codes, self.scales, self.precision, width).reshape(self.parts, -1, width)
         bits = np.unpackbits(self.packed, axis=1, bitorder="little").reshape(len(self.items), self.parts, self.bits)

@@ -32,7 +32,7 @@ class SmallerDimension(Rival):
     name: str = "smaller-dimension"
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request; a dimension that several requests share is trained once, its time told once."""
+        """One option a request; a dimension that several requests share is trained once, its time counted once."""
         most = material.config.embedding_dim
         dims = {r: largest_dim(material.num_items, r.precision, r.budget_bytes, most) for r in requests}
         for dim in distinct(dims.values()):

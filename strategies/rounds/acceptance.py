@@ -33,7 +33,7 @@ class Comparison:
 class AcceptanceTest:
     """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
 
-    folder: where large tables may lie; accepted_rounds: (G,) of each group so far; comparisons: what was found.
+    folder: where large tables may lie; accepted_rounds: (G,) of each group so far; comparisons: their results.
     """
 
     strategy: PeelStrategy

@@ -1,7 +1,7 @@
 """The server's half of a channel: how sums are transported.
 
-A channel brings what devices say to the server as one round's sums, whatever is said. ``clear``: nodes add up, the
-server reads; ``masked``: secure aggregation, the server reads sums alone.
+A channel brings the contributions of devices to the server as one round's sums, whatever they are. ``clear``: nodes add
+up, the server reads; ``masked``: secure aggregation, the server reads sums alone.
 """
 
 from __future__ import annotations

@@ -278,7 +278,7 @@ def take_signals(
     """Give a user group a round's validation signals; returns the variance (B,) of their noise, so far ``variance``.
 
     All ``num_devices`` that were asked count as exposed to all blocks (K,) that were sent: what each of them holds is
-    not said.
+    not sent.
     """
     memory = scenario.controller.signal_momentum
     hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)

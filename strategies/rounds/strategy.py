@@ -48,10 +48,10 @@ not be too small.
 
 
 class PeelStrategy(Strategy):
-    """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
+    """Per-group rounds: send ranked blocks, add up contributions, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
-    after_round: is told the number of each round that is done; completed_rounds: rounds that were, before this process;
+    after_round: gets the number of each round that is done; completed_rounds: rounds that were, before this process;
     changed: where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
     """
 

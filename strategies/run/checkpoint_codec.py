@@ -54,7 +54,7 @@ def read_value(data: memoryview, live: Live) -> Any:
     """Read the value that bytes stand for.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError, AttributeError: they say none.
+        ValueError, TypeError, KeyError, IndexError, AttributeError: they stand for none.
     """
     start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
     head = json.loads(bytes(data[LENGTH_BYTES:start]))

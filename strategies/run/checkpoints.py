@@ -1,10 +1,10 @@
 """Checkpoints that a run keeps as it goes, so that one that was killed continues where it was, to the same figures.
 
 A stage that is done leaves one file: what came of it and, where devices changed, a copy of their disks beside it. A
-refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and says a
-digest of itself: one that is damaged counts as not there, and its stage is done again.
+refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and holds
+its own digest: one that is damaged counts as not there, and its stage is done again.
 
-What a file says is a value of :mod:`strategies.run.checkpoint_codec`, compressed: statistics of blocks are mostly
+The content of a file is a value of :mod:`strategies.run.checkpoint_codec`, compressed: statistics of blocks are mostly
 nought.
 """
 

@@ -42,7 +42,7 @@ Request = Callable[[Part, Inboxes], object]
 
 @dataclass
 class MaskedSums(FederatedSums):
-    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of devices that mask what they say.
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of devices that mask their contribution.
 
     Devices make vectors and fetch maps as in the clear, where they answer nothing; of a table, they fetch all rows.
     """

@@ -27,7 +27,7 @@ AT_ONCE = 4
 
 
 def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths) -> int:
-    """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes.
+    """Save tables, orders of blocks and how a device joins, into the folder of the run's paths; returns the bytes.
 
     Raises:
         ReportError: they cannot be written there.

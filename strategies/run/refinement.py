@@ -126,7 +126,9 @@ class Refiner:
         return acceptance
 
     def refine_again(self, scenario: Scenario) -> PeelStrategy:
-        """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
+        """Refine once more, under another scenario and with the noise that it asks for; its events are those of a
+        comparison.
+        """
 
         def on_comparison(event: Event) -> None:
             self.on_event(Event("comparison", event.done, event.total, event.text))

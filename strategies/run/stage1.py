@@ -43,7 +43,7 @@ class FederatedSums:
     """:class:`fl_peel.pretraining.stage1.Stage1Sums` of the devices of a federation.
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
-    panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
+    panel: devices that choose the filter, about; units: of contributions; bounded: whether devices keep to bounds;
     multiplier: of noise that they add; min_owners: devices that a sum needs to be opened; all_rows: whether they fetch
     all rows of a table, or those of their items; begin: round of the fleet's clock in which the first step opens.
     """

@@ -1,7 +1,7 @@
-"""Refinement before a period: rehearsed on what lies behind, then done with everything there is.
+"""Refinement before a period: first in a selection run on what lies behind, then done with everything there is.
 
 How many rounds help is asked of devices one period earlier (``fl_peel.data.timeline``, the part to choose): from the
-tables of the last period they refine on what they had done before it, and say of what they did in it whether that
+tables of the last period they refine on what they had done before it, and report for what they did in it whether that
 ranks it better. As many rounds as the median device kept are then refined from the new tables.
 """
 

@@ -166,7 +166,7 @@ RESUMED = (
 @dataclass
 class _TimelineRun:
     """A timeline on its way. clock: round of the fleet's clock in which the next step opens; basis: what stage 1 made
-    last, for the next refinement to be rehearsed on.
+    last, for the selection run of the next refinement.
     """
 
     grid: Grid

@@ -1,9 +1,9 @@
 """View that a server has of single devices in stage 1 by devices: recorded beside the run, answered again afterwards.
 
-User groups, and so who is watched, are known when stage 1 is over. What a device says in a step follows from the
-request and its data alone, so requests are kept, with the devices whose answers came, and each watched device is asked
-them by the same code when its view is made: in the clear alone, as on a node of its own; under secure aggregation all
-devices that are in the opened sum answer as one.
+User groups, and so who is watched, are known when stage 1 is over. The contribution of a device in a step follows from
+the request and its data alone, so requests are kept, with the devices whose answers came, and each watched device is
+asked them by the same code when its view is made: in the clear alone, as on a node of its own; under secure aggregation
+all devices that are in the opened sum answer as one.
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ class Federated(Protocol[Setting]):
     def answer(
         self, server: Any, kept: Any, devices: IntArray, number: int, context: FederatedContext, setting: Setting
     ) -> Message:
-        """The device half of a round: devices change what they keep, and say something."""
+        """Run the device half of a round: devices change what they keep, and send a message."""
 
     def merged(self, server: Any, sums: Any, setting: Setting) -> Any:
         """The server half of a round."""

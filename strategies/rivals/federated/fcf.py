@@ -25,7 +25,9 @@ START_SCALE = 0.01
 
 @dataclass(frozen=True)
 class FcfSetting:
-    """alpha: confidence of an interaction, less 1; l2: of both factors; learning_rate: of the server's Adam."""
+    """The settings of FCF. alpha: confidence of an interaction, less 1; l2: of both factors; learning_rate: of the
+    server's Adam.
+    """
 
     alpha: float
     l2: float

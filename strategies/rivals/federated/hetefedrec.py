@@ -43,8 +43,9 @@ VECTOR_EPOCHS = 5
 
 @dataclass(frozen=True)
 class HeteSetting:
-    """bpr: what devices do, and the server with it; decorrelation: weight of that loss, which is of the table alone, so
-    that the server takes the steps of all devices; distillation: step size of the pull on similarities, one a round.
+    """The settings of HeteFedRec. bpr: what devices do, and the server with it; decorrelation: weight of that loss,
+    which is of the table alone, so that the server takes the steps of all devices; distillation: step size of the pull
+    on similarities, one a round.
     """
 
     bpr: BprSetting

@@ -11,7 +11,8 @@ from strategies.rivals.federated.base import FederatedContext, FloatArray, IntAr
 
 @dataclass(frozen=True)
 class Popularity:
-    """A device says a 1 for each of its items, once, in the first round that it takes part in. There is nothing to set.
+    """The popularity rival. A device sends a 1 for each of its items, once, in the first round that it takes part in.
+    There is nothing to set.
 
     The server has counts (I, 1); devices keep whether they have spoken (U,).
     """
