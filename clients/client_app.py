@@ -47,7 +47,7 @@ Read = TypeVar("Read")
 
 
 def _of_scenario(read: Callable[[str], Read], text: str) -> Read:
-    """What is read of a scenario.
+    """Read a part of a scenario.
 
     Raises:
         MessageError: the text is no scenario.
@@ -64,9 +64,9 @@ _scenario = lru_cache(maxsize=64)(Scenario.from_json)
 
 
 def _cohort(context: Context, request: Any) -> Cohort:
-    """A node started with its own data, data-dir or run-dir uses those (real nodes have their own disks); one started
-    with a profile hosts devices of that class alone. None does anything for noise that would hide nobody, or opens a
-    path that a message names, unless it is simulated.
+    """Return the cohort that the node hosts. A node started with its own data, data-dir or run-dir uses those, as real
+    nodes have their own disks; one started with a profile hosts devices of that class alone. Unless it is simulated, a
+    node adds no noise that would hide nobody, and opens no path that a message names.
     """
     setting: wire.RunSetting = request.setting
     scenario = _of_scenario(_scenario, setting.scenario)
@@ -155,7 +155,7 @@ def add_up(message: Message, context: Context) -> Message:
 
 @app.evaluate("choice")
 def choose(message: Message, context: Context) -> Message:
-    """Some devices say which filter of stage 1 ranks their validation items best."""
+    """Let some devices vote for the filter of stage 1 that ranks their validation items best."""
     return _answer_for_devices(message, context, wire.ChoiceRequest, stage1.choice)
 
 
@@ -173,7 +173,7 @@ def train_round(message: Message, context: Context) -> Message:
 
 @app.evaluate("budgets")
 def evaluate_budgets(message: Message, context: Context) -> Message:
-    """All hosted devices rank under each budget."""
+    """Let all hosted devices rank under each budget."""
     return _answer_for_devices(message, context, wire.EvaluateRequest, ranking.evaluate_budgets)
 
 
@@ -185,7 +185,7 @@ def refresh(message: Message, context: Context) -> Message:
 
 @app.evaluate("moving")
 def follow(message: Message, context: Context) -> Message:
-    """Some hosted devices are followed while their budgets move."""
+    """Follow some hosted devices while their budgets move."""
     return _answer_for_devices(message, context, wire.MovingRequest, serving.follow)
 
 
@@ -233,7 +233,7 @@ def secure_sums(message: Message, context: Context) -> Message:
 
 @app.evaluate("secure_choice")
 def secure_choice(message: Message, context: Context) -> Message:
-    """Some devices say, masked, which filter of stage 1 ranks their validation items best."""
+    """Let some devices vote, masked, for the filter of stage 1 that ranks their validation items best."""
     return _answer_for_devices(message, context, wire.SecureChoiceRequest, masked_stage1.masked_choice)
 
 

@@ -1,4 +1,4 @@
-"""What a run will move, hold and take, told before it starts (docs/estimate.md has their error).
+"""Estimate, before a run starts, of what it will move, hold and take (docs/estimate.md has its error).
 
 Bytes follow from the data, the fleet and the protocol; memory and time from constants, measured on one machine.
 """
@@ -39,12 +39,15 @@ START_S, COMPILE_S = 10.0, 12.0
 DEVICE_S = {"joining": 0.9e-3, "refinement": 3.5e-4, "evaluation": 2.0e-4, "heterogeneity": 1.2e-3}
 """A device, in: joining and grouping; a round; one table that is measured; budgets that move and fair sizes."""
 ROUND_S = 0.4
-"""Of any round: messages, the tables of user groups."""
+"""Seconds of any round: messages, the tables of user groups."""
 DENSE_S, SPARSE_S, SUMS_S = 1.0e-9, 3.0e-10, 6.0e-8
-"""Of pretraining: a user, drawn item and epoch, times the width; an interaction, layer and step, likewise; an
-interaction, column and pass by sums."""
+"""Seconds of pretraining: per user, drawn item and epoch, times the width; per interaction, layer and step, times the
+width; per interaction, column and pass by sums.
+"""
 BASE_BYTES, NODE_BYTES, DEVICE_BYTES = 0.9e9, 0.45e9, 2000
-"""Of the server's process with Ray's own; of a node's; of a device's state and items, here and there."""
+"""Bytes of the server's process with Ray's own; of a node's process; of a device's state and items, on the server and
+on nodes.
+"""
 TABLES = 5
 """Times that the tables of all user groups are held, in the server, the nodes and messages; what is above
 ``MOST_IN_MEMORY`` lies in a file, and is in memory once at most.
@@ -57,8 +60,9 @@ STUDIES = {"compare": 20, "ablate": 8, "audit": 20}
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """bytes: of a device on average over the whole run, in stage 1 and in refinement, down and up. seconds: of every
-    stage, pretraining without kept tables; rounds: of refinement; participants: of one round, on average.
+    """The estimate of a run. Bytes are those of a device on average over the whole run, in stage 1 and in refinement,
+    down and up. seconds: seconds of every stage, pretraining without kept tables; rounds: rounds of refinement;
+    participants: devices of one round, on average.
     """
 
     scenario: str
@@ -88,22 +92,22 @@ class RunEstimate:
 
     @property
     def total_bytes(self) -> float:
-        """Of all devices."""
+        """Return the bytes of all devices."""
         return self.devices * self.bytes_per_device
 
     @property
     def total_s(self) -> float:
-        """Of all stages."""
+        """Return the seconds of all stages."""
         return sum(self.seconds.values())
 
     @property
     def study_s(self) -> float:
-        """What a study does again with every variation: all but the start and pretraining."""
+        """Return the seconds of what a study repeats with every variation: all but the start and pretraining."""
         return self.total_s - self.seconds["start"] - self.seconds["pretraining"]
 
 
 def estimate(scenario: Scenario, data_dir: str | Path | None) -> RunEstimate:
-    """Of a checked scenario. Its data is read; nothing is written that stays.
+    """Estimate what a checked scenario takes. Its data is read; nothing is written that stays.
 
     Raises:
         FlPeelError: as a run would raise before it starts; or a timeline, which is not estimated.
@@ -154,7 +158,7 @@ def _table_bytes(all_tables: int) -> int:
 
 @dataclass(frozen=True)
 class _Traffic:
-    """Of refinement: devices in a round, and bytes of a device over all rounds, means over all devices."""
+    """Traffic of refinement: devices in a round, and bytes of a device over all rounds, as means over all devices."""
 
     participants: float
     download_bytes: float
@@ -201,7 +205,7 @@ def _refinement(scenario: Scenario, splits: Splits, layout: BlockLayout, fleet: 
 
 
 def _touched(rows: NDArray[np.float64], positives: NDArray[np.float64], drawn: int) -> NDArray[np.float64]:
-    """Rows, of so many, that are trained on: a device's own, and those that are drawn at least once."""
+    """Return the number of rows that are trained on: a device's own, and those that are drawn at least once."""
     positives = np.minimum(positives, rows)
     others = np.maximum(rows - positives, 1.0)
     return positives + (rows - positives) * -np.expm1(-drawn * positives / others)
@@ -256,7 +260,7 @@ def _choice(config: SpectralConfig, splits: Splits, seed: int, budgets: Ints, al
 
 
 def _seconds(scenario: Scenario, splits: Splits, traffic: _Traffic) -> dict[str, float]:
-    """Of every stage, once."""
+    """Return the seconds of every stage, each run once."""
     evaluation, devices = scenario.evaluation, splits.num_users
     refinement = scenario.refinement.rounds * (ROUND_S + DEVICE_S["refinement"] * traffic.participants)
     tables = len(evaluation.budgets) * len(evaluation.selectors) * max(1, len(evaluation.precisions))
@@ -292,7 +296,7 @@ def _pretraining_s(scenario: Scenario, splits: Splits) -> float:
 
 
 def _notes(scenario: Scenario) -> tuple[str, ...]:
-    """What the figures leave out."""
+    """Return notes on what the figures leave out."""
     notes = []
     if scenario.secure_aggregation.enabled:
         notes.append("bytes exclude the keys, shares and masked vectors of secure aggregation")

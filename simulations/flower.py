@@ -77,7 +77,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _with_engine(result: RunResult, grid: Grid) -> RunResult:
-    """Say of a run on SuperNodes that it was one."""
+    """Record that a run was on SuperNodes."""
     if is_simulated(grid) or result.environment is None:
         return result
     return replace(result, environment=replace(result.environment, engine="deployment"))
@@ -116,7 +116,7 @@ def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | Non
 
 
 def command(config: Mapping[str, object]) -> str:
-    """What to type to get the same report again, but for the output folder."""
+    """Return the command that makes the same report again, but for the output folder."""
     given = {key: config[key] for key in ("scenario", "seed", "set", "data-dir") if config[key] not in ("", -1)}
     words = " ".join(f"{key}={value}" if isinstance(value, int) else f"{key}='{value}'" for key, value in given.items())
     return f'flwr run . --stream --run-config "{words}"'

@@ -1,4 +1,4 @@
-"""What of a folder of results is ours: listed in a file of its own, so that nothing else is replaced."""
+"""List of our files in a folder of results: kept in a file of its own, so that nothing else is replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIST = ".fl-peel.json"
 
 
 def listed(out: Path) -> frozenset[str]:
-    """What earlier runs wrote into the folder; nothing, where there is no list, or one that makes no sense."""
+    """Return what earlier runs wrote into the folder; nothing, where there is no list, or one that makes no sense."""
     try:
         names = json.loads((out / LIST).read_text(encoding="utf-8"))["files"]
         return frozenset(name for name in names if isinstance(name, str) and _inside(name))
@@ -22,7 +22,9 @@ def listed(out: Path) -> frozenset[str]:
 
 
 def _inside(name: str) -> bool:
-    """Whether a name is of a file within the folder: whoever can change a list cannot have other files removed."""
+    """Return whether a name is that of a file within the folder: somebody who can change a list cannot have other files
+    removed.
+    """
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

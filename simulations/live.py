@@ -1,4 +1,4 @@
-"""A run under way, on a page: a server on loopback that tells what has happened so far, and ends with the run."""
+"""Page of a run under way: a server on loopback that shows what has happened so far, and ends with the run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from simulations.report.templates.live import LIVE_SCRIPT
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
-"""By which the page may be asked for: a page from elsewhere, whose name leads here, is told nothing."""
+"""Names by which the page may be asked for: a page from elsewhere, whose name leads here, gets nothing."""
 LOOKING_S = 3.0
-"""Who asked this short a while ago still looks, and is told of the end."""
+"""Seconds after a request during which its sender counts as still looking, and gets the end of the run."""
 FAREWELL_S = 2.0
-"""How long the end waits to be heard, at most."""
+"""Seconds that the end waits at most to be delivered."""
 
 
 class EventLog:
-    """What a run has told so far, for many threads."""
+    """The events of a run so far, for many threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._begin = clock, clock()
@@ -57,7 +57,7 @@ class EventLog:
             }  # fmt: skip
 
     def end(self) -> None:
-        """The run has ended; whoever looks may hear of it."""
+        """End the log with the run; viewers may still get the end."""
         with self._changed:
             self._ended = True
             if self._asked is not None and self._clock() - self._asked < LOOKING_S:

@@ -2,7 +2,7 @@
 
 It lies in the folder that results go to and is gone when they are there. The same command goes on from it; one whose
 scenario, data, fleet or version differs is refused with a line that says what differs. Of several seeds, those that are
-done say so with the same description, until all are.
+done are marked with the same description, until all are.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
 
 
 def mark_completed(out: Path, about: dict[str, Any]) -> None:
-    """Say of a folder of results which run they are of."""
+    """Mark a folder of results with the run that it is of."""
     write_files(out, {DONE: json_bytes(about)})
 
 
 def is_completed(out: Path, about: dict[str, Any]) -> bool:
-    """Whether a folder says that it has the results of just this run."""
+    """Return whether a folder is marked as having the results of just this run."""
     try:
         described = json.loads((out / DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def is_completed(out: Path, about: dict[str, Any]) -> bool:
 
 
 def read_completed(out: Path, about: dict[str, Any], read: Callable[[], Done]) -> Done | None:
-    """What is read of a folder with the results of just this run; None where it has none, or its files are damaged."""
+    """Read a folder with the results of just this run; return None where it has none, or its files are damaged."""
     if not is_completed(out, about):
         return None
     try:
@@ -109,7 +109,7 @@ def read_completed(out: Path, about: dict[str, Any], read: Callable[[], Done]) -
 
 
 def what_differs(folder: Path, about: dict[str, Any]) -> str:
-    """What is not as in the folder, in words; "" where nothing is, or nothing readable was left."""
+    """Return what differs from the folder, in words; "" where nothing does, or nothing readable was left."""
     try:
         there = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -67,7 +67,7 @@ def run(
     """Run a scenario and return what it measured; with ``out``, also write the report files there.
 
     scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``; cache_dir: where pretrained tables
-    are kept by content (None keeps none); callbacks: told what happens, and never in the way. With ``out``, what is
+    are kept by content (None keeps none); callbacks: get the events, and never stop the run. With ``out``, what is
     done is kept there until all is: the same run, stopped at any moment and called again, goes on to the same figures;
     fresh: it starts anew.
 
@@ -126,7 +126,7 @@ def run_seeds(
     fresh: bool = False,
 ) -> SeedsResult:
     """Run a scenario with so many seeds, from its own on: each into ``out/seed-K``, with what every device gets, and
-    what they say together into ``out`` (docs/statistics.md). Stopped and called again, it goes on: seeds that are done
+    what they show together into ``out`` (docs/statistics.md). Stopped and called again, it goes on: seeds that are done
     are read; fresh: it starts anew.
 
     Raises:
@@ -176,7 +176,7 @@ def run_seeds(
 
 
 def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Which run a scenario is, with its data."""
+    """Return what identifies a scenario's run, with its data."""
     with run_folder() as run_dir:
         return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
 

@@ -16,7 +16,7 @@ from fl_peel.scenario.renamed import present_key, with_present_names
 from fl_peel.scenario.scenario import Scenario
 
 SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"
-"""Where the shipped scenarios lie."""
+"""Folder of the shipped scenarios."""
 
 
 def shipped_scenarios() -> dict[str, Path]:

@@ -54,7 +54,7 @@ from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 
 
 def connected(grid: Grid, scenario: Scenario, paths: RunPaths) -> Nodes:
-    """The nodes of ``grid``; those that have their own interactions are told the items, and tell how many devices they
+    """The nodes of ``grid``; those that have their own interactions get the items, and report how many devices they
     have, which the run's folder knows from then on.
 
     Raises:
@@ -178,7 +178,7 @@ def serve(
 
 
 def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> FullTableReplies:
-    """What devices get from full tables before any round, where the scenario wants to know."""
+    """Return the replies about full tables before any round, where the scenario wants to know."""
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
         return FullTableReplies(None, None, None, None)

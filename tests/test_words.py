@@ -96,7 +96,6 @@ def test_no_file_is_its_neighbours_participle(package):
     assert [sorted(some) for some in stems.values() if len(some) > 1] == []
 
 
-@pytest.mark.xfail(strict=True, reason="docstrings are rewritten after the renames")
 def test_docstrings_are_sentences():
     """None opens with "Of": what it is or does comes first."""
     documented = nodes(ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

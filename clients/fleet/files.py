@@ -1,4 +1,4 @@
-"""From a fleet's name, file, mapping or Python object to its checked profiles."""
+"""Loading of a fleet, from its name, file, mapping or Python object to its checked profiles."""
 
 from __future__ import annotations
 

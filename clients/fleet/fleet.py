@@ -111,7 +111,9 @@ class Fleet:
     def sample(
         self, seed: int, devices: NDArray[np.integer], *, full_table_bytes: int = 10_000_000
     ) -> dict[str, NDArray[np.generic]]:
-        """What devices are like at the start: (N,) arrays by key.
+        """Sample what devices are like at the start: (N,) arrays by key. ``device``, ``class`` (index), ``class_name``,
+        ``total_bytes`` (infinite where unknown), ``base_bytes``, ``ceiling_bytes``, ``working_bytes``, ``budget_bytes``
+        and ``available`` at round 0, and the keys of :meth:`rates`.
 
         ``device``, ``class`` (index), ``class_name``, ``total_bytes`` (infinite where unknown), ``base_bytes``,
         ``ceiling_bytes``, ``working_bytes``, ``budget_bytes`` and ``available`` at round 0, and the keys of

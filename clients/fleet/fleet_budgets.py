@@ -34,7 +34,7 @@ class _ClassBudgets:
 
 
 class Classes(Protocol):
-    """What is asked of a fleet (:class:`clients.fleet.fleet.Fleet`): its budget clock, and who is in which class."""
+    """The interface of a fleet (:class:`clients.fleet.fleet.Fleet`): its budget clock, and the class of each device."""
 
     @property
     def clock(self) -> Clock:

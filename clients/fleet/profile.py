@@ -31,7 +31,7 @@ from fl_peel.scenario.base import unit
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 WORKING_FACTOR = 16.0
-"""Working memory by default, in largest budgets; docs/profiles.md says why."""
+"""Default working memory, in largest budgets; docs/profiles.md explains the value."""
 _TOTAL_BYTES = {"total_kb": 2**10, "total_mb": 2**20, "total_gb": 2**30}
 
 

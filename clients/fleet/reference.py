@@ -17,8 +17,8 @@ _PLACE = "profiles[]"
 
 
 def fleet_schema() -> dict[str, Any]:
-    """For editors. Budget processes of installed packages are in it; what only a whole fleet shows, as that shares sum
-    to 1, is not.
+    """Return the JSON schema of fleet files, for editors. It covers budget processes of installed packages; it does not
+    cover what only a whole fleet shows, such as that shares sum to 1.
     """
     schema = FleetDocument.model_json_schema()
     parts: dict[str, Any] = schema["$defs"]
@@ -45,7 +45,9 @@ def fleet_schema() -> dict[str, Any]:
 
 
 def fleet_parts() -> list[Part]:
-    """Every key of a fleet file, by the mapping that holds it: budget processes and ways to be available by name."""
+    """Return every key of a fleet file, by the mapping that holds it: budget processes and ways to be available by
+    name.
+    """
     schema = _as_typed(FleetDocument.model_json_schema())
     profile = schema["$defs"]["DeviceProfile"]["properties"]
     profile["budget"] |= {"type": "object", "title": "process", "default": "constant"}

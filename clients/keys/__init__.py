@@ -1,1 +1,1 @@
-"""How a number in a fleet file is read: checked keys, distributions, tables and traces."""
+"""Readers of the numbers in a fleet file: checked keys, distributions, tables and traces."""

@@ -70,7 +70,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every value between ``low`` and ``high`` alike."""
+    """The uniform distribution between ``low`` and ``high``."""
 
     low: float
     high: float
@@ -278,7 +278,7 @@ def _reader(
 
 
 def distribution_schema(**limits: float) -> dict[str, Any]:
-    """What editors are told: a number, or one of the distributions."""
+    """Return the JSON schema of a distribution, for editors: a number, or one of the distributions."""
     named = {"type": "object", "title": "distribution", "minProperties": 1, "maxProperties": 1}
     return {"anyOf": [{"type": "number", **limits}, {**named, "propertyNames": {"enum": sorted(_READERS)}}]}
 

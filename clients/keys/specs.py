@@ -94,7 +94,7 @@ def _whole(minimum: int) -> Callable[[object], int]:
 
 
 def as_schema(kind: str, **limits: float) -> WithJsonSchema:
-    """What editors are told of a number that a validator of ours reads."""
+    """Return the JSON schema of a number that a validator of ours reads."""
     return WithJsonSchema({"type": kind, **limits})
 
 
@@ -106,7 +106,7 @@ NonNegativeInt = Annotated[int, BeforeValidator(_whole(0)), as_schema("integer",
 
 
 Folder = Path | Mapping[str, Path]
-"""Where the files lie that a fleet file names: in its own folder, or by name where they came with a message."""
+"""Folder of the files that a fleet file names, or their paths by name where they came with a message."""
 
 
 def folder_of(info: ValidationInfo) -> Folder:

@@ -22,7 +22,7 @@ _AMOUNT = re.compile(
     r"(?P<numbers>\d[\d.,]*(?:\s*/\s*\d[\d.,]*)*)\s*(?P<unit>[kmgt]i?b|[kmgt]|bytes|b)?(?![a-z0-9])", re.IGNORECASE
 )
 _MINUS_OR_RANGE = re.compile(r"^\s*(\d[\d.,]*\s*)?[-\u2013\u2212]\s*$|\s(\d[\d.,]*)?[-\u2013\u2212]$")
-"""What stands before the 4 of "-4 GB", "2-4 GB", "2 - 4 GB", "RAM 2-4 GB"; not before that of "Mi 9 - 4 GB"."""
+"""Pattern of what stands before the 4 in "-4 GB", "2-4 GB", "2 - 4 GB" and "RAM 2-4 GB", but not in "Mi 9 - 4 GB"."""
 _BLANK = frozenset({"", "-", "?", "n/a", "na", "nan", "none", "null", "unknown"})
 
 
@@ -181,7 +181,7 @@ def _parquet_rows(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str,
 
 
 def is_blank(value: object) -> bool:
-    """Whether a cell says that nothing is known."""
+    """Return whether a cell means that nothing is known."""
     return value is None or (isinstance(value, float) and value != value) or str(value).strip().lower() in _BLANK
 
 

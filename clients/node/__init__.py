@@ -1,1 +1,1 @@
-"""What a node hosts: a cohort of devices, their state, their virtual clock."""
+"""The hosts of devices: a node's cohort of devices, their state, their virtual clock."""

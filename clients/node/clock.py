@@ -43,7 +43,7 @@ class DeviceRates:
 
     @staticmethod
     def from_rates(rates: Mapping[str, FloatArray]) -> DeviceRates:
-        """From what :meth:`clients.fleet.fleet.Fleet.rates` gives."""
+        """Make the rates from what :meth:`clients.fleet.fleet.Fleet.rates` returns."""
         return DeviceRates(
             held_once(rates["latency_ms"] / 1e3),
             held_once(rates["downlink_mbps"] * BYTES_PER_MEGABIT),
@@ -67,7 +67,7 @@ class DeviceRates:
 
 @dataclass(frozen=True)
 class RoundCost:
-    """What a round took of each device, (N,) each; late: it was not done by the deadline and was cut off there."""
+    """The cost of a round for each device, (N,) each; late: whether it missed the deadline and was cut off there."""
 
     time_us: IntArray
     energy_mj: IntArray
@@ -95,10 +95,10 @@ def spend(
     upload_bytes: IntArray,
     deadline_s: float | None = None,
 ) -> RoundCost:
-    """What devices spend on a round, each stopping at the deadline.
+    """Return what devices spend on a round, each stopping at the deadline.
 
     download_bytes, samples, upload_bytes: (N,), the work of the whole round. Energy is train_watts over the training
-    time plus radio_joules_per_mb over the bytes moved either way. Neither is told beyond :data:`MOST`.
+    time plus radio_joules_per_mb over the bytes moved either way. Neither is reported beyond :data:`MOST`.
     """
     limit = np.inf if deadline_s is None else deadline_s
     left = np.full(len(download_bytes), limit) - np.minimum(rates.latency_s, limit)

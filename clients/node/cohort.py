@@ -33,7 +33,7 @@ USUAL_ROUNDS = 400
 
 @dataclass(frozen=True)
 class Cohort:
-    """What a node knows about its devices: their numbers, interactions and profiles, and the block layout."""
+    """The devices of a node: their numbers, interactions and profiles, and the block layout."""
 
     scenario: Scenario
     folder: Path
@@ -56,24 +56,26 @@ class Cohort:
 
     @cached_property
     def seen(self) -> UserItems:
-        """What devices have interacted with before the test: train and validation items."""
+        """Return the items that devices interacted with before the test: train and validation items."""
         return self.splits.train.merged(self.splits.validation)
 
     @cached_property
     def rows(self) -> UserItems:
-        """Train items that tables have a row of: all of them, but for what nobody had used when a period began."""
+        """Return the train items that tables have a row of: all of them, except items that nobody had used when a
+        period began.
+        """
         return self.splits.train.below(self.splits.num_items)
 
     @property
     def fading(self) -> float | None:
-        """How fast what a device did fades in its vector, in a timeline; see :class:`fl_peel.scenario.method`."""
+        """Return how fast interactions fade in vectors, in a timeline; see :class:`fl_peel.scenario.method`."""
         timeline = self.scenario.data.timeline
         return None if timeline is None else timeline.decay_interactions
 
     @cached_property
     def joining(self) -> NDArray[np.bool_]:
-        """Which hosted devices (N,) take part for the first time: all, but for the last part of a period, in which
-        those do that were not there before it.
+        """Return which hosted devices (N,) take part for the first time: all of them, except in the last part of a
+        period, in which only those do that were not there before it.
         """
         timeline = self.scenario.data.timeline
         everybody = np.ones(len(self.devices), np.bool_)
@@ -81,7 +83,9 @@ class Cohort:
 
     @cached_property
     def contributing(self) -> NDArray[np.bool_]:
-        """Which of them (N,) sums are asked of: all, but for those that have left, in a timeline."""
+        """Return which of the joining devices (N,) are asked for sums: all of them, except devices that have left, in a
+        timeline.
+        """
         contributed = self.splits.contributed
         return self.joining if contributed is None else self.joining & (contributed.counts() > 0)
 
@@ -105,13 +109,13 @@ class Cohort:
         return DeviceRates.from_rates(self.own_fleet.rates(self.scenario.seed, self.devices))
 
     def available(self, places: NDArray[np.int64], server_round: float) -> NDArray[np.bool_]:
-        """Which of these hosted devices can take part at a time in rounds."""
+        """Return which of the hosted devices at ``places`` can take part at a time, in rounds."""
         return self.own_fleet.available(self.scenario.seed, self.devices[places], server_round)
 
     @cached_property
     def usual_availability(self) -> NDArray[np.float64]:
-        """In what share of the rounds each hosted device (N,) is available, over ``USUAL_ROUNDS``: it stands for what a
-        device knows of itself from before.
+        """Return the share of the rounds in which each hosted device (N,) is available, over ``USUAL_ROUNDS``: it
+        stands for what a device knows of itself from before.
         """
         everybody = np.arange(len(self.devices))
         times = sum(self.available(everybody, number).astype(np.int64) for number in range(1, USUAL_ROUNDS + 1))
@@ -134,12 +138,16 @@ class Cohort:
 
     @property
     def vectors_file(self) -> Path:
-        """Where devices keep the vectors (N, K) that they made in stage 1, whatever is refined from there."""
+        """Return the file in which devices keep the vectors (N, K) that they made in stage 1, whatever is refined from
+        there.
+        """
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-vectors{_moment(self.scenario)}.npy"
 
     @property
     def held_file(self) -> Path:
-        """Where devices keep, from one period to the next, what they hold; see :mod:`clients.serving.refresh`."""
+        """Return the file in which devices keep, from one period to the next, what they hold; see
+        :mod:`clients.serving.refresh`.
+        """
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 
     def save_layout(self, layout: BlockLayout) -> None:
@@ -266,7 +274,9 @@ def _cohort(
 
 
 def _moment(scenario: Scenario) -> str:
-    """In a timeline devices come to each period anew, with what they have by then."""
+    """Return the suffix of the state's name for a period and phase of a timeline: devices start each of them anew, with
+    the interactions that they have by then.
+    """
     timeline = scenario.data.timeline
     return "" if timeline is None else f"-{timeline.period}-{timeline.phase}"
 

@@ -28,7 +28,7 @@ from fl_peel.wire import JoinReply, JoinRequest
 def answered_groups(
     cohort: Cohort, places: IntArray, groups: NDArray[np.int32], centroids: NDArray[np.float32]
 ) -> NDArray[np.int32]:
-    """What devices at these places (N,) answer when asked for their user group (N,)."""
+    """Return the user groups (N,) that devices at ``places`` (N,) answer with when asked."""
     epsilon = cohort.scenario.privacy.group_epsilon
     if epsilon is None:
         return groups
@@ -83,7 +83,8 @@ def check_working(
 
 
 def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
-    """Devices take their user embedding and group: given by the server, or found locally from the item table.
+    """Give devices their user embedding and group: those that the server sends, or those found locally from the item
+    table.
 
     Raises:
         BudgetError: a device's budget can never hold one block, or its working memory train it.
@@ -127,7 +128,9 @@ def joining(cohort: Cohort, request: JoinRequest) -> IntArray:
 
 
 def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """User embeddings (N, d) and groups (N,) of devices that have a vector of stage 1: nobody answers but the group."""
+    """Return user embeddings (N, d) and groups (N,) of devices that have a vector of stage 1; only the group leaves a
+    device.
+    """
     vectors = np.load(cohort.vectors_file, mmap_mode="r")
     users = np.zeros((len(vectors), request.maps.shape[2]), np.float32)
     groups = nearest(vectors, request.centroids)

@@ -1,4 +1,4 @@
-"""What a node tells the server of a mistake that it finds."""
+"""Errors that a node reports to the server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ USUAL_PLACES = {"ProfileError": "fleet", "DataError": "data"}
 
 
 def node_error(mistake: FlPeelError, *, whole: bool) -> NodeError:
-    """What of a mistake leaves the node: its class and the key it is about. Its line goes too where it is ``whole``, is
-    public, or is about the message itself; any other line is for the node's own log.
+    """Return the part of an error that leaves the node: its class and the key it is about. Its line goes too where it
+    is ``whole``, is public, or is about the message itself; any other line is for the node's own log.
     """
     code, line = type(mistake).__name__, str(mistake)
     if whole or mistake.public or isinstance(mistake, MessageError):

@@ -24,7 +24,9 @@ KEY, FIRST, FOLDER = "data", "first-device", "run-dir"
 
 @dataclass(frozen=True)
 class OwnData:
-    """Where it lies. first: number of the first device; folder: of this run, where devices keep what they have."""
+    """The data of a node that has its own. first: number of the first device; folder: folder of this run, where devices
+    keep their state.
+    """
 
     path: Path
     first: int
@@ -32,8 +34,8 @@ class OwnData:
 
     @staticmethod
     def from_context(context: Context, partition: int) -> OwnData | None:
-        """What the node was started with; None where it was told of no file. By default the device of a node that has
-        one device is numbered as the node is.
+        """Read what the node was started with; return None where no file was named. By default the device of a node
+        that has one device is numbered as the node is.
 
         Raises:
             EngineError: there is no such file, or the number is none.

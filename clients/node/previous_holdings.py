@@ -1,4 +1,4 @@
-"""What the devices of a node held in the last period of a timeline: the node remembers it for them."""
+"""Holdings of a node's devices in the last period of a timeline, which the node remembers for them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class PreviousHoldings:
-    """What the hosted devices held last, (N,) by place: user group, -1 where there is none; cutoffs: (N, X) how far
-    they read under each budget (X,); ranks: (G, B) of every block in the list of each group, NEVER where it was not.
+    """The previous holdings of the hosted devices, (N,) by place: user group, -1 where there is none; cutoffs: (N, X)
+    how far they read under each budget (X,); ranks: (G, B) of every block in the list of each group, NEVER where it was
+    not.
     """
 
     groups: IntArray
@@ -29,7 +30,8 @@ class PreviousHoldings:
 
     @staticmethod
     def read(cohort: Cohort, budgets: IntArray | None = None) -> PreviousHoldings:
-        """As it was saved, for all devices that are or were hosted. budgets: (X,), where nothing was saved yet.
+        """Read what was saved, for all devices that are or were hosted. budgets: (X,), used where nothing was saved
+        yet.
 
         Raises:
             EngineError: what was saved is damaged.
@@ -52,7 +54,7 @@ class PreviousHoldings:
             ) from error
 
     def save(self, cohort: Cohort) -> None:
-        """For the next period."""
+        """Save the holdings for the next period."""
         cohort.held_file.parent.mkdir(parents=True, exist_ok=True)
         part = cohort.held_file.with_suffix(".part.npz")
         np.savez(part, **vars(self))
@@ -60,11 +62,11 @@ class PreviousHoldings:
 
     @property
     def own(self) -> int:
-        """Which of the budgets is the devices' own, that moves."""
+        """Return the index of the devices' own budget, the one that moves."""
         return int(np.flatnonzero(self.budgets == OWN_BUDGET)[0])
 
     def held_blocks(self, places: IntArray, budget: int, blocks: IntArray) -> NDArray[np.bool_]:
-        """Which of these blocks (K,) the devices at ``places`` (N,) held, (N, K)."""
+        """Return which of these blocks (K,) the devices at ``places`` (N,) held, (N, K)."""
         held = np.zeros((len(places), len(blocks)), np.bool_)
         known = np.flatnonzero(blocks < self.ranks.shape[1])
         some = np.flatnonzero(self.groups[places] >= 0)
@@ -73,8 +75,8 @@ class PreviousHoldings:
         return held
 
     def current_groups(self, former: IntArray) -> IntArray:
-        """The numbers (N,) that devices' user groups have by now, -1 where there is none any more. former: (G,) those
-        that the groups of now had, -1 for new ones.
+        """Return the present numbers (N,) of the devices' user groups, -1 for a group that no longer exists. former:
+        (G,) previous numbers of the present groups, -1 for new ones.
         """
         current = np.full(max(int(self.groups.max(initial=-1)), int(former.max(initial=-1))) + 2, -1, np.int64)
         known = np.flatnonzero(former >= 0)

@@ -1,4 +1,4 @@
-"""What a node knows of a right question: how many items there are, and which devices it hosts."""
+"""The context in which a node checks requests: how many items there are, and which devices it hosts."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def _known(cohort: Cohort, request: object) -> MessageContext:
 
 
 def _some(groups: Iterable[int], count: int) -> dict[int, MessageContext]:
-    """Those of them that are numbers of user groups, of which there are so many."""
+    """Return a context for each of ``groups`` that is the number of a user group, of which there are ``count``."""
     return {group: ANYTHING for group in groups if 0 <= group < count}
 
 
 def _of_sums(cohort: Cohort, request: wire.SumsRequest, known: MessageContext) -> MessageContext:
-    """What a step of stage 1 comes with."""
+    """Return the context of a right request for a step of stage 1."""
     num_items = cohort.splits.num_items
     nothing = ArraySpec((0, 0))
     # in a timeline, tables have rows of the items that there were, whatever there is by now

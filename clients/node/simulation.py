@@ -4,7 +4,7 @@ own configuration alone.
 
 Flower's simulation runs its nodes as Ray workers, a SuperNode does not; Flower tells a ClientApp no other difference.
 Whoever starts a SuperNode for a rehearsal says so: ``--node-config 'partition-id=0 num-partitions=2 simulated=true'``.
-No message can say it: the server is not asked.
+No message can set it: the server is not asked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What devices keep between rounds: memory-mapped files in their node's folder."""
+"""State that devices keep between rounds: memory-mapped files in their node's folder."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DeviceState:
     def begin(
         folder: Path, num_devices: int, first: int, users: NDArray[np.float32], groups: NDArray[np.int32]
     ) -> None:
-        """Write what some devices start with: those from the place ``first`` on, of ``num_devices``. The first part
+        """Write the first state of some devices: those from the place ``first`` on, of ``num_devices``. The first part
         makes the files anew.
 
         Raises:

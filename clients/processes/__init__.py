@@ -1,1 +1,1 @@
-"""How memory budgets and availability move over time."""
+"""Movement of memory budgets and availability over time."""

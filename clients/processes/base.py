@@ -1,4 +1,4 @@
-"""What a budget process is: the budget clock, and the interface that every process implements.
+"""Definition of a budget process: the budget clock, and the interface that every process implements.
 
 The budget clock ticks in steps: ``step_s`` seconds each, ``steps_per_round`` to a round. Within a step a budget
 stands still. A process turns a device's *base* budget (from its profile's ``memory``) into its budget at a step.

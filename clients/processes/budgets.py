@@ -1,4 +1,4 @@
-"""How a device's memory budget moves over time: the processes that ship, and the registry that more plug into.
+"""Movement of a device's memory budget over time: the processes that ship, and the registry that more plug into.
 
 The interface and the clock are in :mod:`clients.processes.base`, the Markov process in :mod:`clients.processes.markov`.
 """
@@ -197,7 +197,7 @@ class ShockBudget(BudgetProcess):
         return self
 
     def needs_memory(self) -> bool:
-        """As the process below."""
+        """Return whether the process below needs memory."""
         return self.of.needs_memory()
 
     def start(self, seed: int, devices: Devices) -> State:

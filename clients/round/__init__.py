@@ -1,1 +1,1 @@
-"""A round on a node: devices are reached, train, and say what the scenario lets them say."""
+"""A round on a node: devices are reached, train, and contribute what the scenario lets them contribute."""

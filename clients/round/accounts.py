@@ -1,4 +1,4 @@
-"""What a node's devices did in a round, added up per device class: integers, so that order and nodes cannot matter."""
+"""Counts of a node's devices in a round, added up per device class: integers, so that order and nodes cannot matter."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def class_counts(
     kept_before: NDArray[np.integer],
     num_classes: int,
 ) -> ClassCounts:
-    """What devices (N,) of one user group hold and move. working_bytes, allowed: (N,) taken besides what is stored, and
-    what may be taken; kept_before: (N,) blocks kept when last reached, -1 for never.
+    """Count what devices (N,) of one user group hold and move. working_bytes, allowed: (N,) taken besides what is
+    stored, and what may be taken; kept_before: (N,) blocks kept when last reached, -1 for never. Bytes moved and
+    violations cover every device reached; devices, budgets, stored and peak bytes cover those whose update counts.
 
     Bytes moved and violations are of every device reached; devices, budgets, stored and peak bytes of those whose
     update counts.
@@ -43,7 +44,7 @@ def class_counts(
 
 
 def clock_counts(classes: NDArray[np.int16], num_classes: int, **amounts: NDArray[np.generic]) -> ClockCounts:
-    """Some columns (N,) of single devices, by name, added up per class; the others are zero."""
+    """Add up some columns (N,) of single devices, by name, per class; the others are zero."""
     per_device = ClockCounts.zeros(len(classes))
     for name, values in amounts.items():
         getattr(per_device, name)[:] = values

@@ -44,7 +44,7 @@ class BoundedDeviceContents(DeviceContents):
         trained: TrainedDevices,
         noise_devices: int | None,
     ) -> NamedSums:
-        """With what the devices themselves add."""
+        """Return the sums with the noise that the devices themselves add."""
         source, server_round = source_of(self.scenario), self.request.server_round
         shares = shares_of(self.scenario)
         scales = {

@@ -26,7 +26,7 @@ BY_BLOCK = ("holders", "hits", "shown", "exposed")
 
 
 class BucketedDeviceContents(OpenDeviceContents):
-    """What open contents say, bucket by bucket."""
+    """The open contribution, bucket by bucket."""
 
     def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersReply]) -> MembersReply:
         """The rounds of the buckets, put together."""
@@ -48,8 +48,8 @@ def buckets_of(scenario: Scenario, devices: IntArray) -> IntArray:
 
 
 def merged_arrays(parts: dict[int, Arrays], num_buckets: int) -> Arrays:
-    """Row arrays one bucket after the other, with buckets (T,) and wide_buckets (W,) that say whose they are; sums over
-    the buckets of per-block arrays (K,); bucket_holders (num_buckets, K).
+    """Merge the arrays of buckets: row arrays one bucket after the other, with buckets (T,) and wide_buckets (W,) for
+    the bucket of each row; sums over the buckets of per-block arrays (K,); bucket_holders (num_buckets, K).
     """
     replies = list(parts.values())
     merged: Arrays = {name: np.concatenate([reply[name] for reply in replies]) for name in (*BY_ROW, *WIDE)}

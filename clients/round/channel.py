@@ -1,4 +1,4 @@
-"""Device half of a channel: how what a node's devices say comes together on its way to the server."""
+"""Device half of a channel: how contributions of a node's devices are combined on their way to the server."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ Reply = TypeVar("Reply")
 
 
 class DeviceChannel(ABC, Generic[Reply]):
-    """Of one node and one round: it takes one user group after the other, then makes the reply."""
+    """The device half of a channel, on one node and in one round: it takes one user group after the other, then makes
+    the reply.
+    """
 
     def __init__(self, context: RoundContext) -> None:
         self.context = context
 
     def begin(self) -> RoundCounts:
-        """Before the first user group; returns what is counted already."""
+        """Start the round before the first user group; return what is counted already."""
         return RoundCounts.nothing(len(self.context.cohort.fleet.names))
 
     @abstractmethod
     def members(self, group: int) -> IntArray:
-        """Places (N,) of the devices of a user group that are reached."""
+        """Return the places (N,) of a user group's devices that are reached."""
 
     @abstractmethod
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
@@ -34,7 +36,7 @@ class DeviceChannel(ABC, Generic[Reply]):
 
     @abstractmethod
     def reply(self, counts: RoundCounts) -> Reply:
-        """All that was said; counts: as far as they are said in the open."""
+        """Return the reply of the node. counts: counts of the round, as far as they are sent in the open."""
 
 
 def run_round(channel: DeviceChannel[Reply]) -> Reply:

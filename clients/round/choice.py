@@ -1,4 +1,4 @@
-"""Which contents a scenario's devices have: the one place where its keys are asked."""
+"""Choice of the device contents of a scenario: the one place where its keys are asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clear channel: a node adds up what its devices say, and the server reads it."""
+"""The clear channel: a node adds up the contributions of its devices, and the server reads the sum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from fl_peel.wire import Arrays, RoundReply, RoundRequest
 
 
 class ClearDeviceChannel(DeviceChannel[RoundReply]):
-    """noise_devices: of user groups whose devices add central noise in shares, whose shares make its full strength."""
+    """The clear channel of a node. noise_devices: number of devices of user groups that add central noise in shares,
+    which together make its full strength.
+    """
 
     def __init__(self, context: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
         super().__init__(context)
@@ -29,16 +31,16 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         self._contributions: dict[int, Arrays] = {}
 
     def begin(self) -> RoundCounts:
-        """Which of the sampled devices are reached."""
+        """Determine which of the sampled devices are reached."""
         self._reached, clock = self.context.reached(self.context.cohort.places(self.context.request.devices))
         return replace(super().begin(), clock=clock)
 
     def members(self, group: int) -> IntArray:
-        """Those of the user group."""
+        """Return the reached devices of the user group."""
         return np.asarray(self._reached[self._groups[self._reached] == group])
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
-        """All of them together, as the contents have it."""
+        """Train all devices of the group together, as the contents have it."""
         terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
         done = self.context.contents.together(
             self.context.cohort.devices[members],

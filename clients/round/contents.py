@@ -1,4 +1,4 @@
-"""Device half of a round's contents: what is bounded, said and paid for.
+"""Device half of a round's contents: what is bounded, contributed and paid for.
 
 To add one, subclass :class:`DeviceContents` (or one that ships, :class:`clients.round.open.OpenDeviceContents`),
 register it under the entry point group ``fl_peel.device_contents`` and name it as ``refinement.contribution``.

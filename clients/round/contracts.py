@@ -91,7 +91,7 @@ class DeviceContentsContract:
         assert how.max_norm <= limit, f"local() lets updates grow to {how.max_norm}"
 
     def test_withheld_counters_stay_withheld(self) -> None:
-        """Where the scenario withholds counters, only the number of requested devices is counted."""
+        """Check that only the number of requested devices is counted where the scenario withholds counters."""
         contents = self.made()
         counts = replace(RoundCounts.nothing(2), slowest_us=5)
         if contents.release.withheld:

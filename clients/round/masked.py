@@ -123,11 +123,13 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         self._protocol_s = 0.0
 
     def members(self, group: int) -> IntArray:
-        """Those whose neighbours' shares are in the message."""
+        """Return the devices whose neighbours' shares are in the message."""
         return self.context.cohort.places(self._request.secure[group].devices)
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
-        """One device after the other; counted in the open are those that are in no sum, and how long it took."""
+        """Train and mask one device after the other; counted in the open are the devices that are in no sum, and the
+        time it took.
+        """
         counts, keeps = self.begin(), list[StateUpdate]()
         stage = _GroupStage.from_message(self.context, ranked, self._request.secure[group], group)
         survivors, total = [], MaskWords.zeros(*stage.layout.num_words)
@@ -180,7 +182,7 @@ class _GroupStage:
 
     @staticmethod
     def from_message(context: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
-        """From the message and from what the devices kept."""
+        """Build the stage from the message and from what the devices kept."""
         cohort, request = context.cohort, context.request
         known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, group, SHARED)
         devices = given.devices
@@ -213,7 +215,9 @@ class _GroupStage:
         )
 
     def vector(self, i: int) -> tuple[MembersReply, MaskWords | None]:
-        """What device ``i`` did and has to say; nothing if it does not get as far as to send it."""
+        """Train device ``i``; return its reply and the words of its vector, or None for the words where it does not get
+        as far as to send them.
+        """
         traffic = DeviceBytes.from_sizes(self.present.shape[1], self.layout.num_bytes)
         lost = self.vanishes[i] == DropoutStage.VECTOR
         upload = traffic.upload - traffic.vector if lost else traffic.upload
@@ -301,7 +305,7 @@ def _bytes(content: bytes) -> NDArray[np.uint8]:
 
 
 def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
-    """Refuse a question to other devices (N,) than those that go through the round.
+    """Refuse a request to other devices (N,) than those that go through the round.
 
     Raises:
         SecureAggregationError: they hold nothing of it.
@@ -313,7 +317,7 @@ def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
 
 
 def secrets_of(kept: Arrays, i: int) -> Secrets:
-    """Of the device at a place."""
+    """Return the secrets of the device at position ``i``."""
     private = kept["private"][i].tobytes()
     middle = KEY_BYTES + SEED_BYTES
     return Secrets(private[:KEY_BYTES], private[KEY_BYTES:middle], private[middle:])

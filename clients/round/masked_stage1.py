@@ -1,8 +1,8 @@
-"""A step of stage 1 under secure aggregation, on a node: each of its devices says its part by itself, masked.
+"""A step of stage 1 under secure aggregation, on a node: each of its devices sends its part by itself, masked.
 
-What a device says is what a node that hosted it alone would answer in the clear: the same function of its one row, with
-a word for whatever it might have said. All devices that are there in one of the step's windows are one group. Keys,
-shares and their opening are those of a round of refinement (:mod:`clients.round.masked`).
+The contribution of a device is what a node that hosted it alone would answer in the clear: the same function of its one
+row, with a word for whatever it might have contributed. All devices that are there in one of the step's windows are one
+group. Keys, shares and their opening are those of a round of refinement (:mod:`clients.round.masked`).
 
 A vector goes in parts, to spare whoever simulates many devices the memory; each part is sent once. Who vanishes or is
 late sends none.
@@ -47,11 +47,11 @@ from fl_peel.wire import (
 
 Values = dict[str, IntArray]
 Contribute = Callable[[int, Noise | None], Values]
-"""What the device at a place has to say, with what noise it adds."""
+"""Function that returns the contribution of the device at a place, under the noise that it adds."""
 PREPARED = ("devices", "neighbours", "present", "index", "shares")
-"""What devices, (N,) each, keep of the step when their vector is sent; besides the directory."""
+"""Arrays, (N,) each, that devices keep of the step when their vector is sent; the directory is kept besides."""
 SECRET = (*PREPARED, "private")
-"""What they keep between parts of it; besides the directory and the public keys there."""
+"""Arrays that devices keep between parts of the step; the directory and the public keys in it are kept besides."""
 
 
 def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply:
@@ -72,7 +72,7 @@ def announce_step(cohort: Cohort, request: SecureStepRequest) -> SecureKeysReply
 
 
 def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
-    """A part of what devices have to say in a step, but for a choice."""
+    """Return a part of the masked sum of a step other than a choice."""
     parts = {
         "pass": (request.first, request.first + (len(request.groups) or request.table.shape[1])),
         "moments": (request.first, request.first + len(request.groups)),
@@ -99,7 +99,9 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
 
 
 def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsReply:
-    """Which filter ranks each device's validation items best; who has none says zeros, or noise."""
+    """Return the masked votes for the filter that ranks each device's validation items best; a device without such
+    items sends zeros, or noise.
+    """
 
     def contribute(place: int, noise: Noise | None) -> Values:
         won, answered = chosen(cohort, np.array([place]), request, noise)
@@ -124,25 +126,25 @@ def masked_choice(cohort: Cohort, request: SecureChoiceRequest) -> SecureSumsRep
 
 @dataclass(frozen=True)
 class _MaskedStep:
-    """A step as the devices of a node know it."""
+    """A step as the devices of a node see it."""
 
     cohort: Cohort
     request: SecureStepRequest
 
     @property
     def asked(self) -> NDArray[np.bool_]:
-        """Which devices (N,) are."""
+        """Return which devices (N,) the step asks."""
         if self.request.panel:
             return choice_panel(self.cohort, self.request.panel)
         return np.ones(len(self.cohort.devices), np.bool_)
 
     @property
     def withheld(self) -> bool:
-        """Whether devices count nothing: noise is on no counter."""
+        """Return whether devices withhold counters, which carry no noise."""
         return self.cohort.scenario.privacy.noised
 
     def vector(self, devices: int) -> StepVector:
-        """Of at most so many devices' sum, in this part of the step."""
+        """Return the layout of the vector that up to ``devices`` devices sum in this part of the step."""
         whole = self._sums_vector(devices)
         return whole.counting if self.request.counts_contributors else whole
 
@@ -163,7 +165,7 @@ class _MaskedStep:
         )
 
     def attendance(self, neighbours: int) -> StepAttendance:
-        """Who comes, and what both parts of the step take of a device with that many neighbours."""
+        """Return the devices that come, and what both parts of the step take of a device with that many neighbours."""
         request, splits = self.request, self.cohort.splits
         vector, counted = self._sums_vector(1), self.cohort.scenario.privacy.counts_contributors
         answer = answer_of(vector, neighbours)
@@ -193,7 +195,7 @@ class _MaskedStep:
 
 @dataclass(frozen=True)
 class _StepMembers:
-    """Devices (N,) that send their vector, with their secrets, and what they count; and of those that do not."""
+    """Devices (N,) that send their vector, with their secrets and what they count, and the reply about the others."""
 
     known: Arrays
     classes: ClassCounts
@@ -202,7 +204,7 @@ class _StepMembers:
 
     @staticmethod
     def from_inbox(step: _MaskedStep, inbox: Inbox) -> _StepMembers:
-        """Before the first part."""
+        """Open the shares of an inbox, before the first part of the vector."""
         cohort, request = step.cohort, step.request
         known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, EVERYBODY, SHARED)
         here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
@@ -243,7 +245,7 @@ class _StepMembers:
         return _StepMembers(known, classes[stays], clock[stays], reply)
 
     def head(self, i: int, device_class: int, num_classes: int) -> Values:
-        """What device ``i`` counts, as words."""
+        """Return what device ``i`` counts, as words."""
         cell, one = np.array([device_class]), slice(i, i + 1)
         return {
             CHECK: np.ones(1, np.int64),
@@ -253,7 +255,7 @@ class _StepMembers:
 
 
 def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]) -> Arrays:
-    """What the devices that stay know once they have opened what their neighbours sealed for them."""
+    """Return what the devices that stay know once they have opened what their neighbours sealed for them."""
     occasion = Occasion(step.request.server_round, EVERYBODY)
     held: list[dict[int, HeldShares]] = []
     for i in np.flatnonzero(stays).tolist():
@@ -272,7 +274,7 @@ def _opened(step: _MaskedStep, known: Arrays, inbox: Inbox, stays: NDArray[np.bo
 def _answered(
     step: _MaskedStep, part: Part, request: SecureSumsRequest | SecureChoiceRequest, contribute: Contribute
 ) -> SecureSumsReply:
-    """A part of the masked sum: one device after the other says it, and masks it."""
+    """Return a part of the masked sum: each device in turn contributes its part and masks it."""
     cohort, start, (first, stop) = step.cohort, step.request, part
     store, num_classes = SecretStore.from_node_folder(cohort.folder), len(cohort.fleet.names)
     members = _StepMembers.from_inbox(step, request.secure[EVERYBODY]) if first == 0 else None
@@ -308,12 +310,14 @@ def _answered(
 
 
 def _stage(first: int) -> str:
-    """What must be over before the part that begins with a unit: so that each is sent once, and in order."""
+    """Return the name of the stage that must be over before the part that begins with unit ``first``, so that each part
+    is sent once, and in order.
+    """
     return f"unit {first}"
 
 
 def _masked(step: _MaskedStep, known: Arrays, i: int, words: MaskWords, start: int) -> MaskWords:
-    """A part of the vector of device ``i`` as it is sent. start: bytes of it that went before."""
+    """Mask a part of the vector of device ``i``. start: bytes of the vector that went before."""
     scenario = step.cohort.scenario
     if not scenario.secure_aggregation.masked:
         return words

@@ -1,4 +1,6 @@
-"""One round of some devices of one user group: they train in time, and what they say and count is added up."""
+"""One round of some devices of one user group: they train within the deadline, and their contributions and counts are
+added up.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
 
 @dataclass(frozen=True)
 class ChannelTerms:
-    """What the channel adds to a device's round. traffic: moved besides blocks, None where only they are.
+    """The channel's terms for a device's round. traffic: bytes moved besides blocks, None where only blocks are moved.
+    noise_devices: number of devices whose shares of noise make that of a sum, None where devices add none in shares.
 
     noise_devices: whose shares of noise make that of a sum, None where devices add none in shares.
     """
@@ -86,7 +89,7 @@ def _counts(
     members: IntArray,
     validation: UserItems,
 ) -> RoundCounts:
-    """What is counted of devices at ``members`` (N,); validation: of those that count."""
+    """Return the counts of devices at ``members`` (N,). validation: validation counts of those that count."""
     cohort, num_classes = context.cohort, len(context.cohort.fleet.names)
     classes, kept = cohort.classes[members], members[done.kept]
     clock = clock_counts(

@@ -25,8 +25,8 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class WorkingMemory:
-    """What devices (N,) may use while they train, besides what they store: allowed, bytes; interactions: train items;
-    takes: what training takes.
+    """The memory that devices (N,) may use while they train, besides what they store: allowed, bytes; interactions:
+    train items; takes: what training takes.
     """
 
     allowed: IntArray
@@ -52,7 +52,7 @@ class WorkingMemory:
 
 @dataclass(frozen=True)
 class RoundMemory:
-    """What devices hold in a round, (N,) each.
+    """The memory that devices hold in a round, (N,) each.
 
     budgets: bytes when the round begins; first: blocks chosen then; last: blocks still held when it ends (a prefix of
     the first); stored: bytes of the first and what lies beside them; violations: steps at which a device held more than
@@ -117,7 +117,9 @@ def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, ext
 
 
 def extra_bytes(scenario: Scenario) -> int:
-    """What a device holds during refinement besides its file: the user embedding that it may go back to."""
+    """Return the bytes that a device holds during refinement besides its file: the user embedding that it may go back
+    to.
+    """
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 

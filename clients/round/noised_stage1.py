@@ -1,4 +1,4 @@
-"""Noise that devices themselves add to what they say in stage 1: all of it, or their share of a sum's."""
+"""Noise that devices themselves add to their contribution to stage 1: all of it, or their share of a sum's."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales
 from fl_peel.wire import ChoiceRequest, SumsRequest
 
 Noise = Callable[[int], Stage1Noise]
-"""Of a device, by its number."""
+"""Function from a device's number to its noise."""
 
 
 def noise_of(cohort: Cohort, request: SumsRequest | ChoiceRequest, announced: int | None = None) -> Noise | None:
-    """What devices add in a step; None where they add nothing. announced: devices that began it under secure
-    aggregation, None in the clear. Drawn by device and step: nodes and messages make no difference.
+    """Return the noise that devices add in a step, or None where they add nothing. announced: number of devices that
+    began the step under secure aggregation, None in the clear. Noise is drawn by device and step: nodes and messages
+    make no difference.
     """
     scenario = cohort.scenario
     if not scenario.privacy.noised:

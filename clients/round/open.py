@@ -1,4 +1,6 @@
-"""Open contents: devices say which rows they changed and how, and their validation signals, added up by their node."""
+"""Open contents: devices contribute which rows they changed and how, and their validation signals, added up by their
+node.
+"""
 
 from __future__ import annotations
 

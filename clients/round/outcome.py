@@ -1,4 +1,4 @@
-"""What came of a round of some devices of one user group: what they say, what is counted, what they keep."""
+"""Outcome of a round of some devices of one user group: their contribution, their counts, their new state."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from fl_peel.wire import Arrays
 
 @dataclass(frozen=True)
 class StateUpdate:
-    """What stays on the devices. places (M,) of those that count, users (M, d) their new user embeddings; reached:
-    places (N,) of all that were reached, blocks (N,) how many they hold in the end.
+    """The state that stays on the devices. places (M,) of those that count, users (M, d) their new user embeddings;
+    reached: places (N,) of all that were reached, blocks (N,) how many they hold in the end.
     """
 
     places: IntArray
@@ -29,7 +29,7 @@ class StateUpdate:
 
     @staticmethod
     def joined(parts: Sequence[StateUpdate]) -> StateUpdate:
-        """Of disjoint sets of devices, one set at least."""
+        """Join the updates of disjoint sets of devices, one set at least."""
         names = ("places", "users", "reached", "blocks")
         return StateUpdate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -41,7 +41,7 @@ class StateUpdate:
 
 @dataclass(frozen=True)
 class MembersReply:
-    """arrays: what the devices say; empty is nothing."""
+    """The reply of some devices. arrays: their contribution; no arrays mean no contribution."""
 
     arrays: Arrays
     counts: RoundCounts

@@ -1,4 +1,4 @@
-"""Malicious devices: who they are, and what they send instead of their block update.
+"""Malicious devices: which ones they are, and what they send instead of their block update.
 
 They alter the update on the device, before their node bounds it and adds it to its sums; their node is honest. The
 kinds of attack are in :class:`fl_peel.scenario.protection.Poisoning`. Scaling after Bagdasaryan et al., "How to
@@ -28,7 +28,9 @@ BoolArray = NDArray[np.bool_]
 
 
 def malicious(scenario: Scenario, devices: IntArray, share: float | None = None) -> BoolArray:
-    """Which of the devices (N,) are malicious under a share, by default the scenario's; a function of the identity."""
+    """Return which of the devices (N,) are malicious under a share, by default the scenario's; a function of the
+    identity.
+    """
     share = scenario.poisoning.share if share is None else share
     if share <= 0:
         return np.zeros(len(devices), np.bool_)
@@ -45,7 +47,7 @@ def target_items(scenario: Scenario, num_items: int) -> NDArray[np.int32]:
 
 
 def pretended(items: UserItems, liars: BoolArray, targets: NDArray[np.int32]) -> UserItems:
-    """The items of each device (N,), with the targets added on those that lie."""
+    """Return the items of each device (N,), with the targets added on the malicious ones."""
     who = np.repeat(np.flatnonzero(liars), len(targets))
     missing = UserItems.from_pairs(who, np.tile(targets, int(liars.sum())), items.num_users)
     pairs = items.users() * (1 << 32) + items.items
@@ -55,7 +57,9 @@ def pretended(items: UserItems, liars: BoolArray, targets: NDArray[np.int32]) ->
 
 @dataclass(frozen=True)
 class Adversary:
-    """Some devices of a user group among whom are malicious ones: liars (N,); targets, ascending."""
+    """The malicious devices among some devices of a user group. liars: (N,) which of them are malicious; targets:
+    ascending.
+    """
 
     liars: BoolArray
     part: Poisoning
@@ -63,7 +67,9 @@ class Adversary:
 
     @staticmethod
     def among(cohort: Cohort, places: IntArray) -> Adversary | None:
-        """Of the hosted devices at these places (N,); None where the scenario has no malicious devices."""
+        """Return the adversary among the hosted devices at ``places`` (N,), or None where the scenario has no malicious
+        devices.
+        """
         scenario = cohort.scenario
         if not scenario.poisoning.active:
             return None
@@ -71,7 +77,7 @@ class Adversary:
         return Adversary(liars, scenario.poisoning, target_items(scenario, cohort.splits.num_items))
 
     def select(self, positions: IntArray) -> Adversary:
-        """Of some of the devices."""
+        """Return the adversary among the devices at these positions only."""
         return replace(self, liars=self.liars[positions])
 
     def claimed(self, validation: UserItems) -> UserItems:
@@ -79,14 +85,14 @@ class Adversary:
         return pretended(validation, self.liars, self.targets) if self.part.kind == "promote" else validation
 
     def train(self, work: LocalWork, honest: Train = train_group) -> tuple[NDArray[np.float32], GroupUpdate]:
-        """As ``honest``, what trains devices that do not lie."""
+        """Train the devices: the honest ones with ``honest``, the malicious ones as :func:`train_poisoned` does."""
         return train_poisoned(work, self, honest)
 
 
 def train_poisoned(
     work: LocalWork, adversary: Adversary, train_them: Train = train_group
 ) -> tuple[NDArray[np.float32], GroupUpdate]:
-    """As ``train_them``, where devices that lie alter their updates.
+    """Train with ``train_them``, and let malicious devices alter their updates.
 
     The bound ``how.max_norm`` is applied to what they send, as their node would.
     """
@@ -126,7 +132,7 @@ def train_poisoned(
 def altered(
     update: NDArray[np.float64], ranked: RankedBlocks, part: Poisoning, targets: NDArray[np.int32]
 ) -> NDArray[np.float64]:
-    """What a malicious device makes of its update (R, d)."""
+    """Return what a malicious device makes of its update (R, d)."""
     if part.kind == "scaled":
         return update * part.factor
     if part.kind == "sign-flip":

@@ -1,4 +1,4 @@
-"""What the devices of a round share, and which of them are reached."""
+"""Context of a round: what its devices share, and which of them are reached."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from fl_peel.wire import RoundRequest
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What a round's devices share, whatever their user group. state: before the round, for reading (files, opened
-    once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the round; seeds (N,).
-    list_length: of the top lists for signals, None where none are wanted.
+    """The context that a round's devices share, whatever their user group. state: state before the round, for reading
+    (files, opened once and not for every group). For all N hosted devices: budgets (T, N) bytes at T steps of the
+    round; seeds (N,). list_length: length of the top lists for signals, None where none are wanted.
     """
 
     cohort: Cohort
@@ -62,19 +62,23 @@ class RoundContext:
         return WorkingMemory(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)
 
     def memory(self, ranked: RankedBlocks, places: IntArray, working: WorkingMemory) -> RoundMemory:
-        """What the devices at these places hold in the round."""
+        """Return the memory that the devices at ``places`` hold in the round."""
         extra = extra_bytes(self.cohort.scenario)
         return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), extra)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
-        """Of the sampled devices at ``places``, those that are available and let in; and how many are not."""
+        """Return which of the sampled devices at ``places`` are available and have enough memory, and the counts of all
+        of them.
+        """
         return reached_devices(self.cohort, places, self.budgets[0], self.request.server_round)
 
 
 def reached_devices(
     cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int
 ) -> tuple[IntArray, ClockCounts]:
-    """Of the sampled devices, those that are available and let in; and how many are not. budgets: (N,), of all."""
+    """Return which of the sampled devices are available and have enough memory, and the counts of all of them. budgets:
+    memory (N,) in bytes of every hosted device.
+    """
     available = answering(cohort, places, server_round)
     smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
     too_small = available & (budgets[places] < smallest)
@@ -89,7 +93,9 @@ def reached_devices(
 
 
 def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np.bool_]:
-    """Of the devices at these places (N,), those that are available and answer, see ``privacy.answer_share``."""
+    """Return which of the devices at ``places`` (N,) are available and answer, as a mask (N,); see
+    ``privacy.answer_share``.
+    """
     available = cohort.available(places, server_round)
     share = cohort.scenario.privacy.answer_share
     if share is None:

@@ -1,8 +1,9 @@
-"""What devices keep between the stages of a round of secure aggregation: files in the node's folder, gone afterwards.
+"""Secrets that devices keep between the stages of a round of secure aggregation: files in the node's folder, gone
+afterwards.
 
 One file for each round and user group, readable by its owner alone, since whichever process answers a message must find
 it; Flower's context would send secrets to and fro. A real device keeps them in its memory. A run that starts its own
-workers gives them a key in their environment, which files are encrypted with: what a killed run leaves says nothing.
+workers gives them a key in their environment, which files are encrypted with: what a killed run leaves cannot be read.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class SecretStore:
 
     @staticmethod
     def from_node_folder(node_folder: Path) -> SecretStore:
-        """That of a node."""
+        """Return the store of a node."""
         return SecretStore(node_folder / "secure")
 
     def save(self, server_round: int, group: int, stage: str, arrays: Arrays) -> None:
@@ -53,7 +54,7 @@ class SecretStore:
         part.replace(path)
 
     def load(self, server_round: int, group: int, stage: str) -> Arrays:
-        """What :meth:`save` kept after ``stage``.
+        """Load what :meth:`save` kept after ``stage``.
 
         Raises:
             SecureAggregationError: that stage is not the last one these devices went through.
@@ -92,7 +93,7 @@ class SecretStore:
 
 
 def _sealed(content: bytes, name: str) -> bytes:
-    """As the file of that name holds it: encrypted, where this process has a key."""
+    """Return the content of a file of that name: encrypted, where this process has a key."""
     key = os.environ.get(KEY_VARIABLE)
     if key is None:
         return content

@@ -1,4 +1,4 @@
-"""What a single device would say in a round if its node hosted it alone: what an audit looks at."""
+"""Contribution of a single device in a round, as if its node hosted it alone: the view of an audit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 
 @dataclass(frozen=True)
 class UnmaskedFigures:
-    """What the messages of secure aggregation say of one device outside its masked vector: the keys reply, but for
-    keys, which are random numbers; whether it sends a vector, whether it opens shares.
+    """The part of the messages of secure aggregation about one device that is outside its masked vector: the keys
+    reply, but for keys, which are random numbers; whether it sends a vector, whether it opens shares.
     """
 
     clock: ClockCounts

@@ -1,4 +1,4 @@
-"""A step of stage 1 on a node: which of its devices take part, what that takes of them, and their sums.
+"""A step of stage 1 on a node: which of its devices take part, what that costs them, and their sums.
 
 Devices are away, are late and run out of memory as in a round of refinement. Who takes part depends on the device and
 the time alone, so a step that is sent in several messages has the same devices in all of them.
@@ -48,8 +48,8 @@ NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class StepAttendance:
-    """Who comes to a step, of N hosted devices. window: (N,) in which each is there first, -1 for never; small: (N,)
-    those with too little memory then; reached: places of the others that come; costs: (N,).
+    """The attendance of a step, for N hosted devices. window: (N,) in which each is there first, -1 for never; small:
+    (N,) those with too little memory then; reached: places of the others that come; costs: (N,).
     """
 
     window: IntArray
@@ -61,7 +61,9 @@ class StepAttendance:
     def from_cohort(
         cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
     ) -> StepAttendance:
-        """Of the devices ``asked`` (N,). cost: of all devices, with so many bytes of memory (N,)."""
+        """Determine when each of the devices marked in ``asked`` (N,) comes to the step. cost: function from the memory
+        of all devices (N,), in bytes, to what the step takes of them.
+        """
         everybody = np.arange(len(cohort.devices))
         window = np.full(len(everybody), -1)
         budgets = np.zeros(len(everybody), np.int64)
@@ -76,8 +78,8 @@ class StepAttendance:
 
 @dataclass(frozen=True)
 class StepParticipants:
-    """Who takes part in a step. places: of devices whose sums count; counts: what it takes of all that are reached;
-    waits_us: (W,) of the slowest device in each window.
+    """The participants of a step. places: places of devices whose sums count; counts: what the step takes of all that
+    are reached; waits_us: (W,) of the slowest device in each window.
     """
 
     places: IntArray
@@ -88,7 +90,8 @@ class StepParticipants:
     def from_cohort(
         cohort: Cohort, cost: Callable[[IntArray], StepCost], time: int, asked: NDArray[np.bool_]
     ) -> StepParticipants:
-        """Of the devices ``asked`` (N,); each takes part when it is there first, with the memory that it has then.
+        """Determine which of the devices marked in ``asked`` (N,) take part; each does when it is first available, with
+        the memory that it has then.
 
         cost: of all devices, with so many bytes of memory (N,).
         """
@@ -110,7 +113,7 @@ class StepParticipants:
 
 
 def sums_participants(cohort: Cohort, request: SumsRequest) -> StepParticipants:
-    """Who takes part in a step, and what it takes."""
+    """Return the participants of a step, and what it takes of them."""
     items, scenario = cohort.splits.contributed_items.counts(), cohort.scenario
     all_rows = cohort.splits.num_items if request.all_rows else 0
     step, groups = cast(Step, request.step), len(request.centroids)
@@ -148,7 +151,7 @@ def sums_round(cohort: Cohort, request: SumsRequest) -> SumsReply:
 
 
 def contribute(cohort: Cohort, places: IntArray, request: SumsRequest) -> dict[int, GroupSum]:
-    """What the devices at these places add up to, whoever they are, by user group; with the noise that is theirs."""
+    """Return the sums of the devices at these places, by user group, with the noise that the devices add."""
     if request.counts_contributors:
         return {EVERYBODY: GroupSum(contributors(cohort, places, request), NONE, NONE, NONE)}
     return STEPS[request.step](cohort, places, request, noise_of(cohort, request))
@@ -169,8 +172,8 @@ def _opened(cohort: Cohort, request: SumsRequest, rows: int) -> Bools | None:
 
 
 def clear_contribution(vector: StepVector, *, counted: bool) -> AnswerCost:
-    """How a device says all words of a vector at once, in the clear. counted: after it has said to which rows it would
-    contribute.
+    """Return the cost of sending all words of a vector at once, in the clear. counted: whether the device first sends
+    to which rows it would contribute.
     """
     answer = AnswerCost(vector.contribution_bytes, 0, 0, 1)
     return (
@@ -181,7 +184,7 @@ def clear_contribution(vector: StepVector, *, counted: bool) -> AnswerCost:
 
 
 def choice_participants(cohort: Cohort, request: ChoiceRequest) -> StepParticipants:
-    """Who takes part in a choice, and what it takes."""
+    """Return the participants of a choice, and what it takes of them."""
     splits, panel = cohort.splits, choice_panel(cohort, request.panel)
     if not cohort.scenario.privacy.noised:  # else that a device answers would say that it has any
         panel &= splits.validation.counts() > 0
@@ -200,7 +203,7 @@ def choice_participants(cohort: Cohort, request: ChoiceRequest) -> StepParticipa
 
 
 def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
-    """Some devices say which filter ranks their validation items best."""
+    """Let some devices vote for the filter that ranks their validation items best."""
     reached = choice_participants(cohort, request)
     won, answered = chosen(cohort, reached.places, request, noise_of(cohort, request))
     counts = RoundCounts.nothing(len(cohort.fleet.names)) if request.counts_contributors else reached.counts
@@ -208,7 +211,7 @@ def choice(cohort: Cohort, request: ChoiceRequest) -> ChoiceReply:
 
 
 def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Noise | None) -> tuple[IntArray, int]:
-    """What devices at these places say of each filter (C,), and how many say anything."""
+    """Return the votes of devices at these places for each filter (C,), and how many of the devices vote."""
     fresh = request.fresh_exponents if len(request.recent) else np.zeros_like(request.value_exponents)
     shapes = FilterGrid(request.count_exponents, request.value_exponents, fresh)
     recent = request.recent if len(request.recent) else None
@@ -228,24 +231,24 @@ def chosen(cohort: Cohort, places: IntArray, request: ChoiceRequest, noise: Nois
 
 
 def noises(cohort: Cohort, places: IntArray, noise: Noise | None) -> Iterator[Stage1Noise]:
-    """What each of the devices at these places adds; none where they add none."""
+    """Return the noise that each of the devices at these places adds; None where they add none."""
     if noise is not None:
         yield from map(noise, cohort.devices[places].tolist())
 
 
 def sketch_of(request: SumsRequest) -> RowSketch | None:
-    """Of the rows of a pass, None where all rows are said."""
+    """Return the sketch that the rows of a pass are sent in, or None where every row is sent by itself."""
     return RowSketch(request.place, request.buckets) if request.buckets else None
 
 
 def choice_panel(cohort: Cohort, panel: int) -> NDArray[np.bool_]:
-    """Which hosted devices (N,) are among about ``panel`` of all."""
+    """Return which hosted devices (N,) are among about ``panel`` of all."""
     drawn = device_uniforms(cohort.scenario.seed, "panel", devices=cohort.devices)
     return np.asarray(drawn * cohort.population < panel)
 
 
 def cohort_contribution(cohort: Cohort) -> Stage1Contribution:
-    """What devices say, in which units."""
+    """Return what devices contribute, and in which units."""
     num_items = cohort.splits.num_items
     units = Units.from_config(cohort.scenario.pretraining.spectral(), cohort.population, num_items)
     return make_contribution(cohort.scenario, num_items, units)
@@ -304,7 +307,9 @@ def _sent(cohort: Cohort, sums: IntArray) -> IntArray:
 
 
 def _vectors(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None) -> dict[int, GroupSum]:
-    """All devices make theirs, those that are away as soon as they come: it depends on nobody else."""
+    """Compute the vectors of all devices, also of those that are offline as soon as they come back: a vector depends on
+    no other device.
+    """
     path, stop = cohort.vectors_file, request.first + request.table.shape[1]
     rows = add_rows(request.table, cohort.rows, cohort.fading)
     if request.table.shape[1] < request.columns:  # as they are, so that any part of them may be asked for again
@@ -362,8 +367,8 @@ def _moments(cohort: Cohort, places: IntArray, request: SumsRequest, noise: Nois
 def moments_by_group(
     cohort: Cohort, places: IntArray, request: SumsRequest, noise: Noise | None, *, empty: bool = True
 ) -> Iterator[tuple[int, Moments]]:
-    """Moments of the devices at these places in each user group that is asked for. empty: also of groups that none of
-    them is in, of which they say zeros, or noise.
+    """Return the moments of the devices at these places in each user group that is asked for. empty: whether groups
+    that none of them is in are answered too, by zeros or noise.
     """
     vectors = np.load(cohort.vectors_file, mmap_mode="r")
     num_items = cohort.splits.num_items

@@ -25,7 +25,7 @@ from fl_peel.training.update import GroupUpdate
 from fl_peel.training.work import LocalWork
 
 SIGNAL_BYTES = 12
-"""What a device uploads for each block in its top list: block number, shown, hit."""
+"""Bytes that a device uploads for each block in its top list: block number, shown, hit."""
 METRIC_BYTES = 32
 """Loss, recall, NDCG and count."""
 
@@ -45,7 +45,8 @@ class GroupDevices:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a device moves in a round whose sums are secure, whatever it trained: its upload has a fixed length.
+    """The traffic of a device in a round whose sums are secure, whatever it trained: its upload has a fixed length.
+    download_bytes: bytes besides the blocks; upload_bytes: all of it; exchanges: times it waits for the server.
 
     download_bytes: besides the blocks; upload_bytes: all of it; exchanges: times it waits for the server.
     """
@@ -57,7 +58,9 @@ class Traffic:
 
 @dataclass(frozen=True)
 class GroupOutcome:
-    """What came of it. kept: (M,) positions of the devices that count; the next four are of those devices alone.
+    """The outcome of a group's round. kept: (M,) positions of the devices that count; the next four are of those
+    devices alone. users: (M, d); update: their sums; best: (M, L) top rows, or None; spent, stragglers,
+    memory_dropouts: (N,), of all devices.
 
     users: (M, d); update: their sums; best: (M, L) top rows, or None;
     spent, stragglers, memory_dropouts: (N,), of all devices.

@@ -1,4 +1,4 @@
-"""Devices compare what they have been refined to with what they would keep otherwise, and keep or go back."""
+"""Comparison, by devices, of refined tables with the previous ones; they keep the refined ones or go back."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ TOP_N = 20
 
 
 def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
-    """Of each user group, the devices that are available and have validation items: recall@20 on these under their own
-    budgets, with the blocks and the user embedding they had (kept) and with those they have now.
+    """Compare the refined tables with the previous ones, by user group, on the devices that are available and have
+    validation items: recall@20 on these items under the devices' own budgets, with the blocks and user embedding of now
+    less that with those they had before (kept).
     """
     assert request.precision in PRECISIONS
     state, wanted = cohort.state("r"), cohort.splits.validation

@@ -89,7 +89,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
 
 @dataclass(frozen=True)
 class _BudgetGroup:
-    """Which of the budgets are of the same items: what is wanted under them, and what is hidden."""
+    """The budgets that are about the same items: what is wanted under them, and what is hidden."""
 
     places: slice
     wanted: UserItems
@@ -97,7 +97,7 @@ class _BudgetGroup:
 
 
 def _asked(cohort: Cohort, request: EvaluateRequest, split: str) -> tuple[UserItems, UserItems]:
-    """What of a split the devices that count want, and what is hidden."""
+    """Return the items of a split that the counted devices want, and those that are hidden."""
     wanted, exclude = evaluation_items(cohort, split)
     if request.first > 0 or request.last >= 0:
         last = request.last if request.last >= 0 else cohort.population
@@ -108,7 +108,7 @@ def _asked(cohort: Cohort, request: EvaluateRequest, split: str) -> tuple[UserIt
 
 @dataclass(frozen=True)
 class _Figures:
-    """What a node's devices get, (N, X); reached: (N,) those whose user group was asked."""
+    """The figures of a node's devices, (N, X); reached: (N,) those whose user group was asked."""
 
     recall: NDArray[np.float64]
     ndcg: NDArray[np.float64]
@@ -120,14 +120,14 @@ class _Figures:
         return _Figures(np.zeros(shape), np.zeros(shape), np.zeros(num_devices, np.bool_))
 
     def replicates(self, cohort: Cohort, wanted: UserItems, count: int) -> Replicates:
-        """Sums under the weights of the bootstrap."""
+        """Return the sums under the weights of the bootstrap."""
         if not count:
             return Replicates.zeros(self.recall.shape[1], 0)
         counted = self.reached & (wanted.counts() > 0)
         return Replicates.from_devices(cohort.devices, self.recall, self.ndcg, counted, count)
 
     def single(self, cohort: Cohort, wanted: UserItems, groups: NDArray[np.int32], asked: bool) -> DeviceFigures:
-        """Device by device, or of nobody."""
+        """Return the figures of each device that was reached if ``asked``, else those of no device."""
         some = np.flatnonzero(self.reached) if asked else np.zeros(0, np.int64)
         return DeviceFigures(
             cohort.devices[some],

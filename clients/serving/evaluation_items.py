@@ -1,4 +1,4 @@
-"""What devices should be recommended, and what not."""
+"""Items that devices should be recommended, and items that they should not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from fl_peel.data.interactions import UserItems
 
 
 def evaluation_items(cohort: Cohort, split: str) -> tuple[UserItems, UserItems]:
-    """What devices should be recommended, and what not, of a split: test, validation, or targets of promotion.
+    """Return the items that devices should be recommended, and those that they should not, of a split: test,
+    validation, or targets of promotion.
 
     Devices that are malicious under any share of the scenario want nothing, and so do not count.
     """

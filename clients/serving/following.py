@@ -1,4 +1,4 @@
-"""What devices keep for ranking, and what happens to it when budgets move after training.
+"""State that devices keep for ranking, and what happens to it when budgets move after training.
 
 An *elastic* device re-selects whenever its budget moves: it drops blocks without a message, or reads on in its user
 group's list, which it does not keep, from behind the last block it holds. A *rigid* device keeps what it chose until
@@ -73,7 +73,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
 
 @dataclass(frozen=True)
 class _FollowedGroup:
-    """Devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted; the engine's device;
+    """The devices of one user group: ranked blocks, user embeddings (N, d), items seen and wanted; the engine's device;
     whether they read the whole list whenever they read it, so that nobody sees what they want.
     """
 
@@ -86,8 +86,8 @@ class _FollowedGroup:
     all_read: bool
 
     def over_time(self, budgets: IntArray, steps_per_round: int) -> tuple[StepCounts, IntArray]:
-        """What each device does at each step, (T, N), under ``budgets`` (T, N), and how far (N,) it has read by the
-        end.
+        """Return what each device does at each step, (T, N), under ``budgets`` (T, N), and how far (N,) it has read by
+        the end.
         """
         counted, table = self.wanted.counts() > 0, StepCounts.zeros(*budgets.shape)
         cutoffs, stored, kept, behind = self._chosen(budgets)
@@ -115,8 +115,8 @@ class _FollowedGroup:
         return table, cutoffs[-1]
 
     def _chosen(self, budgets: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-        """What devices choose at each step under budgets (T, N): how far they read, bytes they store, blocks they keep,
-        and the rank behind the last of these, (T, N) each. They choose anew where their budget is another.
+        """Return what devices choose at each step under budgets (T, N): how far they read, bytes they store, blocks
+        they keep, and the rank behind the last of these, (T, N) each. They choose anew where their budget changes.
         """
         anew = np.ones(budgets.shape, np.bool_)
         anew[1:] = budgets[1:] != budgets[:-1]
@@ -130,8 +130,8 @@ class _FollowedGroup:
         return cutoffs[last], stored[last], kept[last], behind[last]
 
     def _recall(self, cutoffs: IntArray, changed: NDArray[np.bool_]) -> IntArray:
-        """Fixed-point recall (T, N) of devices that rank anew where what they keep has changed, (T, N); 0 before, and
-        for those without test items.
+        """Return the fixed-point recall (T, N) of devices that rank anew where what they keep has changed, (T, N); 0
+        before, and for devices without test items.
         """
         recall = np.zeros(cutoffs.shape, np.int64)
         some = np.flatnonzero(changed.any(axis=1))
@@ -148,8 +148,8 @@ class _FollowedGroup:
         return np.take_along_axis(recall, _latest(changed), axis=0)
 
     def _rigid(self, table: StepCounts, num_bytes: IntArray, whole: IntArray, steps_per_round: int) -> None:
-        """What rigid devices do, who hold what they chose until it no longer fits. num_bytes, whole: (T, N) bytes of
-        blocks that they would choose at a step, and that are moved for it.
+        """Return what rigid devices do, which hold what they chose until it no longer fits. num_bytes, whole: (T, N)
+        bytes of blocks that they would choose at a step, and that are moved for it.
         """
         held, recall = np.zeros((2, num_bytes.shape[1]), np.int64)
         for step in range(len(num_bytes)):
@@ -184,13 +184,13 @@ def _before(values: IntArray) -> IntArray:
 
 
 def _latest(there: NDArray[np.bool_]) -> IntArray:
-    """The latest step, up to each, at which something is there, (T, N); the first where it never was."""
+    """Return the latest step, up to each, at which ``there`` is true, (T, N); the first step where it never was."""
     steps = np.arange(len(there))[:, None]
     return np.maximum.accumulate(np.where(there, steps, 0), axis=0)
 
 
 def _squared(recall: IntArray) -> IntArray:
-    """In fixed point, as recall is."""
+    """Return the square of a fixed-point recall, in fixed point too."""
     return np.rint((recall / SUM_SCALE) ** 2 * SUM_SCALE).astype(np.int64)
 
 

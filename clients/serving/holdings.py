@@ -1,4 +1,4 @@
-"""What devices serve from under a budget: blocks considered, and bytes stored."""
+"""Holdings that devices serve from under a budget: blocks considered, and bytes stored."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fl_peel.wire import OWN_BUDGET, UNLIMITED
 
 @dataclass(frozen=True)
 class Holdings:
-    """What devices serve from, (N,) each: blocks of the ranked list considered, bytes stored, budgets they are under
-    (UNLIMITED where there is none), and whether the list ended before the budget did.
+    """The holdings that devices serve from, (N,) each: blocks of the ranked list considered, bytes stored, budgets they
+    are under (UNLIMITED where there is none), and whether the list ended before the budget did.
     """
 
     cutoffs: IntArray
@@ -38,7 +38,9 @@ class Holdings:
     def without(
         ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, skipped: UserItems
     ) -> Holdings:
-        """The same of devices for which :meth:`fl_peel.blocks.ranked_blocks.RankedBlocks.unneeded` was found."""
+        """Return the same holdings where the items that devices skip,
+        :meth:`fl_peel.blocks.ranked_blocks.RankedBlocks.unneeded`, are known already.
+        """
         num_devices = len(own)
         if budget == UNLIMITED:
             cutoffs = np.full(num_devices, len(ranked.blocks), np.int64)

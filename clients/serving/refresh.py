@@ -1,4 +1,4 @@
-"""A period of a timeline begins: devices read of its tables what they lack.
+"""Start of a timeline's period: devices read those parts of its tables that they lack.
 
 What a device holds is a beginning of its user group's list. Of this period's list it reads the blocks of the new
 beginning that it does not hold, and those that are no longer as they were; blocks that it never needs, as it has used
@@ -24,11 +24,11 @@ from fl_peel.wire import NEW, RESCALED, RefreshReply, RefreshRequest
 AT_ONCE = 1 << 24
 """Pairs of a device and a block that are looked at together."""
 SCALE_BYTES = 2
-"""Of a row's scale, in half precision."""
+"""Bytes of a row's scale, in half precision."""
 
 
 def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
-    """Every hosted device that takes part reads what it lacks, under each budget as if it had always had that one."""
+    """Let every participating device read what it lacks, under each budget as if it had always had this one."""
     assert request.precision in PRECISIONS
     precision: Precision = request.precision
     layout, num_classes, num_budgets = cohort.layout(), len(cohort.fleet.names), len(request.budgets)

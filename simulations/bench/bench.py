@@ -144,7 +144,7 @@ def _environment(device: str) -> dict[str, Any]:
 def _through_flower(
     grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
 ) -> dict[str, Any]:
-    """All that PEEL's engine does, on one set of nodes."""
+    """Measure all that PEEL's engine does, on one set of nodes."""
     nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
     figures = _rounds(grid, scenario, paths, plan, nodes, on_event)
     if plan.flagship is not None:
@@ -166,7 +166,7 @@ def _through_flower(
 def _rounds(
     grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
 ) -> dict[str, Any]:
-    """Rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
+    """Measure rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
     world = make_context(scenario, paths, nodes, on_event)
     strategy = world.strategy()
     num_devices = len(strategy.members.devices)
@@ -239,7 +239,7 @@ def _population(
 
 
 def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> dict[str, float]:
-    """What one device does by itself at 1% of the bytes: choose its blocks; rank all items with what it stored."""
+    """Measure one device by itself at 1% of the bytes: choosing its blocks; ranking all items with what it stored."""
     layout = context.prepared.layout
     ceiling = int(strategy.members.ceilings[0])
     ranked = rank_blocks(layout, "int8", context.popularity[0], context.prepared.pretrained.items, ceiling)
@@ -254,7 +254,7 @@ def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> di
 
 
 def _training_alone(context: BenchContext, strategy: PeelStrategy) -> dict[str, float]:
-    """The compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
+    """Measure the compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
     whole = np.full(len(strategy.members.devices), np.iinfo(np.int64).max)
     return {"training_alone_on_one_core": _loop_seconds(context, strategy, stock_flower.HOW, whole)}
 

@@ -41,15 +41,17 @@ from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 
 KEPT = "checkpoints"
-"""Folder, in that of the results, of points that are done."""
+"""Folder of finished points, in that of the results."""
 FIGURES = ("seconds", "cpu_seconds", "peak_rss_bytes")
 PLANTED_GROUPS = 4
-"""Of taste, in every population: with the user groups, the data does not change."""
+"""Number of groups of taste in every population: the data stays the same when the number of user groups changes."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a round is of. columns: of the item tables; rounds: that are counted, after one that is not."""
+    """The sizes of a round. columns: columns of the item tables; rounds: rounds that are counted, after one that is
+    not.
+    """
 
     devices: int = 16_000
     items: int = 8_000
@@ -68,18 +70,18 @@ SIZES: Sizes = {
     "rounds": (2, 4, 8, 16),
     "nodes": (1, 2, 4, 8),
 }
-"""Of every axis; the others are those of the middle point."""
+"""Sizes measured along every axis; the other axes are at the middle point."""
 
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """What is measured: ``sizes`` by axis, around ``middle``."""
+    """The plan of what is measured: ``sizes`` by axis, around ``middle``."""
 
     middle: Point = field(default_factory=Point)
     sizes: Sizes = field(default_factory=lambda: SIZES)
 
     def points(self, axis: str) -> list[Point]:
-        """Of an axis, smallest first."""
+        """Return the points of an axis, smallest first."""
         return [replace(self.middle, **{axis: size}) for size in sorted(self.sizes[axis])]
 
 
@@ -144,7 +146,7 @@ def growth(
 
 
 def _read_or_measure(folder: Path, point: Point, *, fresh: bool) -> dict[str, float]:
-    """Of a point, as it was measured before or now."""
+    """Return the figures of a point, as measured before, or measure them now."""
     content = json.dumps([asdict(point), versions(), psutil.cpu_count(), code_digest(own_root())], sort_keys=True)
     name = f"growth-{hashlib.blake2b(content.encode(), digest_size=10).hexdigest()}.json"
     try:
@@ -204,7 +206,7 @@ def _rounds(point: Point, grid: Grid, scenario: Scenario, paths: RunPaths, on_ev
 
 
 def processor_seconds() -> float:
-    """Of this process and its children so far."""
+    """Return the processor seconds of this process and its children so far."""
     me, total = psutil.Process(), 0.0
     for process in (me, *me.children(recursive=True)):
         try:
@@ -240,7 +242,7 @@ def _view(axis: str, part: Mapping[str, Any], middle: Mapping[str, int]) -> Tabl
 
 
 def growth_text(figures: Mapping[str, Any]) -> str:
-    """All tables, as the terminal has them."""
+    """Return all tables, as the terminal has them."""
     text = io.StringIO()
     console = Console(file=text, width=100, highlight=False)
     for view in growth_views(figures):

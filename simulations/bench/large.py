@@ -30,7 +30,9 @@ from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 
 DEVICES_PER_GROUP = 62_500
-"""As a million in 16 user groups: what a node holds at a time is of one group, whatever the population."""
+"""Devices per user group, as for a million in 16 groups: what a node holds at a time is of one group, whatever the
+population.
+"""
 BASE_BYTES, DEVICE_BYTES, DISK_BYTES = 3 << 30, 550, 1700
 """Memory that must be free, besides and for each device; disk for each device. With less, Ray would end workers, of
 other runs too."""

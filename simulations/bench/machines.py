@@ -67,8 +67,9 @@ Stagewise = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class StageDifference:
-    """Of one stage on one machine from the first machine. digest: of its numbers there; largest: difference, over the
-    largest magnitude; infinite where there are as many numbers on neither side. equal: bit by bit.
+    """The difference of one stage on one machine from the first machine. digest: digest of its numbers there; largest:
+    largest difference, over the largest magnitude, infinite where the two machines have different numbers of values;
+    equal: whether all are the same bit by bit.
     """
 
     machine: str
@@ -110,7 +111,7 @@ def stages_of(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent
 
 
 def compared(first: Stagewise, other: Stagewise, machine: str) -> list[StageDifference]:
-    """Every stage of the other machine beside the first's."""
+    """Compare every stage of the other machine with the first machine's."""
     return [_difference(machine, stage, first[stage], other[stage]) for stage in first]
 
 
@@ -146,7 +147,7 @@ def differences(
 def _alone(
     scenario: str, overrides: Sequence[str], data_dir: Path | None, environment: Mapping[str, str], place: Path
 ) -> Stagewise:
-    """What stages leave in a process of its own, with caches of its own in ``place``."""
+    """Return what stages leave in a process of its own, with caches of its own in ``place``."""
     place.mkdir()
     kept = {name: value for name, value in os.environ.items() if name not in READ}
     caches = {"XDG_CACHE_HOME": str(place), "NUMBA_CACHE_DIR": str(place / "compiled")}

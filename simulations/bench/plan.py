@@ -1,4 +1,4 @@
-"""What a benchmark measures, and the scenario it does it on."""
+"""Plan of a benchmark: what it measures, and the scenario it does it on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MILLION = 1_000_000
 
 
 FREE_BYTES = 10 << 30
-"""What must be free for a million devices; with less, Ray would end workers, of other runs too."""
+"""Bytes that must be free for a million devices; with less, Ray would end workers, of other runs too."""
 
 
 FULL_TABLES = """\
@@ -30,8 +30,8 @@ profiles:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """What is measured. data: a named data set, or a folder that a population was written to; sizes: devices of the
-    populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; flagship: the
+    """The plan of a benchmark. data: a named data set, or a folder that a population was written to; sizes: devices of
+    the populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; flagship: the
     scenario whose own rounds are timed too, on the same data; device: as ``engine.device``.
     """
 

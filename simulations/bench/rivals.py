@@ -94,7 +94,7 @@ def pfl_interpreter(python: str | Path) -> str:
 
 
 def _last_line(text: str) -> str:
-    """What a failed Python says last: its error."""
+    """Return the last line of a failed Python process: its error."""
     return (text.strip().splitlines() or ["no message"])[-1]
 
 

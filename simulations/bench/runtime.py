@@ -30,8 +30,8 @@ FLAGS = ("--expose-gc", "--no-flush-bytecode", "--max-semi-space-size=1")
 
 @dataclass(frozen=True)
 class ReaderMemory:
-    """Of one artefact, in bytes: its budget and length; what is held of it; the most that was live while it was read,
-    checked and ranked.
+    """The memory that the reader takes for one artefact, in bytes: its budget and length; what is held of it; the most
+    that was live while it was read, checked and ranked.
     """
 
     budget: int

@@ -1,4 +1,4 @@
-"""What a user waits for before nodes answer: Python's imports, Ray, and what nodes import."""
+"""Time that a user waits before nodes answer: Python's imports, Ray, and what nodes import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fl_peel.errors import EngineError
 from fl_peel.package_check import own_environment
 
 TIMES = 3
-"""Of each the best: what else the machine does can only slow it."""
+"""Number of repeats of each measurement, of which the best counts: what else the machine does can only slow it."""
 OURS = "import simulations.runner"
 NODES = "import clients.client_app"
 RAY = "import ray; ray.init(include_dashboard=False, log_to_driver=False, num_cpus=2); ray.shutdown()"

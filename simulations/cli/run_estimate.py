@@ -103,7 +103,7 @@ def _memory(figures: RunEstimate) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Of an estimate: no more digits than it has."""
+    """Format an estimate in seconds, with no more digits than it has."""
     if seconds < 100:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""From a few devices to one HTML file: the reader in JavaScript and the artefacts are inside, nothing is loaded."""
+"""Page of a few devices in one HTML file: the reader in JavaScript and the artefacts are inside, nothing is loaded."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ ARTEFACT = re.compile(r"device-(\d+)-(\w+)-(\d+)\.peel")
 
 @dataclass(frozen=True)
 class RunDemo:
-    """A page, and what it lacks: a line where the data set was not found, so that items have no names and no recall."""
+    """The page of a run, and what it lacks: a line where the data set is missing, so that items have no names and no
+    recall.
+    """
 
     page: str
     lacks: str | None
@@ -71,7 +73,7 @@ def page_of(
     splits: Splits | None,
     command: str,
 ) -> str:
-    """The page of some devices, by number. splits: of everybody, None where they are not at hand.
+    """Return the page of some devices, by number. splits: items of all devices, None where they are not at hand.
 
     Raises:
         ReportError, ArtifactError: as :func:`demo_page`.
@@ -93,14 +95,14 @@ def page_of(
 
 
 def items_of(model: Model) -> DemoItems:
-    """What a saved model calls its items, and their groups."""
+    """Return the names that a saved model has for its items, and their groups."""
     catalogue = model.catalogue
     groups = () if catalogue.layout.is_single else tuple(catalogue.layout.item_group.tolist())
     return DemoItems(tuple(catalogue.id_of(item) for item in range(catalogue.num_items)), groups)
 
 
 def largest_artefacts(out: Path) -> Mapping[int, Path]:
-    """Of every device that left artefacts the file of its largest budget, by device number."""
+    """Return the file of the largest budget of every device that left artefacts, by device number."""
     largest: dict[int, tuple[int, Path]] = {}
     for file in sorted((out / ARTIFACTS).glob("device-*.peel")):
         if named := ARTEFACT.fullmatch(file.name):
@@ -110,7 +112,9 @@ def largest_artefacts(out: Path) -> Mapping[int, Path]:
 
 
 def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits | None, str | None]:
-    """Names of items and every device's items, where the data set is found, and what is lacking where it is not."""
+    """Return the names of items and every device's items, where the data set is available, and what is lacking where it
+    is not.
+    """
     data, folder = scenario.data, data_folder(data_dir)
     try:
         if data.name is not None:

@@ -1,1 +1,1 @@
-"""Runs on Flower's deployment engine: a SuperLink, and SuperNodes that hold what is theirs."""
+"""Runs on Flower's deployment engine: a SuperLink, and SuperNodes that hold their own data."""

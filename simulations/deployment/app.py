@@ -31,7 +31,7 @@ set = ""
 
 
 def write_app(folder: Path) -> Path:
-    """What ``flwr run`` takes, in a folder of its own, which is returned."""
+    """Write the app that ``flwr run`` takes into a folder of its own, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(APP.format(version=fl_peel.__version__), encoding="utf-8")
     return folder

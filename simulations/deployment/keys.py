@@ -24,27 +24,29 @@ AUTHORITY_KEY = "ca.key"
 
 @dataclass(frozen=True)
 class KeyFolder:
-    """The folder that they lie in; the private key of the authority is needed for further certificates alone."""
+    """The folder of keys and certificates; the authority's private key is needed for further certificates alone."""
 
     folder: Path
 
     @property
     def authority(self) -> Path:
-        """What everybody is given who connects to the SuperLink."""
+        """Return the certificate of the authority, which every party that connects to the SuperLink needs."""
         return self.folder / AUTHORITY
 
     @property
     def certificate(self) -> Path:
-        """The SuperLink's."""
+        """Return the certificate of the SuperLink."""
         return self.folder / CERTIFICATE
 
     @property
     def key(self) -> Path:
-        """The SuperLink's own."""
+        """Return the private key of the SuperLink."""
         return self.folder / KEY
 
     def node(self, number: int) -> Path:
-        """A SuperNode's own; what it is registered with lies beside it, with the ending ``.pub``."""
+        """Return a SuperNode's private key; the public key that it is registered with has the same name and the ending
+        ``.pub``.
+        """
         return self.folder / f"node-{number}"
 
 

@@ -14,8 +14,8 @@ from simulations.deployment.processes import Config, Deployment, deployed
 
 
 def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) -> list[Config]:
-    """What SuperNodes are started with. own: files of theirs, one each, numbered in this order; nodes: how many there
-    are where there are none, so that each takes its share of the scenario's devices.
+    """Return what SuperNodes are started with. own: data files of theirs, one each, numbered in this order; nodes:
+    number of SuperNodes where there are no files, so that each takes its share of the scenario's devices.
 
     Raises:
         ScenarioError: files and a scenario that do not fit together.
@@ -48,8 +48,8 @@ def run_deployed(
     meanwhile: Callable[[Deployment, str], None] | None = None,
     limit_s: float | None = None,
 ) -> None:
-    """Start a SuperLink and SuperNodes, run a scenario with absolute paths on them, and end them. on_line: is told what
-    the server's side says; meanwhile: likewise, with what runs; limit_s: after so long everything is ended.
+    """Start a SuperLink and SuperNodes, run a scenario with absolute paths on them, and end them. on_line: gets every
+    line of the server's side; meanwhile: likewise, with what runs; limit_s: after so long everything is ended.
 
     Raises:
         EngineError: one of them did not start, or the run failed, with its last words.

@@ -24,19 +24,23 @@ from simulations.deployment.keys import KeyFolder, make_keys
 
 HOST = "127.0.0.1"
 CONNECTION = "deployed"
-"""What ``flwr`` calls the SuperLink."""
+"""Name of the SuperLink in the configuration of ``flwr``."""
 START_S = 60.0
-"""How long a SuperLink may take to listen."""
+"""Seconds that a SuperLink may take to listen."""
 RETRY_S = 5.0
-"""Between two tries of a SuperNode that was killed: the SuperLink refuses it until it has missed its heartbeats."""
+"""Seconds between two tries of a SuperNode that was killed: the SuperLink refuses it until it has missed its
+heartbeats.
+"""
 END_S = 10.0
-"""That a process has to end in, once it was told."""
+"""Seconds that a process has to end in, once it was asked to."""
 Config = Mapping[str, str | int | float | bool]
 
 
 @dataclass
 class Deployment:
-    """What runs. home: Flower's folder, of this deployment alone; node_configs: what each SuperNode says of itself."""
+    """The running processes. home: Flower's folder, of this deployment alone; node_configs: configuration of each
+    SuperNode.
+    """
 
     home: Path
     node_configs: Sequence[Config]
@@ -47,7 +51,7 @@ class Deployment:
 
     @property
     def address(self) -> str:
-        """Of the SuperLink."""
+        """Return the address of the SuperLink."""
         return f"{HOST}:{self.port}"
 
     def start_node(self, number: int) -> None:
@@ -85,7 +89,7 @@ class Deployment:
                 raise EngineError(f"SuperNode {number} was not accepted back; see {self.log(f'node-{number}')}")
 
     def flwr(self, *words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-        """What a command of Flower's says about this deployment."""
+        """Return the output of one of Flower's commands about this deployment."""
         return subprocess.run(
             [*_program("flwr"), *words],
             env=dict(self.environment),
@@ -97,7 +101,7 @@ class Deployment:
         )
 
     def run(self, app: Path, config: Config, on_line: Callable[[str], None], limit_s: float | None = None) -> None:
-        """Run the app in ``app``, until it is over. on_line: is told every line that the server's side says; limit_s:
+        """Run the app in ``app``, until it is over. on_line: gets every line of the server's side; limit_s:
         after so long all processes are ended.
 
         Raises:
@@ -141,7 +145,7 @@ class Deployment:
             raise EngineError(f"the run is {status}: {details}; see {self.log('superlink')}")
 
     def log(self, name: str) -> Path:
-        """What a process said: ``superlink`` (the server's side, too) or ``node-N``."""
+        """Return the path of a process's log: ``superlink`` (the server's side, too) or ``node-N``."""
         return self.home / f"{name}.log"
 
     def _start(self, name: str, words: Sequence[str], more: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -262,7 +266,7 @@ def _end(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has at the moment."""
+    """Return a port of loopback that is free at the moment."""
     with socket.socket() as listening:
         listening.bind((HOST, 0))
         return int(listening.getsockname()[1])
@@ -275,7 +279,7 @@ def _listens(port: int) -> bool:
 
 
 def _program(name: str) -> list[str]:
-    """A program of Flower's, as it was installed beside this Python.
+    """Return the path of one of Flower's programs, as installed with this Python.
 
     Raises:
         EngineError: it was not.
@@ -287,7 +291,7 @@ def _program(name: str) -> list[str]:
 
 
 def _flat(config: Config) -> str:
-    """As Flower reads it: ``key=value``, separated by blanks."""
+    """Format a configuration as Flower reads it: ``key=value``, separated by blanks."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
 
 

@@ -28,8 +28,9 @@ class FigureInterval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What another run has from a table, and that less and over what the first run has: p of a difference of 0, and
-    corrected for all questions of the diff (Holm). seeds: whether intervals and p include the seeds.
+    """The difference of another run from the first one, for one table. figure: the other run's; difference: that less
+    the first run's; ratio: that over the first run's; p: of a difference of 0; p_holm: corrected for all questions of
+    the diff (Holm). seeds: whether intervals and p include the seeds.
     """
 
     run: str
@@ -118,7 +119,7 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
 
 
 def rows_of(runs: Sequence[SeedRuns], tables: Sequence[str], names: Sequence[str], replicates: int) -> list[DiffRow]:
-    """Every metric of every table, p-values not yet corrected."""
+    """Return every metric of every table, p-values not yet corrected."""
     means = [one.means(tables) for one in runs]  # (2, T, S) each
     drawn = [one.replicates(tables, replicates) for one in runs]  # (2, T, B) each
     rows = []
@@ -167,7 +168,7 @@ def _ratio(
 
 
 def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
-    """With p-values corrected for the number of them."""
+    """Return the rows with p-values corrected for their number."""
     known = [one.p for row in rows for one in row.others if one.p is not None]
     values: Iterator[float] = iter(holm(known))
 

@@ -21,7 +21,7 @@ from simulations.report.tables.table_view import ABSENT, TableView, format_inter
 
 
 def runs_view(result: DiffResult) -> TableView:
-    """Which runs they are."""
+    """Return the view of the runs that are compared."""
     rows = tuple(
         (one.run, one.path, one.scenario, ", ".join(map(str, one.seeds)), f"{one.devices:,}") for one in result.runs
     )
@@ -94,7 +94,7 @@ def missing_note(result: DiffResult) -> str:
 
 
 def diff_views(result: DiffResult) -> list[TableView]:
-    """What the terminal shows."""
+    """Return the views that the terminal shows."""
     changed = changed_view(result)
     return [runs_view(result), *([changed] if changed else []), *metric_views(result)]
 

@@ -1,4 +1,4 @@
-"""What a folder of results holds for a comparison: a run, or a run repeated with several seeds."""
+"""Contents of a folder of results for a comparison: a run, or a run repeated with several seeds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SeedRuns:
 
     @staticmethod
     def read(path: Path) -> SeedRuns:
-        """Of an output folder of `fl-peel run`, with or without --seeds, or of the report.json or seeds.json in it.
+        """Read an output folder of `fl-peel run`, with or without --seeds, or the report.json or seeds.json in it.
 
         Raises:
             ReportError: there is no such thing, or no per-device.parquet beside it.
@@ -46,13 +46,13 @@ class SeedRuns:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """That every seed measured."""
+        """Return the tables that every seed measured."""
         first, *others = (one.tables for one in self.by_seed)
         return tuple(table for table in first if all(table in other for other in others))
 
     @property
     def num_devices(self) -> int:
-        """That count in every seed, or more."""
+        """Return the number of devices that count, in the seed in which the fewest do."""
         return min(int(one.counted.sum()) for one in self.by_seed)
 
     @property

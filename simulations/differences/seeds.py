@@ -38,7 +38,7 @@ class Figure:
 
     @staticmethod
     def from_estimate(estimated: Estimate, by_seed: list[float]) -> Figure:
-        """Of an estimate."""
+        """Make the figure of an estimate."""
         return Figure(
             value=estimated.value,
             low=estimated.low,
@@ -93,7 +93,7 @@ class SeedsResult:
 
 
 def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
-    """Every table's figures over all seeds. replicates: of the bootstrap."""
+    """Return every table's figures over all seeds. replicates: number of replicates of the bootstrap."""
     tables = runs.tables
     means, drawn = runs.means(tables), runs.replicates(tables, replicates)
     full = {name: tables.index(name) for name in FULL_TABLES if name in tables}
@@ -134,7 +134,7 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
 
 
 def seeds_view(result: SeedsResult) -> TableView:
-    """Every table's mean over seeds with its interval, the spread over seeds, and ratios."""
+    """Return every table's mean over seeds with its interval, the spread over seeds, and ratios."""
     against = [name for name in dict.fromkeys(("global", result.strongest)) if name in {r.table for r in result.rows}]
     rows = tuple(
         (
@@ -161,7 +161,7 @@ def seeds_view(result: SeedsResult) -> TableView:
 
 
 def figure_text(figure: Figure | None, digits: int = 4) -> str:
-    """With its interval; a dash for none."""
+    """Format a figure with its interval; a dash for none."""
     return ABSENT if figure is None else format_interval(figure.value, figure.low, figure.high, digits)
 
 

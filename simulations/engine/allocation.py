@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MMAP_THRESHOLD_BYTES = 64 << 20
-"""What is larger is handed back."""
+"""Size in bytes above which freed memory is handed back."""
 TRIM_THRESHOLD_BYTES = (1 << 31) - 1
 """Free memory at the end of the heap that is kept."""
 ARENAS = 1
-"""All threads allocate from one."""
+"""Number of arenas, from which all threads allocate."""
 WORKERS = {
     "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD_BYTES),
     "MALLOC_TRIM_THRESHOLD_": str(TRIM_THRESHOLD_BYTES),
@@ -29,7 +29,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def reuse_memory() -> None:
-    """From now on, in this process."""
+    """Reuse memory in this process from now on."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)

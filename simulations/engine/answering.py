@@ -1,4 +1,4 @@
-"""How a node answers, whoever hosts it: by the ClientApp, or with the error that it raised."""
+"""Answers of a node, whichever engine hosts it: by the ClientApp, or with the error that it raised."""
 
 from __future__ import annotations
 

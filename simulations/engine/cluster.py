@@ -8,7 +8,7 @@ import socket
 from fl_peel.errors import EngineError
 
 CONNECT_S = 10.0
-"""How long a Ray cluster may take to answer."""
+"""Seconds that a Ray cluster may take to answer."""
 
 
 def require_cluster(address: str) -> None:
@@ -37,7 +37,7 @@ def require_cluster(address: str) -> None:
 
 
 def _require_grpc(address: str, target: str) -> None:
-    """Whoever listens there must greet as gRPC does: a web server, or one that says nothing, is no Ray."""
+    """Whoever listens there must greet as gRPC does: a web server, or one that stays silent, is no Ray."""
     import grpc
 
     with grpc.insecure_channel(target, (("grpc.enable_http_proxy", 0),)) as channel:

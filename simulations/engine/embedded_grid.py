@@ -16,13 +16,13 @@ STEP, IDS = 7919, 2**31 - 1
 
 
 class Host(Protocol):
-    """Who hosts the nodes."""
+    """The host of the nodes."""
 
     def ask(self, message: Message, context: Context, on_reply: Callable[[Message], None]) -> None:
         """Have a message answered, now or later; ``on_reply`` is called once, from any thread."""
 
     def give_up(self, numbers: Collection[str]) -> None:
-        """Nobody waits any more for the answers to messages of these numbers."""
+        """Give up the answers to messages of these numbers, which are not awaited any more."""
 
 
 class EmbeddedGrid(Grid):
@@ -42,7 +42,7 @@ class EmbeddedGrid(Grid):
 
     @property
     def run(self) -> Any:
-        """Nothing: there is one run, which Flower need not know."""
+        """Do nothing: there is one run, which Flower need not know."""
         return None
 
     def create_message(

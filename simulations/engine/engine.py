@@ -110,7 +110,9 @@ def _quiet_flower() -> Iterator[None]:
 
 
 def _variables() -> dict[str, str]:
-    """Of workers that start here: how they use memory, and the key of what devices keep secret between messages."""
+    """Return the environment variables of workers that start here: how they use memory, and the key of what devices
+    keep secret between messages.
+    """
     from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 
     return WORKERS | {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}

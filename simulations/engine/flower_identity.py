@@ -1,4 +1,4 @@
-"""What a Grid of our own needs of Flower beyond its public names: the only place that reaches for it.
+"""Identity that a Grid of our own needs of Flower beyond its public names: the only place that reaches for it.
 
 Flower makes messages for whoever its own engines started: ``Message(...)`` reads who this process is from
 ``TaskIdentity``, and whoever sends a message numbers it in place (:class:`flwr.superlink.grid.InMemoryGrid` does it in
@@ -15,7 +15,7 @@ from flwr.app import Message
 from flwr.supercore.task_identity import TaskIdentity
 
 RUN_ID = 1
-"""Of the run in an engine of our own, which has one."""
+"""Number of the run in an engine of our own, which has one run."""
 _SERVER = 1
 """Node of the server's side, as Flower numbers it."""
 _numbers: Iterator[int] = itertools.count(1)

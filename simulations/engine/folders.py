@@ -1,4 +1,4 @@
-"""Where a run leaves things: the simulated devices' disks, and pretrained tables."""
+"""Folders in which a run leaves things: the simulated devices' disks, and pretrained tables."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ import psutil
 from fl_peel.errors import ReportError
 
 PREFIX, OWNER = "fl-peel-", "owner.json"
-"""Of the name of a run's folder; the file in it that says whose it is."""
+"""Prefix of the name of a run's folder; name of the file in it that identifies its owner."""
 LEAST_FREE_BYTES = 32 << 20
-"""Where the smallest run finds room, with what Ray writes of itself."""
+"""Bytes that the smallest run needs on the disk, with what Ray writes itself."""
 SAME_S = 1.0
 """Seconds by which a process's start may differ when it is read again."""
 
 
 def default_cache_dir() -> Path:
-    """Where pretrained tables are kept between runs."""
+    """Return the folder where pretrained tables are kept between runs."""
     return Path(platformdirs.user_cache_dir("fl-peel")) / "pretrained"
 
 
 def data_folder(data_dir: str | Path | None) -> str:
-    """Where named data sets lie: the folder given, else that of the environment, else "", the default places."""
+    """Return the folder of named data sets: the folder given, else that of the environment, else "", the default
+    places.
+    """
     return os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", "")
 
 
@@ -74,7 +76,9 @@ def run_folder() -> Iterator[Path]:
 
 
 def _is_full(error: OSError) -> bool:
-    """Whether it is of a full disk; NumPy gives no number, but tells how much of an array it could write."""
+    """Return whether a disk is full by this error; NumPy gives no number, but reports how much of an array it could
+    write.
+    """
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " requested and " in str(error))
 
 
@@ -118,7 +122,7 @@ def _machine() -> str:
 
 
 def sweep(place: Path) -> None:
-    """Remove the folders of runs that were killed: those whose process has ended, and that say so."""
+    """Remove the folders of runs that were killed: those that name an owner whose process has ended."""
     for folder in place.glob(f"{PREFIX}*"):
         try:
             owner = Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))

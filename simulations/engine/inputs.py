@@ -1,6 +1,6 @@
 """Checked before any work: the scenario's files, the folder results go to, the copy of the packages.
 
-What needs NumPy is imported when a fleet is checked: a mistake that shows without is told at once.
+What needs NumPy is imported when a fleet is checked: a mistake that shows without it is reported at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fl_peel.data.interactions import Splits
 
 MOST_ROUNDS_LOOKED_AT = 1000
-"""For a device that is available: in a usual fleet the first round has one."""
+"""Rounds looked at for a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
 ENDINGS = ("json", "csv", "html", "svg")
 ARTIFACTS = "artifacts"
@@ -70,7 +70,7 @@ RESULT_FILES = tuple(
     )
     if name not in RESULT_FOLDERS
 )
-"""What a run, a study or a benchmark may write into its folder."""
+"""Files that a run, a study or a benchmark may write into its folder."""
 
 
 def checked(
@@ -132,7 +132,7 @@ def require_items(splits: Splits, part: Literal["validation", "test"], because: 
     """Refuse data of which a part is empty that something is measured on.
 
     Raises:
-        ScenarioError: naming the key; ``because`` says what for, and the remedy.
+        ScenarioError: naming the key; ``because`` names the purpose, and the remedy.
     """
     if not getattr(splits, part).num_interactions:
         raise ScenarioError(f"data.{part}_share: no device has a {part} item, and {because}")
@@ -296,7 +296,7 @@ def layout_of(scenario: Scenario, splits: Splits) -> BlockLayout:
 
 
 def _popularity(scenario: Scenario, splits: Splits) -> NDArray[np.int64]:
-    """Of items, as the server will know it."""
+    """Return the popularity of items, as the server will know it."""
     from strategies.run.stage1_outcome import given_data
 
     given = splits.train if scenario.pretraining.by_devices else given_data(scenario, splits.train)[0]

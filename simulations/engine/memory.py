@@ -9,13 +9,15 @@ from collections.abc import Sequence
 import psutil
 
 EVERY_S = 0.5
-"""Between two looks at resident memory, which cost nothing."""
+"""Seconds between two looks at resident memory, which cost nothing."""
 ASKED_S = 30.0
-"""After so long what processes share is asked for anew, if a new peak cannot be ruled out."""
+"""Seconds after which the memory that processes share is asked for anew, if a new peak cannot be ruled out."""
 SHARE = 0.02
-"""Of a processor's time, at most, that asking takes: in between, a new peak is told by what was shared before."""
+"""Largest share of a processor's time that asking for shared memory takes; in between, a new peak is judged by what was
+shared before.
+"""
 GROWTH = 1.01
-"""A peak is told when it is above the last one by this factor: within a percent."""
+"""Factor over the last peak from which a new one is reported: within a percent."""
 
 
 class PeakMemory:
@@ -66,7 +68,7 @@ class PeakMemory:
 
 
 def _resident_bytes(process: psutil.Process) -> int:
-    """With all that is shared; 0 for a process that has ended."""
+    """Return a process's resident bytes with all that is shared; 0 for a process that has ended."""
     try:
         return int(process.memory_info().rss)
     except psutil.Error:
@@ -74,7 +76,9 @@ def _resident_bytes(process: psutil.Process) -> int:
 
 
 def _own_bytes(process: psutil.Process) -> int:
-    """With its part of what is shared, where the system tells; 0 for a process that has ended."""
+    """Return a process's bytes with its part of what is shared, where the system reports it; 0 for a process that has
+    ended.
+    """
     try:
         memory = process.memory_full_info()
     except psutil.Error:

@@ -107,7 +107,7 @@ def _backend_config(engine: Engine) -> dict[str, Any]:
 
 
 def gpu_share(nodes: int) -> float:
-    """What of a GPU each of the nodes that share it gets, in whole ten-thousandths, as Ray has it."""
+    """Return the share of a GPU of each of the nodes that use it, in whole ten-thousandths, as Ray has it."""
     return max(10_000 // nodes, 1) / 10_000
 
 
@@ -135,7 +135,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def _root_of(error: BaseException) -> BaseException:
-    """What an error was first raised for: Flower wraps it three times."""
+    """Return the error that was raised first: Flower wraps it three times."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -156,8 +156,8 @@ def _own_search_path() -> Iterator[None]:
 
 @contextmanager
 def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
-    """Of the Ray that is started within: its token, and the environment of its workers. Those of a cluster that is
-    there have their own.
+    """Give the Ray that is started within its token and the environment of its workers. The workers of an existing
+    cluster have their own.
     """
     with environment(**({} if engine.ray_address else variables)), own_token(engine.ray_address):
         yield
@@ -165,7 +165,7 @@ def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[N
 
 @contextmanager
 def _visible_gpus(device: str) -> Iterator[None]:
-    """With ``cuda:N``, workers see all GPUs, so that N means the same to them; else Ray shows each only its own."""
+    """Let workers see all GPUs with ``cuda:N``, so that N means the same to them; else Ray shows each only its own."""
     if is_gpu(device) and ":" in device:
         with environment(RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1"):
             yield

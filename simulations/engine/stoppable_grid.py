@@ -73,7 +73,9 @@ class StoppableGrid(PassingGrid):
 
 
 class _Sending:
-    """Messages on their way. waiting: ids of those that were sent and are not answered, and to which node each went."""
+    """The messages on their way. waiting: ids of messages that were sent and are not answered, and to which node each
+    went.
+    """
 
     def __init__(self, grid: Grid, messages: Iterator[Message]) -> None:
         self.waiting: dict[str, int] = {}
@@ -82,7 +84,9 @@ class _Sending:
         self._more = True
 
     def send(self) -> None:
-        """Send what nodes have room for. One that does not answer holds nobody else up: what it is to get is held."""
+        """Send the messages that nodes have room for. A node that does not answer delays no other node: its messages
+        are held.
+        """
         while True:
             busy = Counter(self.waiting.values())
             ready = [held.popleft() for node, held in self._held.items() if held and busy[node] < AT_ONCE]

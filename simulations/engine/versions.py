@@ -1,4 +1,6 @@
-"""What figures depend on beside scenario and seed: versions of packages, and the code paths that libraries run."""
+"""Versions that figures depend on besides scenario and seed: versions of packages, and the code paths that libraries
+run.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,13 @@ from fl_peel.cpu_dispatch import code_paths
 from fl_peel.package_check import own_root
 
 LOCK = "requirements.lock"
-"""In the root of the source: one ``name==version`` a line. Not in wheels."""
+"""Name of the lock file in the root of the source: one ``name==version`` a line. It is not in wheels."""
 
 
 def versions() -> dict[str, str]:
-    """Of this package, of Python, and of what figures depend on; whether all are those of the lock file; code paths."""
+    """Return the versions of this package, of Python, and of what figures depend on; whether all are those of the lock
+    file; and the code paths.
+    """
     others = ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
     installed = {name: version(name) for name in others}
     lock = environment(own_root() / LOCK)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
 
 WANTED = b"w"
-"""What comes with the socket of a worker that is wanted."""
+"""Byte that comes with the socket of a worker that is wanted."""
 
 
 def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] = ()) -> NoReturn:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
 
 ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""Of the process that forks: pyarrow's allocator would start another."""
+"""Environment of the process that forks: pyarrow's allocator would start another thread."""
 JOIN_S = 5.0
 """Seconds that a thread has to end in, once its worker is gone."""
 
@@ -99,7 +99,7 @@ class ForkServer:
 
 @dataclass(frozen=True)
 class _Question:
-    """A message, what its node knows of itself, and who is told the reply."""
+    """A message, the configuration of its node, and the receiver of the reply."""
 
     message: Message
     context: Context

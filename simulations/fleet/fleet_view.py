@@ -115,7 +115,7 @@ def fleet_lines(sample: SampledFleet) -> TableView:
 
 
 def bars(values: NDArray[np.int64], width: int = MAX_BARS) -> str:
-    """At most ``width`` bars of heights 0 (a blank) to 8 eighths of the largest value; values: (T,) >= 0.
+    """Return at most ``width`` bars of heights 0 (a blank) to 8 eighths of the largest value; values: (T,) >= 0.
 
     Where there are more values than bars, each bar shows the lowest of its stretch: a short fall is not lost.
     """

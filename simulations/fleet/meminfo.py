@@ -1,4 +1,5 @@
-"""From recordings of ``/proc/meminfo`` to a trace that fleets replay: what `fl-peel profiles from-meminfo` does.
+"""Conversion of recordings of ``/proc/meminfo`` to a trace that fleets replay: what `fl-peel profiles from-meminfo`
+does.
 
 A recording is a text file of snapshots one after the other, each with a line of seconds before it::
 
@@ -27,7 +28,7 @@ from simulations.report.tables.table_view import TableView, format_bytes
 
 COLUMNS = ("device", "time_s", "memory_bytes")
 LARGEST_KB = 2**43
-"""What a trace may hold, 2^53 bytes."""
+"""Largest value that a trace may hold, 2^53 bytes."""
 _TIME = re.compile(r"\d{1,20}(\.\d{1,9})?")
 _AVAILABLE = re.compile(r"MemAvailable:\s*(\d{1,20})\s*kB")
 _OTHER = re.compile(r"[^\s:]+:\s*\d+(\s*kB)?")
@@ -133,7 +134,7 @@ def _check_file(path: Path) -> None:
 
 
 class _MeminfoReader:
-    """What is known after each line: complete snapshots, and the line where an incomplete one began."""
+    """The state after each line of a recording: complete snapshots, and the line where an incomplete one started."""
 
     def __init__(self, path: Path, every_s: Decimal | None) -> None:
         self.path, self.every_s = path, every_s

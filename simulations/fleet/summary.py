@@ -1,4 +1,4 @@
-"""What fleet a run was about, in numbers: ``report.json["fleet"]``."""
+"""Summary of a run's fleet, in numbers: ``report.json["fleet"]``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From a result to its files: report.json, metrics.csv, report.html."""
+"""Files of a result: report.json, metrics.csv, report.html."""

@@ -18,7 +18,7 @@ from simulations.report.theme import css, themed
 
 
 def policy(script: str, *more: str) -> str:
-    """What a page may do: no script runs but its own, and nothing is fetched but what ``more`` allows."""
+    """Return the policy of a page: no script runs but its own, and nothing is fetched but what ``more`` allows."""
     digest = b64encode(sha256(script.encode()).digest()).decode()
     return "; ".join(
         (
@@ -58,7 +58,9 @@ def render(template: str, **values: Any) -> str:
 
 
 def provenance(values: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """What the part on how to reproduce shows; ``command``: where the result does not tell its own."""
+    """Return the contents of the part on how to reproduce; ``command``: command to show where the result has none of
+    its own.
+    """
     scenario = values.get("scenario")
     versions: Mapping[str, str] = values.get("versions") or {}
     return {

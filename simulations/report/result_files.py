@@ -21,7 +21,7 @@ from fl_peel.errors import ReportError
 def to_plain(value: Any, where: str = "result") -> Any:
     """Copy `value` as plain JSON types; NumPy scalars become Python's, tuples become lists.
 
-    Raises `ReportError` with the key's path for NaN, infinity and anything that JSON cannot say.
+    Raises `ReportError` with the key's path for NaN, infinity and anything that JSON cannot express.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -64,7 +64,7 @@ def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iter
     Files are first written into a temporary folder on the same disk, and then moved: a folder that is new comes with
     one rename, a single file likewise. Where several old files are replaced, all of them leave before the first new one
     comes, so that even a killed process leaves none of one kind beside the other. Other files in `out_dir` are left
-    alone. Raises `ReportError` when the disk says no.
+    alone. Raises `ReportError` when the disk cannot be written.
     """
     is_new = not out_dir.exists()
     place = out_dir.parent if is_new else out_dir

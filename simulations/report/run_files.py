@@ -1,4 +1,4 @@
-"""From a result to its files: `report.json`, `metrics.csv` and `report.html`; the door to all of reporting.
+"""Files of a result: `report.json`, `metrics.csv` and `report.html`; the door to all of reporting.
 
 The shape of a result is in `strategies.figures.schema`, its tables in `tables`, its figures in `plots`. Studies write
 files of their own. The same result gives the same bytes in every file.

@@ -24,7 +24,7 @@ FIGURES = (
     *("recall", "traces", "bytes", "learning", "classes", "groups", "stages"),
     *("fleet", "fairness", "falls", "moving"),
 )
-"""As `plots` names them."""
+"""Figures by the names that `plots` has for them."""
 
 
 def run_page(result: RunResult, plots: Sequence[Plot], demo: str | None = None) -> str:
@@ -127,7 +127,7 @@ def _significant(rows: Iterable[BudgetRow]) -> str:
 
 
 def _best_selector(result: RunResult) -> str:
-    """By which the best elastic table chose its blocks."""
+    """Return the selector by which the best elastic table chose its blocks."""
     return max(result.budgets, key=lambda row: row.recall).selector if result.budgets else ""
 
 

@@ -24,7 +24,7 @@ GRAPHICS = MappingProxyType(
         "sky": (SKY, "#8fcbf0"),
     }
 )
-"""Of lines, bars and marks: on light paper, on dark."""
+"""Colours of lines, bars and marks: on light paper, on dark."""
 PLAIN = MappingProxyType(
     {
         "ink": (INK, "#e6e6e6"),
@@ -35,7 +35,7 @@ PLAIN = MappingProxyType(
         "accent": ("#005f96", "#6cb6e8"),
     }
 )
-"""Of the page: words, lesser words, rules, paper, paper beneath code, what can be pressed."""
+"""Colours of the page: words, lesser words, rules, paper, paper beneath code, what can be pressed."""
 
 
 def darker(color: str) -> str:
@@ -44,7 +44,7 @@ def darker(color: str) -> str:
 
 
 def variables() -> Mapping[str, tuple[str, str]]:
-    """Every colour by the name of its CSS variable: on light paper, on dark."""
+    """Return every colour by the name of its CSS variable: on light paper, on dark."""
     words = {f"{name}-text": (darker(light), dark) for name, (light, dark) in GRAPHICS.items()}
     words |= {"ink-text": (darker(INK), PLAIN["ink"][1]), "muted-text": (darker(MUTED), PLAIN["muted"][1])}
     return {**PLAIN, **GRAPHICS, **words}

@@ -32,8 +32,8 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """folder: of the files; data: digest of the devices' data; root: the folder that our packages lie in; fresh: files
-    that were there before are not read.
+    """The checkpoints of a study. folder: folder of the files; data: digest of the devices' data; root: the folder that
+    our packages lie in; fresh: files that were there before are not read.
     """
 
     folder: Path
@@ -43,7 +43,9 @@ class Checkpoints:
     _written: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     def path(self, name: str, content: object, modules: Iterable[str]) -> Path:
-        """Where the result of a stage is kept. modules: that its work enters; all they import follows from them."""
+        """Return the path of the kept result of a stage. modules: modules that its work enters; all they import follows
+        from them.
+        """
         digest = hashlib.blake2b(digest_size=10)
         sources = digest_of(tuple(modules), self.root)
         digest.update(json.dumps([self.data, content, sources], sort_keys=True).encode())
@@ -98,7 +100,9 @@ def data_digest(splits: Splits | Timeline) -> str:
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """What of a scenario decides a study's figures: not its name, not the machine, not the report's own parts."""
+    """Return the part of a scenario that decides a study's figures: not its name, not the machine, not the report's own
+    parts.
+    """
     content = scenario.model_dump(mode="json")
     for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
         content.pop(key, None)
@@ -106,13 +110,14 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
 
 
 def fleet_digests(scenario: Scenario) -> list[list[str]]:
-    """Of the files of a scenario's fleet, one list an entry."""
+    """Return the digests of the files of a scenario's fleet, one list for each entry."""
     fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
     return [_file_digests(entry) for entry in fleet]
 
 
 def _file_digests(entry: str) -> list[str]:
-    """Of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values that it names.
+    """Return the digests of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values
+    that it names.
 
     Fleets that ship are found with the sources.
     """
@@ -126,7 +131,7 @@ def _file_digests(entry: str) -> list[str]:
 
 
 def _words(node: object) -> Iterator[str]:
-    """Every text value of a YAML document."""
+    """Yield every text value of a YAML document."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, dict):
@@ -138,7 +143,9 @@ def _words(node: object) -> Iterator[str]:
 
 
 def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
-    """What of a scenario decides the figures of those who start from the pretrained tables and know no device."""
+    """Return the part of a scenario that decides the figures of those who start from the pretrained tables and know no
+    device.
+    """
     content = scenario.model_dump(mode="json")
     return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}
 

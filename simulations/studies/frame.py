@@ -1,4 +1,4 @@
-"""How a study is put together, whatever it measures: what is given, what is checked, seed by seed, what is told.
+"""Frame of a study, whatever it measures: what is given, what is checked, seed by seed, what is shown.
 
 A study loads its scenario and refuses what it cannot measure (:meth:`Frame.from_scenario`) before it does any work,
 does its own work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.result`).
@@ -30,11 +30,11 @@ class Options(TypedDict, total=False):
     data_dir: str | Path | None
     """Folder that holds data sets by name; None: ``$FL_PEEL_DATA``, then the cache."""
     cache_dir: str | Path | None
-    """Where pretrained tables are kept by content."""
+    """Folder in which pretrained tables are kept by content."""
     on_event: OnEvent
-    """Told every step."""
+    """Function that gets the event of every step."""
     command: str | None
-    """What to type to get the same files again, for the report."""
+    """Command that makes the same files again, for the report."""
     fresh: bool
     """Whether what an earlier try has kept is left unread, and all is done anew."""
 

@@ -22,7 +22,7 @@ from fl_peel.package_check import PACKAGES, own_root
 from fl_peel.plugins import all_added
 
 DATA_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".toml")
-"""Of files that a package reads, in its own folder and in folders of it that are no packages."""
+"""Suffixes of files that a package reads, in its own folder and in folders of it that are not packages."""
 
 
 @cache
@@ -84,7 +84,7 @@ def sources_of(modules: Iterable[str], root: Path) -> dict[str, Path | None]:
 
 
 def _home(name: str, root: Path) -> list[str]:
-    """Where a package's ``__init__`` says that a name of it lies."""
+    """Return where a name of a package lies, by the package's ``__init__``."""
     package, _, last = name.rpartition(".")
     path = module_file(package, root) if package else None
     if path is None or path.name != "__init__.py":
@@ -96,7 +96,7 @@ def _home(name: str, root: Path) -> list[str]:
 
 
 def _typed_imports(tree: ast.Module) -> list[ast.stmt]:
-    """What stands under ``TYPE_CHECKING`` at the top of a module."""
+    """Return the statements under ``TYPE_CHECKING`` at the top of a module."""
     return [
         node
         for block in tree.body

@@ -1,4 +1,4 @@
-"""What comparisons and ablations share: one seed's data, its stages with checkpoints, trials on one engine."""
+"""Parts that comparisons and ablations share: one seed's data, its stages with checkpoints, trials on one engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
 
 FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
-"""What a federated trial enters: the server's side and the nodes'."""
+"""Modules that a federated trial enters: the server's side and the nodes'."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Study:
 
     @property
     def tested_devices(self) -> int:
-        """How many devices have test items: those that figures are means over."""
+        """Return how many devices have test items: figures are means over these."""
         return int((self.splits.test.counts() > 0).sum())
 
     def prepared(self) -> CentralStage1Outcome:

@@ -1,4 +1,4 @@
-"""Which settings a sweep has: every combination of the values that are given for keys."""
+"""Settings of a sweep: every combination of the values that are given for keys."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ MAX_FOLDER = 100
 """Characters of a folder's name."""
 MAX_SETTINGS = 1000
 TRIALS = 20
-"""Of a search, where nobody says how many."""
+"""Number of settings that a search evaluates unless another number is given."""
 _OPEN, _CLOSE, _QUOTES = "[{", "]}", "'\""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """values: by key, as they are typed, of the keys that vary; fixed: overrides that all settings have."""
+    """A setting of a sweep. values: values by key, as they are typed, of the keys that vary; fixed: overrides that all
+    settings have.
+    """
 
     values: tuple[tuple[str, str], ...]
     fixed: tuple[str, ...] = ()
 
     @property
     def overrides(self) -> list[str]:
-        """As `fl-peel run --set` has them."""
+        """Return the setting as `fl-peel run --set` has it."""
         return [*self.fixed, *(f"{path}={text}" for path, text in self.values)]
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Return a label for people."""
         names = short_names(path for path, _ in self.values)
         return ", ".join(f"{name}={text}" for name, (_, text) in zip(names, self.values, strict=True))
 
     @property
     def folder(self) -> str:
-        """Its name follows from the values alone, so that a larger sweep finds what a smaller one has left."""
+        """Return the name of the folder, which follows from the values alone, so that a larger sweep finds what a
+        smaller one has left.
+        """
         whole = ",".join(f"{path}={text}" for path, text in self.values)
         plain = re.sub(r"[^\w.=,%+-]+", "_", whole, flags=re.ASCII)[:MAX_FOLDER]
         return plain if plain == whole else f"{plain}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
@@ -52,7 +56,8 @@ def short_names(paths: Iterable[str]) -> list[str]:
 
 
 def settings_of(asked: Iterable[str]) -> tuple[Setting, ...]:
-    """Every combination, the last key fastest. asked: ``path=value,value,...``; one value is the same in all of them.
+    """Return every combination, the last key fastest. asked: ``path=value,value,...``; one value is the same in all of
+    them.
 
     Raises:
         ScenarioError: no values, a key that is given twice or is the seed, nothing that varies, or too many settings.
@@ -93,7 +98,7 @@ def values_of(asked: Iterable[str]) -> tuple[dict[str, list[str]], dict[str, str
 
 
 def as_overrides(fixed: dict[str, str]) -> tuple[str, ...]:
-    """As ``--set`` has them."""
+    """Return overrides as ``--set`` has them."""
     return tuple(f"{path}={text}" for path, text in fixed.items())
 
 

@@ -1,4 +1,4 @@
-"""What a search varies: ranges and choices of keys, as they are typed. Light: read at the start."""
+"""Space of a search: ranges and choices of keys, as they are typed. Light: read at the start."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Range:
 
     @property
     def ends(self) -> tuple[str, str]:
-        """As they are typed."""
+        """Return the ends of the range as they are typed."""
         return self.text_of(self.low), self.text_of(self.high)
 
     def text_of(self, value: float) -> str:
-        """A value as it is run and told: four digits, within the range."""
+        """Return a value as it is run and shown: four digits, within the range."""
         if self.whole:
             return str(int(value))
         return repr(min(max(float(f"{value:.4g}"), self.low), self.high))
@@ -62,13 +62,15 @@ Varied = Range | ListedValues
 
 @dataclass(frozen=True)
 class Space:
-    """varied: what a search chooses, in the order typed; fixed: overrides that all settings have."""
+    """The space of a search. varied: what a search chooses, in the order typed; fixed: overrides that all settings
+    have.
+    """
 
     varied: tuple[Varied, ...]
     fixed: tuple[str, ...]
 
     def setting(self, values: Iterable[str]) -> Setting:
-        """With a value for each key, as it is typed."""
+        """Return the setting with a value for each key, as it is typed."""
         return Setting(tuple(zip((one.path for one in self.varied), values, strict=True)), self.fixed)
 
     @property

@@ -38,7 +38,7 @@ class PlannedSetting:
 
 @dataclass(frozen=True)
 class SweepRunner:
-    """How each setting of a sweep is run, with so many seeds, into a folder of its own below ``out``."""
+    """The runner of a sweep's settings, each with so many seeds, into a folder of its own below ``out``."""
 
     source: str | Path
     out: Path
@@ -52,7 +52,7 @@ class SweepRunner:
     fresh: bool
 
     def planned(self, settings: Sequence[Setting]) -> list[PlannedSetting]:
-        """As :func:`planned`."""
+        """Plan settings, as :func:`planned` does."""
         return planned(self.source, settings, self.out, self.seeds, self.seed, self.data_dir)
 
     def measured(self, plan: PlannedSetting) -> MeasuredSetting:
@@ -150,7 +150,7 @@ def _searched(how: SweepRunner, space: Space, trials: int) -> list[tuple[Planned
 
 
 def values_at(scenario: Scenario, space: Space) -> dict[str, Any]:
-    """What a scenario says at the keys of a search; nothing where it has none."""
+    """Return the scenario's values at the keys of a search; nothing where it has none."""
     values: dict[str, Any] = {}
     for one in space.varied:
         value: Any = scenario.model_dump(mode="json")
@@ -168,7 +168,7 @@ def planned(
     seed: int | None,
     data_dir: str | Path | None,
 ) -> list[PlannedSetting]:
-    """Every setting's scenario, checked with its data; nothing is written.
+    """Plan every setting's scenario, checked with its data; nothing is written.
 
     Raises:
         FlPeelError: the first mistake, in one line.
@@ -194,7 +194,9 @@ def planned(
 
 
 def _completed_before(plan: PlannedSetting) -> MeasuredSetting | None:
-    """What an earlier sweep has left of this very setting; None where there is none, or its files are damaged."""
+    """Return what an earlier sweep has left of this very setting; None where there is nothing, or its files are
+    damaged.
+    """
     return read_completed(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
 
 

@@ -1,4 +1,4 @@
-"""From the runs of a sweep's settings to its figures, with intervals over devices and seeds."""
+"""Figures of a sweep from the runs of its settings, with intervals over devices and seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MeasuredSetting:
 
     @staticmethod
     def read(folder: Path, setting: Setting) -> MeasuredSetting:
-        """Of the folder that the setting's runs have left.
+        """Read the folder that the setting's runs have left.
 
         Raises:
             ReportError: something is missing or damaged.
@@ -57,7 +57,7 @@ def shared_tables(settings: Sequence[MeasuredSetting]) -> tuple[str, ...]:
 
 
 def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int) -> tuple[SweepRow, ...]:
-    """Every setting's figures, and recall less that of the first."""
+    """Return every setting's figures, and recall less that of the first."""
     less = _less(settings, tables, replicates)
     rows = []
     for one in settings:
@@ -91,7 +91,7 @@ def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], repli
 def _less(
     settings: Sequence[MeasuredSetting], tables: Sequence[str], replicates: int
 ) -> dict[str, dict[str, Difference]]:
-    """By setting and table, recall less that of the first; settings with other test items are left out."""
+    """Return, by setting and table, recall less that of the first setting; those with other test items are left out."""
     same = [one for one in settings if _comparable(settings[0].runs, one.runs)]
     if len(same) < 2:
         return {}

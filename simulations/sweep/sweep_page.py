@@ -30,7 +30,7 @@ PAGE = f"{NAME}.html"
 
 
 def sweep_view(result: SweepResult) -> TableView:
-    """Every setting's recall, by table; the setting that validation chooses is emphasized."""
+    """Return every setting's recall, by table; the setting that validation chooses is emphasized."""
     keys, tables = _columns(result)
     rows = tuple(
         (
@@ -80,7 +80,7 @@ def differences_view(result: SweepResult) -> TableView | None:
 
 
 def sweep_views(result: SweepResult) -> list[TableView]:
-    """What the terminal shows."""
+    """Return the views that the terminal shows."""
     less = differences_view(result)
     return [sweep_view(result), *([less] if less else [])]
 

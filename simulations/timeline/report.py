@@ -1,4 +1,4 @@
-"""From a timeline to its files: timeline.json, timeline.csv, timeline.html and timeline.svg."""
+"""Files of a timeline: timeline.json, timeline.csv, timeline.html and timeline.svg."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def csv_rows(result: TimelineResult) -> list[dict[str, Any]]:
 
 
 def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
-    """Every way of serving over the last three periods, or all of them."""
+    """Return every way of serving over the last three periods, or all of them."""
     summaries = result.last if last else result.whole
     body = tuple(
         (
@@ -99,7 +99,7 @@ def recall_view(result: TimelineResult) -> TableView:
 
 
 def periods_view(result: TimelineResult) -> TableView:
-    """What happens in each period."""
+    """Return the view of what happens in each period."""
     body = tuple(
         (
             str(number),
@@ -137,7 +137,7 @@ def periods_view(result: TimelineResult) -> TableView:
 
 
 def reads_view(result: TimelineResult) -> TableView:
-    """What devices read and hold under each budget, over all periods but the first."""
+    """Return the view of what devices read and hold under each budget, over all periods but the first."""
     later = result.periods[1:] or result.periods
     body = []
     for name in result.periods[0].reads:
@@ -171,7 +171,7 @@ def reads_view(result: TimelineResult) -> TableView:
 
 
 def followed_view(result: TimelineResult) -> TableView:
-    """What became of devices while their own budgets moved, in each period."""
+    """Return the view of what became of devices while their own budgets moved, in each period."""
     body = []
     for number, period in enumerate(result.periods, start=1):
         if period.followed is None:
@@ -223,7 +223,7 @@ def _day(moment: int) -> str:
 
 
 def timeline_tables(result: TimelineResult) -> list[Table]:
-    """What the terminal shows."""
+    """Return the tables that the terminal shows."""
     return [view.to_rich() for view in (summary_view(result), recall_view(result), reads_view(result))]
 
 

@@ -60,7 +60,9 @@ def run_with_replicates(
     command: str | None = None,
     fresh: bool = False,
 ) -> tuple[TimelineResult, dict[str, NDArray[np.float64]]]:
-    """As :func:`run_timeline`, and by way of serving (B,) replicates of its recall over the last three periods."""
+    """Run a timeline as :func:`run_timeline` does; return also, by way of serving, (B,) replicates of recall over the
+    last three periods.
+    """
     if callbacks:
         alone = partial(run_with_replicates, scenario, data_dir=data_dir, out=out, command=command, fresh=fresh)
         return watched(

@@ -1,4 +1,4 @@
-"""A timeline under several seeds: what of its figures is the seed's, as `timeline-seeds.json` and `.html`."""
+"""Timelines under several seeds: which part of their figures is the seed's, as `timeline-seeds.json` and `.html`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from strategies.timeline.schema import TimelineResult
 Doubles = NDArray[np.float64]
 NAME = "timeline-seeds"
 WHOLE = ".whole.kept"
-"""Of a seed that is done, until all are: its result and its replicates."""
+"""Suffix of the file that holds a finished seed until all seeds are finished: its result and its replicates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def run_timeline_seeds(
     fresh: bool = False,
 ) -> TimelineSeeds:
     """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
-    say together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
+    show together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
     anew.
 
     Raises:
@@ -108,13 +108,13 @@ def run_timeline_seeds(
 
 
 def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Which timeline a scenario is, with its data."""
+    """Return what identifies a scenario's timeline, with its data."""
     with run_folder() as run_dir:
         return about_run(scenario, device_timeline(scenario, data_folder(data_dir), str(run_dir)))
 
 
 def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
-    """What a seed that is done left for the others.
+    """Read what a finished seed left for the others.
 
     Raises:
         ReportError: it is not there, or damaged.
@@ -129,8 +129,8 @@ def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
 def timeline_seeds(
     results: list[TimelineResult], drawn: list[dict[str, Doubles]], command: str | None = None
 ) -> TimelineSeeds:
-    """What several seeds say together. drawn: by seed and way of serving, (B,) replicates of its mean recall over the
-    last three periods, of the same draws of devices in every seed.
+    """Return what several seeds show together. drawn: by seed and way of serving, (B,) replicates of its mean recall
+    over the last three periods, of the same draws of devices in every seed.
     """
     if not all(one.keys() == drawn[0].keys() for one in drawn):
         raise ScenarioError("evaluation: the seeds did not evaluate the same devices; raise data.timeline.share")
@@ -162,7 +162,7 @@ def timeline_seeds(
 
 
 def timeline_seeds_view(result: TimelineSeeds) -> TableView:
-    """Every way of serving: mean over seeds with its interval, by seed, and over others."""
+    """Return every way of serving: mean over seeds with its interval, by seed, and over others."""
     body = tuple(
         (
             LABELS.get(one.line, one.line),

@@ -1,1 +1,1 @@
-"""Runs told to trackers: TensorBoard, MLflow, and what installed packages add."""
+"""Trackers of runs: TensorBoard, MLflow, and what installed packages add."""

@@ -1,4 +1,4 @@
-"""Callbacks beside a run: told what happens to it, and never in its way."""
+"""Callbacks of a run: they get its events, and never stop it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Figures = TypeVar("Figures")
 
 @dataclass
 class CallbackGroup:
-    """Callbacks that are told together; one that fails is told nothing more."""
+    """The callbacks that get the same events; one that fails gets no more."""
 
     callbacks: Iterable[Callback]
     _active: list[Callback] = field(init=False, repr=False)
@@ -52,7 +52,7 @@ def watched(
     to_figures: Callable[[Figures], Mapping[str, Any]],
     last: Callable[[Figures], Mapping[str, float]],
 ) -> Figures:
-    """What ``work`` does, of which callbacks and ``on_event`` are told.
+    """Return the result of ``work``, whose events callbacks and ``on_event`` get.
 
     A run begins with its first event: one that is refused before leaves no trace in any tracker. to_figures: the result
     as callbacks get it; last: figures of it that no event has told, told as those of a last one.

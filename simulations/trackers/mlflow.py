@@ -20,7 +20,7 @@ EXPERIMENT = "fl-peel"
 MAX_VALUE = 500
 """Characters of a parameter, which every MLflow accepts."""
 MAX_PARAMETERS = 100
-"""In one message, likewise."""
+"""Largest number of parameters in one message, which every MLflow accepts."""
 
 
 class MLflow(Callback):
@@ -66,7 +66,7 @@ class MLflow(Callback):
         self._client.set_terminated(self._run, "FINISHED")
 
     def on_error(self, error: BaseException) -> None:
-        """Say that the run is over."""
+        """Mark the run as over."""
         self._client.set_tag(self._run, "error", shortened(f"{type(error).__name__}: {error}", MAX_VALUE))
         self._client.set_terminated(self._run, "FAILED" if isinstance(error, Exception) else "KILLED")
 

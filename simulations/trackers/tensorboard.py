@@ -37,11 +37,11 @@ class TensorBoard(Callback):
             self._writer.flush()
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """All is written."""
+        """Finish the files: all is written."""
         self._writer.close()
 
     def on_error(self, error: BaseException) -> None:
-        """What there is stays."""
+        """Write the error, and keep what is written."""
         self._writer.add_text("error", f"{type(error).__name__}: {error}")
         self._writer.close()
 

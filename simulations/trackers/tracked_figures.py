@@ -1,4 +1,4 @@
-"""What a report says on the test, by the names that events have for figures."""
+"""Figures of a report on the test, by their names in events."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from simulations.cli.progress_lines import shown
 from simulations.workbench.notebook import notebook
 
 LEAST_S = 0.25
-"""Between two changes of what a notebook shows, but for those that end a stage."""
+"""Seconds between two changes of what a notebook shows, but for changes that end a stage."""
 
 
 @dataclass

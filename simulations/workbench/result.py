@@ -1,4 +1,4 @@
-"""What a run has measured, for Python and notebooks: tables, a figure, files."""
+"""Result of a run, for Python and notebooks: tables, a figure, files."""
 
 from __future__ import annotations
 

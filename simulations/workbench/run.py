@@ -1,4 +1,4 @@
-"""What `fl_peel.run` is: a run as the command line makes it, for Python and notebooks."""
+"""The function `fl_peel.run`: a run as the command line makes it, for Python and notebooks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured of a trained strategy: budgets, fairness, elasticity, poisoning."""
+"""Measurements of a trained strategy: budgets, fairness, elasticity, poisoning."""

@@ -1,4 +1,4 @@
-"""Every device ranks under budgets: the question to all nodes, and what their sums say."""
+"""Evaluation of devices under budgets: the requests to all nodes, and the sums of their replies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ a budget depends on that budget alone.
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """What nodes may be asked besides budgets, see :meth:`Evaluator.evaluate`."""
+    """The options of an evaluation besides its budgets, see :meth:`Evaluator.evaluate`."""
 
     precision: Precision | None
     selector: str | None
@@ -51,8 +51,9 @@ class EvaluationOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """Budgets to be asked about beside others. factors, rooms: one a budget, as in :meth:`Evaluator.evaluate`, without
-    them 1 and -1; on_validation: whether validation items are to be found under them, not those of the test.
+    """The budgets of one request, to be sent with others. factors, rooms: one a budget, as in
+    :meth:`Evaluator.evaluate`, without them 1 and -1; on_validation: whether validation items are to be found under
+    them, not those of the test.
     """
 
     budgets: tuple[int, ...]
@@ -68,22 +69,22 @@ class BudgetRequest:
 
 @dataclass(frozen=True)
 class EvaluationParts:
-    """What devices said of their user groups' tables, message by message. groups: of each message."""
+    """The replies about user groups' tables, message by message. groups: user groups of each message."""
 
     groups: tuple[tuple[int, ...], ...]
     replies: tuple[wire.EvaluateReply, ...]
 
     @property
     def whole(self) -> wire.EvaluateReply:
-        """Of all of them."""
+        """Return the sum of all replies."""
         return reduce(add, self.replies)
 
     def only(self, places: slice) -> EvaluationParts:
-        """Under some of the budgets."""
+        """Return the replies under some of the budgets only."""
         return EvaluationParts(self.groups, tuple(reply.only(places) for reply in self.replies))
 
     def without(self, changed: Container[int]) -> EvaluationParts:
-        """Messages that are of none of these user groups."""
+        """Return the replies of messages about none of these user groups."""
         kept = [place for place, some in enumerate(self.groups) if not any(group in changed for group in some)]
         return EvaluationParts(
             tuple(self.groups[place] for place in kept), tuple(self.replies[place] for place in kept)
@@ -109,26 +110,27 @@ class Evaluator:
 
     @classmethod
     def from_strategy(cls, strategy: PeelStrategy) -> Self:
-        """Of the tables and weights that a strategy has."""
+        """Build an evaluator of the tables and block weights that a strategy has."""
         return cls(strategy.federation, strategy.weights)
 
     @property
     def scenario(self) -> Scenario:
-        """What tables are refined under."""
+        """Return the scenario that tables are refined under."""
         return self.federation.scenario
 
     @property
     def layout(self) -> BlockLayout:
-        """Of the tables."""
+        """Return the block layout of the tables."""
         return self.federation.layout
 
     @property
     def members(self) -> Members:
-        """Who is asked."""
+        """Return the devices that are asked."""
         return self.federation.members
 
     def evaluate(self, budgets: Sequence[int], **asked: Unpack[EvaluationOptions]) -> wire.EvaluateReply:
-        """Every device ranks all items under each budget (bytes, UNLIMITED or OWN_BUDGET).
+        """Let every device rank all items under each budget (bytes, UNLIMITED or OWN_BUDGET); return the sums of their
+        replies.
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
         :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
@@ -148,8 +150,8 @@ class Evaluator:
         label: str = "",
         artifacts: NDArray[np.int64] | None = None,
     ) -> list[wire.EvaluateReply]:
-        """Several questions about the same lists, which are sent and looked at once; a reply to each, which says of
-        single devices what they get on the test. artifacts: under the budgets of the first.
+        """Several questions about the same lists, which are sent and looked at once; a reply to each, which has what
+        single devices get on the test. artifacts: under the budgets of the first.
         """
         order = sorted(range(len(rows)), key=lambda place: rows[place].on_validation)  # those on validation come last
         asked = [rows[place] for place in order]
@@ -190,7 +192,7 @@ class Evaluator:
         stored: int = -1,
         groups: Iterable[int] | None = None,
     ) -> EvaluationParts:
-        """As :meth:`evaluate`, message by message. groups: user groups that are asked, None for all."""
+        """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all."""
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
@@ -245,7 +247,7 @@ class Evaluator:
         return served(weights if groups is None else groups, self._reach(budgets, rooms))
 
     def _known(self, request: wire.EvaluateRequest, partition: int) -> MessageContext:
-        """What is known of a node's answer: how many devices it hosts, and in which user groups they are."""
+        """Return what a node's right answer looks like: how many devices it hosts, and the user groups they are in."""
         members, groups = self.members, list(request.groups)
         here = self.federation.nodes.partitions_of(members.devices) == partition
         reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)
@@ -264,11 +266,11 @@ class Evaluator:
         return MessageContext(sizes, {"devices": single})
 
     def own_budgets(self) -> wire.EvaluateReply:
-        """Every device under its own budget of the moment."""
+        """Evaluate every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET], per_device=True)
 
     def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> EvaluationParts:
-        """Every device with the whole fp32 table of its user group, message by message: on the test and, beside it,
+        """Evaluate every device with the whole fp32 table of its user group, message by message: on the test and also
         on validation.
         """
         return self.in_parts(
@@ -280,7 +282,7 @@ class Evaluator:
         )
 
     def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:
-        """Every device with a whole fp32 table: that of its user group, or the same (I, d) for everybody."""
+        """Evaluate every device with a whole fp32 table: that of its user group, or the same (I, d) for all devices."""
         return self.evaluate(
             [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
         )

@@ -1,4 +1,4 @@
-"""What each device class gets, against systems whose tables are not elastic.
+"""Quality of each device class, against systems whose tables are not elastic.
 
 - *Fixed tiers*: a few table sizes; every class is given the one that serves it best on validation. A device under
   whose budget of the moment its class's table does not fit serves nothing.
@@ -54,7 +54,7 @@ class FairnessTally:
     """Collects one way of serving after the other, each as recall per class and a histogram over devices."""
 
     def __init__(self, evaluator: Evaluator, own: wire.EvaluateReply) -> None:
-        """own: the evaluation of everybody under their own budgets."""
+        """Start from ``own``, the evaluation of all devices under their own budgets."""
         self.evaluator = evaluator
         self.names = evaluator.members.class_names
         self.served: list[ServingRecall] = []
@@ -94,7 +94,7 @@ class FairnessTally:
         )
 
     def add_excluding(self, refine: Refine, share: float) -> ExcludingSmall:
-        """Without the devices whose budget is below a share of the full table."""
+        """Add the figures without the devices whose budget is below a share of the full table."""
         scenario, budget = self.evaluator.scenario, budget_bytes(self.evaluator.layout, share)
         refinement = scenario.refinement.model_copy(update={"min_budget_share": share})
         without = refine(scenario.model_copy(update={"refinement": refinement}))
@@ -105,7 +105,9 @@ class FairnessTally:
         return ExcludingSmall(share, excluded)
 
     def by_class(self, yardsticks: tuple[str, ...]) -> tuple[ClassFairness, ...]:
-        """Every class under every way of serving; yardsticks: full tables, as added, that classes are compared with."""
+        """Return every class under every way of serving; yardsticks: full tables, as added, that classes are compared
+        with.
+        """
         rows = []
         for i, name in enumerate(self.names):
             recall = {served.method: served.recall[i] for served in self.served}
@@ -124,7 +126,7 @@ class FairnessTally:
 
 
 def tier_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
-    """What is asked about fixed tiers, by name; nothing where there are none."""
+    """Return the requests about fixed tiers, by name; none where there are no tiers."""
     shares = sorted(evaluator.scenario.fairness.tiers)
     budgets = tuple(budget_bytes(evaluator.layout, share) for share in shares)
     rooms = (1.0,) * len(budgets)

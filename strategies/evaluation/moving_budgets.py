@@ -1,4 +1,4 @@
-"""What happens to trained tables when budgets move: all of them at once, or each in its own way over time."""
+"""Effect of moving budgets on trained tables: all budgets at once, or each in its own way over time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def measure_elasticity(
 
 
 def fall_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
-    """What is asked about budgets that fall, by name; nothing where none do."""
+    """Return the requests about budgets that fall, by name; none where none fall."""
     factors = _factors(evaluator)
     ones = (1.0,) * len(factors)
     own = (wire.OWN_BUDGET,) * (2 * len(factors))
@@ -119,7 +119,9 @@ def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> tuple[f
 
 @dataclass(frozen=True)
 class FollowPlan:
-    """Which devices (M,), ascending, for how many rounds from which one on; keeps: see :class:`wire.MovingRequest`."""
+    """The devices (M,), ascending, to follow, and the number of rounds and the round to follow them from; keeps: see
+    :class:`wire.MovingRequest`.
+    """
 
     devices: IntArray
     begin: int
@@ -128,7 +130,7 @@ class FollowPlan:
 
     @classmethod
     def from_evaluator(cls, evaluator: Evaluator) -> Self:
-        """As a scenario's ``elasticity`` asks: some devices, from the last round on."""
+        """Plan what a scenario's ``elasticity`` asks for: some devices, from the last round on."""
         scenario, members = evaluator.scenario, evaluator.members
         drawn = rng_for(scenario.seed, "followed").permutation(members.devices)[: scenario.elasticity.devices]
         return cls(np.sort(drawn), scenario.refinement.rounds, scenario.elasticity.rounds)
@@ -225,7 +227,7 @@ def _followed(steps: StepCounts, hours: float) -> Followed:
 
 
 def _moment(step: StepCounts, hours: float) -> FollowedMoment:
-    """All devices at one step. step: () each."""
+    """Return the figures of all devices at one step. step: () each."""
     devices, counted = max(int(step.devices), 1), max(int(step.counted), 1)
     return FollowedMoment(
         hours=hours,

@@ -1,4 +1,5 @@
-"""What malicious devices do to a run: recall and target hit rate with more and more of them, with and without defence.
+"""Effect of malicious devices on a run: recall and target hit rate with more and more of them, with and without
+defence.
 
 Every figure is of the devices that are malicious under none of the shares compared, so that rows differ by what was
 done to the tables alone.
@@ -71,7 +72,7 @@ def name_of(robust: Robust) -> str:
 
 
 def _cases(scenario: Scenario) -> Iterable[tuple[float, Any, Robust]]:
-    """Share, kind and defence of every row: clean ones first. Nobody is malicious who is idle."""
+    """Return share, kind and defence of every row, clean rows first. Idle devices are never malicious."""
     part, robust = scenario.poisoning, scenario.refinement.aggregation.robust
     defences = [Robust()] if robust == Robust() else [Robust(), robust]
     shares = sorted({*part.compare, *([part.share] if part.share > 0 else [])})

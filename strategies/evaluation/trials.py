@@ -62,7 +62,7 @@ def serve_trials(
     on_event: OnEvent = silent,
     on_done: Callable[[Trial, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Refine and measure one trial after the other; ``on_done`` is told each result as soon as it is there.
+    """Refine and measure one trial after the other; ``on_done`` gets each result as soon as it is there.
 
     Returns the results by the trials' names: full_table, rows (selector, and as of
     :func:`strategies.rivals.compete.compete`), group_sizes, num_blocks, seconds by stage.
@@ -180,7 +180,7 @@ def moved_bytes(
 
 
 def _full_tables(evaluator: Evaluator) -> dict[str, dict[str, Any]]:
-    """Of everybody with the whole fp32 table of its user group: on the test, and on validation."""
+    """Measure every device with the whole fp32 table of its user group, on test and on validation items."""
     both = evaluator.full_tables(with_validation=True).whole
     test, validation = both.only(slice(0, 1)), both.only(slice(1, 2))
     return {"": in_replicates(test), "_validation": in_json(qualities(validation)[0])}
@@ -192,7 +192,7 @@ def in_replicates(reply: wire.EvaluateReply) -> dict[str, Any]:
 
 
 def in_json(quality: Quality) -> dict[str, float]:
-    """As studies keep it; they measure at 20 alone."""
+    """Return qualities as studies keep them; studies measure at 20 alone."""
     plain: dict[str, float] = to_plain(quality, top_n=20)
     return plain
 

@@ -1,4 +1,4 @@
-"""What rounds cost on the virtual clock: per round, per device class, and until a recall is reached."""
+"""Costs of rounds on the virtual clock: per round, per device class, and until a recall is reached."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from strategies.rounds.record import RoundRecord
 TARGETS = (0.9, 0.95, 0.99)
 """Shares of the best validation recall for which the time is reported."""
 COVERAGE = 0.5
-"""Recall is that of the latest rounds which together heard from this share of the devices: few say little."""
+"""Recall is that of the latest rounds which together heard from this share of the devices: few are not enough."""
 
 
 def round_clock(record: RoundRecord) -> RoundClock:
-    """A round's virtual seconds, devices sampled, and those that dropped out by reason."""
+    """Return a round's virtual seconds, devices sampled, and those that dropped out by reason."""
     total = record.clock.total()
     return RoundClock(
         virtual_seconds=record.virtual_seconds,

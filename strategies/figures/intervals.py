@@ -28,19 +28,19 @@ class MeasuredQuality:
 
     @staticmethod
     def from_reply(reply: wire.EvaluateReply, place: int = 0) -> MeasuredQuality:
-        """Under one of the budgets asked for."""
+        """Measure the quality under one of the budgets asked for, the one at ``place``."""
         sums, (recalls, ndcgs) = reply.by_budget()[place], reply.replicates.means()
         recall, ndcg = sums.mean()
         return MeasuredQuality(float(recall), float(ndcg), recalls[place], ndcgs[place], int(sums.devices))
 
     @property
     def recall_interval(self) -> Interval | None:
-        """Of the mean recall."""
+        """Return the interval of the mean recall."""
         return _interval(self.recalls)
 
     @property
     def ndcg_interval(self) -> Interval | None:
-        """Of the mean NDCG."""
+        """Return the interval of the mean NDCG."""
         return _interval(self.ndcgs)
 
     def over(self, base: MeasuredQuality | None) -> Ratio | None:
@@ -52,7 +52,7 @@ class MeasuredQuality:
         return Ratio(self.recall / base.recall, low, high)
 
     def quality(self, base: MeasuredQuality | None) -> TableQuality:
-        """As a full table's; base: what ratios are over."""
+        """Return the quality as the report has it for a full table. base: quality that ratios are relative to."""
         return TableQuality(
             recall=self.recall,
             ndcg=self.ndcg,

@@ -1,9 +1,9 @@
-"""What every single device gets from every table: `per-device.parquet`, of simulations that ask for it.
+"""Figures of every single device from every table: `per-device.parquet`, of simulations that ask for it.
 
 One row a device: its number, class, user group and how many test items it has, then recall and NDCG (float64) from each
 table, in columns named ``recall@20 TABLE``. Tables are ``global``, ``start`` and ``refined`` (full, fp32), ``own
-budget``, and those under a budget by share, precision and selector, such as ``1% int8 controller``. The file says which
-test items figures are of, so that runs are compared on the same ones alone.
+budget``, and those under a budget by share, precision and selector, such as ``1% int8 controller``. The file records
+which test items figures are of, so that runs are compared on the same ones alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class PerDevice:
         seed: int,
         test: UserItems,
     ) -> PerDevice:
-        """From replies by table, each with the place of its budget among those asked for. test: of all devices."""
+        """Build the figures from replies by table, each with the place of its budget among those asked for. test: test
+        items of all devices.
+        """
         single = [(reply.single, place) for reply, place in replies.values()]
         orders = [np.argsort(one.devices, kind="stable") for one, _ in single]
         whole, order = single[0][0], orders[0]
@@ -74,7 +76,7 @@ class PerDevice:
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """Which devices have items to find, (N,): figures are means over these."""
+        """Return which devices have items to find, (N,): figures are means over these."""
         return self.items > 0
 
     def means(self) -> Doubles:
@@ -88,7 +90,7 @@ class PerDevice:
         return np.stack(sums.means())
 
     def write(self, path: Path) -> None:
-        """As a Parquet file."""
+        """Write the figures as a Parquet file."""
         columns: dict[str, pa.Array] = {
             "device": pa.array(self.devices),
             "class": pa.array(self.classes).dictionary_encode(),
@@ -104,7 +106,7 @@ class PerDevice:
 
     @staticmethod
     def read(path: Path) -> PerDevice:
-        """Of such a file.
+        """Read the figures of single devices from a `per-device.parquet` file.
 
         Raises:
             ReportError: it is not there, or not such a file.
@@ -137,7 +139,7 @@ class PerDevice:
 
 
 def digest(items: UserItems) -> str:
-    """Of every device's items, as they are numbered."""
+    """Return the digest of every device's items, as they are numbered."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in (items.indptr, items.items):
         hashed.update(np.ascontiguousarray(part).astype("<i8").tobytes())

@@ -40,7 +40,7 @@ from strategies.rounds.record import RoundRecord
 
 @dataclass(frozen=True)
 class BudgetReplies:
-    """What devices said of every budget of the scenario, under a precision and a selector."""
+    """The replies about every budget of the scenario, under a precision and a selector."""
 
     precision: str
     selector: str
@@ -49,9 +49,9 @@ class BudgetReplies:
 
 @dataclass(frozen=True)
 class EvaluationReplies:
-    """What is evaluated after the last round: every budget; everybody under their own budgets; the full tables as
-    refined, None where ``evaluation.full_tables`` is off; extra: what else is asked about what devices are sent, by
-    name.
+    """The evaluations after the last round: every budget; every device under its own budget; the full tables as
+    refined, None where ``evaluation.full_tables`` is off; extra: replies to other requests about the published tables,
+    by name.
     """
 
     budgets: tuple[BudgetReplies, ...]
@@ -68,8 +68,8 @@ def evaluated(
 ) -> EvaluationReplies:
     """Evaluate refined tables at every budget, precision and selector that the scenario names, on the test.
 
-    extra: further questions by name, about the lists of the scenario's own precision and selector; as_begun: what was
-    said of full tables that have not changed since, None where all may have.
+    extra: further questions by name, about the lists of the scenario's own precision and selector; as_begun: replies
+    about full tables that have not changed since, None where all may have.
     """
     scenario, members = evaluator.scenario, evaluator.members
     evaluation = scenario.evaluation
@@ -121,7 +121,9 @@ def evaluated(
 
 
 def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
-    """Every device with the whole table of its user group. known: what was said of some of the groups' tables."""
+    """Return the quality of every device with the whole table of its user group. known: replies about some of the
+    groups' tables.
+    """
     if known is None:
         return evaluator.full_table()
     asked = {group for some in known.groups for group in some}
@@ -131,8 +133,8 @@ def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.Ev
 
 @dataclass(frozen=True)
 class FullTableReplies:
-    """What devices said of full tables: the global one, as user groups start (also on validation items), as refined;
-    None where there is none. parts: of those that user groups start with, message by message.
+    """The replies about full tables: the global one, the groups' tables before refinement (also on validation items)
+    and after it; None where there is none. parts: those before refinement, message by message.
     """
 
     globally: wire.EvaluateReply | None
@@ -143,7 +145,7 @@ class FullTableReplies:
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:
-        """Those of the test, by the names that report.json has for them."""
+        """Return the replies on the test, by the names that report.json has for them."""
         whole = {"global": self.globally, "start": self.start, "refined": self.refined}
         return {name: reply for name, reply in whole.items() if reply is not None}
 
@@ -151,7 +153,7 @@ class FullTableReplies:
 def per_device(
     evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies, test: UserItems
 ) -> PerDevice:
-    """What every single device gets from every table. test: items of all devices."""
+    """Return what every single device gets from every table. test: test items of all devices."""
     scenario = evaluator.scenario
     replies = {name: (reply, 0) for name, reply in full.on_test.items()}
     for asked in evaluation.budgets:
@@ -185,7 +187,7 @@ def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
 
 
 def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
-    """A row for each budget, precision and selector, beside the full tables."""
+    """Return a row for each budget, precision and selector, compared with the full tables."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
     strongest = max(measured.values(), key=lambda one: one.recall, default=None)
     rows = []
@@ -214,7 +216,7 @@ def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullT
 def device_class_rows(
     members: Members, records: Sequence[RoundRecord], own: wire.EvaluateReply
 ) -> dict[str, DeviceClassRow]:
-    """Every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
+    """Return every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
     by_class = own.by_class()
     qualities_, margins = _qualities(by_class), margins_of(by_class)
     served = own.owned[0]  # (C,) each
@@ -243,7 +245,7 @@ def device_class_rows(
 
 
 def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) -> tuple[UserGroupRow, ...]:
-    """Every user group under its devices' own budgets of the moment."""
+    """Return every user group under its devices' own budgets of the moment."""
     by_group = own.by_group()
     qualities_, margins = _qualities(by_group), margins_of(by_group)
     sizes = np.bincount(members.groups, minlength=num_groups)
@@ -260,14 +262,14 @@ def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) 
 
 
 def _qualities(sums: MetricSums) -> list[Quality | None]:
-    """Of every cell; None of those without devices."""
+    """Return the mean recall and NDCG of every cell, None for a cell without devices."""
     recall, ndcg = sums.mean()
     cells = zip(recall.tolist(), ndcg.tolist(), sums.devices.tolist(), strict=True)
     return [Quality(r, n) if devices else None for r, n, devices in cells]
 
 
 def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
-    """What every round moved and whom it reached."""
+    """Return what every round moved and which devices it reached."""
     return tuple(
         RoundRow(
             server_round=record.server_round,
@@ -284,7 +286,7 @@ def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
 
 
 def history_rows(records: Sequence[RoundRecord]) -> tuple[HistoryRow, ...]:
-    """What every round measured, at its time on the virtual clock."""
+    """Return what every round measured, at its time on the virtual clock."""
     elapsed = np.cumsum([record.virtual_seconds for record in records]).tolist()
     return tuple(
         HistoryRow(
@@ -334,7 +336,7 @@ def bytes_per_device(records: Sequence[RoundRecord], num_devices: int) -> BytesP
 
 
 def refinement_result(acceptance: AcceptanceTest, num_devices: int) -> RefinementResult:
-    """What of a refinement was kept."""
+    """Return which groups accepted which rounds of a refinement."""
     rounds, groups = np.unique(acceptance.accepted_rounds, return_counts=True)
     moved = sum(one.download_bytes for one in acceptance.comparisons)
     return RefinementResult(

@@ -594,7 +594,7 @@ class SecureCounts:
     void_devices: Count = 0
 
     def __add__(self, other: Self) -> SecureCounts:
-        """Those of both."""
+        """Add the counts of both."""
         return SecureCounts(
             groups=self.groups + other.groups,
             sat_out_groups=self.sat_out_groups + other.sat_out_groups,

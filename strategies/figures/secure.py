@@ -1,4 +1,4 @@
-"""What secure aggregation did and cost, for the report."""
+"""Work and cost of secure aggregation, for the report."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def secure_report(scenario: Scenario, records: Sequence[SecureRecord]) -> Secure
 
 
 def counts_of(record: SecureRecord) -> SecureCounts:
-    """What one round counted."""
+    """Return the counts of one round."""
     return SecureCounts(
         groups=record.groups,
         sat_out_groups=record.sat_out_groups,

@@ -1,4 +1,4 @@
-"""What stage 1 took of devices, step by step and class by class."""
+"""Cost of stage 1 for devices, step by step and class by class."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from strategies.run.stage1 import SumsRecord
 def stage1_result(
     records: Sequence[SumsRecord], start: SpectralStart, members: Members, seconds: float, epsilon: float | None = None
 ) -> Stage1Result:
-    """The report's figures. seconds: of wall time; epsilon: of what devices said, None where it was not noised."""
+    """Return the report's figures of stage 1. seconds: wall time; epsilon: privacy loss of the contributions, None
+    where there was no noise.
+    """
     num_devices, num_classes = len(members.devices), len(members.class_names)
     classes = reduce(add, (record.counts.classes for record in records), ClassCounts.zeros(num_classes))
     clock = reduce(add, (record.counts.clock for record in records), ClockCounts.zeros(num_classes))

@@ -1,1 +1,1 @@
-"""What the server keeps for every user group, and how updates change it."""
+"""State that the server keeps for every user group, and how updates change it."""

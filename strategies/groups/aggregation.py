@@ -20,7 +20,7 @@ CHUNK_ROWS = 2048
 
 @dataclass
 class BlockSums:
-    """What the devices of one user group returned in a round, added up over nodes. Order-free: all integers.
+    """The sums over the devices of one user group in a round, added up over nodes. Order-free: all integers.
 
     For R table rows of S slices and K ranked blocks: parts, the rows (T,) and sums (T, d) of every node; touched
     (R, S); row_loss, row_examples (R,); holders, hits, shown, exposed (K,).
@@ -38,7 +38,7 @@ class BlockSums:
 
     @staticmethod
     def zeros(num_rows: int, num_slices: int, dim: int, num_blocks: int) -> BlockSums:
-        """Nothing yet."""
+        """Return sums over no devices."""
         return BlockSums(
             dim,
             [],
@@ -83,7 +83,7 @@ def mean_update(
 
 
 def _scale(total: BlockSums, position: NDArray[np.int32], denominator: Denominator) -> NDArray[np.float64]:
-    """What sums are multiplied by to get means, (R, S)."""
+    """Return the factors (R, S) that turn sums into means."""
     counts = total.touched
     if denominator == "holders":
         counts = np.concatenate([total.holders, [0]])[position]

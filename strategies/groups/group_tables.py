@@ -1,4 +1,5 @@
-"""Where the item tables of user groups lie: in memory or, where they are many gigabytes, in a file of the run's folder.
+"""Storage of the item tables of user groups: in memory or, where they are many gigabytes, in a file of the run's
+folder.
 
 A table in a file is an array like any other. Its pages come into memory as they are used;
 :func:`fl_peel.mmap_arrays.drop_pages_now` lets them go again, so that a server of hundreds of groups needs memory for
@@ -75,7 +76,7 @@ def _mapped(file: int, count: int, room: int, shape: tuple[int, ...]) -> list[Fl
 
 
 def write_all(file: int, data: memoryview, place: int) -> None:
-    """All of the bytes into a file that is open, from a place on: the system may write fewer at a time.
+    """Write all of the bytes into an open file, from a place on: the system may write fewer at a time.
 
     Raises:
         OSError: it cannot be written, as on a full disk.

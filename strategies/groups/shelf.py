@@ -23,7 +23,7 @@ from strategies.groups.group_tables import give_room, write_all
 MOST_IN_MEMORY = 64 << 20
 """Bytes of what is known of all user groups' blocks together that stay in memory."""
 CHUNK_BYTES = 32 << 20
-"""That the file grows by, at least."""
+"""Bytes that the file grows by, at least."""
 _Slot = tuple[mmap.mmap, int, int]
 """A part of the file: its map, where it begins there, and where in the file."""
 

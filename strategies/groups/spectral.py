@@ -21,20 +21,22 @@ from strategies.groups.start import by_block, shown_in_lists
 from strategies.groups.state import UserGroupState, block_energy, known_bytes
 
 TEMPERATURE = 0.4
-"""Of the local loss, where the scenario gives none: scores spread as far as :mod:`fl_peel.pretraining.spectral_steps`
-says.
+"""Temperature of the local loss, where the scenario gives none: scores are spread as far as
+:mod:`fl_peel.pretraining.spectral_steps` says.
 """
 
 
 UNSEEN = 0.03
-"""Of an item's popularity in the group, what is added to its shown rate: it ranks those that no drawn user is shown."""
+"""Share of an item's popularity in the group that is added to its shown rate: it ranks the items that no sampled user
+is shown.
+"""
 
 
 def spectral_states(
     scenario: Scenario, layout: BlockLayout, start: SpectralStart, num_devices: int, folder: str = ""
 ) -> list[UserGroupState]:
-    """Every user group with its table and statistics, from sums alone. num_devices: of everybody; folder: as
-    in :func:`empty_tables`.
+    """Return every user group with its table and statistics, from sums alone. num_devices: number of all devices;
+    folder: as in :func:`empty_tables`.
 
     What devices would be shown is estimated from users drawn from the group's moments, less what they have already.
     """

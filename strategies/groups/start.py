@@ -1,4 +1,4 @@
-"""What the server keeps for every user group: its item table and what it knows about the table's blocks."""
+"""Start of every user group on the server: its item table and what is known about the table's blocks."""
 
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ def by_block(layout: BlockLayout, per_item: NDArray[np.floating | np.integer]) -
 def starting_tables(
     scenario: Scenario, pretrained: PretrainedEmbeddings, groups: UserGroups, collected: UserItems
 ) -> Callable[[int], FloatArray]:
-    """What gives each user group, by number, the item table (I, d) it starts with: a copy of the global one or, with
-    ``user_groups.neighbour_weight``, its own correction of it (:mod:`fl_peel.grouping.neighbourhood`). To be called
-    under ``fixed_threads(1)``, so that it is the same to the last bit.
+    """Return the function that gives each user group, by number, the item table (I, d) it starts with: a copy of the
+    global one or, with ``user_groups.neighbour_weight``, its own correction of it
+    (:mod:`fl_peel.grouping.neighbourhood`). To be called under ``fixed_threads(1)``, so that it is the same to the last
+    bit.
     """
     weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge
     if not weight:
@@ -93,7 +94,7 @@ def starting_states(
     collected: UserItems,
     folder: str = "",
 ) -> list[UserGroupState]:
-    """Every group with its starting table, and statistics from the collected interactions alone. folder: as in
+    """Return every group with its starting table, and statistics from the collected interactions alone. folder: as in
     :func:`empty_tables`.
     """
     num_items = layout.num_items

@@ -1,4 +1,4 @@
-"""What the server keeps for every user group: its item table and what it knows about the table's blocks."""
+"""State of every user group on the server: its item table and what is known about the table's blocks."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class UserGroupState:
         return array if self.shelf is None else self.shelf.put(array)
 
     def _known(self) -> list[NDArray[Any]]:
-        """What is known of the blocks."""
+        """Return what is known of the blocks."""
         return [*vars(self.statistics).values(), self.counted_interactions, self.counted_devices]
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
@@ -175,7 +175,7 @@ class UserGroupState:
 
 
 def known_bytes(num_blocks: int) -> int:
-    """What is known of so many blocks of a user group takes, once it has learned of them."""
+    """Return the bytes that the statistics of so many blocks of a user group take, once it has learned of them."""
     return num_blocks * (5 * 4 + 4 * 8)
 
 

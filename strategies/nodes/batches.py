@@ -1,4 +1,4 @@
-"""What is too large for one message goes in several."""
+"""Batches: contents that are too large for one message go in several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from fl_peel import wire
 
 Item = TypeVar("Item")
 EVALUATED_BYTES = 32 << 20
-"""Of blocks, in one message to a node that evaluates. Flower's simulation gives it at most about ten a second."""
+"""Bytes of blocks in one message to a node that evaluates. Flower's simulation delivers at most about ten messages a
+second to a node.
+"""
 
 
 def batches(items: Iterable[Item], num_bytes: Callable[[Item], int], most_bytes: int) -> Iterator[list[Item]]:
@@ -37,7 +39,7 @@ def packed_batches(
 
 
 def _packed_once(arrays: wire.Arrays) -> tuple[int, wire.Arrays]:
-    """How large arrays are, and they as a message has them, which is all that memory holds then."""
+    """Return the size of arrays, and the arrays as a message has them, which is all that memory holds then."""
     return sum(array.nbytes for array in arrays.values()), wire.packed_once(arrays)
 
 

@@ -1,4 +1,4 @@
-"""Who takes part, and in which user group."""
+"""Devices that take part, and their user groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fl_peel.scenario.scenario import Scenario
 
 @dataclass(frozen=True)
 class Members:
-    """Who is where: devices (N,) ascending, their user groups (N,), and each group's largest budget (G,)."""
+    """Members of user groups: devices (N,) ascending, their user groups (N,), and each group's largest budget (G,)."""
 
     devices: NDArray[np.int64]
     groups: NDArray[np.int32]

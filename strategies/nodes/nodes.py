@@ -50,7 +50,7 @@ class NodeRequest:
 
 @dataclass(frozen=True)
 class _SentRequest:
-    """To whom a message went, and what is known of the answer."""
+    """The node that a message went to, and what is known of the right answer."""
 
     partition: int
     node: int
@@ -60,8 +60,8 @@ class _SentRequest:
 
 @dataclass(frozen=True)
 class NodeReply(Generic[Reply]):
-    """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node said
-    anything but that it failed; lost: whether somebody else said so, as the node is not there; about: as in the
+    """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node sent
+    anything but a failure; lost: whether somebody else said so, as the node is not there; about: as in the
     question.
     """
 
@@ -101,7 +101,7 @@ class Nodes:
 
     @property
     def num_devices(self) -> int:
-        """Of all nodes that have their own interactions."""
+        """Return the number of devices on all nodes that have their own interactions."""
         return sum(map(len, self.own))
 
     def hosted(self, partition: int, num_devices: int) -> NDArray[np.int64]:
@@ -111,7 +111,7 @@ class Nodes:
         return np.arange(partition, num_devices, len(self.ids), dtype=np.int64)
 
     def partitions_of(self, devices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Whose node hosts each of the devices (N,)."""
+        """Return the partition of the node that hosts each of the devices (N,)."""
         if not self.own:
             return devices % len(self.ids)
         order = sorted(range(len(self.own)), key=lambda partition: self.own[partition].start)
@@ -202,7 +202,7 @@ class Nodes:
                 yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
 
     def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[NodeReply[Reply]]:
-        """Every message's answer, once; what nobody waits for any more is left out."""
+        """Yield every message's answer, once; late answers are left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
             theirs = message.has_error() or sent is None or message.metadata.src_node_id == sent.node
@@ -230,7 +230,7 @@ class Nodes:
     def _exchange(
         self, kind: str, reply_type: type[Reply], content: Content
     ) -> tuple[list[int], dict[int, NodeReply[Reply]]]:
-        """Ask nodes once: who was asked; answers by partition, ascending. Who says nothing is not among these."""
+        """Ask nodes once: who was asked; answers by partition, ascending. Silent nodes are not among these."""
         self.begin()
         messages = list(self.messages(kind, content))
         asked = [sent.partition for sent in self._open.values()]
@@ -345,19 +345,19 @@ class Nodes:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a node is asked that nobody knows yet, and how its answer is judged. root: of the server's packages."""
+    """The first request to a new node, and how its answer is judged. root: root folder of the server's packages."""
 
     request: wire.HelloRequest
     root: str
 
     def ask(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> Iterable[Message]:
-        """What some nodes say of themselves."""
+        """Ask some nodes who they are."""
         content = wire.pack(self.request)
         messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in nodes]
         return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
 
     def checked(self, reply: Message, wanted: int | None) -> wire.HelloReply:
-        """What a node said of itself.
+        """Return what a node reported about itself.
 
         Raises:
             MessageError: it is no such answer, or another number of nodes than others say.
@@ -411,7 +411,7 @@ def _of_others(known: Container[int], content: Content) -> Content:
 
 
 def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
-    """What a node says of itself.
+    """Return what a node reports about itself.
 
     Raises:
         MessageError: it is no such answer, or another number of nodes than others say.
@@ -431,7 +431,9 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
 
 
 def _disagreeing(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
-    """Of right answers, those whose sizes are not those of most: all, where there is no most."""
+    """Return the answers whose sizes differ from those of most right answers, as errors: all answers, where no sizes
+    are the most frequent ones.
+    """
     good = {partition: tuple(sorted(one.sizes.items())) for partition, one in answers.items() if one.error is None}
     counts = Counter(good.values()).most_common(2)
     if len(counts) < 2:
@@ -460,13 +462,13 @@ def failure(reply: Message, who: str) -> FlPeelError:
 
 
 def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
-    """The line of a mistake of which a node told the class and the place alone."""
+    """Return the error line for a node's mistake of which only the class and the place are known."""
     what = " ".join((kind.__doc__ or "").split()).rstrip(".")
     return f"{' '.join(place.split())[:200] or who}: {what}; {who} has the whole line in its log"
 
 
 def raise_or_log(errors: Iterable[FlPeelError], *, nobody: bool = False) -> None:
-    """Raise what every node would say again; log what befell some. nobody: no node did any better."""
+    """Raise what every node would report again; log what befell some. nobody: no node did any better."""
     for error in errors:
         if isinstance(error, ScenarioError) or (nobody and isinstance(error, SecureAggregationError)):
             raise error

@@ -51,13 +51,13 @@ class Request:
 
 
 UNLIMITED = Request("fp32", 1.0, 1 << 62)
-"""Of what lies on the server, whatever its size."""
+"""Request for what lies on the server, whatever its size."""
 
 
 @dataclass(frozen=True)
 class GroupStarts:
-    """What user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item table
-    (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
+    """The tables that user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item
+    table (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
     """
 
     assignment: NDArray[np.integer]
@@ -70,8 +70,8 @@ class GroupStarts:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
-    of the user groups, for those who start there.
+    """The material after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
+    starts of the user groups, for rivals that start there.
     """
 
     given: UserItems
@@ -92,7 +92,7 @@ class Material:
 
     @cached_property
     def users(self) -> FloatArray:
-        """Of the pretrained table."""
+        """Return the users' embeddings for the pretrained table."""
         return self.complete(self.pretrained.users, self.pretrained.items)
 
     @cached_property
@@ -133,7 +133,9 @@ class Material:
         )
 
     def starting_with(self, table: FloatArray) -> Material:
-        """The same with another item table (I, d) for everybody, and the users' embeddings as they are."""
+        """Return the same material with another item table (I, d) for all devices, and the users' embeddings as they
+        are.
+        """
         pretrained = replace(self.pretrained, users=self.users, items=table)
         return replace(self, pretrained=pretrained, has_data=np.ones(len(self.users), np.bool_), starts=None)
 
@@ -151,8 +153,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Option:
-    """What devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with others;
-    trials: settings that were looked at on validation to arrive at it.
+    """The tables that devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with
+    others; trials: settings that were looked at on validation to arrive at it. cutoffs, stored: (U,); users: (U, d').
 
     cutoffs, stored: (U,); users: (U, d').
     """
@@ -183,7 +185,7 @@ class ListOption:
 
 
 class Rival(Protocol):
-    """A way of fitting a budget; derive from this one, and say what differs."""
+    """A way of fitting a budget; derive from this one, and define what differs."""
 
     group_aware: ClassVar[bool] = False
     """Whether it may serve each user group differently."""
@@ -192,10 +194,10 @@ class Rival(Protocol):
 
     @property
     def name(self) -> str:
-        """Its ``method`` in compare.json."""
+        """Return its ``method`` in compare.json."""
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option | ListOption]:
-        """What devices hold, for each request that can be served at all; in any order."""
+        """Yield what devices hold, for each request that can be served at all; in any order."""
 
     def why_nothing(self, material: Material) -> str:
         """The note of a request without any option."""

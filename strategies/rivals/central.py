@@ -32,7 +32,7 @@ SAMPLE = 5000
 
 @dataclass(frozen=True)
 class Rates:
-    """optimizer: of the table; users always take plain steps."""
+    """The learning rates of central refinement. optimizer: optimizer of the table; users always take plain steps."""
 
     optimizer: Literal["sgd", "adagrad"]
     learning_rate: float
@@ -40,7 +40,9 @@ class Rates:
 
 
 def grid(local: LocalTraining) -> tuple[Rates, ...]:
-    """What is tried: plain steps of three sizes and AdaGrad of two, users' steps as on devices or a quarter of it."""
+    """Return the settings to try: plain steps of three sizes and AdaGrad of two, users' steps as on devices or a
+    quarter of it.
+    """
     user = local.user_learning_rate
     plain = [Rates("sgd", factor * local.learning_rate, u) for factor in (0.25, 1.0, 4.0) for u in (user, user / 4)]
     return (*plain, Rates("adagrad", 0.01, user), Rates("adagrad", 0.04, user))

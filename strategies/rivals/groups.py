@@ -93,7 +93,7 @@ class PerGroup(Rival):
 
 @dataclass
 class _GatheredLists:
-    """What is gathered of all devices for one request, group by group."""
+    """The lists of all devices for one request, gathered group by group."""
 
     num_users: int
     label: str = ""
@@ -117,7 +117,7 @@ def sample_of_groups(members: dict[int, IntArray], seed: int) -> list[int]:
 
 
 def group_material(material: Material, group: int, members: IntArray) -> Material:
-    """What a group's rival starts from: the group's table and its members' data alone."""
+    """Return what a group's rival starts from: the group's table and its members' data alone."""
     assert material.starts is not None
     return material.select_devices(members).starting_with(material.starts.table(group))
 

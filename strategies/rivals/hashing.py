@@ -42,7 +42,7 @@ class HashedTable:
 
     @property
     def user_dim(self) -> int:
-        """As many columns as both tables."""
+        """Return the number of columns of both tables."""
         return self.remainders.dim
 
     @property
@@ -56,7 +56,7 @@ class HashedTable:
         return {name: np.concatenate([part[name] for part in both]) for name in both[0]}
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
-        """All items."""
+        """Return all items with their rows."""
         parts = [torch.from_numpy(part.decoded()[1]) for part in (self.remainders, self.quotients)]
         table: FloatArray = composed(parts, torch.from_numpy(self.number), self.operation).numpy()
         return np.arange(len(self.number), dtype=np.int32), table

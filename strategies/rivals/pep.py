@@ -40,8 +40,8 @@ class Pep(Rival):
     steps: int = 80
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """For each request and rate what the thresholds leave, as it is and retrained at every rate of that; in the
-        order of falling numbers of entries.
+        """Yield, for each request and rate, what the thresholds leave, as it is and retrained at every rate of that; in
+        the order of falling numbers of entries.
         """
         for rate in self.rates:
             yield from self._training(material, requests, rate * material.config.learning_rate)
@@ -92,7 +92,9 @@ class Pep(Rival):
 def _option(
     material: Material, request: Request, stored: SparseTable, users: FloatArray, start: float, label: str
 ) -> Option:
-    """Of a trained table; users (U, d): those who gave data. start: when its training began."""
+    """Make the option that a trained table is. users (U, d): embeddings of those who gave data; start: time when its
+    training began.
+    """
     num_items, dim = material.pretrained.items.shape
     items, rows = stored.decoded()
     table = np.zeros((num_items, dim), np.float32)

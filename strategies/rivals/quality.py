@@ -29,7 +29,7 @@ class DeviceQuality:
     counted: NDArray[np.bool_]
 
     def sums(self) -> MetricSums:
-        """Over the devices that count, (1,) each."""
+        """Return the sums over the devices that count, (1,) each."""
         return MetricSums.from_devices(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
 
     def drawn(self, count: int) -> Replicates:
@@ -44,7 +44,7 @@ class DeviceQuality:
 def device_quality(
     option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
 ) -> DeviceQuality:
-    """What each device with at least one item to find (or each of the given ones) finds."""
+    """Return the quality for each device (or each of the given ones) with at least one item to find."""
     splits = material.splits
     wanted = splits.test if split == "test" else splits.validation
     exclude = material.seen if split == "test" else splits.train
@@ -106,7 +106,7 @@ def chosen_quality(
     wanted: UserItems,
     chosen: NDArray[np.int64],
 ) -> DeviceQuality:
-    """What the chosen devices (M,) find; all other arguments are of all devices."""
+    """Return the quality for the chosen devices (M,); all other arguments are of all devices."""
 
     def part(some: NDArray[np.int64]) -> DeviceQuality:
         want = wanted.select(some)

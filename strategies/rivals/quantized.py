@@ -1,4 +1,4 @@
-"""Product quantization: every row of the table said by a few short codes.
+"""Product quantization: every row of the table is coded by a few short codes.
 
 Jegou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", IEEE TPAMI 2011: the columns are cut into
 M parts, each part has a codebook of 2^b centroids (K-means, by faiss), and a row is the b-bit numbers of its nearest
@@ -30,7 +30,7 @@ from strategies.rivals.table_rivals import narrowed
 
 Order = Literal["popularity", "exposure"]
 ITERATIONS, ROWS_PER_CENTROID = 10, 64
-"""Of K-means, which takes that many rows by chance where there are more."""
+"""Iterations of K-means, and its rows per centroid: where there are more rows, it samples that many."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class QuantizedTable:
 
     @property
     def user_dim(self) -> int:
-        """As many columns as the table."""
+        """Return the number of columns of the table."""
         return self.dim
 
     @property
@@ -104,7 +104,7 @@ class QuantizedTable:
         return np.packbits(bits)
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
-        """The items kept: for each part the centroid that is said."""
+        """Return the items kept and their rows, made of the centroids that their codes name."""
         width = self.dim // self.parts
         books = dequantize(self.codes, self.scales, self.precision, width).reshape(self.parts, -1, width)
         bits = np.unpackbits(self.packed, axis=1, bitorder="little").reshape(len(self.items), self.parts, self.bits)
@@ -114,7 +114,7 @@ class QuantizedTable:
 
 
 def most_rows(num_items: int, dim: int, parts: int, bits: int, precision: Precision, budget_bytes: int) -> int:
-    """How many rows a :class:`QuantizedTable` of that budget holds; 0 where fewer than codebooks are made of."""
+    """Return how many rows a :class:`QuantizedTable` of that budget holds; 0 where fewer than codebooks are made of."""
     books = (parts << bits) * row_bytes(dim // parts, precision)
     room = budget_bytes - HEADER_BYTES - 2 * dim - books
     each = parts * bits // 8
@@ -140,7 +140,7 @@ class ProductQuantization(Rival):
     orders: tuple[Order, ...] = ("popularity", "exposure")
 
     def settings(self) -> tuple[ProductQuantization, ...]:
-        """Every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
+        """Return every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
         every = product(self.dims, self.parts, self.bits, self.orders)
         return tuple(ProductQuantization(self.name, (d,), (p,), (b,), (o,)) for d, p, b, o in every)
 
@@ -168,7 +168,7 @@ class ProductQuantization(Rival):
 
 
 def best_items(material: Material, by: Order) -> IntArray:
-    """Items (I,), best first; what is shown to nobody goes by popularity."""
+    """Return the items (I,), best first; items that are shown to no user are ordered by popularity."""
     shown = material.shown if by == "exposure" else np.zeros(material.num_items)
     return np.lexsort((-material.popularity, -shown)).astype(np.int64)
 

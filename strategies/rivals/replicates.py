@@ -1,4 +1,4 @@
-"""What a rival's figures on the test are in the replicates of a bootstrap, by the weights that PEEL's have."""
+"""Bootstrap replicates of a rival's figures on the test, under the weights that PEEL's have."""
 
 from __future__ import annotations
 

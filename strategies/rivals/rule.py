@@ -2,8 +2,9 @@
 
 Chen et al., "Learning Elastic Embeddings for Customizing On-Device Recommenders", KDD 2021 (arXiv 2106.02223): blocks
 are item groups x slices of one table for everybody; a subset's fitness is its recommendation quality on validation,
-told by a learned estimator so that few subsets need to be ranked with. The search is done anew for every budget, and
-its time is the time of that row. Item groups here are popularity tiers, small enough that the least budget holds some.
+predicted by a learned estimator so that few subsets need to be ranked with. The search is done anew for every budget,
+and its time is the time of that row. Item groups here are popularity tiers, small enough that the least budget holds
+some.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Rule(Rival):
     search: SearchSettings = SearchSettings()
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """The best subset found for each request."""
+        """Yield the best subset found for each request."""
         rng = rng_for(material.seed, "rule-devices")
         wanting = np.flatnonzero(material.splits.validation.counts() > 0)
         sample = material.select_devices(np.sort(rng.permutation(wanting)[: self.search.sample]))

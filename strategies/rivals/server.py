@@ -46,11 +46,11 @@ from strategies.rivals.quality import lists_of, quality
 CHUNK_USERS = 512
 """Users whose scores of all items are held at a time."""
 Scores = Callable[[sp.csr_matrix], FloatArray]
-"""From interactions (M, I) to scores of all items (M, I); minus infinity where an item has none."""
+"""Function from interactions (M, I) to scores of all items (M, I); minus infinity where an item has none."""
 
 
 def interactions(rows: UserItems, num_items: int) -> sp.csr_matrix:
-    """As a matrix of ones, (U, I)."""
+    """Return the interactions as a matrix of ones, (U, I)."""
     values = np.ones(rows.num_interactions, np.float32)
     return sp.csr_matrix((values, rows.items, rows.indptr), shape=(rows.num_users, num_items))
 
@@ -86,8 +86,9 @@ def listed(scores_of: Scores, material: Material, num_bytes: int, seconds: float
 
 @dataclass(frozen=True)
 class Ease(Rival):
-    """On everybody's train interactions. ridges: lambda; most_items: where there are more, lambda is chosen on as many
-    popular ones, and the whole matrix made once, if the machine has the memory.
+    """The EASE rival, fitted on the train interactions of all devices. ridges: values of lambda; most_items: where
+    there are more items, lambda is chosen on as many popular ones, and the whole matrix made once, if the machine has
+    the memory.
     """
 
     name: str = "ease"
@@ -116,7 +117,7 @@ class Ease(Rival):
         return 5 * material.num_items**2 - int(psutil.virtual_memory().available)
 
     def why_nothing(self, material: Material) -> str:
-        """How much memory it needs."""
+        """Return how much memory it needs."""
         return f"not done: needs {5 * material.num_items**2 / 1e9:.1f} GB of free memory"
 
     def solved(self, material: Material, ridge: float) -> ListOption:
@@ -160,7 +161,7 @@ def _mirror(square: FloatArray, block: int = 1024) -> None:
 
 
 def keep_popular_items(material: Material, count: int) -> Material:
-    """The same devices with the interactions with ``count`` most popular items alone, numbered anew."""
+    """Return the same devices with only the interactions with the ``count`` most popular items, numbered anew."""
     splits = material.splits
     popularity = splits.train.popularity(splits.num_items)
     items = np.sort(np.argsort(-popularity, kind="stable")[:count])
@@ -180,7 +181,9 @@ _PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class ItemNeighbours(Rival):
-    """On everybody's train interactions. neighbours: k, of each item; shrinkages: added to the denominator."""
+    """The item neighbours rival, fitted on the train interactions of all devices. neighbours: k, of each item;
+    shrinkages: values added to the denominator.
+    """
 
     name: str = "item-neighbours"
     neighbours: tuple[int, ...] = (20, 50, 100, 200, 400)
@@ -200,8 +203,8 @@ class ItemNeighbours(Rival):
 
 
 def neighbour_weights(matrix: sp.csr_matrix, count: int, shrinkage: float, block: int = 2048) -> sp.csr_matrix:
-    """Of interactions (U, I) the weights (I, I), row i of the ``count`` nearest of item i:
-    common users / (sqrt(users of i x users of j) + shrinkage). Ties go to the smaller item.
+    """Return the item-to-item weights (I, I) of interactions (U, I); row i holds the ``count`` nearest neighbours of
+    item i: common users / (sqrt(users of i x users of j) + shrinkage). Ties go to the smaller item.
     """
     by_item = matrix.T.tocsr()
     lengths = np.sqrt(np.asarray(matrix.sum(axis=0)).ravel())

@@ -25,12 +25,14 @@ from strategies.rivals.training import train_nested
 
 @dataclass(frozen=True)
 class SmallerDimension(Rival):
-    """All items in as many dimensions as fit, trained anew with the settings of the full table."""
+    """The rival of a smaller dimension: all items in as many dimensions as fit, trained anew with the settings of the
+    full table.
+    """
 
     name: str = "smaller-dimension"
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request; a dimension that several requests share is trained once, its time told once."""
+        """One option a request; a dimension that several requests share is trained once, its time counted once."""
         most = material.config.embedding_dim
         dims = {r: largest_dim(material.num_items, r.precision, r.budget_bytes, most) for r in requests}
         for dim in distinct(dims.values()):

@@ -30,7 +30,7 @@ FloatArray = NDArray[np.float32]
 
 @contextmanager
 def training(num_interactions: int) -> Iterator[None]:
-    """As many threads as pretraining takes for data of this size."""
+    """Use as many threads as pretraining takes for data of this size."""
     with fixed_threads(threads_for(num_interactions)):
         yield
 

@@ -1,4 +1,4 @@
-"""Which user groups keep what rounds have made of them."""
+"""Acceptance of rounds by user groups: which of them keep what rounds have made of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Comparison:
 class AcceptanceTest:
     """Compares a strategy's groups with what they kept last, every so many rounds, and takes back what is not better.
 
-    folder: where large tables may lie; accepted_rounds: (G,) of each group so far; comparisons: what was found.
+    folder: where large tables may lie; accepted_rounds: (G,) of each group so far; comparisons: their results.
     """
 
     strategy: PeelStrategy
@@ -51,16 +51,16 @@ class AcceptanceTest:
         self._weights = [state.shelved(mine) for state, mine in zip(self._accepted_states, weights, strict=True)]
 
     def __getstate__(self) -> dict[str, object]:
-        """How it turned out; the strategy and its tables are not part of that."""
+        """Return the outcome; the strategy and its tables are not part of it."""
         return {"accepted_rounds": self.accepted_rounds, "comparisons": self.comparisons}
 
     def state(self) -> dict[str, Any]:
-        """How it turned out so far, with every user group whose rounds were kept; its table is not part of that."""
+        """Return the outcome so far, with every user group whose rounds were kept; its table is not part of it."""
         kept = {group: (self._accepted_states[group], self._weights[group]) for group in self.accepted_groups}
         return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """Take over what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         self.accepted_rounds, self.comparisons = saved["rounds_kept"], saved["comparisons"]
         for group, (state, weights) in saved["kept"].items():
             self._accepted_states[group], self._weights[group] = state, weights
@@ -72,7 +72,7 @@ class AcceptanceTest:
 
     @property
     def accepted_states(self) -> list[UserGroupState]:
-        """Every user group as it was kept last."""
+        """Return every user group as it was kept last."""
         return self._accepted_states
 
     def after(self, server_round: int) -> None:

@@ -1,7 +1,7 @@
-"""How sums meet: the server's half of a channel.
+"""The server's half of a channel: how sums are transported.
 
-A channel brings what devices say to the server as one round's sums, whatever is said. ``clear``: nodes add up, the
-server reads; ``masked``: secure aggregation, the server reads sums alone.
+A channel brings the contributions of devices to the server as one round's sums, whatever they are. ``clear``: nodes add
+up, the server reads; ``masked``: secure aggregation, the server reads sums alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from strategies.rounds.record import SecureRecord, SentRound
 
 IntArray = NDArray[np.int64]
 Expects = Callable[[SentRound, int, int], MessageContext | None]
-"""What a node must say of a user group, so many of whose devices it was asked for."""
+"""Function that returns what a right contribution of a node to a user group looks like, for so many requested devices.
+"""
 
 
 @dataclass(frozen=True)
 class OpenedSum:
-    """Of a user group: devices that announced keys, and those that the sum is over."""
+    """The size of one opened sum of a user group: number of devices that announced keys, and of those that the sum is
+    over.
+    """
 
     announced: int
     survivors: int
@@ -34,14 +37,17 @@ class OpenedSum:
 
 @dataclass(frozen=True)
 class RoundDevices:
-    """Devices, ascending: those that are asked, and of these the ones that may be asked for what they have to say."""
+    """The devices of a round, ascending: those that are asked, and of these the ones that may be asked for a
+    contribution.
+    """
 
     asked: IntArray
     ready: IntArray
 
 
 class ServerChannel(ABC):
-    """Of one refinement, round after round: begin, message for every node, collect.
+    """The server half of a channel for one refinement. Each round calls begin, then message for every node, then
+    collect.
 
     kind: of its messages; answer: what a node answers; records: one a round, where the channel keeps any; opened: the
     last round's sums by user group, where the channel opens them.
@@ -61,11 +67,11 @@ class ServerChannel(ABC):
 
     @abstractmethod
     def message(self, request: RoundRequest) -> RoundRequest:
-        """What a node is sent for a request, as :attr:`kind`."""
+        """Return what a node is sent for a request, as :attr:`kind`."""
 
     @abstractmethod
     def known(self, sent: SentRound, request: RoundRequest, expects: Expects) -> MessageContext:
-        """What is known of the right answer to a message. expects: of the contents."""
+        """Return what is known of the right answer to a message. expects: what the contents expect."""
 
     @abstractmethod
     def collect(self, sent: SentRound, replies: Iterable[Any]) -> Iterable[RoundReply]:

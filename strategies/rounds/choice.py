@@ -1,4 +1,4 @@
-"""Which channel and contents a scenario has on the server: the one place where its keys are asked."""
+"""Choice of a scenario's channel and contents on the server: the one place where its keys are asked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from strategies.rounds.open import OpenServerContents
 
 
 def channel_of(federation: Federation) -> ServerChannel:
-    """How sums meet."""
+    """Return the channel of a scenario."""
     return (MaskedServerChannel if federation.scenario.secure_aggregation.enabled else ClearServerChannel)(federation)
 
 
@@ -44,7 +44,9 @@ def contents_kind(scenario: Scenario) -> type[ServerContents]:
 
 
 def contents_of(federation: Federation, plan: Plan | None) -> ServerContents:
-    """What is made of the sums. plan: of the noise, None where no mechanism is named."""
+    """Return the contents of a scenario, which say what is made of the sums. plan: plan of the noise, None where no
+    mechanism is named.
+    """
     return contents_kind(federation.scenario)(federation, plan)
 
 

@@ -1,4 +1,4 @@
-"""The clear channel: nodes add up what their devices say, and the server reads it."""
+"""The clear channel: nodes add up the contributions of their devices, and the server reads the sum."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from strategies.rounds.record import SentRound
 
 
 class ClearServerChannel(ServerChannel):
-    """Messages as they are."""
+    """The clear channel of the server, whose messages are sent as they are."""
 
     kind = wire.ROUND
     answer = wire.RoundReply
 
     def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
-        """Everybody may be asked."""
+        """Return the cohort: all of its devices may be asked."""
         return RoundDevices(cohort, cohort)
 
     def message(self, request: wire.RoundRequest) -> wire.RoundRequest:
-        """The request itself."""
+        """Return the request itself."""
         return request
 
     def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
-        """Of every user group what the contents expect; and that no device is counted twice, or not at all."""
+        """Return what right replies look like: what the contributions expect of every user group, and totals that
+        differ when a device is counted twice or not at all.
+        """
         members = self.federation.members.groups_of(request.devices)
         counts = {group: int((members == group).sum()) for group in request.groups}
         anything = MessageContext(arrays=None)

@@ -127,7 +127,7 @@ class ServerContentsContract:
         self.contents(federation, None).take(sent, {}, {})
 
     def test_groups_that_are_asked_are_sent_something(self) -> None:
-        """Every user group with a requested device is among those whose blocks are ranked."""
+        """Check that every user group with a requested device is among those whose blocks are ranked."""
         contents = self.contents(self.federation(), None)
         assert set(contents.groups(np.array([1, 1, 0], np.int32))) >= {0, 1}
 

@@ -50,7 +50,7 @@ class MaskedServerChannel(ServerChannel):
         self._clock = ClockCounts.zeros(federation.num_classes)
 
     def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
-        """Stages 1 and 2: of the devices that are drawn, those that shared their secrets may be asked for vectors."""
+        """Run stages 1 and 2: of the sampled devices, those that shared their secrets may be asked for vectors."""
         asked = drawn_devices(self._scenario, server_round, cohort, self.federation.members.groups_of(cohort))
         record = SecureRecord(server_round)
         self.records.append(record)
@@ -116,7 +116,7 @@ class MaskedServerChannel(ServerChannel):
         return wire.SecureRoundRequest(**(fields | {"traced": request.traced[:0]}), secure=secure)
 
     def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
-        """Which devices may be in a sum, and of how many words it is."""
+        """Return which devices may be in a sum, and how many words it has."""
         groups = {}
         for group in request.groups:
             one = self._groups[group]
@@ -183,7 +183,7 @@ class MaskedServerChannel(ServerChannel):
         total: MaskWords,
         opened: list[wire.OpenedShares],
     ) -> Values:
-        """What the vectors of the devices that survived (M,), of which ``total`` is the masked sum, add up to.
+        """Return what the vectors of the devices that survived (M,) add up to; ``total`` is their masked sum.
 
         Raises:
             SecureAggregationError: the shares that were opened are not those of the masks in the sum.
@@ -249,7 +249,7 @@ class MaskedServerChannel(ServerChannel):
         )
 
     def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
-        """Which of a group's devices (M,) the node of a partition hosts."""
+        """Return which of a group's devices (M,) the node of a partition hosts."""
         return np.asarray(self._nodes.partitions_of(one.devices) == partition)
 
     def _ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
@@ -258,7 +258,9 @@ class MaskedServerChannel(ServerChannel):
 
 
 def _with_counters(counts: RoundCounts, values: Values) -> RoundCounts:
-    """With the counters that were words of a user group's vectors, which are taken out of its values."""
+    """Return the counts with those counters that were words of a user group's vectors; they are removed from
+    ``values``.
+    """
     if "classes" not in values:
         return counts
     return replace(

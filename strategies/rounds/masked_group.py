@@ -1,4 +1,4 @@
-"""What the server knows of one user group in a round of secure aggregation: public keys, sealed shares, who is left."""
+"""State of one user group on the server in a round of secure aggregation: public keys, sealed shares, who is left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ IntArray = NDArray[np.int64]
 
 
 def drawn_devices(scenario: Scenario, server_round: int, devices: IntArray, groups: NDArray[np.int32]) -> IntArray:
-    """Of the round's cohort (N,), the ``devices_per_group`` devices of each user group that go through the protocol.
+    """Return the ``devices_per_group`` devices of each user group, out of the round's cohort (N,), that go through the
+    protocol.
 
     As in :mod:`strategies.rounds.sampling`, the smallest of numbers that the devices draw: on any nodes the same.
     """
@@ -39,7 +40,9 @@ def drawn_devices(scenario: Scenario, server_round: int, devices: IntArray, grou
 
 @dataclass(frozen=True)
 class AnnouncedKeys:
-    """Of a user group: devices (M,), ascending, channel_keys and mask_keys (M, 32)."""
+    """The public keys that devices of a user group announced: devices (M,), ascending, channel_keys and mask_keys (M,
+    32).
+    """
 
     devices: IntArray
     channel_keys: NDArray[np.uint8]
@@ -87,8 +90,8 @@ class SecureGroup:
         )
 
     def with_shares(self, replies: Iterable[SealedShares]) -> SecureGroup:
-        """With the sealed shares that came. A device with too few neighbours among those is left out, as are others
-        for want of it.
+        """Return the group with the sealed shares that came. A device with too few neighbours among those is left out,
+        as are others for want of it.
         """
         shared = self.shared.copy()
         sealed = self.sealed
@@ -107,14 +110,16 @@ class SecureGroup:
         return SecureGroup(**(fields | {"shared": shared, "sealed": sealed}))
 
     def known(self, devices: IntArray) -> MessageContext:
-        """Of a right answer of these devices, some of the group's: who may be in it, and what each may say of each of
-        its neighbours.
+        """Return what a right answer of these devices, some of the group's, looks like: which devices may be in it, and
+        the sizes of what each sends to each of its neighbours.
         """
         sizes = {"k": self.neighbours.shape[1], "sealed": SEALED_BYTES if self.masked else 0}
         return MessageContext(sizes, {"devices": devices})
 
     def directory(self, here: BoolArray) -> Directory:
-        """Stage 2 for the devices ``here`` (M,): who they are, who everybody is, who their neighbours are."""
+        """Return the directory of stage 2 for the devices ``here`` (M,): who they are, all public keys, and their
+        neighbours.
+        """
         return Directory(self.devices[here], self.neighbours[here], self.devices, self.channel_keys, self.mask_keys)
 
     def inbox(self, here: BoolArray) -> Inbox:
@@ -131,7 +136,9 @@ class SecureGroup:
         return ShareRequests(self.devices[here], survived[mine], self.shared[mine] & ~survived[mine])
 
     def why_void(self, survived: BoolArray, answered: BoolArray | None = None) -> str | None:
-        """Why the sum over ``survived`` (M,) cannot be had, if so; answered: those that open shares, once known."""
+        """Return why the sum over ``survived`` (M,) cannot be opened, if so; answered: those that open shares, once
+        known.
+        """
         if survived.sum() < self.quorum:
             return f"{int(survived.sum())} of {len(self.devices)} devices sent their vector, {self.quorum} must"
         wanted = self.shared & (survived | survived[self.neighbours].any(axis=1))
@@ -144,7 +151,7 @@ class SecureGroup:
         return None
 
     def masks_left(self, server_round: int, survived: BoolArray, replies: Iterable[OpenedShares]) -> list[Mask]:
-        """What is to be taken from the masked sum over ``survived`` (M,), from the shares that they opened."""
+        """Return the masks to subtract from the masked sum over ``survived`` (M,), from the shares that they opened."""
         own, keys = self.shares(replies, survived)
         gone = np.flatnonzero(self.shared & ~survived)
         places = self.neighbours[gone].tolist()

@@ -53,7 +53,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupRelease:
-    """What the server learns of one user group in a round, noise included: sums as floats, and the noise's std."""
+    """The release of one user group in a round, noise included: sums as floats, and the noise's std."""
 
     sums: dict[Part, FloatArray]
     std: dict[Part, float]
@@ -70,7 +70,7 @@ class PrivateRounds:
 
     @staticmethod
     def start(scenario: Scenario, plan: Plan | None) -> PrivateRounds:
-        """Before the first round."""
+        """Return the state before the first round."""
         clipping = scenario.privacy.clipping
         return PrivateRounds(scenario, plan, math.inf if clipping.kind == "none" else clipping.norm)
 
@@ -186,8 +186,8 @@ class NoisedServerContents(ServerContents):
         self.private.end_round(quantile, sent.server_round, float(num_devices.sum()))
 
     def _expected_devices(self, sent: SentRound) -> NDArray[np.float64]:
-        """Devices of each user group that sums are divided by, (G,): those asked; under Poisson sampling, whose
-        outcome is secret, those that are asked on average.
+        """Return the number of devices of each user group that sums are divided by, (G,): those asked; under Poisson
+        sampling, whose outcome is secret, those that are asked on average.
         """
         refinement = self.federation.scenario.refinement
         if refinement.sampling == "fixed":
@@ -224,7 +224,7 @@ class NoisedServerContents(ServerContents):
 
 
 def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> NamedSums:
-    """Sums over nobody, for the blocks (K,) that were sent to a user group."""
+    """Return sums over no devices, for the blocks (K,) that were sent to a user group."""
     group = GroupShape(
         len(RowOrder.from_blocks(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks)
     )
@@ -278,7 +278,7 @@ def take_signals(
     """Give a user group a round's validation signals; returns the variance (B,) of their noise, so far ``variance``.
 
     All ``num_devices`` that were asked count as exposed to all blocks (K,) that were sent: what each of them holds is
-    not said.
+    not sent.
     """
     memory = scenario.controller.signal_momentum
     hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)

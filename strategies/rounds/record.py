@@ -1,4 +1,4 @@
-"""What a round was, on the server: whom it asked, and what it did."""
+"""Record of a round on the server: the devices it asked, and what it did."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 
 @dataclass
 class SentRound:
-    """What the server asked for. asked: devices; group_sizes: (G,) of them in each user group; signals: whether
-    validation signals are wanted; blocks: ranked blocks (K,) that each user group was sent.
+    """The round as the server sent it. asked: devices; group_sizes: (G,) number of them in each user group; signals:
+    whether validation signals are wanted; blocks: ranked blocks (K,) that each user group was sent.
     """
 
     server_round: int
@@ -26,7 +26,8 @@ class SentRound:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round did; bytes are summed over its devices. loss, recall, ndcg: means, None where nobody told.
+    """The record of one round; bytes are summed over its devices. loss, recall, ndcg: means, None where no device
+    contributed any. classes, clock: (C,) per device class; virtual_seconds: time on the fleet's clock.
 
     classes, clock: (C,) per device class; virtual_seconds: on the fleet's clock.
     """
@@ -70,9 +71,9 @@ class RoundRecord:
 
 @dataclass
 class SecureRecord:
-    """What the protocol did in a round. Devices: that announced keys in groups that did not sit out; that are in a sum;
-    that dropped out; that dropped out after they had shared their secrets, and whose masks were recovered; that sent
-    their vector in vain, in a group that is void. Bytes are sums over the devices that shared their secrets.
+    """The record of the protocol in a round. Devices: that announced keys in groups that did not sit out; that are in a
+    sum; that dropped out; that dropped out after they had shared their secrets, and whose masks were recovered; that
+    sent their vector in vain, in a group that is void. Bytes are sums over the devices that shared their secrets.
     """
 
     server_round: int

@@ -42,14 +42,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("fl_peel")
 MESSAGE_BYTES = 16 << 20
-"""Of blocks, in one message to a node. A node gets at most about ten messages a second, so not too few."""
+"""Bytes of blocks in one message to a node. A node receives at most about ten messages a second, so the messages must
+not be too small.
+"""
 
 
 class PeelStrategy(Strategy):
-    """Per-group rounds: send ranked blocks, add up what devices say, aggregate, step the controller.
+    """Per-group rounds: send ranked blocks, add up contributions, aggregate, step the controller.
 
     rounds: what each did. traced: devices whose budgets and kept blocks the report shows (simulation only).
-    after_round: is told the number of each round that is done; completed_rounds: rounds that were, before this process;
+    after_round: gets the number of each round that is done; completed_rounds: rounds that were, before this process;
     changed: where somebody wants to know, the rows (G, I) of item tables that rounds may have changed.
     """
 
@@ -113,7 +115,8 @@ class PeelStrategy(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """To each node its sampled devices and the ranked blocks of their user groups; large ones in several messages.
+        """Send each node its sampled devices and the ranked blocks of their user groups; large ones in several
+        messages.
 
         Nodes train the first groups while the server packs the next, and neither side holds all of a round at once.
         """
@@ -206,7 +209,7 @@ class PeelStrategy(Strategy):
                 self.changed[group, rows] = True
 
     def _received(self, replies: Iterable[Message]) -> Iterable[Any]:
-        """What nodes replied; a node that failed, or said what it cannot have to say, is left out."""
+        """Yield the replies of nodes; a node that failed, or sent what it cannot have to contribute, is left out."""
 
         def counted() -> Iterator[Message]:
             for message in replies:
@@ -257,11 +260,11 @@ class PeelStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Nothing each round: validation figures come back with training, the test is looked at once."""
+        """Send nothing each round: validation figures come back with training, the test is looked at once."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to add up."""
+        """Return nothing, as there is nothing to add up."""
         return None
 
 

@@ -1,1 +1,1 @@
-"""From a scenario to a strategy on connected nodes."""
+"""Preparation, from a scenario to a strategy on connected nodes."""

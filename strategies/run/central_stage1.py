@@ -42,7 +42,7 @@ class CentralStage1Outcome(Stage1Outcome):
         return self.pretrained.items
 
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Every user group with its table, and statistics from the collected interactions."""
+        """Return every user group with its table, and statistics from the collected interactions."""
         return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given, folder)
 
     @property
@@ -52,7 +52,7 @@ class CentralStage1Outcome(Stage1Outcome):
 
     @property
     def sends_own_embeddings(self) -> bool:
-        """Its embedding."""
+        """Return whether a device is sent its own embedding."""
         return True
 
     def join_request(self, setting: wire.RunSetting, devices: NDArray[np.int64]) -> wire.JoinRequest:

@@ -32,7 +32,7 @@ LENGTH_BYTES = 8
 
 
 def write_value(file: BinaryIO, value: object, live: Live) -> None:
-    """Say a value. live: what of it is said by name alone.
+    """Write a value as bytes. live: objects in it that are written by name alone.
 
     Raises:
         TypeError: it holds something that is no value.
@@ -51,10 +51,10 @@ def write_value(file: BinaryIO, value: object, live: Live) -> None:
 
 
 def read_value(data: memoryview, live: Live) -> Any:
-    """The value that bytes say.
+    """Read the value that bytes stand for.
 
     Raises:
-        ValueError, TypeError, KeyError, IndexError, AttributeError: they say none.
+        ValueError, TypeError, KeyError, IndexError, AttributeError: they stand for none.
     """
     start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
     head = json.loads(bytes(data[LENGTH_BYTES:start]))

@@ -1,10 +1,10 @@
-"""What a run keeps as it goes, so that one that was killed goes on where it was, to the same figures.
+"""Checkpoints that a run keeps as it goes, so that one that was killed continues where it was, to the same figures.
 
 A stage that is done leaves one file: what came of it and, where devices changed, a copy of their disks beside it. A
-refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and says a
-digest of itself: one that is damaged counts as not there, and its stage is done again.
+refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and holds
+its own digest: one that is damaged counts as not there, and its stage is done again.
 
-What a file says is a value of :mod:`strategies.run.checkpoint_codec`, compressed: statistics of blocks are mostly
+The content of a file is a value of :mod:`strategies.run.checkpoint_codec`, compressed: statistics of blocks are mostly
 nought.
 """
 
@@ -57,14 +57,14 @@ class RunCheckpoints:
 
     @staticmethod
     def from_paths(paths: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
-        """Where the place says."""
+        """Build the checkpoints in the folders of a run."""
         return RunCheckpoints(
             Path(paths.checkpoint_dir) if paths.checkpoint_dir else None, Path(paths.run_dir), stages, on_event
         )
 
     def stage(self, name: str, work: Callable[[], Result], *, disks: bool = False, timed: str | None = None) -> Result:
-        """What came of a stage that is done, or of ``work``, which is then kept. disks: devices change in it; timed:
-        under which name its seconds count, None where ``work`` sees to it.
+        """Return the result of a stage that is done, or of ``work``, whose result is then kept. disks: whether devices
+        change in it; timed: name under which its seconds count, None where ``work`` sees to it.
         """
         entry = self.read(name)
         if entry is not None:
@@ -77,8 +77,8 @@ class RunCheckpoints:
         return result
 
     def read(self, name: str, live: Live | None = None, check: Check | None = None) -> Checkpoint | None:
-        """What was kept under a name, with the devices' disks as they were then; None where nothing whole was. check:
-        of the rows that a value was kept with.
+        """Return what was kept under a name, with the devices' disks as they were then; None where nothing complete
+        was. check: checks the rows that a value was kept with.
         """
         if self.folder is None:
             return None
@@ -165,7 +165,7 @@ Check = Callable[[Any, RowFile], None]
 
 
 def seal(path: Path, content: object, live: Live | None = None) -> None:
-    """Say a content in a file: its digest first.
+    """Write a content to a file, after its digest.
 
     Raises:
         OSError: it cannot be written.
@@ -183,7 +183,7 @@ def seal(path: Path, content: object, live: Live | None = None) -> None:
 
 
 def opened(data: bytes, live: Live | None = None) -> Any:
-    """The content of what :func:`seal` said.
+    """Return the content of what :func:`seal` wrote.
 
     Raises:
         ValueError: it is none of ours, or damaged.

@@ -1,4 +1,4 @@
-"""Stage 1 by sums: over what is collected, or over devices, which keep what is theirs."""
+"""Stage 1 by sums: over what is collected by the server, or over devices, which keep their data."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_da
 from strategies.run.step_checkpoints import CheckpointedSums
 
 REFIT_PASSES = 2
-"""Of a stage 1 that goes on from the directions of one on a little less data."""
+"""Passes of a stage 1 that starts from the directions of another one, which had a little less data."""
 
 
 @dataclass(frozen=True)
 class FederatedStage1Outcome(Stage1Outcome):
-    """User groups with a table each, and what makes a device's vector one of its group's embeddings. epsilon: of what
-    devices said on the way, None without a mechanism; former: as in :class:`fl_peel.wire.JoinRequest`.
+    """The user groups with a table each, and the maps that turn a device's vector into one of its group's embeddings.
+    epsilon: privacy loss of the contributions, None without a mechanism; former: as in
+    :class:`fl_peel.wire.JoinRequest`.
     """
 
     start: SpectralStart
@@ -56,7 +57,7 @@ class FederatedStage1Outcome(Stage1Outcome):
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices."""
+        """Return the records of the steps that devices took part in."""
         return self.records
 
     def chosen(self) -> dict[str, float]:
@@ -69,12 +70,12 @@ class FederatedStage1Outcome(Stage1Outcome):
         return self.start.directions
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
-        """What the steps took of devices."""
+        """Return the cost of the steps for devices."""
         steps = before + self.steps
         return stage1_result(steps, self.start, members, seconds, self.epsilon) if steps else None
 
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Every user group with its table, and statistics from the sums alone."""
+        """Return every user group with its table, and statistics from the sums alone."""
         return spectral_states(scenario, self.layout, self.start, self.num_devices, folder)
 
     @property
@@ -107,7 +108,7 @@ def sums_of(
     num_devices: int,
     plan: Plan | None = None,
 ) -> FederatedSums:
-    """Of the devices of a federation, in the clear or masked; plan: of their noise, if any."""
+    """Return the sums over the devices of a federation, in the clear or masked. plan: plan of their noise, if any."""
     panel, windows = scenario.pretraining.filter_devices, scenario.pretraining.open_rounds
     units = Units.from_config(scenario.pretraining.spectral(), num_devices, num_items)
     bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
@@ -142,18 +143,18 @@ def sums_of(
 
 @dataclass(frozen=True)
 class ChosenFilter:
-    """What the first half of stage 1 leaves: a filter that devices chose, and directions (I, K) to go on from."""
+    """The result of the first half of stage 1: a filter that devices chose, and directions (I, K) to continue from."""
 
     filter: SpectralFilter
     steps: tuple[SumsRecord, ...]
 
     def chosen(self) -> dict[str, float]:
-        """As :meth:`FederatedStage1Outcome.chosen`."""
+        """Return the chosen settings, as :meth:`FederatedStage1Outcome.chosen` does."""
         return _chosen(self.filter)
 
     @property
     def directions(self) -> FloatArray:
-        """As :attr:`FederatedStage1Outcome.directions`."""
+        """Return the directions, as :attr:`FederatedStage1Outcome.directions` does."""
         return self.filter.directions.astype(np.float32)
 
 
@@ -167,8 +168,8 @@ def _chosen(outcome: SpectralFilter | SpectralStart) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Stage1Inputs:
-    """Whom stage 1 asks. devices: of the federation; checkpointed: what they say, kept step by step; sums: of these, or
-    of what is collected.
+    """The inputs of stage 1. devices: sums over the devices of the federation; checkpointed: their sums, kept step by
+    step; sums: these, or those over what is collected by the server.
     """
 
     given: UserItems
@@ -220,7 +221,7 @@ def choose_by_sums(
     on_event: OnEvent = silent,
     checkpoints: RunCheckpoints | None = None,
 ) -> ChosenFilter:
-    """Counts, passes, and which filter devices choose; no user groups, and no noise.
+    """Run counts, passes, and the choice of a filter by devices; make no user groups, and add no noise.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.

@@ -33,16 +33,16 @@ from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, SecureGroup
 from strategies.run.stage1 import FederatedSums, SumsRecord
 
 PART_BYTES = 4 << 20
-"""Of a vector, in one message: what a node holds of one device at a time."""
+"""Bytes of a vector's part in one message: what a node holds of one device at a time."""
 
 Inboxes = dict[int, wire.Inbox]
 Request = Callable[[Part, Inboxes], object]
-"""For a part of the vector, with what neighbours sealed for the devices of a node."""
+"""Function that makes the request for a part of the vector, from what neighbours sealed for the devices of a node."""
 
 
 @dataclass
 class MaskedSums(FederatedSums):
-    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of devices that mask what they say.
+    """:class:`fl_peel.pretraining.stage1.Stage1Sums` of devices that mask their contribution.
 
     Devices make vectors and fetch maps as in the clear, where they answer nothing; of a table, they fetch all rows.
     """
@@ -54,27 +54,27 @@ class MaskedSums(FederatedSums):
 
     @property
     def position(self) -> tuple[int, ...]:
-        """As in the clear, and how many steps have had keys."""
+        """Return the position as in the clear, and how many steps have had keys."""
         return (*super().position, self._steps)
 
     def resume(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
-        """As in the clear."""
+        """Resume from a position, as in the clear."""
         *others, self._steps = where
         super().resume(others, records)
 
     def counts(self) -> Ints:
-        """How many devices have each item, (I,)."""
+        """Return how many devices have each item, (I,)."""
         self._time += self.windows
         (sums,) = self._added(*self._requests("counts"))
         return self._owned(sums["items"])
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """What a pass returns, (I, K), under a sketch (B, K): some columns a message."""
+        """Return the sums of a pass, (I, K), under a sketch (B, K); each message has some of the columns."""
         parts = self._sums("pass", table.shape[1], table=table, weights=weights, sketch=sketch)
         return np.ascontiguousarray(np.concatenate([part["columns"] for part in parts]).T)
 
     def choice(self, request: FilterRequest) -> tuple[Ints, int]:
-        """Which filter some devices prefer: (C,), and how many answered."""
+        """Return the votes of some devices for each filter, (C,), and how many devices answered."""
         self._time += self.windows
         if self.counts_contributors:
             (sums,) = self._choice(request, counts_contributors=True)
@@ -121,7 +121,7 @@ class MaskedSums(FederatedSums):
         return GroupSums(sums["sizes"], sums["sums"])
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
-        """Of the user groups, one after the other; as many in a message as a reply may hold."""
+        """Yield the moments of the user groups, one after the other; a message asks for as many as a reply may hold."""
         assert list(groups) == list(range(len(centroids))), "a device says which group is its own by zeros for the rest"
         for part in self._sums("moments", self._columns, centroids=centroids):
             for words in part["moments"]:
@@ -137,7 +137,7 @@ class MaskedSums(FederatedSums):
         sketch: RowSketch | None = None,
         weights: Floats | None = None,
     ) -> list[Values]:
-        """The sums of a step, by part of the vector: of those that enough devices contribute to."""
+        """Return the sums of a step, by part of the vector, where enough devices contribute."""
         self._time += self.windows
         opened = None
         if self.counts_contributors:
@@ -163,7 +163,7 @@ class MaskedSums(FederatedSums):
         counts_contributors: bool = False,
         **choice: int,
     ) -> tuple[wire.SecureStepRequest, Request]:
-        """What devices are told of the next step before it begins, and then."""
+        """Return the requests of the next step: those before it begins, and those of the step itself."""
         self._steps += 1
         centres = np.zeros((0, 0), np.float32) if centroids is None else centroids
         place, buckets = (np.zeros(0, np.int32), 0) if sketch is None else (sketch.place, sketch.buckets)
@@ -251,7 +251,7 @@ class MaskedSums(FederatedSums):
         return sums
 
     def _begin(self, start: wire.SecureStepRequest) -> tuple[SecureGroup, ClockCounts]:
-        """Who takes part is settled: they have announced keys and shared their secrets."""
+        """Settle which devices take part: they have announced keys and shared their secrets."""
         everybody = {"first group": wire.EVERYBODY, "last group": wire.EVERYBODY}
 
         def hosted(partition: int) -> NodeRequest:
@@ -345,8 +345,8 @@ class MaskedSums(FederatedSums):
         replies: list[wire.SecureSumsReply],
         announced: int,
     ) -> None:
-        """What the step took: of those in the sum as words of it, of the others as the simulation knows; of all as it
-        knows where devices count nothing.
+        """Record what the step took: for devices in the sum as words of it, for the others as the simulation knows; for
+        all of them as it knows where devices withhold counters.
         """
         classes = ClassCounts.zeros(len(clock.sampled))
         if not self.bounded:
@@ -359,7 +359,7 @@ class MaskedSums(FederatedSums):
         self.records.append(SumsRecord(cast(Step, start.step), counts, int(waits.sum()) / 1e6, announced))
 
     def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
-        """Which of the devices (M,) the node of a partition hosts."""
+        """Return which of the devices (M,) the node of a partition hosts."""
         return np.asarray(self.nodes.partitions_of(one.devices) == partition)
 
     def _too_few(self, start: wire.SecureStepRequest, why: str, clock: ClockCounts | None) -> SecureAggregationError:

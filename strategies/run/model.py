@@ -1,4 +1,4 @@
-"""What a run leaves for devices that were not there: the model as it ended, and nothing of any device."""
+"""The model that a run leaves for new devices, as it ended; it holds no data of any device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AT_ONCE = 4
 
 
 def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths) -> int:
-    """Save tables, orders of blocks and how a device joins, where the place says; returns the bytes.
+    """Save tables, orders of blocks and how a device joins, into the folder of the run's paths; returns the bytes.
 
     Raises:
         ReportError: they cannot be written there.
@@ -37,7 +37,7 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths)
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:
-        """Of a group's blocks; its weights are needed no more."""
+        """Return a group's blocks, ranked by weight; its weights are released, as they are not needed again."""
         blocks = ranking(weights[group]).astype(layout.id_dtype)
         weights[group] = np.zeros(0)
         return blocks

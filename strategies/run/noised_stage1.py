@@ -68,7 +68,7 @@ class NoisedSums:
         return won if noise is None else won + noise.choice(len(won)), answered
 
     def vectors(self, own: Floats) -> None:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; nothing is said."""
+        """Let devices make vectors, see :class:`fl_peel.pretraining.stage1.Stage1Sums`; nothing is released."""
         self.sums.vectors(own)
 
     def groups(self, centroids: Floats) -> GroupSums:
@@ -94,7 +94,9 @@ class NoisedSums:
         return mechanism.where == "server" and not in_masked_sums(self.scenario, mechanism)
 
     def _noise(self, *parts: str) -> Stage1Noise | None:
-        """What the server adds to the next sum with these parts, drawn by its number; None where it adds nothing."""
+        """Return the noise that the server adds to the next sum with these parts, drawn by its number; None where it
+        adds none.
+        """
         accounted = {release.part: release.times for release in self.plan.stage1}
         for part in parts:
             self.taken[part] += 1

@@ -1,4 +1,4 @@
-"""Which stage 1 a scenario asks for."""
+"""Choice of the stage 1 that a scenario asks for."""
 
 from __future__ import annotations
 

@@ -99,7 +99,9 @@ class Refiner:
         )
 
     def refine(self, strategy: PeelStrategy) -> AcceptanceTest | None:
-        """All rounds of the strategy's scenario; returns what of them was kept, None where nobody was asked."""
+        """Run all rounds of the strategy's scenario; return which rounds groups accepted, None where no device was
+        asked.
+        """
         scenario = strategy.scenario
         acceptance = AcceptanceTest(strategy, self.paths.run_dir) if scenario.compares else None
         after = [] if acceptance is None else [acceptance.after]
@@ -124,7 +126,9 @@ class Refiner:
         return acceptance
 
     def refine_again(self, scenario: Scenario) -> PeelStrategy:
-        """Refine once more, under another scenario and with the noise that it asks for; told as a comparison."""
+        """Refine once more, under another scenario and with the noise that it asks for; its events are those of a
+        comparison.
+        """
 
         def on_comparison(event: Event) -> None:
             self.on_event(Event("comparison", event.done, event.total, event.text))

@@ -75,7 +75,9 @@ class RoundCheckpoints:
         return tables
 
     def _live(self) -> Live:
-        """What is there before the first round: parties, and every table as it starts, in which rows change."""
+        """Return the objects that exist before the first round: parties, and every table as it starts, in which rows
+        change.
+        """
         strategy, federation = self._strategy, self._strategy.federation
         live: dict[str, object] = {
             "federation": federation,

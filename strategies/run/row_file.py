@@ -16,12 +16,12 @@ from fl_peel.mmap_arrays import drop_pages_now
 from strategies.groups.group_tables import FloatArray, write_all
 
 Sum = tuple[int, int]
-"""Of the rows of one table: how many bytes, and their CRC-32."""
+"""Number of bytes of one table's rows, and their CRC-32."""
 
 
 @dataclass(frozen=True)
 class RowFile:
-    """A file of rows. It tells nothing of itself: whoever has it written keeps the sums."""
+    """A file of rows. It does not describe itself: its writer keeps the sums."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""Where a run finds and leaves things, and what its stages take."""
+"""Paths of a run, and the time that its stages take."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunPaths:
     fleets: dict[str | tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
 
     def setting(self, scenario: Scenario, num_devices: int = 0) -> wire.RunSetting:
-        """What nodes are told of a run of this scenario here.
+        """Return the setting that nodes get for a run of this scenario with these paths.
 
         Raises:
             ProfileError: a file of its fleet cannot be read.

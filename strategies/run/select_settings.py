@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SettingsSelection:
-    """What was chosen. scenario: of the refit; controller: as trained, if it was; the rest: what choosing took."""
+    """The result of the selection run. scenario: scenario of the refit; controller: as trained, if it was; the rest:
+    what the selection took.
+    """
 
     scenario: Scenario
     controller: Controller | None
@@ -42,7 +44,7 @@ class SettingsSelection:
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1."""
+        """Return the records of the steps that devices took part in, in stage 1 of the selection run."""
         return self.prepared.steps
 
 
@@ -55,7 +57,7 @@ def select_settings(
     on_event: OnEvent = silent,
     checkpoints: RunCheckpoints | None = None,
 ) -> SettingsSelection:
-    """Run both stages on train items, measure on validation items alone, and say what to refit with."""
+    """Run both stages on train items, measure on validation items alone, and choose the settings of the refit."""
     on_event = figures_under("rehearsal", on_event)
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
         chosen = choose_by_sums(scenario, paths, stages, nodes, on_event, checkpoints)
@@ -83,7 +85,7 @@ def kept_by_most(acceptance: AcceptanceTest, members: Members) -> int:
 
 
 def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds: int) -> Scenario:
-    """The scenario of the refit: everything that was chosen is said."""
+    """Return the scenario of the refit, with everything that was chosen."""
     acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
     parts = {
         "data": {"validation_share": 0.0, "refit": False},

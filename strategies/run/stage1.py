@@ -21,15 +21,15 @@ from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums,
 from strategies.nodes.nodes import NodeRequest, Nodes
 
 COLUMNS = 128
-"""Of a table, in one message to a node: 20 MB of 40,000 rows."""
+"""Columns of a table in one message to a node: 20 MB for 40,000 rows."""
 MOMENT_BYTES = 64 << 20
-"""Of second moments, in one reply of a node."""
+"""Bytes of second moments in one reply of a node."""
 
 
 @dataclass(frozen=True)
 class SumsRecord:
-    """What one step took of devices, and whom it reached. classes, clock: see :class:`RoundCounts`; announced: devices
-    that began it under secure aggregation.
+    """The cost of one step for devices, and which devices it reached. classes, clock: see :class:`RoundCounts`;
+    announced: devices that began it under secure aggregation.
     """
 
     step: Step
@@ -43,7 +43,7 @@ class FederatedSums:
     """:class:`fl_peel.pretraining.stage1.Stage1Sums` of the devices of a federation.
 
     records: of the steps so far, one after the other on the virtual clock; windows: rounds that each lasts;
-    panel: devices that choose the filter, about; units: of what devices say; bounded: whether devices keep to bounds;
+    panel: devices that choose the filter, about; units: of contributions; bounded: whether devices keep to bounds;
     multiplier: of noise that they add; min_owners: devices that a sum needs to be opened; all_rows: whether they fetch
     all rows of a table, or those of their items; begin: round of the fleet's clock in which the first step opens.
     """
@@ -70,12 +70,14 @@ class FederatedSums:
         return 0.0
 
     def counts(self) -> Ints:
-        """How many devices have each item, (I,)."""
+        """Return how many devices have each item, (I,)."""
         self._time += self.windows
         return self._owned(np.asarray(self._total(self._asked("counts")[wire.EVERYBODY], "items")))
 
     def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """What a pass returns, (I, K): some columns a message; for bounds, a device needs all of them to answer any."""
+        """Return the sums of a pass, (I, K), some columns a message; for bounds, a device needs all of them to answer
+        any.
+        """
         assert sketch is None, "hides nothing without masks"
         self._time += self.windows
         sums = np.zeros(table.shape, np.int64)
@@ -92,7 +94,7 @@ class FederatedSums:
         return sums
 
     def choice(self, filter_request: FilterRequest) -> tuple[Ints, int]:
-        """Which filter some devices prefer: (C,), and how many answered."""
+        """Return the votes of some devices for each filter, (C,), and how many devices answered."""
         self._time += self.windows
         request = wire.ChoiceRequest(
             self.setting,
@@ -125,7 +127,7 @@ class FederatedSums:
 
     @property
     def position(self) -> tuple[int, ...]:
-        """How far it is: what :meth:`resume` takes."""
+        """Return the position of the sums: what :meth:`resume` takes."""
         return self._time, self._columns
 
     def resume(self, where: Sequence[int], records: Sequence[SumsRecord]) -> None:
@@ -135,11 +137,11 @@ class FederatedSums:
 
     @property
     def now(self) -> int:
-        """On the fleet's clock, the round after the last step."""
+        """Return the round after the last step, on the fleet's clock."""
         return self._time + self.windows
 
     def vectors(self, own: Floats, instead: Floats | None = None) -> None:
-        """Devices make their vectors. instead: (K,) that of a device none of whose items has a row yet."""
+        """Let devices make their vectors. instead: (K,) vector of a device none of whose items has a row yet."""
         self._time += self.windows
         for first in range(0, own.shape[1], COLUMNS):
             part = np.ascontiguousarray(own[:, first : first + COLUMNS])
@@ -154,7 +156,7 @@ class FederatedSums:
         return GroupSums(self._total(replies, "sizes"), self._total(replies, "first"))
 
     def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterator[Moments]:
-        """Of the user groups, one after the other; as many in a message as a reply may hold."""
+        """Yield the moments of the user groups, one after the other; a message asks for as many as a reply may hold."""
         self._time += self.windows
         at_once = max(1, MOMENT_BYTES // (4 * self._columns**2))
         opened = self._opened_rows("moments", self._columns, centroids)
@@ -232,7 +234,7 @@ class FederatedSums:
         return by_group
 
     def _contribution(self, request: wire.SumsRequest) -> dict[int, MessageContext]:
-        """What a node says in a step, by user group."""
+        """Return what a right reply of a node in a step looks like, by user group."""
         count, columns = request.centroids.shape
         part = len(request.groups) if self.bounded else request.table.shape[1]
         parts: dict[str, dict[str, tuple[int, ...]]] = {

@@ -26,14 +26,14 @@ from strategies.run.stage1 import SumsRecord
 
 @dataclass(frozen=True)
 class Stage1Outcome(ABC):
-    """What the server has after stage 1. temperature: of the local loss, where the scenario gives none."""
+    """State of the server after stage 1. temperature: temperature of the local loss, where the scenario gives none."""
 
     layout: BlockLayout
     temperature: float
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Of devices in stage 1; none where the server did it alone."""
+        """Return the records of the steps that devices took part in; none where the server ran stage 1 alone."""
         return ()
 
     def chosen(self) -> dict[str, float]:
@@ -41,33 +41,35 @@ class Stage1Outcome(ABC):
         return {}
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
-        """What stage 1 took of devices, in ``seconds`` of wall time; None where the server did it alone. before: steps
-        of an earlier one, by which something was chosen.
+        """Return the cost of stage 1 for devices, in ``seconds`` of wall time; None where the server did it alone.
+        before: steps of an earlier stage 1, by which something was chosen.
         """
         return None
 
     @property
     def global_table(self) -> FloatArray | None:
-        """One item table (I, d) for everybody, where there is one."""
+        """Return the one item table (I, d) for all devices, where there is one."""
         return None
 
     @abstractmethod
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Every user group as it starts. folder: where large tables may lie (:mod:`strategies.groups.group_tables`)."""
+        """Return every user group as it starts. folder: where large tables may lie
+        (:mod:`strategies.groups.group_tables`).
+        """
 
     @property
     @abstractmethod
     def joining(self) -> Joining:
-        """How a device joins that was not there."""
+        """Return how a new device joins."""
 
     @property
     def sends_own_embeddings(self) -> bool:
-        """Whether every device is told something of its own, so that of many some join at a time."""
+        """Return whether every device is sent something of its own, so that of many devices some join at a time."""
         return False
 
     @abstractmethod
     def join_request(self, setting: wire.RunSetting, devices: NDArray[np.int64]) -> wire.JoinRequest:
-        """What these devices of a node are told."""
+        """Return the join request for these devices of a node."""
 
 
 def given_data(scenario: Scenario, train: UserItems) -> tuple[UserItems, NDArray[np.bool_]]:
@@ -88,7 +90,7 @@ def check_budgets(scenario: Scenario, layout: BlockLayout) -> None:
 
 
 def privacy_plan(scenario: Scenario, paths: RunPaths) -> Plan | None:
-    """How much noise the run adds, and what it spends; None where no mechanism is named.
+    """Return how much noise the run adds, and what it spends; None where no mechanism is named.
 
     Raises:
         ScenarioError: a target that cannot be met, a delta above one device, or keys under which its epsilon would not

@@ -74,7 +74,7 @@ class CheckpointedSums:
         return self.sums.moments(centroids, groups)
 
     def _step(self, ask: Callable[[], Contribution], *, disks: bool = False) -> Contribution:
-        """What devices said in the next step. disks: they change something."""
+        """Return the sums of the next step. disks: whether the step changes something on devices."""
         self._completed += 1
         entry = self.checkpoints.read(self._name)
         if entry is not None:

@@ -1,7 +1,7 @@
-"""Refinement before a period: rehearsed on what lies behind, then done with everything there is.
+"""Refinement before a period: first in a selection run on what lies behind, then done with everything there is.
 
 How many rounds help is asked of devices one period earlier (``fl_peel.data.timeline``, the part to choose): from the
-tables of the last period they refine on what they had done before it, and say of what they did in it whether that
+tables of the last period they refine on what they had done before it, and report for what they did in it whether that
 ranks it better. As many rounds as the median device kept are then refined from the new tables.
 """
 
@@ -23,8 +23,8 @@ from strategies.run.select_settings import kept_by_most
 
 @dataclass(frozen=True)
 class PeriodRefinement:
-    """What refining took. rounds: kept of those that were tried, or done; on the clock: ``ends`` is the round after;
-    compared_bytes: sent to devices that compared.
+    """The cost of a refinement. rounds: number kept of those that were tried, or done; on the clock: ``ends`` is the
+    round after; compared_bytes: bytes sent to devices that compared.
     """
 
     rounds: int

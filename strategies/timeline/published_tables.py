@@ -1,4 +1,4 @@
-"""What devices have of tables that go on: rows that changed much are published anew, the others stay as they were."""
+"""Published tables of a timeline: rows that changed much are published anew, the others stay as they were."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from strategies.groups.state import FloatArray
 
 @dataclass(frozen=True)
 class PublishedTables:
-    """tables: (I, d) each, without freshness: the one that all user groups share, or every group's own; fresh: (I,)
-    what scores are multiplied with besides; changed: (T, I) which rows are NEW, which RESCALED, as
-    :mod:`fl_peel.wire` has these words.
+    """The published tables. tables: (I, d) each, without freshness: the one that all user groups share, or every
+    group's own; fresh: (I,) what scores are multiplied with besides; changed: (T, I) which rows are NEW, which
+    RESCALED, as :mod:`fl_peel.wire` has these words.
     """
 
     tables: tuple[FloatArray, ...]
@@ -32,8 +32,9 @@ class PublishedTables:
         former: Ints,
         allowance: float,
     ) -> PublishedTables:
-        """Of tables (I, d) as they would be, freshness included. former: (G,) numbers that groups had before, -1 for
-        new ones; allowance: share of a table's rows that may change.
+        """Publish the rows that changed most of exact tables (I, d), whose values include freshness. before: tables of
+        the previous period; former: (G,) numbers that groups had before, -1 for new ones; allowance: share of a table's
+        rows that may change.
         """
         tables, changes = [], []
         for number, table in enumerate(exact):
@@ -48,7 +49,7 @@ class PublishedTables:
         return PublishedTables(tuple(tables), fresh, np.stack(changes))
 
     def table_of(self, group: int) -> FloatArray | None:
-        """Without freshness, of a user group; None of one that there was not."""
+        """Return the table of a user group, without freshness; None for a group that did not exist."""
         if len(self.tables) == 1:
             return self.tables[0]
         return self.tables[group] if group >= 0 else None
@@ -61,8 +62,8 @@ class PublishedTables:
 
 
 def published(before: FloatArray | None, table: FloatArray, allowance: float) -> tuple[FloatArray, NDArray[np.uint8]]:
-    """The table (I, d) that devices have from now on, and which rows changed (I,): new ones, and of the others those
-    that moved most, ``allowance`` times I rows in all, as the rest stays as it was.
+    """Return the table (I, d) that devices have from now on, and which rows changed (I,): new ones, and of the others
+    those that moved most, ``allowance`` times I rows in all, as the rest stays as it was.
     """
     if before is None:
         return table, np.full(len(table), wire.NEW, np.uint8)

@@ -1,4 +1,6 @@
-"""The server's side of a timeline: before each period tables that go on, in it what devices find with them."""
+"""The server's side of a timeline: before each period it updates tables, in the period it measures what devices find
+with them.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ from strategies.timeline.timeline_figures import class_results, period_figures, 
 from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
 
 REPLICATES = "timeline-replicates.npz"
-"""What a run leaves in its folder for whoever puts several together, by way of serving:
+"""Name of the file of replicates that a run leaves in its folder for a summary over several runs, by way of serving:
 :meth:`ServingMetrics.replicates`.
 """
 LAST = 3
@@ -122,8 +124,8 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
 
 @dataclass(frozen=True)
 class _ServedPeriod:
-    """Devices of a period that were there before and those that join in it, (M,) each, and the tables that they have;
-    began: the round of the clock in which the period's steps opened, asked: in which devices were asked.
+    """The devices of a period that were there before and those that join in it, (M,) each, and the tables that they
+    have; began: the round of the clock in which the period's steps opened, asked: in which devices were asked.
     """
 
     known: Evaluator
@@ -145,12 +147,12 @@ class _ServedPeriod:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Of blocks (B,), of every user group, by selector."""
+    """The weights (B,) of the blocks of every user group, by selector."""
 
     orders: dict[str, list[NDArray[np.float64]]]
 
     def __call__(self, selector: str) -> list[NDArray[np.float64]]:
-        """As an :class:`Evaluator` asks for them."""
+        """Return the weights of a selector, as an :class:`Evaluator` asks for them."""
         return self.orders[selector]
 
 
@@ -158,13 +160,13 @@ RESUMED = (
     *("clock", "exponents", "model", "basis", "published", "served", "lasted", "first_lists", "first", "lines"),
     *("periods", "layout_bytes"),
 )
-"""What of a run one period leaves to the next."""
+"""Fields of a run that one period leaves to the next."""
 
 
 @dataclass
 class _TimelineRun:
     """A timeline on its way. clock: round of the fleet's clock in which the next step opens; basis: what stage 1 made
-    last, for the next refinement to be rehearsed on.
+    last, for the selection run of the next refinement.
     """
 
     grid: Grid
@@ -210,7 +212,7 @@ class _TimelineRun:
 
     @property
     def at_start(self) -> int:
-        """How many users there were when the first period began."""
+        """Return how many users there were when the first period began."""
         return self.timeline.users_before(self.timeline.begin_of(0))
 
     def at(self, period: int, phase: Phase) -> Scenario:
@@ -219,7 +221,7 @@ class _TimelineRun:
         return self.scenario.model_copy(update={"data": self.scenario.data.model_copy(update={"timeline": timeline})})
 
     def sums(self, period: int, phase: Phase, splits: Splits) -> FederatedSums:
-        """Over the devices that are there, from now on the clock."""
+        """Return sums over the devices that are there, from the present time of the clock."""
         pretraining = self.scenario.pretraining
         setting = self.paths.setting(self.at(period, phase))
         return FederatedSums(
@@ -233,7 +235,7 @@ class _TimelineRun:
         )
 
     def period(self, period: int) -> None:
-        """Tables, then devices that were there, then those that join."""
+        """Serve a period: tables first, then devices that were there, then those that join."""
         learn, joining = self.timeline.splits(period, "learn"), self.timeline.splits(period, "join")
         before = self.model
         if self.served is not None:
@@ -318,11 +320,11 @@ class _TimelineRun:
         )
 
     def refiner(self, prepared: FederatedStage1Outcome) -> Refiner:
-        """Of these tables, on the nodes of the run, from now on the clock."""
+        """Return the refiner of these tables, on the nodes of the run, from the present time of the clock."""
         return Refiner(self.grid, self.paths, prepared, self.nodes, begin=self.clock - 1)
 
     def select_rounds(self, period: int) -> PeriodRefinement:
-        """How many rounds of refinement helped, had they been done before the period that is over."""
+        """Return how many rounds of refinement would have helped before the period that is over."""
         if not self.scenario.refinement.rounds or self.basis is None:
             return PeriodRefinement(0, self.clock)
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
@@ -333,8 +335,8 @@ class _TimelineRun:
         return selection
 
     def follow(self, rounds: int | None = None) -> None:
-        """What became of what devices held in the last period while their own budgets moved, from when they were asked
-        until now, or for so many rounds.
+        """Follow what became of what devices held in the last period while their own budgets moved, from when they were
+        asked until now, or for so many rounds.
         """
         last = self.served
         if last is None:
@@ -392,7 +394,9 @@ class _TimelineRun:
         return [*records, *sums.records]
 
     def recent(self, period: int, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
-        """How many devices used each item (I,) in the period that is over, or earlier; records get what it takes."""
+        """Return how many devices used each item (I,) in the period that is over, or earlier; records get what it
+        takes.
+        """
         splits = self.timeline.splits(period, phase)
         sums = self.sums(period, phase, splits)
         counts = sums.counts()
@@ -413,7 +417,7 @@ class _TimelineRun:
     def continued(
         self, sums: FederatedSums | PooledSums, before: SpectralModel | None, recent: Ints
     ) -> tuple[SpectralModel, SpectralStart]:
-        """Of these sums, from the last model, or anew with as many passes as the first time."""
+        """Update the last model from these sums, or train it anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
         first = before is None
         return update_model(
@@ -428,7 +432,7 @@ class _TimelineRun:
         )
 
     def prepared(self, scenario: Scenario, splits: Splits, start: SpectralStart) -> FederatedStage1Outcome:
-        """What joining and user groups start from."""
+        """Return the outcome of stage 1 that joining and user groups start from."""
         layout = make_layout(
             scenario, splits.num_items, start.counts, start.scored[:, : scenario.pretraining.embedding_dim]
         )
@@ -438,7 +442,7 @@ class _TimelineRun:
     def evaluator(
         self, scenario: Scenario, prepared: FederatedStage1Outcome, states: list[UserGroupState], members: Members
     ) -> Evaluator:
-        """Who is asked, of these tables."""
+        """Return the evaluator of these tables."""
         federation = self.refiner(prepared).federation(scenario, members, states)
         orders = {
             "exposure": [state.statistics.shown.astype(np.float64) for state in states],
@@ -480,7 +484,7 @@ class _TimelineRun:
     def ask(
         self, period: int, known: Evaluator, new: Evaluator, exact: list[FloatArray], num_known: int
     ) -> dict[Cohort, wire.EvaluateReply]:
-        """Every device ranks under every budget, and with the whole tables in fp32."""
+        """Ask every device to rank under every budget, and with the whole tables in fp32."""
         kinds: list[tuple[Cohort, Evaluator, tuple[int, int]]] = [
             ("start", known, (0, self.at_start)),
             ("since", known, (self.at_start, num_known)),
@@ -501,7 +505,7 @@ class _TimelineRun:
         return replies
 
     def rivals(self, period: int, learn: Splits, joining: Splits) -> None:
-        """Everybody else, on the same devices."""
+        """Measure the rivals on the same devices."""
         assert self.model is not None
         config, replicates = self.scenario.pretraining.spectral(), self.scenario.evaluation.bootstrap
         popularity, fading = learn.train.popularity(learn.num_items), self.part.decay_interactions
@@ -534,7 +538,7 @@ class _TimelineRun:
                 self.lines.put(period, name, asked.cohort, metric_totals(asked, one.metrics(asked), replicates))
 
     def summary_line(self, period: int) -> str:
-        """In a line."""
+        """Return a summary in one line."""
         one = self.periods[period]
         recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}
         words = ", ".join(f"{name} {value:.4f}" for name, value in recall.items())
@@ -546,7 +550,7 @@ class _TimelineRun:
         return range(max(0, self.timeline.periods - LAST), self.timeline.periods)
 
     def result(self) -> TimelineResult:
-        """Of all periods."""
+        """Return the result of all periods."""
         return TimelineResult(
             scenario=self.scenario.model_dump(mode="json"),
             seed=self.scenario.seed,
@@ -560,8 +564,8 @@ class _TimelineRun:
 
 
 def exactly(evaluator: Evaluator, exact: list[FloatArray]) -> tuple[Evaluator, FloatArray | None]:
-    """Whom to ask what tables would find of which all rows changed: the one table (I, d) for everybody, or each group
-    its own.
+    """Return the evaluator for tables all of whose rows changed, and the one table (I, d) for all devices, or None
+    where each group has its own.
     """
     if len(exact) == 1:
         return evaluator, exact[0]

@@ -1,4 +1,4 @@
-"""What every way of serving finds, period by period: sums that add up over periods and kinds of devices."""
+"""Metrics of every way of serving, period by period: sums that add up over periods and kinds of devices."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ COHORTS: tuple[Cohort, ...] = get_args(Cohort)
 
 @dataclass(frozen=True)
 class MetricTotals:
-    """Of some devices: sums of their metrics, (1,), and of these under the weights of a bootstrap, (1, B)."""
+    """Totals over some devices: sums of their metrics, (1,), and the same sums under the weights of a bootstrap, (1,
+    B).
+    """
 
     sums: MetricSums
     replicates: Replicates
 
     @staticmethod
     def from_reply(reply: wire.EvaluateReply, place: int = 0) -> MetricTotals:
-        """Under one of the budgets asked for."""
+        """Make the totals of a reply under one of the budgets asked for, the one at ``place``."""
         some = slice(place, place + 1)
         drawn = reply.replicates
         return MetricTotals(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
 
     def __add__(self, other: MetricTotals) -> MetricTotals:
-        """Of these devices and those, or of the same in another period: each device and period counts once."""
+        """Add the totals of other devices, or of the same devices in another period: each device and period counts
+        once.
+        """
         return MetricTotals(self.sums + other.sums, self.replicates + other.replicates)
 
     def measured(self) -> MeasuredQuality:
@@ -48,12 +52,12 @@ class MetricTotals:
 
 @dataclass
 class ServingMetrics:
-    """By period, way of serving and kind of device."""
+    """The metrics by period, way of serving and kind of device."""
 
     totals: dict[tuple[int, str, Cohort], MetricTotals] = field(default_factory=dict)
 
     def put(self, period: int, line: str, cohort: Cohort, totals: MetricTotals) -> None:
-        """What these devices find in this period; added to what is there."""
+        """Add what these devices find in this period to what is there."""
         key = period, line, cohort
         self.totals[key] = self.totals[key] + totals if key in self.totals else totals
 
@@ -62,12 +66,12 @@ class ServingMetrics:
         return list(dict.fromkeys(line for _, line, _ in self.totals))
 
     def replicates(self, periods: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Of mean recall over these periods, by way of serving, (B,)."""
+        """Return bootstrap replicates (B,) of the mean recall over these periods, by way of serving."""
         quality = {line: self.over(periods, line) for line in self.names()}
         return {line: one.recalls for line, one in quality.items() if one is not None}
 
     def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> MeasuredQuality | None:
-        """Over these periods and kinds of devices; None where nobody was asked."""
+        """Return the quality over these periods and kinds of devices; None where no device was asked."""
         keys = [(period, line, cohort) for period in periods for cohort in cohorts]
         totals = [self.totals[key] for key in keys if key in self.totals]
         if not totals:

@@ -1,4 +1,4 @@
-"""From sums to the figures of a timeline's report."""
+"""Figures of a timeline's report, from sums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from strategies.timeline.serving_metrics import COHORTS, Cohort, ServingMetrics
 
 
 def line_result(measured: MeasuredQuality) -> LineResult:
-    """Of some devices in some periods."""
+    """Return the result of some devices in some periods."""
     return LineResult(measured.recall, measured.ndcg, measured.devices, measured.recall_interval)
 
 
@@ -27,12 +27,12 @@ def by_kind(lines: ServingMetrics, periods: Sequence[int], line: str) -> dict[st
 
 
 def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, LineResult]]:
-    """All ways of serving in a period."""
+    """Return the results of all ways of serving in a period."""
     return {line: by_kind(lines, [period], line) for line in lines.names()}
 
 
 def period_figures(period: PeriodResult) -> dict[str, float]:
-    """Of a period, by the names that events have for them."""
+    """Return the figures of a period, by their names in events."""
     sizes = ("devices", "joining", "items", "user_groups", "changed_rows")
     recalls = {line: kinds["all"].recall for line, kinds in period.lines.items() if "all" in kinds}
     return {f"timeline/{name}": float(getattr(period, name)) for name in sizes} | {
@@ -41,7 +41,7 @@ def period_figures(period: PeriodResult) -> dict[str, float]:
 
 
 def summaries(lines: ServingMetrics, periods: Iterable[int]) -> dict[str, TimelineSummary]:
-    """All ways of serving over some periods, and each over every other."""
+    """Return summaries of all ways of serving over some periods, and each over every other."""
     some = list(periods)
     whole = {line: lines.over(some, line) for line in lines.names()}
     measured = {line: one for line, one in whole.items() if one is not None}
@@ -59,7 +59,7 @@ def summaries(lines: ServingMetrics, periods: Iterable[int]) -> dict[str, Timeli
 
 
 def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) -> dict[str, ReadCosts]:
-    """What devices read, (X, C) each, by budget."""
+    """Return what devices read, (X, C) each, by budget."""
     reads = {}
     for place, label in enumerate(labels):
         there, joining = known[place].total(axis=0), new[place].total(axis=0)
@@ -78,7 +78,7 @@ def reads_of(labels: Sequence[str], known: RefreshCounts, new: RefreshCounts) ->
 def class_results(
     replies: Mapping[Cohort, wire.EvaluateReply], names: Sequence[str], place: int
 ) -> dict[str, ClassResult]:
-    """Of device classes, under their own budgets, which are at ``place``."""
+    """Return the results of device classes under the devices' own budgets, which are at position ``place``."""
     sums = reduce(add, (reply.sums[place] for reply in replies.values())).total(axis=1)
     owned = reduce(add, (reply.owned[place] for reply in replies.values()))
     recall, _ = sums.mean()

@@ -40,7 +40,9 @@ class PeriodDevices:
 
     @staticmethod
     def from_splits(learn: Splits, join: Splits, at_start: int) -> list[PeriodDevices]:
-        """All devices of a period that are asked for anything. at_start: how many there were when the first began."""
+        """Return all devices of a period that are asked for anything. at_start: how many there were when the first
+        began.
+        """
         asked = []
         kinds: list[tuple[Splits, Cohort, int, int]] = [
             (learn, "start", 0, at_start),
@@ -66,13 +68,13 @@ class ScoredTables:
 
     @staticmethod
     def from_model(model: SpectralModel, fading: float | None) -> ScoredTables:
-        """As a model has them."""
+        """Take the tables of a model."""
         table = model.scored * model.fresh[:, None].astype(np.float32)
         return ScoredTables(table, model.own, model.middle, fading)
 
     @staticmethod
     def from_popularity(popularity: NDArray[np.integer]) -> ScoredTables:
-        """Items by a number: everybody's vector is 1."""
+        """Score items by a number: the vector of every device is 1."""
         column = popularity.astype(np.float32)[:, None]
         return ScoredTables(column, np.zeros_like(column), np.ones(1, np.float32))
 
@@ -106,21 +108,21 @@ class ScoredTables:
 def metric_totals(
     asked: PeriodDevices, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int
 ) -> MetricTotals:
-    """Sums of these devices' metrics."""
+    """Return the sums of these devices' metrics."""
     each = quality.DeviceQuality(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
     return MetricTotals(each.sums(), each.drawn(replicates))
 
 
 @dataclass(frozen=True)
 class StaticLists:
-    """Lists (U, 20) of the devices that were there when they were made, and one (20,) for everybody else."""
+    """The lists (U, 20) of the devices that were there when they were made, and one (20,) for all others."""
 
     lists: NDArray[np.int32]
     common: NDArray[np.int32]
 
     @staticmethod
     def from_scored(scored: ScoredTables, popularity: NDArray[np.int64], train: UserItems) -> StaticLists:
-        """Of everybody who is there, without what they have."""
+        """Rank items for every device that is there, without the items that it has."""
         nobody = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
         common = ScoredTables.from_popularity(popularity).lists(nobody, nobody)[0]
         return StaticLists(scored.lists(train, train), common)

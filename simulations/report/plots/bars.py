@@ -90,7 +90,7 @@ def recall_by_class(result: RunResult) -> Plot | None:
 
 
 FULL_TABLES = {FULL_REFINED: VERMILLION, FULL_GLOBAL: ORANGE}
-"""That classes are compared with, and their colours."""
+"""Full tables that classes are compared with, and their colours."""
 
 
 def _class_words(name: str, recall: float, own: Mapping[str, float]) -> str:

@@ -91,7 +91,9 @@ def fairness_by_class(result: RunResult) -> Plot | None:
 
 
 def dot_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of an axis for dots: near the values, so that they can be told apart; from 0 where one is below half."""
+    """Return the ends of an axis for dots: near the values, so that they can be distinguished; from 0 where one is
+    below half.
+    """
     low, high = min(values), max(values)
     margin = max(0.06 * (high - low), 0.01 * high, 1e-3)
     return (min(0.0, low - margin) if low < high / 2 else low - margin), high + margin
@@ -155,7 +157,9 @@ def recall_after_falls(result: RunResult) -> Plot | None:
 
 @in_both_forms
 def moving_budgets(result: RunResult) -> Plot | None:
-    """After training: mean budget and stored bytes, recall of elastic and rigid devices, and a few devices' blocks."""
+    """Plot what happens after training: mean budget and stored bytes, recall of elastic and rigid devices, and a few
+    devices' blocks.
+    """
     followed = result.elasticity.followed if result.elasticity is not None else None
     if followed is None or len(followed.moments) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What the figures of a run show: each function answers one question with a `Plot`, or None without data.
+"""Figures of a run: each function answers one question with a `Plot`, or None without data.
 
 `report_figures(read_report(path))` gives them all, for slides and papers. Nothing here touches pyplot: figures
 are values, and no window or global state is involved. Bar charts are in `bars`, the figure of a comparison
@@ -152,7 +152,9 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
 
 
 def line_name(selector: str, selectors: Collection[str]) -> str:
-    """How a line is told from others of its precision: by who chose its blocks, where there is a choice."""
+    """Return the name that distinguishes a line from others of its precision: what chose its blocks, where there is a
+    choice.
+    """
     return f"by {selector_name(selector)}" if len(selectors) > 1 else ""
 
 
@@ -342,7 +344,7 @@ def learning_curves(result: RunResult) -> Plot | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured in some of the rounds: values, by round and by time on the virtual clock; equally long."""
+    """The values measured in some of the rounds, by round and by time on the virtual clock; equally long."""
 
     name: str
     rounds: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""How every figure looks and becomes SVG: type, labels at line ends, words at points, the same bytes each time.
+"""Style of every figure and its form as SVG: type, labels at line ends, words at points, the same bytes each time.
 
 Colours are those of :mod:`simulations.report.theme`. A line also differs by its marker, and carries its name at its end
 instead of in a legend. Of every figure there is a narrow form for telephones: panels below one another, names above.
@@ -31,20 +31,20 @@ from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPE
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MARKS = "●■▲◆▼✚✖★"
-"""The same as characters."""
+"""Markers as characters."""
 Ends = tuple[float, float] | None
-"""Of an interval; None where there is none."""
+"""Ends of an interval; None where there is none."""
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
-"""Of a figure on a page of its usual width, and on a telephone."""
+"""Inches of width of a figure on a page of its usual width, and on a telephone."""
 NARROW_CHARACTERS = 30
-"""Of an axis's name on a telephone, before it goes on below."""
+"""Characters of an axis's name on a telephone, before it continues on the next line."""
 LEGEND_IN = 0.19
 """Height of a name above a panel."""
 TIP = "tip:"
-"""Before words that a figure says of a point, while it is drawn."""
+"""Prefix of words that a figure shows at a point, while it is drawn."""
 SERIES = "series:"
-"""Before the number of what can be switched off together, while it is drawn."""
+"""Prefix of the number of what can be switched off together, while it is drawn."""
 Params = ParamSpec("Params")
 MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
 
@@ -78,7 +78,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """What is drawn of one thing: its number (:func:`in_series`), name, colour and mark."""
+    """The series of one thing that is drawn: its number (:func:`in_series`), name, colour and mark."""
 
     number: int
     name: str
@@ -87,7 +87,7 @@ class Series:
 
     @staticmethod
     def from_number(number: int, name: str) -> Series:
-        """As :func:`line_kwargs` draws the line of that number."""
+        """Make the series as :func:`line_kwargs` draws the line of that number."""
         style = line_kwargs(number)
         return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])
 
@@ -257,7 +257,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 
 def hover(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str], series: int | None = None) -> None:
-    """Say something of each point when it is pointed at."""
+    """Show words at each point when it is pointed at."""
     if len(x):
         unseen = axes.scatter(x, y, s=190, facecolor=(1, 1, 1, 0), edgecolor="none", zorder=9)
         unseen.set_urls([f"{TIP}{text}" for text in words])

@@ -163,7 +163,7 @@ def time_table(result: RunResult) -> TableView | None:
 
 
 def fairness_tables(result: RunResult) -> list[TableView]:
-    """By class, and over devices."""
+    """Return the tables of fairness: by class, and over devices."""
     part = result.fairness
     if part is None:
         return []
@@ -187,7 +187,9 @@ def _tiers(tiers: FixedTiersResult | None) -> str:
 
 
 def elasticity_tables(result: RunResult) -> list[TableView]:
-    """What a fall leaves, and devices followed over time; the single moments are in the figure."""
+    """Return the tables of elasticity: what a fall leaves, and devices followed over time; the single moments are in
+    the figure.
+    """
     part = result.elasticity
     if part is None:
         return []

@@ -98,7 +98,9 @@ def method_name(key: str) -> str:
 
 
 def selector_name(key: str) -> str:
-    """By what blocks are chosen: 'exposure' -> 'exposure in the group'; a user's own selector by its name."""
+    """Return the words for the selector that chose blocks: 'exposure' -> 'exposure in the group'; a user's own selector
+    by its name.
+    """
     return SELECTORS.get(key, f"“{key}”")
 
 
@@ -108,7 +110,7 @@ def key_name(path: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """How a metric key is written for readers: 'ndcg@20' -> 'NDCG@20'."""
+    """Return a metric key as written for readers: 'ndcg@20' -> 'NDCG@20'."""
     return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@").replace("_", " ")
 
 

@@ -47,7 +47,7 @@ def full_table_view(result: RunResult) -> TableView:
 
 
 def _gained(gain: Gain | None) -> str:
-    """What refinement adds, in a sentence."""
+    """Return a sentence on what refinement adds."""
     if gain is None:
         return ""
     return (

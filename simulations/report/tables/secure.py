@@ -1,4 +1,4 @@
-"""What secure aggregation did and cost, as rows of the table of bytes and seconds."""
+"""Work and cost of secure aggregation, as rows of the table of bytes and seconds."""
 
 from __future__ import annotations
 

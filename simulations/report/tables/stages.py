@@ -18,7 +18,9 @@ STEPS = {
 
 
 def stage1_views(result: RunResult) -> list[TableView]:
-    """What each step took of all devices, and all of them of each class; nothing where the server was alone."""
+    """Return what each step took of all devices, and what all steps took of each class; nothing where the server was
+    alone.
+    """
     stage1 = result.stage1
     if stage1 is None:
         return []
@@ -78,13 +80,13 @@ def stage1_views(result: RunResult) -> list[TableView]:
 
 
 def _share(result: RunResult) -> float:
-    """Of what is collected."""
+    """Return the share of users, or of their interactions, that the server collects."""
     share: float = result.scenario.get("pretraining", {}).get("collected", {}).get("share", 1.0)
     return share
 
 
 def acceptance_views(result: RunResult) -> list[TableView]:
-    """How many user groups kept how many rounds, and why; nothing where nobody was asked."""
+    """Return how many user groups accepted how many rounds, and why; nothing where no device was asked."""
     stage = result.refinement
     if stage is None:
         return []

@@ -1,4 +1,4 @@
-"""What both pages share: head, styles, heading, tables, figures, and the part on how to reproduce."""
+"""Parts that both pages share: head, styles, heading, tables, figures, and the part on how to reproduce."""
 
 PARTS = """\
 {% macro table(view, bare=false, id="") %}

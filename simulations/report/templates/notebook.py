@@ -1,4 +1,4 @@
-"""What a notebook shows of a result: the budgets and the lead figure."""
+"""View of a result in a notebook: the budgets and the lead figure."""
 
 NOTEBOOK = """\
 {% from "parts.html" import table %}

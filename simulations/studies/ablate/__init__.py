@@ -1,1 +1,1 @@
-"""What each part of the method is worth."""
+"""Worth of each part of the method."""

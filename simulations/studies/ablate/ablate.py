@@ -33,21 +33,23 @@ BASELINE = "unchanged scenario"
 FULL = ("start", "refined")
 """The full tables of a trial: as user groups start with them, and as refined."""
 NOTHING = {"recall@20": 0.0, "ndcg@20": 0.0}
-"""Of a trial in which devices cannot take part."""
+"""Figures of a trial in which devices cannot take part."""
 EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Of the whole run."""
+"""Values of epsilon of the whole run."""
 POPULATION = "population"
 POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
 """Synthetic devices; only where the part is named, as they take a while."""
 NUM_ITEMS, WORLDS = 2_000, 16
-"""Of these: as many items as a small shop has, in so many worlds of taste."""
+"""Items and groups of taste of the synthetic populations: as many items as a small shop has."""
 GROUP_SHARE = 0.1
-"""Of epsilon, for the answer which user group a device is in, where the scenario says nothing because none is asked."""
+"""Share of epsilon for the answer which user group a device is in, where the scenario asks none and so gives none."""
 
 
 @dataclass(frozen=True)
 class Variation:
-    """part: of the method; setting: what it is changed to; scenario: with that change alone."""
+    """A variation of a study. part: part of the method; setting: what it is changed to; scenario: with that change
+    alone.
+    """
 
     part: str
     setting: str
@@ -55,7 +57,7 @@ class Variation:
 
     @property
     def name(self) -> str:
-        """Of its trial."""
+        """Return the name of its trial."""
         return f"{self.part}: {self.setting}" if self.setting else self.part
 
 
@@ -196,7 +198,9 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
 
 
 def _answers(base: Scenario) -> dict[str, float]:
-    """What devices spend on the answer which of several user groups they are in, where the scenario has but one."""
+    """Return what devices spend on the answer which of several user groups they are in, where the scenario has one
+    group.
+    """
     target = base.privacy.target_epsilon
     asked = base.pretraining.by_devices and base.privacy.group_epsilon is None
     return {"group_epsilon": target * GROUP_SHARE} if asked and target is not None else {}
@@ -227,8 +231,8 @@ def _without_noise() -> dict[str, Any]:
 
 
 def populations(study: Study) -> list[Variation]:
-    """From a thousand synthetic devices to a million, under the scenario's noise and without any: they are written
-    beside the checkpoints. delta falls with the number of devices: a tenth of one of them.
+    """Vary the population from a thousand synthetic devices to a million, under the scenario's noise and without any:
+    they are written beside the checkpoints. delta falls with the number of devices: a tenth of one of them.
     """
     base, rows = study.scenario, []
     if not _is_noised(base):
@@ -249,7 +253,9 @@ def populations(study: Study) -> list[Variation]:
 
 
 def collections(study: Study) -> list[Variation]:
-    """How much is collected; for spectral pretraining both with the rest from devices and with nothing else."""
+    """Vary how much is collected by the server; for spectral pretraining both with the rest from devices and with
+    nothing else.
+    """
     base, rows = study.scenario, []
     if base.pretraining.model == "spectral":
         shares = (0.0, 0.1, 0.25, 0.5, 1.0)
@@ -286,7 +292,7 @@ def changed(scenario: Scenario, **changes: Any) -> Scenario:
 
 
 def fitting_groups(study: Study, shares: Sequence[float]) -> int:
-    """As few item groups as let the least budget that holds anything hold two blocks."""
+    """Return as few item groups as let the least budget that holds anything hold two blocks."""
     scenario, num_items = study.scenario, study.splits.num_items
     dim, precision = scenario.pretraining.embedding_dim, scenario.blocks.precision
     cost = row_bytes(dim // scenario.blocks.num_slices, precision)

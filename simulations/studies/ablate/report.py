@@ -1,4 +1,4 @@
-"""From an ablation to its files: `ablate.json`, `ablate.csv`, `ablate.html` (one table, one plot) and `ablate.svg`."""
+"""Files of an ablation: `ablate.json`, `ablate.csv`, `ablate.html` (one table, one plot) and `ablate.svg`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _cell(row: Row, prefix: str = "") -> str:
 
 
 def ratios_view(result: Mapping[str, Any]) -> TableView:
-    """Every variation's recall over that of the scenario as it is, by budget and of the full tables."""
+    """Return every variation's recall over that of the scenario as it is, by budget and of the full tables."""
     rows: Sequence[Row] = result["rows"]
     shares = sorted({row["share"] for row in rows})
     body = []
@@ -156,7 +156,7 @@ def collected_plot(rows: Sequence[Row]) -> Plot | None:
 
 
 def _full_ends(row: Row, when: str = "start") -> Ends:
-    """Of the interval of a full table's recall."""
+    """Return the ends of the interval of a full table's recall."""
     ends = row.get(f"{when}_full_recall@20_interval")
     return None if ends is None else (ends[0], ends[1])
 

@@ -1,4 +1,4 @@
-"""Every attack on everything that was observed of a run: accomplices teach, the others are attacked."""
+"""Attacks on everything that was observed of a run: accomplices teach, the others are attacked."""
 
 from __future__ import annotations
 

@@ -43,14 +43,14 @@ from strategies.run.stage1_outcome import privacy_plan
 
 CANARY = "canary"
 AUDITED = ("simulations.studies.audit.audit", *FEDERATED)
-"""What a row enters: the attacks, and what a trial does."""
+"""Modules that a row enters: the attacks, and what a trial does."""
 
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """devices: watched, a quarter of them accomplices; rounds: seen, from the first; share: budget that recall is
-    measured at; clip_norm: for rows that clip where the scenario does not say; canary_trials: with and without,
-    for each of canary_seeds seeds.
+    """The settings of an audit. devices: number of watched devices, a quarter of them accomplices; rounds: number of
+    rounds seen, from the first; share: budget that recall is measured at; clip_norm: for rows that clip where the
+    scenario gives no norm; canary_trials: with and without, for each of canary_seeds seeds.
     """
 
     devices: int = 400
@@ -127,8 +127,8 @@ class AuditCheckpoints:
     def from_frame(
         frame: Frame, rows: Sequence[AuditRow], run_paths: RunPaths, settings: AuditSettings, names: Sequence[str]
     ) -> AuditCheckpoints:
-        """By what decides each: its scenario with the devices' data, what is watched, the attacks, code and versions;
-        not which other rows there are.
+        """Find the checkpoint of each row by what decides it: its scenario with the devices' data, what is watched, the
+        attacks, code and versions; not which other rows there are.
         """
         watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
         modules = (*AUDITED, *plugin_modules())
@@ -141,7 +141,9 @@ class AuditCheckpoints:
         return AuditCheckpoints(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Rows that are done, by name; one that is kept of something else is told in a line, and done anew."""
+        """Read the rows that are done, by name; where a checkpoint is of something else, an event says so, and the row
+        is run anew.
+        """
         rows = {}
         for name, path in self.paths.items():
             row = self.checkpoints.read(path)
@@ -194,7 +196,7 @@ def _require_replay(row: AuditRow) -> None:
 
 
 def attacks_on(scenario: Scenario) -> list[str]:
-    """Every attack on a stage that devices of this scenario take part in."""
+    """Return every attack on a stage that devices of this scenario take part in."""
     stages = {"stage 1": scenario.pretraining.by_devices, "refinement": scenario.refinement.rounds > 0}
     return [name for name in attack_names() if stages[load_attack(name).stage]]
 
@@ -271,7 +273,7 @@ def _one(
 
 
 def _quieter(name: str, on_event: OnEvent) -> OnEvent:
-    """Only a row's rounds are told, under its name."""
+    """Pass on the events of a row's rounds only, under its name."""
 
     def on_row_event(event: Event) -> None:
         if event.stage == "refinement":

@@ -28,7 +28,7 @@ class AuditRow:
 
 
 Planned = dict[str, Callable[[], Scenario]]
-"""Rows by name, and how their scenarios are made: of those that nobody wants none need be possible."""
+"""Rows by name, and functions that make their scenarios: those of rows that are not wanted need not be possible."""
 
 
 def chosen_rows(

@@ -1,4 +1,4 @@
-"""What a server sees of single devices during a real run, recorded beside it.
+"""View that a server has of single devices during a real run, recorded beside it.
 
 The run goes its way on its nodes. Before a round's messages leave, each watched device is asked the same by a node of
 its own, as in deployment where a node is one device: the same message to the same code with the same state, so that
@@ -135,12 +135,12 @@ class Observer:
                 self.views[device].append(dataclasses.replace(view, figures=figures))
 
     def _figures_of_joining(self, cohort: Cohort, device: int, group: int) -> dict[str, float]:
-        """What a lone device said when it joined, but for its user group, which the server needs."""
+        """Return the reply of a lone device when it joined, but for its user group, which the server needs."""
         place, groups = np.array([device], np.int64), np.array([group], np.int32)
         return {"join.ceiling": float(stated_ceilings(cohort, place, groups, group + 1)[group])}
 
     def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks) -> dict[str, float]:
-        """What the messages of secure aggregation say of one device outside its masked vector.
+        """Return the figures in the messages of secure aggregation about one device that are outside its masked vector.
 
         Devices that never got as far as to be asked for their vector have no view of the round.
         """
@@ -159,7 +159,7 @@ class Observer:
         return self._watched
 
     def view(self, device: int) -> DeviceView:
-        """All that was seen of a device."""
+        """Return all that was seen of a device."""
         steps = self.stage1.steps(device)
         return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]), steps)
 
@@ -193,7 +193,7 @@ class Observer:
         cohort.state().kept_blocks[:] = kept
 
     def _choose(self, cohort: Cohort) -> WatchedDevices:
-        """Some user groups, and of each some devices: a quarter of them accomplices."""
+        """Choose some user groups, and of each some devices: a quarter of them accomplices."""
         groups = np.asarray(cohort.state("r").groups)
         rng = rng_for(self.scenario.seed, "audit", "watched")
         sizes = np.bincount(groups)
@@ -260,7 +260,7 @@ def _cells(name: str, counts: Counters) -> dict[str, float]:
 
 
 def _round_request(message: Message) -> wire.RoundRequest | None:
-    """What a message asks devices to train; None where it asks for something else."""
+    """Return what a message asks devices to train; None where it asks for something else."""
     kinds = {wire.ROUND: wire.RoundRequest, wire.SECURE_ROUND: wire.SecureRoundRequest}
     kind = kinds.get(message.metadata.message_type)
     return None if kind is None else wire.unpack(kind, message.content)

@@ -1,4 +1,4 @@
-"""From an audit to its files: `audit.json`, `audit.csv`, `audit.html` (a table, a plot) and `audit.svg`."""
+"""Files of an audit: `audit.json`, `audit.csv`, `audit.html` (a table, a plot) and `audit.svg`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _advantage(figures: Mapping[str, Any]) -> str:
 
 @in_both_forms
 def audit_plot(rows: Sequence[Row]) -> Plot:
-    """Privacy against utility: the largest advantage and that of every attack, beside recall, one mark a mechanism."""
+    """Plot privacy against utility: the largest advantage and that of every attack, beside recall, one mark a
+    mechanism.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row["attacks"]))
     places = list(range(len(rows), 0, -1))
     figure, (left, right) = new_figure(1.6 + 0.34 * len(rows), 1, 2, sharey=True, width_ratios=(3, 2))

@@ -1,9 +1,9 @@
-"""What a server sees of single devices in stage 1 by devices: recorded beside the run, answered again afterwards.
+"""View that a server has of single devices in stage 1 by devices: recorded beside the run, answered again afterwards.
 
-User groups, and so who is watched, are known when stage 1 is over. What a device says in a step follows from the
-request and its data alone, so requests are kept, with the devices whose answers came, and each watched device is asked
-them by the same code when its view is made: in the clear alone, as on a node of its own; under secure aggregation all
-devices that are in the opened sum answer as one.
+User groups, and so who is watched, are known when stage 1 is over. The contribution of a device in a step follows from
+the request and its data alone, so requests are kept, with the devices whose answers came, and each watched device is
+asked them by the same code when its view is made: in the clear alone, as on a node of its own; under secure aggregation
+all devices that are in the opened sum answer as one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from fl_peel.attacks.views import IntArray, StepView
 from fl_peel.pretraining.spectral_steps import UNIT_SCALE, Units
 
 COLUMNS = 16
-"""Of a pass that are looked at: a device adds the same numbers to each of its rows, so a few tell which they are."""
+"""Columns of a pass that are looked at: a device adds the same numbers to each of its rows, so a few columns tell which
+rows those are.
+"""
 
 LARGEST_PASS = 1 << 22
 """Numbers in the table of a pass up to which the decoder is tried."""
@@ -106,11 +108,11 @@ class StepObserver:
 
     @property
     def any(self) -> bool:
-        """Whether there was a stage 1 by devices."""
+        """Return whether there was a stage 1 by devices."""
         return bool(self._seen)
 
     def steps(self, device: int) -> tuple[StepView, ...]:
-        """What was seen of a device, oldest first."""
+        """Return what was seen of a device, oldest first."""
         if self.sums_alone:
             if self._sums is None:
                 self._sums = [self._view(part, part[0].devices) for part in self._parts()]
@@ -162,7 +164,7 @@ class StepObserver:
         return self._table
 
     def _make_vectors(self) -> None:
-        """All devices make theirs, as they do when they are sent the rows."""
+        """Let all devices make their vectors, as they do when they are sent the rows."""
         if self._vectors:
             return
         for one in self._seen:
@@ -185,7 +187,7 @@ def _reached(cohort: Cohort, request: StepRequest) -> IntArray:
 
 
 def _arrays(step: str, answers: Sequence[Mapping[int, wire.GroupSum]]) -> Arrays:
-    """What the messages of a step say, by name."""
+    """Return the arrays in the messages of a step, by name."""
     if step == "moments":
         groups = [group for answer in answers for _, group in sorted(answer.items())]
         return {

@@ -19,7 +19,7 @@ DENSE: tuple[Precision, ...] = ("fp32", "int8", "int4")
 SPARSE: tuple[Precision, ...] = ("fp16", "int8", "int4")
 SMALL: tuple[Precision, ...] = ("int8", "int4")
 BOOKS: tuple[Precision, ...] = ("fp16", "int8")
-"""Of codebooks; where groups have their own, int8 alone, which halves the time."""
+"""Precisions of codebooks; where groups have their own, int8 alone, which halves the time."""
 
 RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
     (SmallerDimension(), DENSE),
@@ -37,11 +37,11 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
 )
 """Rivals under every budget, and the precisions each is tried at."""
 CEILINGS: tuple[Rival, ...] = (Ease(), ItemNeighbours())
-"""What a server does that knows no budget: measured once."""
+"""Methods of a server that knows no budget: measured once."""
 
 
 def some(names: Iterable[str]) -> tuple[tuple[tuple[Rival, tuple[Precision, ...]], ...], tuple[Rival, ...]]:
-    """Of ``RIVALS`` and of ``CEILINGS`` those of these names.
+    """Return the members of ``RIVALS`` and of ``CEILINGS`` that have these names.
 
     Raises:
         ScenarioError: a name that none of them has.

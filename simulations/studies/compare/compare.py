@@ -45,9 +45,9 @@ that none is measured on tables that were made for another.
 GLOBAL_SELECTORS = {"global-popularity": "popular-items", "random": "random-blocks", "energy": "magnitude-blocks"}
 """Fixed orders of one table for everybody, and the names of the methods they make."""
 COMPETING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.compete")
-"""What a rival's stage enters, beside the module of the rival itself."""
+"""Modules that a rival's stage enters, besides the module of the rival itself."""
 REFINING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.central")
-"""What central refinement enters."""
+"""Modules that central refinement enters."""
 
 
 def compare(
@@ -218,7 +218,7 @@ def named_rows(
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as compare.json has it: test figures by their own names, validation ones beside them."""
+    """Return a row as compare.json has it: test figures by their own names, and validation recall besides."""
     left_out = {"validation", "test", "selector", "evaluation_seconds"}
     kept = {key: value for key, value in row.items() if key not in left_out}
     return {**kept, **row["test"], "validation_recall@20": row["validation"]["recall@20"]}
@@ -240,7 +240,9 @@ def budget_of(study: Study, share: float) -> int:
 
 
 def material_of(study: Study) -> Material:
-    """What central rivals start from; devices whose data was not collected choose their group, as they do in PEEL."""
+    """Return what central rivals start from; devices whose data was not collected choose their group, as they do in
+    PEEL.
+    """
     prepared = study.prepared()
     plain = Material(
         prepared.given,

@@ -1,4 +1,4 @@
-"""What the figure of a comparison shows: every method's quality against the bytes that a device stores."""
+"""Figure of a comparison: every method's quality against the bytes that a device stores."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _point_text(point: Mapping[str, Any], metric: str) -> str:
 
 
 def _ends(point: Mapping[str, Any], metric: str) -> Ends:
-    """Of a point's interval; of rows without one, a standard deviation over seeds to either side."""
+    """Return the ends of a point's interval; for rows without one, a standard deviation over seeds to either side."""
     if f"{metric}_interval" in point:
         low, high = point[f"{metric}_interval"]
         return low, high

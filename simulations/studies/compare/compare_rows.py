@@ -1,4 +1,4 @@
-"""From the rows of several seeds to those of compare.json: means, spread, what validation chose, and the bars."""
+"""Rows of compare.json, from those of several seeds: means, spread, what validation chose, and the bars."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
 
 
 def _best(rows: Iterable[Row]) -> Row | None:
-    """What validation likes best."""
+    """Return the row that is best on validation."""
     return max(rows, key=lambda row: row["validation_recall@20"], default=None)
 
 

@@ -44,12 +44,12 @@ from strategies.rounds.sampling import sample_cohort
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 WHOLE: tuple[Precision, ...] = ("fp32", "int8")
-"""Of the rivals' full tables."""
+"""Precisions of the rivals' full tables."""
 METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Fcf(), PFedRec(), HeteFedRec())
 ENTERED = ("strategies.rivals.federated.tuning", "simulations.studies.compare.federated")
-"""What a rival's stage enters, beside the module of the rival itself."""
+"""Modules that a rival's stage enters, besides the module of the rival itself."""
 MEANS = ("bytes_down_mean", "bytes_up_mean", "stored_bytes_mean", "rounds")
-"""Of rows, besides metrics, over seeds."""
+"""Columns of rows, besides metrics, that are averaged over seeds."""
 
 
 def nothing_is_collected(scenario: Scenario) -> bool:
@@ -172,7 +172,7 @@ def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
 
 
 def filters(scenario: Scenario) -> int:
-    """How many filters stage 1 lets devices choose from."""
+    """Return how many filters stage 1 lets devices choose from."""
     pretraining = scenario.pretraining
     counts = len(COUNT_EXPONENTS) if pretraining.count_exponent is None else 1
     return counts * (len(VALUE_EXPONENTS) if pretraining.value_exponent is None else 1)

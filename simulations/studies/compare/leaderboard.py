@@ -1,4 +1,4 @@
-"""From a comparison with federated rivals to its files: what compare.json then holds, its tables and its page."""
+"""Files of a comparison with federated rivals: what compare.json then holds, its tables and its page."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LeaderboardRow(CompareRow):
 
 
 class TriedSetting(TypedDict):
-    """A setting, and what validation said of it at its best round. last: rounds that were run."""
+    """A setting, and its figures on validation at its best round. last: number of rounds that were run."""
 
     setting: dict[str, Any]
     round: Count
@@ -92,7 +92,7 @@ def write_leaderboard(result: Leaderboard, out_dir: Path) -> list[Path]:
 
 
 def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard", *, every: bool = False) -> TableView:
-    """What validation chose, one line a method and budget, by recall on the test. every: all precisions."""
+    """Return what validation chose, one line a method and budget, by recall on the test. every: all precisions."""
     shown = [row for row in rows if every or (row["chosen"] and row["stored_bytes_max"])]
     shown.sort(key=lambda row: -row["recall@20"])
     liked = max(range(len(shown)), key=lambda i: shown[i]["validation_recall@20"], default=-1)
@@ -133,7 +133,7 @@ def _spread(row: LeaderboardRow, metric: str) -> str:
 
 
 def tuning_view(tuning: dict[str, dict[str, Tuning]]) -> TableView:
-    """Every setting that was tried: its best round, and what validation said of it there."""
+    """Return every setting that was tried, with its best round and its figures on validation there."""
     body = tuple(
         (
             *(method, seed, ", ".join(f"{key} {value}" for key, value in _flat(one["setting"])) or "none"),

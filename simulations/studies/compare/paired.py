@@ -58,7 +58,7 @@ def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int)
 
 
 def ends_of(ratio: Mapping[str, Any] | None) -> list[float] | None:
-    """Of a ratio's interval, where there is one."""
+    """Return the ends of a ratio's interval, where there is one."""
     return None if ratio is None or ratio["low"] is None else [ratio["low"], ratio["high"]]
 
 

@@ -1,4 +1,4 @@
-"""From a comparison to its files: `compare.json`, `compare.csv`, `compare.html` and `compare.svg`."""
+"""Files of a comparison: `compare.json`, `compare.csv`, `compare.html` and `compare.svg`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:
 
 
 def plotted_rows(rows: Sequence[CompareRow]) -> list[CompareRow]:
-    """What the figure shows: one line a method, of the precisions that validation chose.
+    """Return the rows that the figure shows: one line a method, of the precisions that validation chose.
 
     Rows of budgets in which nothing fits have no place on an axis of bytes.
     """

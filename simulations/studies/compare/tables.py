@@ -71,7 +71,7 @@ def trials(rows: Sequence[CompareRow], method: str) -> str:
 
 
 def ceilings_view(result: CompareResult) -> TableView:
-    """What a server does that has the data and knows no budget."""
+    """Return the methods of a server that has the data and knows no budget."""
     body = tuple(
         (
             row["method"],
@@ -138,7 +138,7 @@ def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Tabl
 
 
 def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
-    """Every row of a comparison with its bytes, trials and seconds."""
+    """Return every row of a comparison with its bytes, trials and seconds."""
     body = tuple(
         (
             *(

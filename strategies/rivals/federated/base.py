@@ -1,4 +1,4 @@
-"""What a federated rival is: a device half, a message, a server half; and the world that it runs in.
+"""Definition of a federated rival: a device half, a message, a server half; and the context that it runs in.
 
 Devices are simulated in one process, a chunk of them at a time, but the parts are kept apart as they would be:
 
@@ -29,9 +29,9 @@ from fl_peel.randomness import rng_for
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 UNITS = float(1 << 24)
-"""Of a whole number in a sum to one."""
+"""Units per 1.0 in a sum, which is a whole number of them."""
 NUMBER_BYTES = 4
-"""Of a number in a message or a table on the way, fp32, and of an item's number."""
+"""Bytes of a number in a message or in a table on the way (fp32), and of an item's number."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,23 @@ class FederatedContext:
             yield devices[start : start + self.chunk]
 
     def start_table(self, name: str, rows: int, columns: int, scale: float) -> FloatArray:
-        """Normal numbers (rows, columns) that are the same whoever asks."""
+        """Return a table of normal numbers (rows, columns) that is the same for every caller."""
         drawn = rng_for(self.seed, name).standard_normal((rows, columns))
         return (scale * drawn).astype(np.float32)
 
 
 class Message(Protocol):
-    """What some devices send."""
+    """The message of some devices."""
 
     @property
     def num_bytes(self) -> IntArray:
-        """Of each device, (N,), in the order in which they were asked."""
+        """Return the bytes that each device sends, (N,), in the order in which the devices were asked."""
 
 
 @dataclass(frozen=True)
 class RowUpdates:
-    """By how much rows of the item table changed, device after device: indptr (N + 1,); items (E,) int32, distinct
-    within a device; rows (E, w).
+    """The changes of rows of the item table, device after device: indptr (N + 1,); items (E,) int32, distinct within a
+    device; rows (E, w).
     """
 
     indptr: IntArray
@@ -99,7 +99,7 @@ class RowUpdates:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Of the devices of all parts, in this order."""
+        """Join the updates of the devices of all parts, in this order."""
         starts = np.cumsum([0, *(len(part.items) for part in parts)])
         indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
         return cls(
@@ -110,8 +110,8 @@ class RowUpdates:
 
     @classmethod
     def room(cls, train: UserItems, num_items: int, columns: int, draws: int) -> Self:
-        """To be written by a compiled loop: as many rows as these devices can touch together, with so many draws for
-        each of their interactions.
+        """Allocate updates for a compiled loop to write: as many rows as these devices can touch together, with so many
+        draws for each of their interactions.
         """
         most = int(np.minimum(train.counts() * draws, num_items).sum())
         indptr = np.zeros(train.num_users + 1, np.int64)
@@ -119,7 +119,7 @@ class RowUpdates:
 
     @property
     def written(self) -> Self:
-        """Without the room that was left."""
+        """Return the updates without the room that was left."""
         return type(self)(self.indptr, self.items[: self.indptr[-1]], self.rows[: self.indptr[-1]])
 
     @property
@@ -154,11 +154,11 @@ class RowSums:
 
     @classmethod
     def nothing(cls, num_items: int, dim: int) -> Self:
-        """Of nobody."""
+        """Return the sums of no devices: zeros."""
         return cls(np.zeros((num_items, dim), np.int64))
 
     def __iadd__(self, message: RowUpdates | PaddedUpdates) -> Self:
-        """Also these devices."""
+        """Add the updates of these devices."""
         for part in message.parts if isinstance(message, PaddedUpdates) else (message,):
             add_updates(part.items, part.rows, UNITS, self.total)
             self.devices += len(part.indptr) - 1
@@ -171,8 +171,8 @@ class RowSums:
 
 @dataclass(frozen=True)
 class ServedTables:
-    """What devices rank with. tables: by tier, (I, w_t) each; tier: (U,) which one a device holds; users (U, d), of
-    which a device uses the first w_t columns. own: rows that single devices hold instead of the table's.
+    """The tables that devices rank with. tables: by tier, (I, w_t) each; tier: (U,) which one a device holds; users (U,
+    d), of which a device uses the first w_t columns. own: rows that single devices hold instead of the table's.
     """
 
     tables: tuple[FloatArray, ...]
@@ -191,31 +191,31 @@ class Federated(Protocol[Setting]):
 
     @property
     def name(self) -> str:
-        """Its ``method`` in compare.json."""
+        """Return its ``method`` in compare.json."""
 
     @property
     def grid(self) -> tuple[Setting, ...]:
         """Settings to choose from on validation, one training each."""
 
     def server(self, context: FederatedContext, setting: Setting) -> Any:
-        """What the server starts with."""
+        """Return the state that the server starts with."""
 
     def device_states(self, context: FederatedContext, setting: Setting) -> Any:
-        """What all devices start with."""
+        """Return the state that all devices start with."""
 
     def sent(self, server: Any, devices: IntArray, context: FederatedContext) -> IntArray:
         """Bytes (N,) that these devices are sent in a round, from the arrays they are sent."""
 
     def nothing(self, context: FederatedContext) -> Any:
-        """The sum over nobody."""
+        """Return the sum over no devices."""
 
     def answer(
         self, server: Any, kept: Any, devices: IntArray, number: int, context: FederatedContext, setting: Setting
     ) -> Message:
-        """The device half of a round: devices change what they keep, and say something."""
+        """Run the device half of a round: devices change what they keep, and send a message."""
 
     def merged(self, server: Any, sums: Any, setting: Setting) -> Any:
         """The server half of a round."""
 
     def served(self, server: Any, kept: Any, context: FederatedContext, setting: Setting) -> ServedTables:
-        """What devices rank with, once they have the table of the moment; nothing they keep changes."""
+        """Return what devices rank with, once they have the present table; nothing they keep changes."""

@@ -31,8 +31,9 @@ START_SCALE = 0.1
 
 @dataclass(frozen=True)
 class BprSetting:
-    """learning_rate: of a device's steps, on its rows and its vector; l2: of both; server_share: of the sum of all
-    changes that the server adds to the table: its learning rate over the number of devices that answered.
+    """The settings of BPR on devices. learning_rate: of a device's steps, on its rows and its vector; l2: of both;
+    server_share: of the sum of all changes that the server adds to the table: its learning rate over the number of
+    devices that answered.
     """
 
     learning_rate: float

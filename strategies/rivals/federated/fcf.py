@@ -18,14 +18,16 @@ from fl_peel.kernels.on_devices import add_gradients, solve_users
 from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, FederatedContext, IntArray, ServedTables
 
 BETAS = (0.1, 0.99)
-"""Of Adam, as in the paper."""
+"""Decay rates of Adam's moments, as in the paper."""
 EPSILON = 1e-8
 START_SCALE = 0.01
 
 
 @dataclass(frozen=True)
 class FcfSetting:
-    """alpha: confidence of an interaction, less 1; l2: of both factors; learning_rate: of the server's Adam."""
+    """The settings of FCF. alpha: confidence of an interaction, less 1; l2: of both factors; learning_rate: of the
+    server's Adam.
+    """
 
     alpha: float
     l2: float
@@ -63,7 +65,7 @@ class Gradients:
         return (table @ self.moments + self.rows) / UNITS
 
     def __add__(self, other: Self) -> Self:
-        """Of these devices and those."""
+        """Add the gradients of two disjoint sets of devices."""
         return type(self)(
             self.moments + other.moments, self.rows + other.rows, np.concatenate([self.num_bytes, other.num_bytes])
         )
@@ -82,7 +84,7 @@ class Fcf:
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
     def device_states(self, context: FederatedContext, setting: FcfSetting) -> None:
-        """A factor is solved for anew in every round."""
+        """Return an empty state: a factor is solved for anew in every round."""
 
     def sent(self, server: FcfServer, devices: IntArray, context: FederatedContext) -> IntArray:
         """The whole table."""

@@ -34,7 +34,7 @@ from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, 
 
 DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)
-"""Of the devices, in the order of their memory, that have each width: 5 : 3 : 2, as in the paper."""
+"""Shares of the devices, in the order of their memory, that have each width: 5 : 3 : 2, as in the paper."""
 DISTILLED_ITEMS = 256
 """Drawn in each round for distillation."""
 VECTOR_EPOCHS = 5
@@ -43,8 +43,9 @@ VECTOR_EPOCHS = 5
 
 @dataclass(frozen=True)
 class HeteSetting:
-    """bpr: what devices do, and the server with it; decorrelation: weight of that loss, which is of the table alone, so
-    that the server takes the steps of all devices; distillation: step size of the pull on similarities, one a round.
+    """The settings of HeteFedRec. bpr: what devices do, and the server with it; decorrelation: weight of that loss,
+    which is of the table alone, so that the server takes the steps of all devices; distillation: step size of the pull
+    on similarities, one a round.
     """
 
     bpr: BprSetting
@@ -82,7 +83,9 @@ class HeteFedRec:
         return tuple(max(context.dim // part, 1) for part in self.parts)
 
     def tiers(self, context: FederatedContext) -> IntArray:
-        """Which width each device has, (U,): the devices with the most memory the widest."""
+        """Return the width of each device, (U,), as the number of its tier: the devices with the most memory have the
+        widest.
+        """
         order = np.lexsort((np.arange(context.num_devices), context.memory))
         tier = np.empty(context.num_devices, np.int64)
         ends = np.rint(np.cumsum(SHARES) * context.num_devices).astype(np.int64)
@@ -154,7 +157,7 @@ class HeteFedRec:
     def served(
         self, server: HeteServer, kept: FloatArray, context: FederatedContext, setting: HeteSetting
     ) -> ServedTables:
-        """Every device its width."""
+        """Serve every device the table of its width."""
         return ServedTables(server.tables, self.tiers(context), kept)
 
     def at_width(

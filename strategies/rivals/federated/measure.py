@@ -1,4 +1,4 @@
-"""What devices find with what a federated rival serves them: PEEL's own ranking, and bytes as they are stored."""
+"""Quality of what a federated rival serves: PEEL's own ranking, and bytes as they are stored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def served_quality(
     precision: Precision = "fp32",
     among: IntArray | None = None,
 ) -> DeviceQuality:
-    """What each device (or each of the given ones) with at least one item to find finds."""
+    """Return the quality for each device (or each of the given ones) with at least one item to find."""
     splits = context.splits
     wanted = splits.test if split == "test" else splits.validation
     exclude = context.seen if split == "test" else splits.train

@@ -24,8 +24,8 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True)
 class PFedRecSetting:
-    """learning_rate: of the score function; row_rate: of rows, both on the mean loss of a batch; server_share: of the
-    sum of all changes that the server adds to the table, None for their mean, as published.
+    """The settings of PFedRec. learning_rate: of the score function; row_rate: of rows, both on the mean loss of a
+    batch; server_share: of the sum of all changes that the server adds to the table, None for their mean, as published.
     """
 
     learning_rate: float

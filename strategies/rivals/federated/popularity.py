@@ -11,7 +11,8 @@ from strategies.rivals.federated.base import FederatedContext, FloatArray, IntAr
 
 @dataclass(frozen=True)
 class Popularity:
-    """A device says a 1 for each of its items, once, in the first round that it takes part in. There is nothing to set.
+    """The popularity rival. A device sends a 1 for each of its items, once, in the first round that it takes part in.
+    There is nothing to set.
 
     The server has counts (I, 1); devices keep whether they have spoken (U,).
     """
@@ -24,11 +25,11 @@ class Popularity:
         return np.zeros((context.num_items, 1), np.float32)
 
     def device_states(self, context: FederatedContext, setting: None) -> np.ndarray:
-        """Nobody has."""
+        """Return the start: no device has contributed yet."""
         return np.zeros(context.num_devices, np.bool_)
 
     def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
-        """Nothing."""
+        """Return the bytes sent to devices: none."""
         return np.zeros(len(devices), np.int64)
 
     def nothing(self, context: FederatedContext) -> RowSums:
@@ -44,7 +45,7 @@ class Popularity:
         context: FederatedContext,
         setting: None,
     ) -> RowUpdates:
-        """Ones, of those that have not spoken yet."""
+        """Return a one for each item of the devices that have not contributed yet."""
         counts = context.train.counts()[devices] * ~kept[devices]
         train = context.train.select(devices).keep(np.repeat(~kept[devices], context.train.counts()[devices]))
         kept[devices] = True
@@ -57,7 +58,7 @@ class Popularity:
         return (server + sums.changes()).astype(np.float32)
 
     def served(self, server: FloatArray, kept: np.ndarray, context: FederatedContext, setting: None) -> ServedTables:
-        """Counts as a table of one column, a score for everybody."""
+        """Serve the counts as a table of one column, a score that is the same for all devices."""
         return ServedTables(
             (server,), np.zeros(context.num_devices, np.int64), np.ones((context.num_devices, 1), np.float32)
         )

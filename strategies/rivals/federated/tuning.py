@@ -25,8 +25,8 @@ RECALL = "recall@20"
 
 @dataclass(frozen=True)
 class Effort:
-    """What every setting gets. rounds: at most; every: rounds between looks at validation; patience: looks without a
-    better recall after which it ends; panel: devices that are looked at, drawn by the seed.
+    """The effort for every setting. rounds: at most; every: rounds between looks at validation; patience: looks without
+    a better recall after which it ends; panel: devices that are looked at, drawn by the seed.
     """
 
     rounds: int = 150
@@ -91,19 +91,19 @@ def storable(served: ServedTables) -> bool:
 
 
 def diverged(context: FederatedContext, setting: Any) -> BestRound:
-    """Of a setting under which no table could be served: nobody finds anything."""
+    """Return the result of a setting under which no table could be served: zero recall for every device."""
     nothing = np.zeros(context.num_devices, np.int64)
     table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((context.num_devices, 1), np.float32)
     return BestRound(setting, 0, 0.0, ServedTables((table,), nothing, users), nothing, nothing, 0)
 
 
 def choices(served: ServedTables) -> list[ServedTables]:
-    """What validation chooses from after a round: with devices' own rows, if there are any, and without."""
+    """Return what validation chooses from after a round: with devices' own rows, if there are any, and without."""
     return [served] if served.own is None else [served, replace(served, own=None)]
 
 
 def copied(served: ServedTables) -> ServedTables:
-    """As it is now; later rounds change what devices keep."""
+    """Copy what is served now; later rounds change what devices keep."""
     return replace(served, users=served.users.copy())
 
 
@@ -144,7 +144,7 @@ def tuned(
 def row(
     best: BestRound, context: FederatedContext, precision: Precision, served: ServedTables | None = None
 ) -> dict[str, Any]:
-    """What of a training is reported at a precision; ``served`` in place of what it serves."""
+    """Return what is reported of a training at a precision; ``served`` in place of what it serves."""
     shown = served or best.served
     held = held_bytes(shown, precision)
     on_test = served_quality(shown, context, "test", precision)
