@@ -59,11 +59,16 @@ evaluation: {budgets: [50%, 1.0], selectors: [controller, popularity], artifacts
 """
 
 
-LONGEST = (
-    "tests/test_first_hour.py",
-    *(f"tests/simulations/{name}.py" for name in ("test_killed", "engine/test_flwr_run", "bench/test_machines")),
+LONGEST = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "test_first_hour",
+        *("simulations/studies/test_audit", "simulations/studies/test_frame", "simulations/studies/test_compare"),
+        *("simulations/bench/test_machines", "simulations/engine/test_flwr_run", "simulations/test_run"),
+        *("simulations/test_killed", "fl_peel/kernels/test_lanes", "fl_peel/attacks/test_canary"),
+    )
 )
-"""Files of a minute and more, the longest first."""
+"""Files of half a minute and more in ``make test-all``, the longest first."""
 SLOW_KINDS = ("engine", "faults", "deployment")
 """Markers of tests that only ``make test-all`` runs, but for those that are marked ``smoke`` besides."""
 

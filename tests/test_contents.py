@@ -27,6 +27,7 @@ from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
+from tests.helpers.slow import but_one_slow
 
 DOCUMENT = (ROOT / "docs" / "contents.md").read_text()
 EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.S) if "Contract" not in code]
@@ -120,7 +121,7 @@ def test_every_example_is_short():
         assert len(code.splitlines()) <= 30
 
 
-@pytest.mark.parametrize("name", ["proximal", "sign", "both"])
+@pytest.mark.parametrize("name", but_one_slow("both", ["proximal", "sign", "both"]))
 def test_a_run_with_ones_own_contents(tiny, tmp_path, installed, name):
     kept = "refinement.acceptance.rule=always"
     plain, _ = served(tiny, tmp_path / "plain", kept)

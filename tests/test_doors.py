@@ -90,6 +90,7 @@ def test_the_method_knows_flowers_records_alone_and_only_in_wire():
     assert not importers(["fl_peel", "clients", "strategies"], "ray")
 
 
+@pytest.mark.slow
 def test_importing_the_method_imports_no_engine():
     code = (
         "import sys, pkgutil, importlib, fl_peel\n"

@@ -11,6 +11,7 @@ from simulations.studies.compare.report import write_compare
 from tests.simulations.report.test_report import compare_result, run_result
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_pages_are_made_again_and_nothing_else_is_touched(tmp_path):
     write_report(run_result(), tmp_path)
     write_compare(compare_result(), tmp_path)

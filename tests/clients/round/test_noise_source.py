@@ -29,7 +29,7 @@ from strategies.server_app import serve
 from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import figures, served
-from tests.strategies.run.test_checkpoints import but_one_slow
+from tests.helpers.slow import but_one_slow
 from tests.strategies.run.test_stage1 import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"

@@ -102,6 +102,7 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command
     assert (out / "seeds.html").read_text().count("<script") == 1  # its own
 
 
+@pytest.mark.slow
 def test_diff_on_the_command_line(tiny, tmp_path, command_line):
     for name, more in (("a", []), ("b", ["--set", "blocks.precision=int4"]), ("c", ["--set", "data.test_share=0.3"])):
         assert command_line(*quick("run", tiny, "--per-device", "--out", tmp_path / name), *more)[0] == 0

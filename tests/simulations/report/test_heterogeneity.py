@@ -83,6 +83,7 @@ def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     assert "global full table" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_every_key_and_label_follows_the_number_of_items_looked_at(tiny, tmp_path):
     result = result_of(tiny, tmp_path, POISONED, "evaluation.top_n=5")

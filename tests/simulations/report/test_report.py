@@ -453,6 +453,7 @@ def test_figures_are_well_formed_and_share_a_page_without_clashing_ids(written):
         assert references <= {element.get("id") for element in root.iter()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("key", OPTIONAL)
 def test_a_missing_part_is_left_out(tmp_path, key, written):
@@ -541,6 +542,7 @@ def test_figures_have_error_bars_where_intervals_are_known():
 # --- the same result, the same bytes
 
 
+@pytest.mark.slow
 def test_files_are_the_same_each_time_whatever_the_users_plot_settings(tmp_path, written):
     with matplotlib.rc_context({"font.size": 23, "axes.facecolor": "black", "svg.fonttype": "none"}):
         write_report(run_result(), tmp_path)

@@ -26,6 +26,7 @@ def words(changes):
     return [word for change in changes for word in ("--set", change)]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engine):
     out = tmp_path / "out"
     code, shown, err = command_line("sweep", tiny, *words([*QUICK, *VARIED]), "--seeds", 2, "--seed", 3, "--out", out)

@@ -150,6 +150,7 @@ def test_a_run_that_is_refused_leaves_no_trace(tiny, tmp_path, command_line):
     assert not place.exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_back_what_was_written(tiny, tmp_path, command_line):
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     place, out = tmp_path / "boards", tmp_path / "out"
@@ -172,6 +173,7 @@ def test_tensorboard_reads_back_what_was_written(tiny, tmp_path, command_line):
     assert b"min_size: 4" in text.tensor_proto.string_val[0]
 
 
+@pytest.mark.slow
 def test_mlflow_reads_back_what_was_written(tiny, tmp_path, command_line):
     tracking = pytest.importorskip("mlflow.tracking", reason="no mlflow")
     place, out = tmp_path / "runs", tmp_path / "out"

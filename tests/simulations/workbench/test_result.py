@@ -130,6 +130,7 @@ class TestResult:
         assert "<script" not in fl_peel.Result(dataclasses.replace(result.figures, budgets=()))._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("api", "without_engine")
 def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -228,6 +228,7 @@ def test_sub_cohorts_and_what_hides_them_exclude_each_other(changes, message):
         scenario(refinement={"aggregation": {"robust": {"rule": "krum"}}}, **changes)
 
 
+@pytest.mark.slow
 def test_a_run_reports_poisoning_alike_on_any_nodes(tiny, tmp_path):
     """Sub-cohorts, altered updates and targets depend on identities, not on who hosts them."""
     changes = [

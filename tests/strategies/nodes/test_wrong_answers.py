@@ -158,6 +158,7 @@ def test_in_a_round_the_node_counts_as_failed_and_the_run_goes_on(tiny, tmp_path
     assert lines[0].startswith("node 1 (train.round)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "change"),
     [

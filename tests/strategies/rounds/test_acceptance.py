@@ -154,6 +154,7 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
         assert (state.users[~of_first] == users[1][node][~of_first]).all()
 
 
+@pytest.mark.slow
 def test_decisions_are_the_same_on_any_number_of_nodes(scenario, tmp_path):
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
     assert figures(results[0]) == figures(results[1]) == figures(results[2])

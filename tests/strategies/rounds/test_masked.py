@@ -288,6 +288,7 @@ def test_poisson_sampling_takes_the_whole_cohort(tiny_scenario):
     assert secure(Scenario.model_validate(content)).secure_aggregation.enabled
 
 
+@pytest.mark.slow
 def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tmp_path):
     def clipped(norm: float, **keys) -> Scenario:
         content = tiny_scenario.model_dump(mode="json")

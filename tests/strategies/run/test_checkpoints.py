@@ -28,6 +28,7 @@ from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid, let_through
+from tests.helpers.slow import but_one_slow
 
 TIMES = {"seconds", "stages", "message_bytes", "devices_per_second"}
 ACCEPTED = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=3")
@@ -57,11 +58,6 @@ KINDS = {
     ),
     "poisoned": ("poisoning.share=20%", "poisoning.kind=sign-flip", "evaluation.full_tables=false"),
 }
-
-
-def but_one_slow(quick, kinds):
-    """Parameters of which one is for every day."""
-    return [kind if kind == quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 class Stopped(BaseException):

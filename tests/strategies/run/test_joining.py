@@ -60,7 +60,8 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
 
 
 @pytest.mark.parametrize(
-    ("part", "output"), [((35, 10), "that do not exist, of 40"), ((41, 0), "do not exist"), ((0, 20), "in another part")]
+    ("part", "output"),
+    [((35, 10), "that do not exist, of 40"), ((41, 0), "do not exist"), ((0, 20), "in another part")],
 )
 def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp_path):
     scenario = load_scenario(tiny, QUICK)

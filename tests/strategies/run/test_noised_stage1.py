@@ -262,6 +262,7 @@ def test_hardly_noised_tables_rank_as_well_as_those_in_the_clear(scenario, tmp_p
     assert result.stage1.epsilon == pytest.approx(result.privacy.epsilon - 9.0)
 
 
+@pytest.mark.slow
 def test_devices_that_are_away_are_in_no_sum(scenario, tmp_path):
     away = changed(private(scenario, **LOCAL), fleet=fleet(tmp_path, AWAY))
     results = [served(away, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]

@@ -68,6 +68,7 @@ def test_the_test_part_is_looked_at_once(scenario, tmp_path, monkeypatch):
     assert not any(kind in ("evaluate.budgets", "evaluate.moving") for kind in kinds[:last_choice])
 
 
+@pytest.mark.slow
 def test_a_refit_with_lightgcn_knows_more(tiny_scenario, tmp_path):
     data = {"validation_share": 0.3, "refit": True}
     refit, _ = served(changed(tiny_scenario, data=data), tmp_path / "refit")

@@ -92,6 +92,7 @@ def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path)
     assert {name for reply in replies for name in reply.array_records["arrays"]} == {"devices", "groups", "ceilings"}
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_the_same_on_1_2_or_8_nodes_and_ranks_well(scenario, tmp_path):
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
     assert figures(results[0]) == figures(results[1]) == figures(results[2])
@@ -133,6 +134,7 @@ def fleet(tmp_path, text: str) -> str:
     return str(tmp_path / "other.yaml")
 
 
+@pytest.mark.slow
 def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
     scenario = changed(scenario, fleet=fleet(tmp_path, AWAY))
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
@@ -144,6 +146,7 @@ def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
     assert results[0].full_table.start.recall > 0.6
 
 
+@pytest.mark.slow
 def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
     """With a half always there and a half every other time, 3 windows miss an eighth of the latter."""
     scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"open_rounds": 3})
@@ -255,6 +258,7 @@ def test_columns_that_need_several_messages_change_nothing(scenario, tmp_path, m
     assert moved[0] == moved[1], "a step costs the same in however many messages it is simulated"
 
 
+@pytest.mark.slow
 def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
     free = changed(scenario, pretraining={"count_exponent": None, "value_exponent": None})
     results = [served(free, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
