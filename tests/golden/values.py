@@ -23,7 +23,7 @@ IGNORED = {
 """Keys that are left out, without places in lists, and why; what lies beneath them is left out, too."""
 IGNORED_ANYWHERE = {"seconds": "wall time; seconds of the virtual clock have other names"}
 """Names that are left out wherever they stand."""
-LONGEST = 15
+LONGEST = 40
 """Entries of a list that is kept as it is."""
 FOLDED = ("elastic_traces", "over")
 """Names of what is large though it has few entries."""
