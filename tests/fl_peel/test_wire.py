@@ -126,7 +126,7 @@ def test_every_message_comes_back_as_it_was(kind):
 
 def test_all_messages_of_the_protocol_were_tried():
     assert {kind.__name__ for kind in KINDS} >= {
-        *("Setting", "HelloRequest", "HelloReply", "JoinRequest", "JoinReply"),
+        *("RunSetting", "HelloRequest", "HelloReply", "JoinRequest", "JoinReply"),
         *("RoundRequest", "RoundReply", "EvaluateRequest", "EvaluateReply"),
     }
 

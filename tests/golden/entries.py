@@ -36,6 +36,7 @@ CUTS = {"pretraining.epochs": 2, "refinement.rounds": 2, "elasticity.rounds": 2,
 OWN_CUTS = {
     "budget-shock": {"elasticity.rounds": 9},  # budgets fall at round 10
     "timeline-ml-100k": {"data.timeline.periods": 4},  # one more than its last figures are of
+    "nothing-collected-private": {"pretraining.columns": 64},
 }
 """Other cuts, by scenario."""
 FLOWERS_OWN = flwr.simulation.run_simulation

@@ -41,7 +41,7 @@ def test_an_audit_has_its_page_again_with_intervals_drawn(tmp_path):
         ("notes.txt", "", r"no result \(report.json, compare.json, timeline.json, audit.json\)"),
         ("report.json", "{", "report.json: cannot read a result"),
         ("report.json", "{}", "report.json: scenario: Field required"),
-        ("compare.json", '{"tuning": {}}', "compare.json: of a leaderboard"),
+        ("compare.json", '{"tuning": {}}', "compare.json: the page of a leaderboard"),
         ("timeline.json", "{}", "timeline.json: .*Field required"),
         ("audit.json", "[]", "audit.json: not an audit"),
     ],

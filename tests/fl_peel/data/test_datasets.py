@@ -140,7 +140,7 @@ def test_unknown_name():
 
 def test_found_under_the_data_folder_then_the_environment_then_the_cache(tmp_path, monkeypatch, register, cache):
     register(books())
-    with pytest.raises(DataError, match=r"books: not here \(looked in .*cache\); run 'fl-peel data fetch books'"):
+    with pytest.raises(DataError, match=r"books: not found \(looked in .*cache\); run 'fl-peel data fetch books'"):
         load_dataset("books", allow_download=False)
     assert list_datasets()[0].where is None
     put(cache / "books", train_txt=TRAIN, test_txt=TEST)

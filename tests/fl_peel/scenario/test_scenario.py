@@ -41,7 +41,7 @@ BAD = [
     ({"refinement": {"aggregation": {"optimiser": "sgd"}}}, "unknown key refinement.aggregation.optimiser"),
     ({"evaluation": {"budget": [0.1]}}, "unknown key evaluation.budget; did you mean 'budgets'?"),
     ({"engine": {"node": 3}}, "unknown key engine.node; did you mean 'nodes'?"),
-    ({"engine": {"xyzzy": 3}}, "unknown key engine.xyzzy; known: nodes, "),
+    ({"engine": {"xyzzy": 3}}, "unknown key engine.xyzzy; known: backend, nodes, "),
     # values out of range or of the wrong kind
     ({"seed": -1}, "seed: input should be greater than or equal to 0 (got -1)"),
     ({"seed": "x"}, "seed: input should be a valid integer"),

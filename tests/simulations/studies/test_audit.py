@@ -92,6 +92,7 @@ def nothing_collected(tiny_scenario, tmp_path, **parts) -> Scenario:
     return changed(changed(base, privacy={"min_owners": 1}), **parts)  # every sum is opened
 
 
+@pytest.mark.slow
 def test_the_decoder_is_tried_on_the_sums_that_are_seen(tiny_scenario, tmp_path):
     """Where every sum is opened it finds whole histories; where few owners are left out, none of them."""
     secure = {"enabled": True, "min_devices": 3}

@@ -9,6 +9,7 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ScenarioError
+from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from simulations.cli.shares import read_budgets
 from simulations.engine.inputs import absolute
@@ -34,7 +35,6 @@ from strategies.rivals.replicates import in_json, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
-from strategies.run import central_stage1 as preparing
 from tests.helpers.loopback import LoopbackGrid
 
 FULL_BYTES = 4 * 59 * 8
@@ -75,7 +75,7 @@ def counts(monkeypatch):
 
     monkeypatch.setattr(studies, "simulated", simulated)
     counting("pretrain", rivals)
-    counting("pretrain", preparing)
+    counting("pretrain", central_training)
     counting("compete", comparison)
     return counted
 

@@ -206,7 +206,9 @@ def plugin(tmp_path, monkeypatch):
     site = tmp_path / "site"
     (site / "shop").mkdir(parents=True)
     (site / "shop" / "__init__.py").write_text("")
-    (site / "shop" / "rival.py").write_text("import numpy\nfrom shop.tables import thing\nfrom fl_peel import disks")
+    (site / "shop" / "rival.py").write_text(
+        "import numpy\nfrom shop.tables import thing\nfrom fl_peel import device_storage"
+    )
     (site / "shop" / "tables.py").write_text("thing = 1")
     (site / "other.json").write_text("{}")  # beside the package, none of its own
     (site / "single.py").write_text("import json")

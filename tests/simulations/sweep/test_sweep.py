@@ -102,6 +102,7 @@ def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, without
     assert "Difference in Recall" not in (tmp_path / "out" / "sweep.html").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
     out, engine = tmp_path / "out", runner.simulated
 

@@ -155,7 +155,7 @@ def test_what_of_a_refinement_was_kept():
         SimpleNamespace(server_round=4, sums=differences, accepted=np.array([True, False, True]), download_bytes=100),
         SimpleNamespace(server_round=8, sums=nobody, accepted=np.zeros(3, bool), download_bytes=40),
     ]
-    keeping = SimpleNamespace(rounds_kept=np.array([1, 0, 4]), comparisons=comparisons)
+    keeping = SimpleNamespace(accepted_rounds=np.array([1, 0, 4]), comparisons=comparisons)
     result = refinement_result(keeping, 7)
     assert (result.groups, result.groups_kept, result.rounds_kept) == (3, 2, {"0": 1, "1": 1, "4": 1})
     assert result.bytes_down_mean == 20

@@ -171,6 +171,7 @@ profiles:
 """
 
 
+@pytest.mark.slow
 def test_budgets_that_move_are_followed(folder):
     """Half of the steps leave a quarter of the table: devices re-select at every one, and no byte is over."""
     (folder / "fleet.yaml").write_text(MOVING)
