@@ -361,7 +361,7 @@ def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, star
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["scenario", "options", "data", "version"])
 def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, started, monkeypatch):
-    monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].done({"mechanism": "none"}, 1.0)])
+    monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].save({"mechanism": "none"}, 1.0)])
     settings, events, changes = replace(SETTINGS, only=("none",)), [], []
     monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
     monkeypatch.setattr(module, "write_audit", lambda result, out: [])
