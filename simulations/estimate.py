@@ -34,7 +34,7 @@ WITHIN = 4.0
 """Memory and time are within this factor, either way, on two cores of a server of today; docs/estimate.md."""
 ROUNDS_LOOKED_AT = 8
 """Rounds whose budgets stand for those of all."""
-START_S, COMPILE_S = 10.0, 12.0
+START_S, COMPILE_S = {"ray": 10.0}, 3.0
 """Ray with its workers; the first round, in which loops are compiled or their code is read."""
 DEVICE_S = {"joining": 0.9e-3, "refinement": 3.5e-4, "evaluation": 2.0e-4, "heterogeneity": 1.2e-3}
 """A device, in: joining and grouping; a round; one table that is measured; budgets that move and fair sizes."""
@@ -268,7 +268,7 @@ def _seconds(scenario: Scenario, splits: Splits, traffic: _Traffic) -> dict[str,
     refined = (scenario.fairness.exclude_below is not None) + len(scenario.elasticity.trained_for)
     refined += 2 * len(scenario.poisoning.compare)
     return {
-        "start": START_S,
+        "start": START_S.get(scenario.engine.backend, 1.0),
         "pretraining": _pretraining_s(scenario, splits),
         "joining": DEVICE_S["joining"] * devices,
         "refinement": refinement + (COMPILE_S if scenario.refinement.rounds else 0.0),

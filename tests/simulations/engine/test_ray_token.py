@@ -38,7 +38,9 @@ def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path
             if len(tokens) == 1:
                 strangers.append(as_stranger(ray.get_runtime_context().gcs_address))
 
-    first, second = (run(tiny, cache_dir=tmp_path / "cache", on_event=look) for _ in range(2))
+    first, second = (
+        run(tiny, overrides=["engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=look) for _ in range(2)
+    )
     assert figures(first.figures) == figures(second.figures)
     assert len(set(tokens)) == 2
     assert strangers[0].returncode != 0
