@@ -82,6 +82,8 @@ def _of_sums(cohort: Cohort, request: wire.SumsRequest, known: MessageContext) -
     }
     if request.step == "pass" and cohort.scenario.privacy.noised:
         arrays["weights"] = ArraySpec((num_items,))
+    if request.step in ("groups", "moments") and not len(request.centroids):
+        raise MessageError("SumsRequest.centroids: there is no user group")
     if request.counts_contributors and request.step not in COUNTED:
         raise MessageError(f"SumsRequest.counts_contributors: nobody contributes to a row in step {request.step}")
     most = len(request.centroids) if request.step == "moments" else request.columns
