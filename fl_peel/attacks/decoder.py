@@ -84,14 +84,15 @@ def reconstruct(
     has = np.zeros((rows.num_users, num_items), np.bool_)
     has[rows.users(), rows.items] = True
     alone = np.flatnonzero(counts == 1)
-    histories = has[has[:, alone].argmax(axis=0)]
-    exact = (decoded_items(passes, alone, user_exponent, scale) == histories).all(axis=1)
     owners = has[:, alone].argmax(axis=0)
     opened = np.flatnonzero(np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0))
     tried = opened[np.argsort(counts[opened], kind="stable")[:most_items]]
+    # all rows at once: they share the factorization of what was sent
+    decoded = decoded_items(passes, np.concatenate([alone, tried]), user_exponent, scale)
+    exact = (decoded[: len(alone)] == has[owners]).all(axis=1)
     popular = np.argsort(-counts, kind="stable")
     figures = []
-    for item, guess in zip(tried.tolist(), decoded_items(passes, tried, user_exponent, scale), strict=True):
+    for item, guess in zip(tried.tolist(), decoded[len(alone) :], strict=True):
         for history in has[has[:, item]]:
             usual = np.zeros(num_items, np.bool_)
             usual[popular[: int(history.sum())]] = True

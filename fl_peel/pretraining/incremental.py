@@ -50,6 +50,7 @@ from fl_peel.pretraining.stage1 import (
     iterated,
     moments_by_group,
     passed,
+    require_items,
 )
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
@@ -150,11 +151,7 @@ def update_model(
     if config.columns > dim:
         raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
     counts = np.asarray(sums.counts())
-    if not counts.any():
-        raise DataError(
-            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
-            "show, raise deadlines, or lower privacy.min_owners"
-        )
+    require_items(counts)
     with fixed_threads(config.num_threads):
         whole, all_values = _directions(sums, config, previous, counts, passes, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]

@@ -254,11 +254,7 @@ def _passes(
     whole = sums.counts()
     counts: Counts = known(whole, sums.std("counts")) if sums.bounded else whole
     step("items counted")
-    if not counts.any():
-        raise DataError(
-            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
-            "show, raise deadlines, or lower privacy.min_owners"
-        )
+    require_items(counts)
     with fixed_threads(config.num_threads):
         if sums.bounded and (given is None or not given.num_interactions):
             directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
@@ -287,6 +283,19 @@ def _passes(
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
     return SpectralFilter(directions, values, counts, count_exponent, value_exponent, chosen)
+
+
+def require_items(counts: Counts) -> None:
+    """Refuse item counts (I,) of which none is left.
+
+    Raises:
+        DataError: no device has any item that enough devices have.
+    """
+    if not counts.any():
+        raise DataError(
+            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
+            "show, raise deadlines, or lower privacy.min_owners"
+        )
 
 
 def iterated(once: Callable[[Doubles], Doubles], directions: Doubles, sizes: Sequence[int]) -> tuple[Doubles, Doubles]:
@@ -539,6 +548,7 @@ __all__ = [
     "moments_by_group",
     "num_steps",
     "passed",
+    "require_items",
     "run_passes",
     "run_stage1",
 ]
