@@ -57,9 +57,9 @@ lint: $(INSTALLED)-dev
 docs: $(INSTALLED)-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-# docs/mutants.md; GROUPS="splits budgets" for some of it
+# docs/mutants.md; MODULES="fl_peel.secure.*" for some of it
 mutants: $(VENV)/.installed-dev
-	$(BIN)/python .ci/mutants.py $(GROUPS)
+	$(BIN)/python .ci/mutants.py $(MODULES)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fl-peel needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'
@@ -86,5 +86,5 @@ lock: $(BIN)/python
 	  --extra-index-url https://download.pytorch.org/whl/cpu --emit-index-url --custom-compile-command "make lock" $(UV)
 
 clean:
-	rm -rf $(VENV) out site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) out site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from simulations.cli.console import DataDir, path_option, print_json, show
+from simulations.cli.console import DataDir, path_option, print_json
 
 
 def bench(
     data_dir: DataDir = None,
-    out: Annotated[
-        Path | None, path_option("--out", "Output folder for bench.json, growth.json or population.json.")
-    ] = None,
+    out: Annotated[Path | None, path_option("--out", "Output folder for bench.json or population.json.")] = None,
     device: Annotated[
         str, typer.Option("--device", help="Device on which cohorts train: cpu, cuda, cuda:N, torch-cpu.")
     ] = "cpu",
@@ -30,29 +28,16 @@ def bench(
     pfl_python: Annotated[
         Path | None, typer.Option("--pfl-python", help="Python with pfl and torch, to measure pfl too.")
     ] = None,
-    growth: Annotated[
-        bool,
-        typer.Option(
-            "--growth",
-            help="Measure instead how a round scales with devices, items, groups, columns, rounds and nodes.",
-        ),
-    ] = False,
     population: Annotated[
         int | None,
         typer.Option(
             "--population", min=100, max=100_000_000, help="Measure instead one round of this many synthetic devices."
         ),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="With --growth: measure everything again, ignoring the results in --out.")
-    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (always; accepted for consistency).")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
-    if growth:
-        _growth(out, fresh=fresh, quiet=quiet, as_json=as_json)
-        return
     from simulations.cli.progress_lines import shown
 
     if population is not None:
@@ -76,16 +61,3 @@ def bench(
             on_event=on_event,
         )
     print_json(figures)
-
-
-def _growth(out: Path | None, *, fresh: bool, quiet: bool, as_json: bool) -> None:
-    """Measure how a round grows, and show it as tables."""
-    from simulations.bench.growth import growth as measure
-    from simulations.bench.growth import growth_views
-    from simulations.cli.progress_lines import shown
-
-    with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
-        figures = measure(out, on_event=on_event, fresh=fresh)
-    show(
-        lambda: figures, lambda: [view.to_rich() for view in growth_views(figures)], None, quiet=quiet, as_json=as_json
-    )

@@ -25,7 +25,6 @@ from simulations.cli.deploy import deploy
 from simulations.cli.diff import diff
 from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
-from simulations.cli.machines import machines
 from simulations.cli.model import export, serve_device
 from simulations.cli.report import report
 from simulations.cli.run import run
@@ -52,7 +51,6 @@ app.command()(diff)
 app.command()(demo)
 app.command()(export_onnx)
 app.command()(bench)
-app.command()(machines)
 app.command()(export)
 app.command(name="serve-device")(serve_device)
 app.command()(deploy)

@@ -52,7 +52,6 @@ TIMELINE_RESULTS = (
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)
 BENCH_RESULTS = ("bench.json",)
-GROWTH_RESULTS = ("growth.json", "growth.txt")
 POPULATION_RESULTS = ("population.json",)
 RESULT_FOLDERS = (ARTIFACTS, "checkpoints", MODEL)
 """Folders that runs and studies may make among their results."""
@@ -65,7 +64,6 @@ RESULT_FILES = tuple(
         *STUDY_RESULTS,
         *SWEEP_RESULTS,
         *BENCH_RESULTS,
-        *GROWTH_RESULTS,
         *POPULATION_RESULTS,
     )
     if name not in RESULT_FOLDERS

@@ -1,5 +1,6 @@
 """Libraries run one code path, named before they load, unless the user chose; a report can tell."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from fl_peel import cpu_dispatch
 from fl_peel.cpu_dispatch import SWITCH, described, pinned, processor_flags
+from tests.golden.values import kept
 from tests.helpers.root import ROOT
 
 MODERN = frozenset({"avx2", "fma", "sse2"})
@@ -91,3 +93,26 @@ def test_importing_the_package_first_is_enough():
     assert printed_by("import numpy; " + ASK).endswith("; too late for numpy")
     assert printed_by(ASK, **{SWITCH: "native"}).startswith("native: ")
     assert printed_by(ASK, MKL_CBWR="AVX2").startswith("native: ")
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not processor_flags() >= cpu_dispatch.NEEDED, reason="needs AVX2 and FMA on Linux")
+def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny, compiled_for_others, tmp_path):
+    """From pretraining to recall and the model's tables: with loops compiled for haswell, libraries on one thread."""
+
+    def results(name, threads, **environment):
+        chosen = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        arguments = ["run", str(tiny), "--set", "user_groups.neighbour_weight=0.1", "--out", str(tmp_path / name)]
+        printed_by(
+            f"import sys; sys.argv[1:] = {arguments!r}\nfrom simulations.cli.main import app; app()",
+            PYTHONPATH=str(ROOT),
+            **chosen,
+            **environment,
+        )
+        model = sorted((tmp_path / name / "model").glob("*.safetensors"))
+        assert model
+        report = kept(json.loads((tmp_path / name / "report.json").read_text()))
+        return report, [file.read_bytes() for file in model]
+
+    other = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": compiled_for_others, "XDG_CACHE_HOME": str(tmp_path)}
+    assert results("mine", "2") == results("other", "1", **other)
