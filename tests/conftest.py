@@ -25,11 +25,11 @@ import pytest
 
 from fl_peel import plugins
 from fl_peel.data import datasets
-from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import DataError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from tests.helpers.examples import register_profiles
+from tests.helpers.planted import planted_interactions
 from tests.helpers.root import ROOT
 
 register_profiles()

@@ -127,11 +127,5 @@ class DeviceView:
         """Those of that name."""
         return [one for one in self.steps if one.step == step]
 
-    def over_items(self, per_row: FloatArray, of: RoundView) -> FloatArray:
-        """Spread a number for each row (R,) over all items (I,); nan for items that were not sent."""
-        values = np.full(self.num_items, np.nan)
-        values[of.items] = per_row
-        return values
-
 
 __all__ = ["DeviceView", "FloatArray", "IntArray", "RoundView", "StepView"]

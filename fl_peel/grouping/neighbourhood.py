@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fl_peel import kernels
@@ -97,14 +96,4 @@ def item_covariance(table: FloatArray) -> NDArray[np.float64]:
     return covariance
 
 
-def dense_scores(given: UserItems, num_items: int) -> FloatArray:
-    """The same for all users by matrix products, (U, I); the readable twin, for small data."""
-    shape = (given.num_users, num_items)
-    matrix = sp.csr_matrix((np.ones(given.num_interactions), given.items, given.indptr), shape=shape).toarray()
-    of_user, of_item = np.maximum(matrix.sum(axis=1), 1), np.maximum(matrix.sum(axis=0), 1)
-    normalized = matrix / np.sqrt(of_user)[:, None] / np.sqrt(of_item)
-    scores: FloatArray = (normalized @ normalized.T @ normalized * np.sqrt(of_item)).astype(np.float32)
-    return scores
-
-
-__all__ = ["Neighbourhood", "dense_scores", "item_covariance"]
+__all__ = ["Neighbourhood", "item_covariance"]

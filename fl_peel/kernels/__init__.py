@@ -9,7 +9,7 @@ copied per device, and memory does not grow with the cohort.
 Sums over devices are integers in units of ``1 / FIXED_POINT``. Integer addition is associative, so that a sum does not
 depend on the order of devices or on how they are spread over nodes.
 
-The readable twins are in :mod:`fl_peel.training.reference`; tests compare the two.
+The readable twins are in ``tests/helpers/readable_twins.py``; tests compare the two.
 """
 
 from pathlib import Path

@@ -169,15 +169,4 @@ def calibrated(mechanism: Mechanism, schedule: Schedule, epsilon: float, delta: 
     return high
 
 
-def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
-    """Least delta of a Gaussian mechanism of sensitivity 1 at ``epsilon`` (Balle & Wang, ICML 2018, theorem 8).
-
-    What the accountants are checked against: a closed form, exact.
-    """
-    from scipy.stats import norm
-
-    half = 1 / (2 * multiplier)
-    return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
-
-
-__all__ = ["PrivacyCost", "Schedule", "analytic_gaussian_delta", "calibrated", "cost_of", "event_of", "privacy_cost"]
+__all__ = ["PrivacyCost", "Schedule", "calibrated", "cost_of", "event_of", "privacy_cost"]

@@ -42,24 +42,4 @@ def neighbour_graph(devices: int, wanted: int, rng: np.random.Generator) -> NDAr
     return np.sort(ring[(place[:, None] + offsets) % devices], axis=1).astype(np.int64)
 
 
-def chance_of_void(devices: int, neighbours: int, threshold: int, lost: int) -> float:
-    """Upper bound of the probability that a round is void when ``lost`` of the devices, drawn at random, vanish: some
-    device has fewer than ``threshold`` neighbours left (hypergeometric, union bound over the devices).
-    """
-    from scipy.stats import hypergeom
-
-    alive = float(hypergeom.cdf(threshold - 1, devices - 1, devices - 1 - min(lost, devices - 1), neighbours))
-    return min(1.0, devices * alive)
-
-
-def chance_of_exposure(devices: int, neighbours: int, threshold: int, colluding: int) -> float:
-    """Upper bound of the probability that some device has ``threshold`` or more neighbours among ``colluding`` devices,
-    placed at random, that hand all they know to the server, which then can open that device's vector.
-    """
-    from scipy.stats import hypergeom
-
-    exposed = float(hypergeom.sf(threshold - 1, devices - 1, min(colluding, devices - 1), neighbours))
-    return min(1.0, devices * exposed)
-
-
-__all__ = ["answers_needed", "chance_of_exposure", "chance_of_void", "neighbour_graph", "num_neighbours"]
+__all__ = ["answers_needed", "neighbour_graph", "num_neighbours"]

@@ -2,7 +2,7 @@
 
 It reads rows where they are stored and copies to fp32 those that its batches touch; a row's gradient is a multiple of
 the user embedding, so that one number a row says it; interactions are worked off one by one, and the update is sent row
-by row. :func:`fl_peel.training.lean.train_lean` allocates what is counted here and no more. Not counted: the device's
+by row. ``train_lean`` of the tests allocates what is counted here and no more. Not counted: the device's
 own interactions, which are the app's data, code, and the messages of secure aggregation.
 """
 

@@ -64,15 +64,3 @@ def themed(svg: str) -> str:
         return match[0] if name is None else f"var(--{name}, {match[0]})"
 
     return re.sub(r"(?<=: )#[0-9a-fA-F]{6}\b", named, svg)
-
-
-def contrast(one: str, other: str) -> float:
-    """The contrast of two colours, 1 to 21, as WCAG 2.2 defines it."""
-    lighter, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (lighter + 0.05) / (dark + 0.05)
-
-
-def _luminance(color: str) -> float:
-    parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

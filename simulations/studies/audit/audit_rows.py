@@ -72,11 +72,6 @@ def _made(name: str, make: Callable[[], Scenario]) -> AuditRow:
         raise ScenarioError(f"{mistake}; or choose other rows with --only") from mistake
 
 
-def audit_rows(base: Scenario, *, clip_norm: float, epsilons: Sequence[float] = EPSILONS) -> list[AuditRow]:
-    """The usual rows, see :func:`planned`."""
-    return chosen_rows(base, clip_norm=clip_norm, epsilons=epsilons)
-
-
 def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> Planned:
     """The usual rows. clip_norm: bound of a device's update where the scenario has none.
 
@@ -161,4 +156,4 @@ def added_rows(base: Scenario, texts: Iterable[str]) -> list[AuditRow]:
     return rows
 
 
-__all__ = ["EPSILONS", "AuditRow", "added_rows", "audit_rows", "chosen_rows"]
+__all__ = ["EPSILONS", "AuditRow", "added_rows", "chosen_rows"]

@@ -16,7 +16,6 @@ from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
-from fl_peel.data.synthetic import planted_interactions
 from fl_peel.errors import BudgetError, EngineError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.scenario.fleet_files import fleet_files
@@ -35,6 +34,7 @@ from fl_peel.wire import (
     pack,
 )
 from strategies.groups.aggregation import BlockSums, mean_update
+from tests.helpers.planted import planted_interactions
 
 NUM_USERS, NUM_ITEMS, DIM, SLICES, GROUPS = 22, 24, 4, 2, 2
 LAYOUT = BlockLayout(np.arange(NUM_ITEMS, dtype=np.int32), DIM, SLICES)

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.grouping.neighbourhood import Neighbourhood, dense_scores, item_covariance
+from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.randomness import rng_for
+
+
+def dense_scores(given, num_items):
+    """Scores of all users by matrix products, (U, I); the readable twin."""
+    shape = (given.num_users, num_items)
+    matrix = sp.csr_matrix((np.ones(given.num_interactions), given.items, given.indptr), shape=shape).toarray()
+    of_user, of_item = np.maximum(matrix.sum(axis=1), 1), np.maximum(matrix.sum(axis=0), 1)
+    normalized = matrix / np.sqrt(of_user)[:, None] / np.sqrt(of_item)
+    return (normalized @ normalized.T @ normalized * np.sqrt(of_item)).astype(np.float32)
 
 
 def interactions(num_users, num_items, density, seed):

@@ -12,7 +12,7 @@ from numba import njit
 from numba.core.errors import TypingError
 
 from fl_peel.kernels.lanes import dot
-from fl_peel.training import reference
+from tests.helpers import readable_twins as reference
 from tests.helpers.root import ROOT
 
 

@@ -15,7 +15,6 @@ from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import (
     PrivacyCost,
     Schedule,
-    analytic_gaussian_delta,
     calibrated,
     event_of,
     privacy_cost,
@@ -23,6 +22,7 @@ from fl_peel.privacy.accounting import (
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
+from tests.helpers.gaussian import analytic_gaussian_delta
 
 DELTA = 1e-5
 CENTRAL = [

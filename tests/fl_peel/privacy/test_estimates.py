@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import _quiet, analytic_gaussian_delta
+from fl_peel.privacy.accounting import _quiet
 from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
@@ -21,6 +21,7 @@ from fl_peel.privacy.mechanisms import (
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
 from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.tilting import NoisedSignals, tilted
+from tests.helpers.gaussian import analytic_gaussian_delta
 
 # ---------------------------------------------------------------- shrinkage
 

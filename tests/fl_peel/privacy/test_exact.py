@@ -8,7 +8,6 @@ import pytest
 from scipy.stats import chisquare
 
 from fl_peel.privacy import exact
-from fl_peel.privacy.accounting import analytic_gaussian_delta
 from fl_peel.privacy.exact import (
     LARGEST_SCALE,
     SystemBits,
@@ -17,6 +16,7 @@ from fl_peel.privacy.exact import (
     discrete_laplace,
     uniforms,
 )
+from tests.helpers.gaussian import analytic_gaussian_delta
 
 SAMPLERS = {"gaussian": discrete_gaussian, "laplace": discrete_laplace}
 

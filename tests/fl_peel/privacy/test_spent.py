@@ -27,7 +27,6 @@ from fl_peel.privacy.accounting import (
     Schedule,
     _kept_cost,
     _quiet,
-    analytic_gaussian_delta,
     calibrated,
     cost_of,
     event_of,
@@ -35,6 +34,7 @@ from fl_peel.privacy.accounting import (
 )
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
 from fl_peel.privacy.settings import LARGEST_MULTIPLIER
+from tests.helpers.gaussian import analytic_gaussian_delta
 
 DELTA = 1e-5
 EVENT = SelfComposedDpEvent(GaussianDpEvent(2.0), 3)

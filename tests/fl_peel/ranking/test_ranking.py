@@ -12,7 +12,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.ranking import top
 from fl_peel.ranking.top import MetricSums, Tiles, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
-from fl_peel.training import reference
+from tests.helpers import readable_twins as reference
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
 

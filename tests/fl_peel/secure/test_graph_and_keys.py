@@ -1,14 +1,13 @@
 """Who is whose neighbour, by hand; a derived key as published; what a device refuses at the edges."""
 
 from itertools import combinations
-from math import comb
 
 import numpy as np
 import pytest
 
 from fl_peel.errors import SecureAggregationError
 from fl_peel.secure import device_protocol as protocol
-from fl_peel.secure.graph import answers_needed, chance_of_exposure, chance_of_void, neighbour_graph, num_neighbours
+from fl_peel.secure.graph import answers_needed, neighbour_graph, num_neighbours
 from fl_peel.secure.keys import (
     KEY_BYTES,
     NONCE_BYTES,
@@ -70,21 +69,6 @@ def test_the_graph_stays_connected_while_fewer_than_k_leave():
             reached.add(device)
             pending += [other for other in graph[device].tolist() if other in left - reached]
         assert reached == left
-
-
-def test_chances_are_hypergeometric():
-    # 101 devices, 4 neighbours of 100 others, of whom 5 are lost (or collude): 3 or 4 of the neighbours among them
-    among = (comb(5, 3) * 95 + comb(5, 4)) / comb(100, 4)
-    assert chance_of_void(101, 4, 2, lost=5) == pytest.approx(101 * among)
-    assert chance_of_exposure(101, 4, 3, colluding=5) == pytest.approx(101 * among)
-    # nobody is left, everybody colludes, and more than there are
-    for all_of_them in (4, 5, 99):
-        assert chance_of_void(5, 4, 3, lost=all_of_them) == 1.0
-        assert chance_of_exposure(5, 4, 3, colluding=all_of_them) == 1.0
-        assert chance_of_void(5, 4, 1, lost=all_of_them) == 1.0
-        assert chance_of_void(5, 4, 0, lost=all_of_them) == 0.0  # where nobody is needed
-        assert chance_of_exposure(5, 4, 4, colluding=all_of_them) == 1.0
-        assert chance_of_exposure(5, 3, 4, colluding=all_of_them) == 0.0  # where there are not so many neighbours
 
 
 # ---------------------------------------------------------------- keys

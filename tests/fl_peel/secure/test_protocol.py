@@ -12,8 +12,6 @@ from fl_peel.errors import SecureAggregationError
 from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.graph import (
     answers_needed,
-    chance_of_exposure,
-    chance_of_void,
     neighbour_graph,
     num_neighbours,
 )
@@ -327,14 +325,3 @@ def test_neighbours_are_mutual_distinct_and_as_many_as_wanted(num_devices, wante
     needed = answers_needed(k, 0.6)
     assert k / 2 < needed <= max(k, 1)
     assert 0.6 * k <= needed + 1e-9
-
-
-def test_chances_by_hand():
-    assert chance_of_void(3, 2, 2, lost=1) == 1.0  # the lost one is a neighbour of both others, who need each other
-    assert chance_of_void(11, 4, 3, lost=0) == 0.0
-    # 10 others, 1 of them colludes, 2 needed: nobody is exposed
-    assert chance_of_exposure(11, 4, 2, colluding=1) == 0.0
-    # 10 others, 2 collude, both among the 4 neighbours: C(8, 2) / C(10, 4) = 28 / 210, times 11 devices, at most 1
-    assert chance_of_exposure(11, 4, 2, colluding=2) == pytest.approx(min(1.0, 11 * 28 / 210))
-    # 100 devices, 12 neighbours, 8 needed, 5 collude: fewer than needed
-    assert chance_of_exposure(100, 12, 8, colluding=5) == 0.0

@@ -14,7 +14,6 @@ from fl_peel.data.population import Population
 from fl_peel.errors import DataError, EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_seeds
-from fl_peel.training import reference
 from fl_peel.training.group import train_group
 from fl_peel.training.work import LocalWork
 from simulations.bench import bench as benchmarks
@@ -26,6 +25,7 @@ from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
+from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid
 
 NUM_ITEMS, DIM = 320, 8

@@ -23,7 +23,7 @@ from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
-from simulations.studies.audit.audit_rows import AuditRow, added_rows, audit_rows, chosen_rows
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
 from strategies.evaluation.trials import Trial, run_trial
@@ -236,16 +236,16 @@ def test_figures_have_names():
 
 def test_rows_start_without_protection_and_end_with_the_scenarios_own():
     bare = load_scenario("ml-100k")
-    names = [row.name for row in audit_rows(bare, clip_norm=0.7, epsilons=(2.0,))]
+    names = [row.name for row in chosen_rows(bare, clip_norm=0.7, epsilons=(2.0,))]
     assert names[:3] == ["none", "clipping", "hidden rows and requests"]
     assert "central DP, epsilon 2" in names
     shipped = load_scenario("private")
-    last = audit_rows(bare, clip_norm=0.7, epsilons=())[-1]
+    last = chosen_rows(bare, clip_norm=0.7, epsilons=())[-1]
     assert last.name == "private"
     for section in ("privacy", "secure_aggregation", "controller"):
         assert getattr(last.scenario, section) == getattr(shipped, section)
     own = load_scenario("ml-100k", ["privacy={mechanism: central-gaussian, target_epsilon: 3, clipping: {kind: flat}}"])
-    rows = audit_rows(own, clip_norm=0.7, epsilons=())
+    rows = chosen_rows(own, clip_norm=0.7, epsilons=())
     assert rows[0].scenario.privacy == bare.privacy
     assert rows[1].scenario.privacy.clipping.norm == 1.0  # the scenario's, not the option's
     assert rows[-1].scenario == own

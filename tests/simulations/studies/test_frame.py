@@ -12,7 +12,7 @@ from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import population_plot
 from simulations.studies.audit import audit as auditing
 from simulations.studies.audit.audit import AuditSettings, audited
-from simulations.studies.audit.audit_rows import AuditRow, added_rows, audit_rows, chosen_rows
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.compare import compare as comparison
 from simulations.studies.frame import Frame
@@ -271,7 +271,7 @@ def test_rows_that_a_scenario_cannot_have_are_refused_unless_nobody_wants_them(t
     robust = load_scenario(tiny, [ROBUST])
     line = r"^hidden rows and requests: refinement\.aggregation\.robust\.rule: median .*; or choose other rows"
     with pytest.raises(ScenarioError, match=line):
-        audit_rows(robust, clip_norm=1.0)
+        chosen_rows(robust, clip_norm=1.0)
     assert rows_of(robust, only=["clipping", "none"]) == ["none", "clipping"]
 
 

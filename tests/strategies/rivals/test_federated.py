@@ -8,7 +8,6 @@ import pytest
 
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.data.interactions import Splits, UserItems, split
-from fl_peel.data.synthetic import planted_interactions
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.settings import PretrainingConfig
 from strategies.rivals.federated.base import (
@@ -27,6 +26,7 @@ from strategies.rivals.federated.measure import held_bytes, quality, with_own_ro
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, personal_steps
 from strategies.rivals.federated.popularity import Popularity
 from strategies.rivals.federated.tuning import Effort, train, tuned
+from tests.helpers.planted import planted_interactions
 
 EFFORT = Effort(rounds=60, every=10, patience=6, panel=1000)
 BPR = BprSetting(0.1, 0.01, 0.2, num_negatives=4)

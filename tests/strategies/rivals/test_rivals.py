@@ -24,7 +24,6 @@ from fl_peel.blocks.compression import (
 )
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import collected, split
-from fl_peel.data.synthetic import planted_interactions
 from fl_peel.grouping.clusters import user_groups
 from fl_peel.kernels.pooled import pooled_epoch
 from fl_peel.pretraining.central_training import pretrain
@@ -54,6 +53,7 @@ from strategies.rivals.table_rivals import (
 )
 from strategies.rivals.training import BatchLoss, PrunedTable, train_nested
 from tests.helpers.examples import examples
+from tests.helpers.planted import planted_interactions
 from tests.strategies.rivals.conftest import CONFIG
 from tests.strategies.rivals.files import read_head
 

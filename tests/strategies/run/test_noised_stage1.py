@@ -13,12 +13,12 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.spectral_steps import PASS_SCALE, UNIT_SCALE, Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.privacy.accounting import analytic_gaussian_delta
 from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales, make_contribution
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.noised_stage1 import NoisedSums
+from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import figures, served
 from tests.strategies.run.test_masked_stage1 import prepared as any_prepared
 from tests.strategies.run.test_masked_stage1 import same, secure

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.training.memory import TrainingMemory
-from fl_peel.training.reference import DeviceRandom
 from fl_peel.training.settings import LocalTraining
+from tests.helpers.readable_twins import DeviceRandom
 
 FloatArray = NDArray[np.float32]
 Numbers = NDArray[np.int32]

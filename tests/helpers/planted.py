@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from fl_peel.data.interactions import Interactions, UserItems
-from fl_peel.errors import DataError
 from fl_peel.randomness import rng_for
 
 
@@ -32,25 +31,7 @@ def planted_interactions(
 
     A user's items depend on the seed, the user's number and the shape of the worlds alone: more users per
     group (with interleaved numbers) leave those already there unchanged.
-
-    Args:
-        seed: of the run.
-        users_per_group: users in each group.
-        items_per_group: items in each world.
-        groups: number of taste groups and worlds, G.
-        per_user: items per user; at most ``items_per_group``, and the other worlds must hold as many where
-            there is noise.
-        noise: probability in [0, 1] that an item comes from another world; 0 where there is one group.
-        exponent: of the power law; 0 makes all items of a world equally popular.
-        interleaved: how users and items are numbered.
-
-    Raises:
-        DataError: a parameter is out of its range.
     """
-    if not 0 < per_user <= items_per_group:
-        raise DataError(f"planted data: per_user={per_user} must lie in 1..items_per_group={items_per_group}")
-    if not 0.0 <= noise <= 1.0 or (noise and per_user > (groups - 1) * items_per_group):
-        raise DataError(f"planted data: noise={noise} must lie in 0..1 and other worlds must hold per_user items")
     num_users, num_items = groups * users_per_group, groups * items_per_group
     numbers = np.arange(num_items)
     world, rank = (numbers % groups, numbers // groups) if interleaved else np.divmod(numbers, items_per_group)
