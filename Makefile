@@ -52,6 +52,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # the site of docs/ and of what is made from the code, into site/; a warning is an error
 docs: $(INSTALLED)-docs
@@ -86,5 +87,5 @@ lock: $(BIN)/python
 	  --extra-index-url https://download.pytorch.org/whl/cpu --emit-index-url --custom-compile-command "make lock" $(UV)
 
 clean:
-	rm -rf $(VENV) out site mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) out site mutants .mypy_cache .ruff_cache .grimp_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -13,11 +13,9 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from clients.node import joining
-from clients.node.cohort import Cohort, open_cohort, open_own_cohort
-from clients.node.mistakes import node_error
-from clients.node.own_data import OwnData
+from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
 from clients.node.requests import checked
-from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, refuse_paths, refuse_seeded_noise
+from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, node_error, refuse_paths, refuse_seeded_noise
 from clients.round import clear, masked_stage1, stage1
 from clients.round import masked as secure_round
 from clients.serving import acceptance
@@ -26,7 +24,7 @@ from clients.serving import following as serving
 from clients.serving import refresh as refreshing
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
-from fl_peel.free_memory import release_memory
+from fl_peel.mmap_arrays import release_memory
 from fl_peel.package_check import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
@@ -92,7 +90,7 @@ def _begin(kind: str) -> None:
 
 def _answer(message: Message, context: Context, work_for: Callable[[], object]) -> Message:
     """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
-    :func:`clients.node.mistakes.node_error` lets out.
+    :func:`clients.node.simulation.node_error` lets out.
     """
     _begin(message.metadata.message_type)
     try:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from fl_peel.errors import MissingExtraError
+
 
 def imported_when_asked(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's ``__getattr__`` (PEP 562). homes: the module that each public name lies in.
@@ -21,4 +23,19 @@ def imported_when_asked(package: str, homes: Mapping[str, str]) -> Callable[[str
     return public_name
 
 
-__all__ = ["imported_when_asked"]
+# ---- Packages that only some users need: imported when they are asked for
+
+
+def optional(module: str, extra: str, what: str) -> Any:
+    """A module of a package that ``pip install 'fl-peel[extra]'`` brings. what: needs it, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be imported.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f"{what} needs {module} ({error}); pip install 'fl-peel[{extra}]'") from None
+
+
+__all__ = ["imported_when_asked", "optional"]

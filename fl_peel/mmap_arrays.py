@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Iterator
 from typing import Any
@@ -71,4 +72,14 @@ def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-__all__ = ["drop_pages", "drop_pages_now", "lies_in_file", "put_rows", "rows_at"]
+# ---- Memory that was freed, which the C library keeps for what comes next (:mod:`simulations.engine.memory`)
+
+
+def release_memory() -> None:
+    """Hand back what is free now: between stages, each of which makes arrays of other sizes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+__all__ = ["drop_pages", "drop_pages_now", "lies_in_file", "put_rows", "release_memory", "rows_at"]

@@ -66,8 +66,7 @@ from fl_peel.exchange.counters import (
     StepTraces,
 )
 from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.paired import PairedSums
-from fl_peel.ranking.spread import NUM_BINS, Histogram
+from fl_peel.ranking.paired import NUM_BINS, Histogram, PairedSums
 from fl_peel.ranking.top import MetricSums
 
 HELLO = "query.hello"

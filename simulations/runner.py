@@ -227,7 +227,7 @@ def _demo(
     result: RunResult, scenario: Scenario, run_dir: Path, model_dir: Path, splits: Splits | None
 ) -> dict[str, bytes]:
     """The page to play with, by name; none where no device left anything, or the reader is not installed."""
-    from simulations.demo.run_demo import items_of, largest_artefacts, page_of
+    from simulations.demo import items_of, largest_artefacts, page_of
 
     artefacts = largest_artefacts(run_dir)
     if not artefacts or not model_dir.is_dir():
@@ -249,7 +249,7 @@ def served(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -
 
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:
     """Add what identifies the run: versions, machine, fleet, command."""
-    from simulations.fleet.summary import fleet_summary
+    from simulations.fleet.fleet_view import fleet_summary
 
     environment = result.environment
     assert environment is not None, "serve tells how large the run was"

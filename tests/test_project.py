@@ -46,9 +46,15 @@ def test_types_are_shipped(package):
 def test_hooks_run_what_make_lint_runs():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert [repo["repo"] for repo in hooks] == ["local"]
-    linted = re.findall(r"^\t\$\(BIN\)/((?:ruff|mypy)[^$\n]*)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    linted = re.findall(
+        r"^\t\$\(BIN\)/((?:ruff|mypy|lint-imports)[^$\n]*)", (ROOT / "Makefile").read_text(), flags=re.MULTILINE
+    )
     commands = [line.replace("--check", "").strip() for line in linted]
-    assert [hook["entry"] for hook in hooks[0]["hooks"]] == commands == ["ruff check", "ruff format", "mypy"]
+    assert (
+        [hook["entry"] for hook in hooks[0]["hooks"]]
+        == commands
+        == [*("ruff check", "ruff format", "mypy", "lint-imports")]
+    )
 
 
 def test_every_sub_package_is_in_the_table_of_rooms():

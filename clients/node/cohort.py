@@ -1,6 +1,6 @@
 """The devices that one node hosts, and their state between rounds.
 
-Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:mod:`clients.node.own_data`).
+Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:mod:`clients.node.cohort`).
 Their state (user embedding, user group, what they kept last) lies in memory-mapped files in the node's folder, not in
 Flower's context, which is pickled with every message; so whichever process answers a message finds it. In simulation,
 the devices' interactions lie in the same way in the run's folder.
@@ -8,23 +8,25 @@ the devices' interactions lie in the same way in the run's folder.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from flwr.app import Context
 from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets, load_sent_fleet
 from clients.fleet.fleet_budgets import held_once
 from clients.node.clock import DeviceRates
-from clients.node.own_data import OwnData
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.data.interactions import Splits, UserItems
-from fl_peel.device_storage import device_splits, hosted_splits, own_splits
+from fl_peel.device_storage import device_splits, hosted_splits, keep_catalogue, own_splits
 from fl_peel.errors import EngineError
+from fl_peel.file_kind import file_kind
 from fl_peel.scenario.scenario import Scenario
 
 USUAL_ROUNDS = 400
@@ -290,3 +292,53 @@ def _variant(scenario: Scenario) -> str:
     if poisoning.largest_share > 0:
         name += f"-{poisoning.kind}-{poisoning.share:g}-{robust.rule}-{robust.norm_bound or 0:g}"
     return name
+
+
+# ---- A node that has its own interactions: a file that the node alone reads, of one device or several
+# ``--node-config 'partition-id=0 num-partitions=3 data="mine.csv" first-device=0'``. Users of the file are devices,
+# in the order of their ids. The first of them has the number ``first-device`` among all devices of the federation,
+# from which follows whatever is drawn for it. What they keep lies in ``run-dir``, by default beside the file, in a
+# folder of the run.
+
+
+DATA, FIRST_DEVICE, RUN_DIR = "data", "first-device", "run-dir"
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """The data of a node that has its own. first: number of the first device; folder: folder of this run, where devices
+    keep their state.
+    """
+
+    path: Path
+    first: int
+    folder: Path
+
+    @staticmethod
+    def from_context(context: Context, partition: int) -> OwnData | None:
+        """Read what the node was started with; return None where no file was named. By default the device of a node
+        that has one device is numbered as the node is.
+
+        Raises:
+            EngineError: there is no such file, or the number is none.
+        """
+        config = context.node_config
+        if DATA not in config:
+            return None
+        path = Path(os.path.abspath(os.path.expanduser(str(config[DATA]))))
+        if file_kind(path) != "file":
+            raise EngineError(f"node config: {DATA}: {path}: no such file; start the node with the path of one")
+        first = config.get(FIRST_DEVICE, partition)
+        if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+            raise EngineError(f"node config: {FIRST_DEVICE}: {first!r} is not a device number; give 0, 1, 2, ...")
+        place = os.path.abspath(os.path.expanduser(str(config.get(RUN_DIR, f"{path}.fl-peel"))))
+        return OwnData(path, first, Path(place) / f"run-{context.run_id}")
+
+    def hosted(self, scenario: Scenario, catalogue: str) -> int:
+        """Prepare a run with these items; how many devices there are.
+
+        Raises:
+            DataError: as for :func:`fl_peel.device_storage.own_splits`.
+        """
+        keep_catalogue(catalogue, self.folder)
+        return own_splits(scenario, self.path, self.first, self.folder).num_users

@@ -6,7 +6,7 @@ from clients.round.bounded import BoundedDeviceContents
 from clients.round.bucketed import BucketedDeviceContents
 from clients.round.contents import DeviceContents
 from clients.round.open import OpenDeviceContents
-from fl_peel.exchange.settings import DEVICE_CONTENTS, named_contents
+from fl_peel.scenario.registered import DEVICE_CONTENTS, named_contents
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import RoundRequest
 

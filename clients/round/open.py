@@ -9,7 +9,7 @@ import numpy as np
 from clients.round.contents import DeviceContents
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.exchange.trained_devices import TrainedDevices
-from fl_peel.training.signals import signals_of_group
+from fl_peel.training.group import signals_of_group
 from fl_peel.training.update import GroupUpdate, holders_of
 from fl_peel.wire import Arrays
 

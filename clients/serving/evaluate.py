@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.serving.evaluation_items import evaluation_items
+from clients.round.poisoning import malicious, pretended, target_items
 from clients.serving.holdings import Holdings
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.ranked_blocks import RankedBlocks
@@ -17,7 +17,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.spread import NUM_BINS, Histogram
+from fl_peel.ranking.paired import NUM_BINS, Histogram
 from fl_peel.ranking.top import MetricSums, Tiles, evaluate_under
 from fl_peel.training.processor import torch_device
 from fl_peel.wire import EVERYBODY, DeviceFigures, EvaluateReply, EvaluateRequest
@@ -159,3 +159,28 @@ def _write_artifacts(
             if budget >= overhead_bytes(ranked.layout.embedding_dim):
                 name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.peel"
                 (folder / name).write_bytes(elastic.at(budget).to_bytes())
+
+
+# ---- Items that devices should be recommended, and items that they should not
+
+
+def evaluation_items(cohort: Cohort, split: str) -> tuple[UserItems, UserItems]:
+    """Return the items that devices should be recommended, and those that they should not, of a split: test,
+    validation, or targets of promotion.
+
+    Devices that are malicious under any share of the scenario want nothing, and so do not count.
+    """
+    scenario, splits = cohort.scenario, cohort.splits
+    exclude = (splits.train if split == "validation" else cohort.seen).below(splits.num_items)
+    share = scenario.poisoning.largest_share
+    if split == "targets":
+        targets = target_items(scenario, splits.num_items)
+        nothing = UserItems(np.zeros(splits.num_users + 1, np.int64), np.zeros(0, np.int32))
+        wanted = pretended(nothing, np.ones(splits.num_users, np.bool_), targets)
+        known = np.isin(wanted.users() * (1 << 32) + wanted.items, exclude.users() * (1 << 32) + exclude.items)
+        wanted = wanted.keep(~known)
+    else:
+        wanted = splits.test if split == "test" else splits.validation
+    if share > 0:
+        wanted = wanted.keep(~np.repeat(malicious(scenario, cohort.devices, share), wanted.counts()))
+    return wanted, exclude

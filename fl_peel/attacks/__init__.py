@@ -5,8 +5,7 @@ gives scores (:class:`~fl_peel.attacks.base.Attack`). :mod:`fl_peel.attacks.scor
 AUC. One of your own goes under the entry-point group ``fl_peel.attacks``; see docs/audit.md.
 """
 
-from fl_peel.attacks.attack_names import attack_names, load_attack
-from fl_peel.attacks.base import Accomplice, Attack, Secret
+from fl_peel.attacks.base import Accomplice, Attack, Secret, attack_names, load_attack
 from fl_peel.attacks.views import DeviceView, RoundView, StepView
 
 __all__ = ["Accomplice", "Attack", "DeviceView", "RoundView", "Secret", "StepView", "attack_names", "load_attack"]

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import platformdirs
 
+from fl_peel.data.catalogue import read_lists
 from fl_peel.data.downloads import DownloadSource, PlainFiles, ProgressCallback, Wheel, ZipArchive, progress_bar
 from fl_peel.data.interactions import Interactions
-from fl_peel.data.lists import read_lists
 from fl_peel.data.readers import read_interactions
 from fl_peel.errors import DataError
 from fl_peel.plugins import did_you_mean

@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fl_peel.data.catalogue import MAX_ID, read_lists
 from fl_peel.data.interactions import Interactions, UserItems
-from fl_peel.data.lists import MAX_ID, read_lists
 from fl_peel.data.parquet import read_parquet
 from fl_peel.data.settings import HEADED, DataFormat, Dialect
 from fl_peel.data.text_tables import TEXT_FORMATS, FileColumns, read_text_table

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.errors import FieldError, ScenarioError
-from fl_peel.exchange.settings import STATISTICS
 from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.scenario.registered import STATISTICS
 from fl_peel.weighting.block_statistics import BlockStatistics
 
 FloatArray = NDArray[np.float64]

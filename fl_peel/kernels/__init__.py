@@ -20,13 +20,20 @@ choose_cache_folder(Path(__file__).parent)
 
 from fl_peel.kernels.batches import count_examples, draw_batches  # noqa: E402
 from fl_peel.kernels.bounding import bounded_hits  # noqa: E402
-from fl_peel.kernels.drawing import draw_items  # noqa: E402
-from fl_peel.kernels.neighbours import neighbour_scores  # noqa: E402
 from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
-from fl_peel.kernels.ranking import block_signals, hit_sums, tile_rows, top_rows  # noqa: E402
-from fl_peel.kernels.resampling import weighted_sums  # noqa: E402
-from fl_peel.kernels.selecting import serving_cutoffs  # noqa: E402
-from fl_peel.kernels.sparse_product import add_scaled_rows, spread_rows  # noqa: E402
+from fl_peel.kernels.random import draw_items, weighted_sums  # noqa: E402
+from fl_peel.kernels.ranking import (  # noqa: E402
+    block_signals,
+    hit_sums,
+    serving_cutoffs,
+    tile_rows,
+    top_rows,
+)
+from fl_peel.kernels.sparse_product import (  # noqa: E402
+    add_scaled_rows,
+    neighbour_scores,
+    spread_rows,
+)
 from fl_peel.kernels.training import train_devices  # noqa: E402
 
 FIXED_POINT = float(1 << 24)

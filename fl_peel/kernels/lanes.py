@@ -8,8 +8,10 @@ software, tens of times slower.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -93,3 +95,14 @@ def dot(a, i, b, j, first, last):
     for c in range(first + whole, last):
         total = fma(a[i, c], b[j, c], total)
     return total
+
+
+# ---- Numbers as whole multiples of 1 / FIXED_POINT, inside compiled loops
+
+
+UNIT = 16777216.0  # FIXED_POINT, as a literal
+
+
+@njit(nogil=True, cache=True, inline="always")
+def fixed(value):
+    return np.int64(math.floor(np.float64(value) * UNIT + 0.5))

@@ -14,8 +14,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fl_peel.kernels.fixed_point import UNIT
-from fl_peel.kernels.lanes import LANES, added_lanes, fma, fused_lanes, row_start
+from fl_peel.kernels.lanes import LANES, UNIT, added_lanes, fma, fused_lanes, row_start
 
 _FLOAT, _INT32 = ir.FloatType(), ir.IntType(32)
 _FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
@@ -122,7 +121,7 @@ def add_fixed(sums, row, step, begins):
     """Add ``step`` (1, d), less than 2**31 units each, to a row of ``sums`` (R, d) int32; begins: there is nothing yet.
 
     A number times a power of two is exact, and so are its whole part and what is left: 32 bits say what
-    :func:`fl_peel.kernels.fixed_point.fixed` does.
+    :func:`fl_peel.kernels.lanes.fixed` does.
     """
     dim = sums.shape[1]
     whole = dim // 16 * 16

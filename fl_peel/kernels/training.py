@@ -7,8 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-from fl_peel.kernels.fixed_point import UNIT, fixed
-from fl_peel.kernels.lanes import dot, fma
+from fl_peel.kernels.lanes import UNIT, dot, fixed, fma
 from fl_peel.kernels.random import STEP, below, next_below, next_number
 from fl_peel.kernels.rows import add_fixed, fetch, step_row
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.mechanisms import Mechanism
-from fl_peel.privacy.settings import LARGEST_MULTIPLIER
+from fl_peel.scenario.registered import LARGEST_MULTIPLIER
 
 if TYPE_CHECKING:  # the server alone accounts: nodes start sooner without
     from dp_accounting import DpEvent

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.privacy.exact import Bits, discrete_gaussian, discrete_laplace
-from fl_peel.privacy.settings import MECHANISMS, NO_MECHANISM
+from fl_peel.scenario.registered import MECHANISMS, NO_MECHANISM
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent  # takes a second, for what the server alone computes

@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fl_peel.exchange.settings import STATISTICS
-from fl_peel.privacy.settings import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM
 from fl_peel.scenario.base import (
     MOST_DEVICES,
     MOST_ITEMS,
@@ -21,6 +19,7 @@ from fl_peel.scenario.base import (
     check_distinct,
     unit,
 )
+from fl_peel.scenario.registered import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM, STATISTICS
 
 Norm = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=unit("norm"))]
 

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fl_peel.exchange.settings import check_contents
 from fl_peel.scenario.base import (
     MOST_DEVICES,
     MOST_ITEMS,
@@ -18,6 +17,7 @@ from fl_peel.scenario.base import (
     as_share,
     unit,
 )
+from fl_peel.scenario.registered import check_contents
 from fl_peel.training.settings import LocalLoss, LocalTraining
 
 

@@ -21,7 +21,7 @@ def demo(
     check_file(out, "--out")
 
     from fl_peel.model.model_files import ABOUT
-    from simulations.demo.run_demo import demo_of_run
+    from simulations.demo import demo_of_run
     from simulations.report.result_files import write_files
 
     made = demo_of_run(run.absolute().parent if (run / ABOUT).is_file() else run, data_dir)
@@ -29,3 +29,17 @@ def demo(
     if made.lacks:
         typer.echo(f"note: {made.lacks}", err=True)
     typer.echo(f"page: {out}")
+
+
+# ---- `fl-peel report`
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR ...", help="Output folders of finished commands.")],
+) -> None:
+    """Write the pages of finished runs, comparisons, audits and timelines again from their JSON, without a run."""
+    from simulations.result_pages import rebuild_pages
+
+    for folder in folders:
+        for page in rebuild_pages(folder):
+            typer.echo(f"report: {page}")

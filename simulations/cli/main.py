@@ -20,14 +20,11 @@ from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import one_line
 from simulations.cli.data import data_app
-from simulations.cli.demo import demo
-from simulations.cli.deploy import deploy
+from simulations.cli.demo import demo, report
 from simulations.cli.diff import diff
-from simulations.cli.export_onnx import export_onnx
 from simulations.cli.fleets import profiles_app
-from simulations.cli.model import export, serve_device
-from simulations.cli.report import report
-from simulations.cli.run import run
+from simulations.cli.model import export, export_onnx, serve_device
+from simulations.cli.run import deploy, run
 from simulations.cli.scenarios import scenarios_app
 from simulations.cli.studies import add_studies
 from simulations.cli.sweep import sweep

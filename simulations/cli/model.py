@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fl_peel.model.device import Embedding
     from fl_peel.model.model import Model
 
+
 SIDE = ".items.json"
 """Ending of the file beside an artefact: own ids by catalogue row, and rows that were seen."""
 SIXTH = Decimal("0.000001")
@@ -216,6 +217,26 @@ def _precision(text: str | None) -> Precision | None:
     if text is not None:
         raise ModelError(f"--precision: {text[:20]!r} is unknown; choose from {', '.join(PRECISIONS)}")
     return None
+
+
+# ---- `fl-peel export-onnx`
+
+
+def export_onnx(
+    artefact: Annotated[Path, typer.Argument(metavar="ME.peel", help="Stored embedding of a device.")],
+    out: Annotated[Path | None, path_option("--out", "ONNX file; default: ME.onnx in the same folder.", "FILE")] = None,
+) -> None:
+    """Export a stored embedding as an ONNX model that scores all items of the catalogue; needs the extra onnx."""
+    from simulations.engine.inputs import check_file
+
+    target = artefact.with_suffix(".onnx") if out is None else out
+    check_file(target, "--out")
+
+    from fl_peel.blocks.onnx_export import to_onnx
+    from simulations.report.result_files import write_files
+
+    write_files(target.absolute().parent, {target.name: to_onnx(artefact)})
+    typer.echo(f"model: {target}")
 
 
 __all__ = ["export", "serve_device"]

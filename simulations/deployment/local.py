@@ -6,10 +6,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import fl_peel
 from fl_peel.data.readers import read_interactions
 from fl_peel.errors import EngineError, ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.deployment.app import write_app
 from simulations.deployment.processes import Config, Deployment, deployed
 
 
@@ -76,4 +76,38 @@ def run_deployed(
                 raise EngineError(str(error).partition("; see ")[0]) from error
 
 
-__all__ = ["node_configs", "run_deployed"]
+# ---- The Flower app of a deployment: the packages as they are installed on each machine, of which nothing is sent
+
+
+APP = """\
+[project]
+name = "fl-peel"
+version = "{version}"
+description = "fl-peel, as it is installed where this runs"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fl-peel"
+
+[tool.flwr.app.components]
+serverapp = "simulations.flower:server_app"
+clientapp = "clients.client_app:app"
+
+[tool.flwr.app.config]
+scenario = "ml-100k"
+seed = -1
+data-dir = ""
+out = ""
+set = ""
+"""
+
+
+def write_app(folder: Path) -> Path:
+    """Write the app that ``flwr run`` takes into a folder of its own, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").write_text(APP.format(version=fl_peel.__version__), encoding="utf-8")
+    return folder
+
+
+__all__ = ["node_configs", "run_deployed", "write_app"]

@@ -73,7 +73,7 @@ def run_embedded(
 
         from simulations.engine.embedded_grid import EmbeddedGrid
         from simulations.engine.flower_identity import RUN_ID
-        from simulations.engine.stoppable_grid import StoppableGrid
+        from simulations.engine.passing_grid import StoppableGrid
 
         workers = _ahead(engine, client)
         assert workers is not None, "they were started above"

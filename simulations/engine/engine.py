@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.measurement import Engine
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.allocation import WORKERS, lasting_objects, reuse_memory
 from simulations.engine.embedded_engine import run_embedded, workers_ahead
+from simulations.engine.memory import WORKERS, lasting_objects, reuse_memory
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -74,7 +74,7 @@ def simulated(
 
     def serve(grid: Grid, stop: threading.Event) -> None:
         from fl_peel.errors import EngineError
-        from fl_peel.free_memory import release_memory
+        from fl_peel.mmap_arrays import release_memory
 
         def on_server_event(event: Event) -> None:
             if stop.is_set():

@@ -1,12 +1,17 @@
-"""A Grid that passes everything on: what a Grid around another one starts from."""
+"""Grids around another Grid: one that passes everything on, one that sends no more at a time than nodes work on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
+
+from fl_peel.errors import EngineError
 
 
 class PassingGrid(Grid):
@@ -47,4 +52,99 @@ class PassingGrid(Grid):
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
-__all__ = ["PassingGrid"]
+# ---- A Grid that sends no more at a time than nodes work on, and stops waiting when the engine has stopped
+# When Ray cannot start, or the user presses Ctrl-C, the engine's thread ends, but the server's would wait for replies
+# until its timeout, half an hour later.
+
+
+POLL_S = 0.02
+"""Seconds between two looks for replies."""
+AT_ONCE = 2
+"""Messages that a node is sent before it has answered: one that it works on, one that waits."""
+
+
+class StoppableGrid(PassingGrid):
+    """Waits for replies only until ``stop`` is set; sends messages as nodes have room, and hands replies on at once.
+
+    wait: waits until a reply is there, at most so many seconds, if the grid can tell; give_up: is given the ids of
+    messages that were not answered in time.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        stop: threading.Event,
+        wait: Callable[[float], object] | None = None,
+        give_up: Callable[[Collection[str]], None] | None = None,
+    ) -> None:
+        super().__init__(grid)
+        self._stop = stop
+        self._wait = wait or stop.wait
+        self._give_up = give_up
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send, and wait for all replies, for ``timeout`` seconds after the last that came, or until the engine stops.
+        The first messages are sent at once, further ones while replies are taken.
+
+        Raises:
+            EngineError: the engine has stopped.
+        """
+        sending = _Sending(self, iter(messages))
+        sending.send()
+        return self._replies(sending, timeout)
+
+    def _replies(self, sending: _Sending, timeout: float | None) -> Iterator[Message]:
+        last = time.monotonic()
+        while sending.waiting and (timeout is None or time.monotonic() < last + timeout):
+            if self._stop.is_set():
+                raise EngineError("the simulation engine has stopped")
+            arrived = list(self.pull_messages(sending.waiting))
+            for reply in arrived:
+                del sending.waiting[reply.metadata.reply_to_message_id]
+            sending.send()  # before what came is worked on
+            if not arrived:
+                self._wait(POLL_S)
+                continue
+            while arrived:
+                yield arrived.pop(0)
+            last = time.monotonic()
+        if sending.waiting and self._give_up is not None:
+            self._give_up(sending.waiting)
+
+
+class _Sending:
+    """The messages on their way. waiting: ids of messages that were sent and are not answered, and to which node each
+    went.
+    """
+
+    def __init__(self, grid: Grid, messages: Iterator[Message]) -> None:
+        self.waiting: dict[str, int] = {}
+        self._grid, self._messages = grid, messages
+        self._held: dict[int, deque[Message]] = {}
+        self._more = True
+
+    def send(self) -> None:
+        """Send the messages that nodes have room for. A node that does not answer delays no other node: its messages
+        are held.
+        """
+        while True:
+            busy = Counter(self.waiting.values())
+            ready = [held.popleft() for node, held in self._held.items() if held and busy[node] < AT_ONCE]
+            if not ready and not self._has_more(busy):
+                return
+            for message in ready:
+                (number,) = self._grid.push_messages([message])
+                self.waiting[number] = message.metadata.dst_node_id
+
+    def _has_more(self, busy: Counter[int]) -> bool:
+        """Take one message more, if there is one and some node has room."""
+        if not self._more or (self._held and all(busy[node] >= AT_ONCE for node in self._held)):
+            return False
+        message = next(self._messages, None)
+        self._more = message is not None
+        if message is not None:
+            self._held.setdefault(message.metadata.dst_node_id, deque()).append(message)
+        return self._more
+
+
+__all__ = ["PassingGrid", "StoppableGrid"]

@@ -6,6 +6,7 @@ This is the one place that starts ``flwr.simulation``.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
@@ -22,9 +24,7 @@ from fl_peel.errors import EngineError
 from fl_peel.scenario.measurement import Engine
 from fl_peel.training.settings import is_gpu
 from simulations.engine.cluster import require_cluster
-from simulations.engine.ray_token import environment, own_token
-from simulations.engine.raylet import RayletWatch
-from simulations.engine.stoppable_grid import StoppableGrid
+from simulations.engine.passing_grid import StoppableGrid
 
 
 def run_on_ray(
@@ -173,4 +173,109 @@ def _visible_gpus(device: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["run_on_ray"]
+# ---- A token for the Ray that a run starts: who does not know it can neither join nor run code there
+# Ray listens on every interface of the machine, and without a token takes whoever asks.
+
+
+TOKEN_BYTES = 32
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Variables of the environment set, and afterwards as they were."""
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextmanager
+def own_token(address: str | None) -> Iterator[None]:
+    """A fresh token for the Ray that is started within; it has ended afterwards, whatever happened.
+
+    address: of a cluster that is there already; it keeps its own setting, as does a Ray that this process has joined.
+    """
+    import ray
+
+    if address or ray.is_initialized():
+        yield
+        return
+    try:
+        with environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(TOKEN_BYTES)):
+            _read_again()
+            try:
+                yield
+            finally:
+                ray.shutdown()
+    finally:
+        _read_again()
+
+
+def _read_again() -> None:
+    """Ray reads the environment when it is imported, and keeps the first token: for another, it must look again."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+
+
+# ---- Whether the Ray that a run started is still there: without its raylet every message of every round fails
+
+
+RAYLET = "raylet"
+"""Name of the process that keeps a machine's workers."""
+POLL_S = 1.0
+"""Seconds between two looks for it."""
+
+
+class RayletWatch:
+    """While it is entered, calls ``lost`` once if a raylet that this process started has ended. None need be there."""
+
+    def __init__(self, lost: Callable[[], None], poll_s: float = POLL_S, name: str = RAYLET) -> None:
+        self._lost = lost
+        self._poll_s = poll_s
+        self._name = name
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> RayletWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        raylet = None
+        while not self._over.wait(self._poll_s):
+            raylet = raylet or _child(self._name)
+            if raylet is not None and not _is_alive(raylet):
+                self._lost()
+                return
+
+
+def _child(name: str) -> psutil.Process | None:
+    for process in psutil.Process().children():
+        try:
+            if process.name() == name and _is_alive(process):
+                return process
+        except psutil.Error:
+            continue
+    return None
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+__all__ = ["RayletWatch", "environment", "own_token", "run_on_ray"]

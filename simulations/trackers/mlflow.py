@@ -11,8 +11,8 @@ from typing import Any
 from fl_peel.callbacks import Callback
 from fl_peel.errors import shortened
 from fl_peel.events import Event
-from fl_peel.extras import optional
 from fl_peel.json_codec import laid_flat
+from fl_peel.lazy_imports import optional
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.inputs import check_out
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fl_peel.callbacks import Callback
 from fl_peel.events import Event, plain_name
-from fl_peel.extras import optional
+from fl_peel.lazy_imports import optional
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.inputs import check_out
 

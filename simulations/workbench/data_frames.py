@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fl_peel.extras import optional
 from fl_peel.json_codec import laid_flat
+from fl_peel.lazy_imports import optional
 from strategies.figures.per_device import METRICS, PerDevice
 
 if TYPE_CHECKING:

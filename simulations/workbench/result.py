@@ -24,7 +24,7 @@ from simulations.report.run_files import read_report, report_contents
 from simulations.report.tables.run_tables import budgets_view
 from simulations.report.tables.table_view import format_share
 from simulations.workbench.data_frames import budget_frame, class_frame, device_frame, round_frame
-from simulations.workbench.notebook import show_figures
+from simulations.workbench.progress import show_figures
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import FullTableResult, RunResult, to_json
 

@@ -15,8 +15,7 @@ from simulations import runner
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import given_folder
 from simulations.scenario_files import load_scenario
-from simulations.workbench.notebook import notebook
-from simulations.workbench.progress import Progress
+from simulations.workbench.progress import Progress, notebook
 from simulations.workbench.result import Result
 from strategies.figures.per_device import FILE, PerDevice
 

@@ -18,7 +18,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.signals import signals_of_group
+from fl_peel.training.group import signals_of_group
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.group_tables import empty_tables
 from strategies.groups.optimizer import ServerOptimizer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fl_peel.exchange.settings import SERVER_CONTENTS, named_contents
 from fl_peel.privacy.noise_plan import Plan
+from fl_peel.scenario.registered import SERVER_CONTENTS, named_contents
 from fl_peel.scenario.scenario import Scenario
 from strategies.rounds.bucketed import BucketedServerContents
 from strategies.rounds.channel import ServerChannel

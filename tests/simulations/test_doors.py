@@ -1,56 +1,7 @@
-"""Within simulations/: rooms open one way. That no two files import each other is tested for all packages at once."""
+"""What is imported when a run starts."""
 
 import subprocess
 import sys
-
-import pytest
-
-from simulations.studies.sources import imported_names
-from tests.helpers.imports import dotted, import_graph, modules
-from tests.helpers.root import ROOT
-
-FILES = modules("simulations")
-GRAPH = import_graph({dotted(path): path.read_text() for path in FILES})
-
-
-def test_the_walk_sees_imports():
-    assert "simulations.workbench.run" in GRAPH["simulations"]  # within a function
-    assert "simulations.studies.frame" in GRAPH["simulations.cli.studies"]  # TYPE_CHECKING
-
-
-@pytest.mark.parametrize(
-    ("room", "closed"),
-    [
-        ("engine", {"report", "studies", "bench", "cli", "fleet", "runner", "flower"}),
-        ("report", {"engine", "studies", "bench", "cli", "runner", "flower"}),
-        ("bench", {"studies", "cli", "flower"}),
-        ("studies", {"bench", "cli", "runner", "flower"}),
-    ],
-)
-def test_rooms_open_one_way(room, closed):
-    opened = {
-        (name, other)
-        for name, others in GRAPH.items()
-        if name.split(".")[1:2] == [room]
-        for other in others
-        if other.split(".")[1] in closed
-    }
-    assert opened == set()
-
-
-def test_the_runner_is_a_door_for_these_names_alone():
-    """What else the engine has is imported from where it is."""
-    import simulations.runner
-
-    assert simulations.runner.__all__ == ["MODEL", "finished", "run", "run_seeds", "save", "with_checkpoints"]
-    taken = {
-        name
-        for path in [*FILES, *(ROOT / "tests").rglob("*.py")]
-        for name in imported_names(path.read_text(), dotted(path).rpartition(".")[0])
-        if name.startswith("simulations.runner.")
-    }
-    assert taken <= {f"simulations.runner.{name}" for name in simulations.runner.__all__}
-
 
 LATER = {"torch", "sklearn", "matplotlib", "jinja2", "ray"}
 """What is imported when something trains, groups are made, a page is drawn, or never on one machine."""

@@ -8,12 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.attacks.attack_names import ATTACKS
-from fl_peel.attacks.base import Attack, checked_scores
+from fl_peel.attacks.base import ATTACKS, Attack, checked_scores
 from fl_peel.attacks.contracts import AttackContract, example_views
-from fl_peel.attacks.membership import InteractionMembership
 from fl_peel.attacks.request_attacks import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
-from fl_peel.attacks.row_attacks import ReportedCounts, ReportedSignals, TouchedRows, UpdateSign, line
+from fl_peel.attacks.row_attacks import (
+    InteractionMembership,
+    ReportedCounts,
+    ReportedSignals,
+    TouchedRows,
+    UpdateSign,
+    line,
+)
 from fl_peel.attacks.scoring import (
     auc_of,
     best_count_threshold,

@@ -28,11 +28,11 @@ from fl_peel.privacy.mechanisms import (
     fixed_point,
     noise_share,
 )
-from fl_peel.privacy.settings import MECHANISMS
 from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
 from fl_peel.privacy.sources import SeededNoise
 from fl_peel.privacy.tilting import NoisedSignals, tilted
 from fl_peel.ranking.top import top_rows
+from fl_peel.scenario.registered import MECHANISMS
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.work import LocalWork

@@ -33,7 +33,7 @@ from fl_peel.privacy.accounting import (
     privacy_cost,
 )
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
-from fl_peel.privacy.settings import LARGEST_MULTIPLIER
+from fl_peel.scenario.registered import LARGEST_MULTIPLIER
 from tests.helpers.gaussian import analytic_gaussian_delta
 
 DELTA = 1e-5

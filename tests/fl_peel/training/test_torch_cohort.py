@@ -30,8 +30,8 @@ from fl_peel.training.processor import pretraining_device, require_device, torch
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import in_two_parts
 from fl_peel.training.work import LocalWork
+from simulations.bench import bench as bench_device
 from simulations.bench import bench as benchmarks
-from simulations.bench import device as bench_device
 from simulations.bench.plan import BenchPlan, bench_scenario
 from simulations.cli.main import app
 from simulations.engine import ray_engine as engine

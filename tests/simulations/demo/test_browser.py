@@ -8,7 +8,7 @@ import pytest
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from simulations.demo.demo_page import DemoDevice, DemoItems, DemoPoint, demo_page
+from simulations.demo import DemoDevice, DemoItems, DemoPoint, demo_page
 from tests.helpers.browser import needs_chromium
 
 pytestmark = [needs_chromium, pytest.mark.slow]

@@ -11,10 +11,17 @@ import pytest
 from typer.testing import CliRunner
 
 from fl_peel.errors import ArtifactError, DataError, ReportError
+from simulations import demo as pages
 from simulations.cli.main import app
-from simulations.demo import demo_page as pages
-from simulations.demo.demo_page import DemoDevice, DemoItems, DemoPoint, demo_page, script
-from simulations.demo.run_demo import demo_of_run, largest_artefacts
+from simulations.demo import (
+    DemoDevice,
+    DemoItems,
+    DemoPoint,
+    demo_of_run,
+    demo_page,
+    largest_artefacts,
+    script,
+)
 from simulations.runner import save
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths

@@ -2,7 +2,7 @@
 
 import tomllib
 
-from simulations.deployment.app import APP
+from simulations.deployment.local import APP
 from tests.helpers.root import ROOT
 
 

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from simulations.engine.allocation import WORKERS, lasting_objects
+from simulations.engine.memory import WORKERS, lasting_objects
 
 FAULTS = """
 import resource, sys, threading
 import numpy as np
 if sys.argv[1] == "here":
-    from simulations.engine.allocation import reuse_memory
+    from simulations.engine.memory import reuse_memory
     reuse_memory()
 sizes = [9 << 20, 11 << 20] * 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -61,8 +61,8 @@ def test_threads_share_what_was_freed(how):
 FREED = """
 import psutil
 import numpy as np
-from fl_peel.free_memory import release_memory
-from simulations.engine.allocation import reuse_memory
+from fl_peel.mmap_arrays import release_memory
+from simulations.engine.memory import reuse_memory
 reuse_memory()
 arrays = [np.ones(1 << 20, np.uint8) for _ in range(200)]
 last = np.ones(1 << 20, np.uint8)  # above them

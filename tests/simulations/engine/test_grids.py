@@ -8,8 +8,7 @@ import pytest
 from flwr.serverapp import Grid
 
 from fl_peel.errors import EngineError
-from simulations.engine.passing_grid import PassingGrid
-from simulations.engine.stoppable_grid import StoppableGrid
+from simulations.engine.passing_grid import PassingGrid, StoppableGrid
 from simulations.studies.audit.observer import TapGrid
 
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from simulations import run
-from simulations.engine.ray_token import environment, own_token
+from simulations.engine.ray_engine import environment, own_token
 from tests.helpers.runs import figures
 
 STRANGER = """

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from simulations.engine.raylet import RayletWatch
+from simulations.engine.ray_engine import RayletWatch
 
 
 @pytest.mark.faults

@@ -11,7 +11,7 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from simulations import run
-from simulations.fleet.summary import fleet_summary
+from simulations.fleet.fleet_view import fleet_summary
 from simulations.report.plots.heterogeneity_plots import (
     dot_limits,
     fairness_by_class,

@@ -29,7 +29,7 @@ from fl_peel.blocks.resizing import grow, listed
 from fl_peel.errors import ProfileError
 from fl_peel.events import Event
 from fl_peel.exchange.counters import StepCounts
-from fl_peel.ranking.spread import Histogram
+from fl_peel.ranking.paired import Histogram
 from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import MovingRequest, RoundReply
 from simulations.engine.inputs import checked

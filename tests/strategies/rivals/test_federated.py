@@ -22,10 +22,9 @@ from strategies.rivals.federated.base import (
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr, bpr_steps
 from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
-from strategies.rivals.federated.measure import held_bytes, quality, with_own_rows
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, personal_steps
 from strategies.rivals.federated.popularity import Popularity
-from strategies.rivals.federated.tuning import Effort, train, tuned
+from strategies.rivals.federated.tuning import Effort, held_bytes, quality, train, tuned, with_own_rows
 from tests.helpers.planted import planted_interactions
 
 EFFORT = Effort(rounds=60, every=10, patience=6, panel=1000)

@@ -1,11 +1,34 @@
-"""Contents and statistics of installed packages, by name. Imports nothing: a scenario's keys are read with it."""
+"""Mechanisms, statistics and contributions by name, those of installed packages too. Imports no NumPy: the scenario's
+keys are read with it.
+"""
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.plugins import Registry, did_you_mean
+
+LARGEST_MULTIPLIER = 1e5
+"""Noise beyond this leaves nothing: a target that asks for more cannot be met."""
+NO_MECHANISM = "none"
+"""The name that stands for no noise at all."""
+
+MECHANISMS: Registry[Any] = Registry(
+    "mechanism",
+    "fl_peel.mechanisms",
+    MappingProxyType(
+        {
+            "central-gaussian": "fl_peel.privacy.mechanisms:CentralGaussian",
+            "local-gaussian": "fl_peel.privacy.mechanisms:LocalGaussian",
+            "local-laplace": "fl_peel.privacy.mechanisms:LocalLaplace",
+        }
+    ),
+    reserved=(NO_MECHANISM,),
+)
+"""Subclasses of :class:`fl_peel.privacy.mechanisms.Mechanism`: the values of ``privacy.mechanism``."""
+
 
 DEVICE_CONTENTS: Registry[Any] = Registry("device contribution", "fl_peel.device_contents")
 SERVER_CONTENTS: Registry[Any] = Registry("server contribution", "fl_peel.server_contents")
@@ -68,4 +91,13 @@ def named_contents(
     return contents
 
 
-__all__ = ["DEVICE_CONTENTS", "SERVER_CONTENTS", "STATISTICS", "check_contents", "named_contents"]
+__all__ = [
+    "DEVICE_CONTENTS",
+    "LARGEST_MULTIPLIER",
+    "MECHANISMS",
+    "NO_MECHANISM",
+    "SERVER_CONTENTS",
+    "STATISTICS",
+    "check_contents",
+    "named_contents",
+]
