@@ -41,7 +41,7 @@ from simulations.engine.versions import versions
 from simulations.report.result_writer import write_results
 from simulations.resumable import DONE, about_run, mark_completed, read_completed, resumable_folder
 from simulations.scenario_files import load_scenario
-from simulations.trackers.callback_group import watched
+from simulations.trackers.registry import watched
 from simulations.trackers.tracked_figures import figures_on_test
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json

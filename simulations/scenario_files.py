@@ -12,8 +12,7 @@ from fl_peel.errors import ScenarioError, shortened
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.safe_yaml import MAX_DEPTH, YamlFault, kind_of, read_yaml, read_yaml_file
-from fl_peel.scenario.renamed import present_key, with_present_names
-from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.scenario import Scenario, present_key, with_present_names
 
 SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"
 """Folder of the shipped scenarios."""

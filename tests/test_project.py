@@ -64,3 +64,15 @@ def test_every_sub_package_is_in_the_table_of_rooms():
     for package in PACKAGES:
         result = {path.parent.name for path in (ROOT / package).rglob("*/__init__.py")} - {package}
         assert result == set(re.findall(r"`(\w+)`", rows[package])) - {"scenarios"}, package
+
+
+def test_the_walk_leads_through_code_that_is_there():
+    """Each `path.py` `Class.function` of CONTRIBUTING.md, and each path by itself."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    walk = text[text.index("## A walk") : text.index("## Golden reports")]
+    steps = re.findall(r"^\| `([\w/]+\.py)` `([\w.]+)`", walk, flags=re.MULTILINE)
+    assert len(steps) > 10
+    for path, name in steps:
+        assert f"def {name.rpartition('.')[2]}(" in (ROOT / path).read_text(encoding="utf-8"), (path, name)
+    for path in re.findall(r"`((?:fl_peel|clients|strategies|simulations)/[\w/.]+)`", walk):
+        assert (ROOT / path).exists(), path

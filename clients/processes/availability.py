@@ -20,8 +20,7 @@ from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, mod
 
 from clients.keys.distributions import Constant, NonNegative, Positive, Share
 from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, first_problem, folder_of
-from clients.keys.tabular import checked_file
-from clients.keys.traces import AtEnd, RecordedTraces, load_traces
+from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from clients.processes.base import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean

@@ -15,8 +15,7 @@ from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, mode
 
 from clients.keys.distributions import FloatArray, Share
 from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, as_schema, folder_of
-from clients.keys.tabular import checked_file
-from clients.keys.traces import AtEnd, RecordedTraces, load_traces
+from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from clients.processes.base import BudgetProcess, Clock, Devices, Moment, State
 from clients.processes.markov import MarkovBudget
 from fl_peel.errors import FieldError
@@ -135,7 +134,7 @@ class TraceBudget(BudgetProcess):
 
     ``scale`` "relative": base * memory / (largest memory of that recording). "absolute": memory * ``recommender_share``
     bytes, independent of the profile's ``memory`` (which may then be left out). Which recorded device a simulated one
-    replays: see :mod:`clients.keys.traces`.
+    replays: see :mod:`clients.keys.tabular`.
     """
 
     file: Annotated[RecordedTraces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]

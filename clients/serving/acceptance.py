@@ -6,7 +6,7 @@ import numpy as np
 
 from clients.node.cohort import Cohort
 from clients.round.memory import extra_bytes
-from clients.serving.holdings import Holdings
+from clients.serving.evaluate import Holdings
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import IntArray, UserItems

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from clients.node.previous_holdings import NEVER, PreviousHoldings
-from clients.serving.holdings import Holdings
+from clients.serving.evaluate import Holdings
 from fl_peel.blocks.precision import has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision

@@ -1,4 +1,4 @@
-"""Names of block precisions. Imports nothing: the scenario's keys are read with it."""
+"""Names of block precisions and of kinds of item groups. Imports nothing: the scenario's keys are read with it."""
 
 from __future__ import annotations
 
@@ -8,3 +8,6 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+ItemGroupKind = Literal["contiguous", "popularity", "interest-popularity", "single"]

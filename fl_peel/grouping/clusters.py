@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from fl_peel.blocks.settings import ItemGroupKind
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
-from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]

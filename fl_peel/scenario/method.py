@@ -8,10 +8,9 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.settings import ItemGroupKind, Precision
 from fl_peel.data.settings import HEADED, ZONE_UTC, CollectedMode, DataFormat, Dialect, Phase, SplitOrder
 from fl_peel.errors import ScenarioError, shortened
-from fl_peel.grouping.settings import ItemGroupKind
 from fl_peel.plugins import did_you_mean
 from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
 from fl_peel.scenario.base import (

@@ -40,15 +40,16 @@ from fl_peel.training.processor import require_device, torch_device
 from fl_peel.training.settings import LocalTraining, is_gpu
 from fl_peel.training.work import LocalWork
 from simulations.bench import stock_flower
-from simulations.bench.bench_context import BenchContext, make_context
-from simulations.bench.plan import (
+from simulations.bench.bench_context import (
     FREE_BYTES,
     FULL_TABLES,
     MAIN_JOB,
     MILLION,
+    BenchContext,
     BenchPlan,
     bench_scenario,
     flagship_scenario,
+    make_context,
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.bench.start import start_seconds

@@ -18,8 +18,7 @@ from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.package_check import own_root
 from fl_peel.scenario.scenario import Scenario
-from simulations.bench.bench_context import make_context
-from simulations.bench.plan import BenchPlan, population_scenario
+from simulations.bench.bench_context import BenchPlan, make_context, population_scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
 from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
-from simulations.cli.run_estimate import print_estimate
+from simulations.cli.run import print_estimate
 from simulations.cli.sizes import read_budgets
 
 if TYPE_CHECKING:

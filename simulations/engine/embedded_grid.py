@@ -74,7 +74,7 @@ class EmbeddedGrid(Grid):
             return [self._replies.pop(number) for number in there]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """:class:`simulations.engine.stoppable_grid.StoppableGrid` around this one does that."""
+        """:class:`simulations.engine.passing_grid.StoppableGrid` around this one does that."""
         raise NotImplementedError
 
     def wait(self, seconds: float) -> None:

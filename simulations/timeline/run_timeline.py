@@ -22,7 +22,7 @@ from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.resumable import resumable_folder
 from simulations.timeline.report import write_timeline
-from simulations.trackers.callback_group import watched
+from simulations.trackers.registry import watched
 from strategies.run.run_paths import RunPaths
 from strategies.timeline.schema import TimelineResult
 from strategies.timeline.serve import REPLICATES, check_timeline, serve_timeline

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 from fl_peel.callbacks import Callback
 from fl_peel.errors import FieldError, ScenarioError
+from fl_peel.events import Event, OnEvent
 from fl_peel.plugins import Registry
+from fl_peel.scenario.scenario import Scenario
 
 TRACKERS: Registry[Callable[[str], Callback]] = Registry(
     "tracker",
     "fl_peel.trackers",
     MappingProxyType(
-        {"tensorboard": "simulations.trackers.tensorboard:TensorBoard", "mlflow": "simulations.trackers.mlflow:MLflow"}
+        {"tensorboard": "simulations.trackers.shipped:TensorBoard", "mlflow": "simulations.trackers.shipped:MLflow"}
     ),
 )
 """Each is called with the place that its name is followed by."""
@@ -40,4 +45,75 @@ def trackers(asked: Iterable[str]) -> list[Callback]:
     return made_trackers
 
 
-__all__ = ["TRACKERS", "trackers"]
+# ---- Callbacks of a run: they get its events, and never stop it
+
+
+logger = logging.getLogger("fl_peel")
+
+Figures = TypeVar("Figures")
+
+
+@dataclass
+class CallbackGroup:
+    """The callbacks that get the same events; one that fails gets no more."""
+
+    callbacks: Iterable[Callback]
+    _active: list[Callback] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._active = list(self.callbacks)
+
+    def tell(self, what: Callable[[Callback], None]) -> None:
+        """Tell each of them something."""
+        for callback in list(self._active):
+            try:
+                what(callback)
+            except Exception as error:
+                self._active.remove(callback)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                name = type(callback).__name__
+                logger.warning(
+                    "%s failed (%s) and receives no further events of this run, which continues", name, reason
+                )
+
+    def event(self, event: Event) -> None:
+        """Tell each of them an event."""
+        self.tell(lambda callback: callback.on_event(event))
+
+
+def watched(
+    work: Callable[[OnEvent], Figures],
+    scenario: Scenario,
+    callbacks: Iterable[Callback],
+    on_event: OnEvent,
+    to_figures: Callable[[Figures], Mapping[str, Any]],
+    last: Callable[[Figures], Mapping[str, float]],
+) -> Figures:
+    """Return the result of ``work``, whose events callbacks and ``on_event`` get.
+
+    A run begins with its first event: one that is refused before leaves no trace in any tracker. to_figures: the result
+    as callbacks get it; last: figures of it that no event has told, told as those of a last one.
+    """
+    watchers, started = CallbackGroup(callbacks), False
+
+    def on_work_event(event: Event) -> None:
+        nonlocal started
+        on_event(event)
+        if not started:
+            started = True
+            watchers.tell(lambda callback: callback.on_start(scenario))
+        watchers.event(event)
+
+    try:
+        result = work(on_work_event)
+    except BaseException as error:
+        stopped = error
+        if started:
+            watchers.tell(lambda callback: callback.on_error(stopped))
+        raise
+    watchers.event(Event("report", 1, 1, figures=last(result)))
+    watchers.tell(lambda callback: callback.on_end(to_figures(result)))
+    return result
+
+
+__all__ = ["TRACKERS", "CallbackGroup", "trackers", "watched"]

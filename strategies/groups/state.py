@@ -18,9 +18,8 @@ from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays
-from strategies.groups.aggregation import CHUNK_ROWS, BlockSums
+from strategies.groups.aggregation import CHUNK_ROWS, BlockSums, ServerOptimizer
 from strategies.groups.group_tables import copied_tables
-from strategies.groups.optimizer import ServerOptimizer
 from strategies.groups.shelf import Shelf
 
 FloatArray = NDArray[np.float32]

@@ -11,7 +11,7 @@ from fl_peel.errors import ScenarioError
 from simulations import estimate as estimates
 from simulations import runner
 from simulations.cli.main import app
-from simulations.cli.run_estimate import format_seconds
+from simulations.cli.run import format_seconds
 from simulations.estimate import WITHIN, estimate
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet, shipped_names
-from clients.keys.traces import load_traces
+from clients.keys.tabular import load_traces
 from clients.processes.base import BudgetProcess, Clock
 from clients.processes.budgets import (
     ConstantBudget,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from clients.fleet.fleet import fleet_from_mapping
-from clients.keys.traces import load_traces
+from clients.keys.tabular import load_traces
 from clients.processes.base import BudgetProcess, Clock, Moment
 from clients.processes.budgets import (
     ConstantBudget,

@@ -8,7 +8,7 @@ import pytest
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping
 from clients.round import memory as module
 from clients.round.memory import RoundMemory, WorkingMemory
-from clients.serving.holdings import Holdings
+from clients.serving.evaluate import Holdings
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.scenario.scenario import Scenario

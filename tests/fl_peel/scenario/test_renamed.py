@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fl_peel.errors import ScenarioError
-from fl_peel.scenario import Scenario, renamed
+from fl_peel.scenario import Scenario
+from fl_peel.scenario import scenario as renamed
 from simulations.scenario_files import load_scenario, validated
 from simulations.sweep.setting_grid import settings_of
 
@@ -50,9 +51,9 @@ NUMBERS: dict[str, Any] = {
 """Values of present keys; 0.25 of all others."""
 
 
-@pytest.mark.parametrize("former", renamed.KEYS)
+@pytest.mark.parametrize("former", renamed.FORMER_KEYS)
 def test_former_keys_are_read_as_present_ones(former: str, caplog: pytest.LogCaptureFixture) -> None:
-    present = renamed.KEYS[former]
+    present = renamed.FORMER_KEYS[former]
     value = NUMBERS.get(present, 0.25)
     scenario = Scenario.model_validate(mapping(former, value))
     assert scenario == Scenario.model_validate(mapping(present, value))
@@ -77,9 +78,9 @@ def test_a_former_key_beside_its_present_one_is_refused() -> None:
         validated(Scenario, content, "x")
 
 
-@pytest.mark.parametrize("path", renamed.VALUES)
+@pytest.mark.parametrize("path", renamed.FORMER_VALUES)
 def test_former_values_are_read_as_present_ones(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    for former, present in renamed.VALUES[path].items():
+    for former, present in renamed.FORMER_VALUES[path].items():
         given = OTHERS.get(path, former)
         wanted = [present if one == former else one for one in given] if isinstance(given, list) else present
         with caplog.at_level(logging.WARNING, "fl_peel"):
@@ -91,7 +92,7 @@ def test_former_values_are_read_as_present_ones(path: str, caplog: pytest.LogCap
 
 
 def test_present_names_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    for path, names in renamed.VALUES.items():
+    for path, names in renamed.FORMER_VALUES.items():
         for present in names.values():
             given = OTHERS.get(path, present)
             Scenario.model_validate(mapping(path, [present, "popularity"] if isinstance(given, list) else present))

@@ -32,7 +32,7 @@ from fl_peel.training.update import in_two_parts
 from fl_peel.training.work import LocalWork
 from simulations.bench import bench as bench_device
 from simulations.bench import bench as benchmarks
-from simulations.bench.plan import BenchPlan, bench_scenario
+from simulations.bench.bench_context import BenchPlan, bench_scenario
 from simulations.cli.main import app
 from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked

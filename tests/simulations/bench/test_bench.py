@@ -20,7 +20,7 @@ from simulations.bench import bench as benchmarks
 from simulations.bench import bench_context as bench_world
 from simulations.bench import stock_flower
 from simulations.bench.bench import bench
-from simulations.bench.plan import BenchPlan, bench_scenario
+from simulations.bench.bench_context import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes

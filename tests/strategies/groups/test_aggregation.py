@@ -15,8 +15,7 @@ from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import GroupUpdate, holders_of
 from fl_peel.training.work import LocalWork
 from fl_peel.weighting.block_statistics import BlockStatistics
-from strategies.groups.aggregation import BlockSums, apply_mean, mean_update
-from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.aggregation import BlockSums, ServerOptimizer, apply_mean, mean_update
 from strategies.groups.state import UserGroupState, block_energy
 from tests.helpers.blocks import layouts, random_table, seeds
 from tests.helpers.examples import examples

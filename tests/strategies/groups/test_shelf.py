@@ -12,8 +12,7 @@ from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups import shelf as shelves
-from strategies.groups.aggregation import BlockSums
-from strategies.groups.optimizer import ServerOptimizer
+from strategies.groups.aggregation import BlockSums, ServerOptimizer
 from strategies.groups.shelf import Shelf, put_once, shelf_for
 from strategies.groups.state import UserGroupState, copied_states
 from tests.strategies.groups.test_aggregation import group_state
