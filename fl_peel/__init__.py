@@ -19,24 +19,28 @@ from fl_peel.lazy_imports import imported_when_asked
 cpu_dispatch.pin()  # before anything loads the libraries that read it
 
 if TYPE_CHECKING:
-    from fl_peel.attacks.base import Attack
-    from fl_peel.attacks.contracts import AttackContract
-    from fl_peel.blocks.onnx_export import to_onnx
-    from fl_peel.callbacks import Callback
-    from fl_peel.data.population import Population
-    from fl_peel.errors import FlPeelError
-    from fl_peel.events import Event
-    from fl_peel.exchange.bounded_statistic import BoundedStatistic
-    from fl_peel.exchange.contracts import StatisticContract
-    from fl_peel.model.device import Delta, Device, Embedding
-    from fl_peel.model.model import Model, load
-    from fl_peel.privacy.contracts import MechanismContract
-    from fl_peel.privacy.mechanisms import Mechanism
-    from fl_peel.randomness import device_uniforms, rng_for
-    from fl_peel.scenario.scenario import Scenario
-    from fl_peel.training.update import GroupUpdate
-    from fl_peel.weighting.block_statistics import BlockStatistics
-    from fl_peel.weighting.contracts import SelectorContract
+    from fl_peel.attacks.base import Attack as Attack
+    from fl_peel.attacks.contracts import AttackContract as AttackContract
+    from fl_peel.blocks.onnx_export import to_onnx as to_onnx
+    from fl_peel.callbacks import Callback as Callback
+    from fl_peel.data.population import Population as Population
+    from fl_peel.errors import FlPeelError as FlPeelError
+    from fl_peel.events import Event as Event
+    from fl_peel.exchange.bounded_statistic import BoundedStatistic as BoundedStatistic
+    from fl_peel.exchange.contracts import StatisticContract as StatisticContract
+    from fl_peel.model.device import Delta as Delta
+    from fl_peel.model.device import Device as Device
+    from fl_peel.model.device import Embedding as Embedding
+    from fl_peel.model.model import Model as Model
+    from fl_peel.model.model import load as load
+    from fl_peel.privacy.contracts import MechanismContract as MechanismContract
+    from fl_peel.privacy.mechanisms import Mechanism as Mechanism
+    from fl_peel.randomness import device_uniforms as device_uniforms
+    from fl_peel.randomness import rng_for as rng_for
+    from fl_peel.scenario.scenario import Scenario as Scenario
+    from fl_peel.training.update import GroupUpdate as GroupUpdate
+    from fl_peel.weighting.block_statistics import BlockStatistics as BlockStatistics
+    from fl_peel.weighting.contracts import SelectorContract as SelectorContract
 
 __version__ = "0.1.0"
 
@@ -69,86 +73,12 @@ _OF_OTHER_PACKAGES = frozenset(
     )
 )
 
-__all__ = [
-    "Attack",
-    "AttackContract",
-    "BlockStatistics",
-    "BoundedDeviceContents",
-    "BoundedStatistic",
-    "BudgetContract",
-    "BudgetProcess",
-    "Callback",
-    "Delta",
-    "Device",
-    "DeviceContents",
-    "DeviceContentsContract",
-    "DeviceProfile",
-    "Embedding",
-    "Event",
-    "FlPeelError",
-    "Fleet",
-    "FleetBudgets",
-    "GroupUpdate",
-    "Mechanism",
-    "MechanismContract",
-    "Memory",
-    "Model",
-    "NoisedServerContents",
-    "OpenDeviceContents",
-    "OpenServerContents",
-    "Population",
-    "PositiveFloat",
-    "ProfileContract",
-    "Progress",
-    "Result",
-    "Scenario",
-    "SelectorContract",
-    "ServerContents",
-    "ServerContentsContract",
-    "ShareFloat",
-    "StatisticContract",
-    "__version__",
-    "device_uniforms",
-    "fleet_from_mapping",
-    "load",
-    "load_fleet",
-    "load_scenario",
-    "mean_update",
-    "rng_for",
-    "run",
-    "to_onnx",
-]
-
-_own = imported_when_asked(
-    __name__,
-    {
-        "Attack": "fl_peel.attacks.base",
-        "AttackContract": "fl_peel.attacks.contracts",
-        "BlockStatistics": "fl_peel.weighting.block_statistics",
-        "BoundedStatistic": "fl_peel.exchange.bounded_statistic",
-        "Callback": "fl_peel.callbacks",
-        "Delta": "fl_peel.model.device",
-        "Device": "fl_peel.model.device",
-        "Embedding": "fl_peel.model.device",
-        "Event": "fl_peel.events",
-        "FlPeelError": "fl_peel.errors",
-        "GroupUpdate": "fl_peel.training.update",
-        "Mechanism": "fl_peel.privacy.mechanisms",
-        "MechanismContract": "fl_peel.privacy.contracts",
-        "Model": "fl_peel.model.model",
-        "Population": "fl_peel.data.population",
-        "Scenario": "fl_peel.scenario.scenario",
-        "SelectorContract": "fl_peel.weighting.contracts",
-        "StatisticContract": "fl_peel.exchange.contracts",
-        "device_uniforms": "fl_peel.randomness",
-        "load": "fl_peel.model.model",
-        "rng_for": "fl_peel.randomness",
-        "to_onnx": "fl_peel.blocks.onnx_export",
-    },
-)
+_own = imported_when_asked(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return sorted({*_own("__all__"), *_OF_OTHER_PACKAGES, "__version__"})
     if name not in _OF_OTHER_PACKAGES:
         return _own(name)
     from fl_peel.errors import FieldError
@@ -167,4 +97,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

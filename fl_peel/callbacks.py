@@ -27,6 +27,3 @@ class Callback(Protocol):
 
     def on_error(self, error: BaseException) -> None:
         """Called when a started run has failed or was stopped."""
-
-
-__all__ = ["Callback"]

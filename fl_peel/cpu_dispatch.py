@@ -116,6 +116,3 @@ def described(paths: Mapping[str, str], late: Mapping[str, str]) -> str:
 def code_paths() -> str:
     """:func:`described` of this process."""
     return described(in_effect(), late)
-
-
-__all__ = ["code_paths", "described", "in_effect", "late", "pin", "pinned", "processor_flags"]

@@ -18,6 +18,3 @@ def file_kind(path: Path) -> FileKind:
     if stat.S_ISREG(mode):
         return "file"
     return "folder" if stat.S_ISDIR(mode) else "other"
-
-
-__all__ = ["FileKind", "file_kind"]

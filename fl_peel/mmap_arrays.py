@@ -80,6 +80,3 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-__all__ = ["drop_pages", "drop_pages_now", "lies_in_file", "put_rows", "release_memory", "rows_at"]

@@ -80,6 +80,3 @@ def code_digest(root: Path) -> str:
         for path in sorted((root / name).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
-
-
-__all__ = ["PACKAGES", "check_one_root", "code_digest", "own_root"]

@@ -127,6 +127,3 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     guess = f"did you mean {close[0]!r}? " if close else ""
     return f"{guess}known: {', '.join(names)}"
-
-
-__all__ = ["Registry", "all_added", "did_you_mean"]

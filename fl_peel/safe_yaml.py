@@ -164,6 +164,3 @@ def _check_extent(data: object) -> None:
             pending.extend((part, depth + 1) for part in entry.values())
         elif isinstance(entry, (list, tuple, set)):
             pending.extend((part, depth + 1) for part in entry)
-
-
-__all__ = ["MAX_YAML_BYTES", "StrictLoader", "YamlFault", "kind_of", "read_yaml", "read_yaml_file"]

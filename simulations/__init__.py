@@ -8,25 +8,15 @@ from typing import TYPE_CHECKING
 from fl_peel.lazy_imports import imported_when_asked
 
 if TYPE_CHECKING:
-    from simulations.scenario_files import load_scenario, shipped_scenarios
-    from simulations.workbench.progress import Progress
-    from simulations.workbench.result import Result
-    from simulations.workbench.run import run
-
-__all__ = ["Progress", "Result", "load_scenario", "run", "shipped_scenarios"]
+    from simulations.scenario_files import load_scenario as load_scenario
+    from simulations.scenario_files import shipped_scenarios as shipped_scenarios
+    from simulations.workbench.progress import Progress as Progress
+    from simulations.workbench.result import Result as Result
+    from simulations.workbench.run import run as run
 
 # A simulation reports to nobody. Flower and Ray read these when they are imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do anyway, without its warning
 
-__getattr__ = imported_when_asked(
-    __name__,
-    {
-        "Progress": "simulations.workbench.progress",
-        "Result": "simulations.workbench.result",
-        "load_scenario": "simulations.scenario_files",
-        "run": "simulations.workbench.run",
-        "shipped_scenarios": "simulations.scenario_files",
-    },
-)
+__getattr__ = imported_when_asked(__name__, __file__)

@@ -307,6 +307,3 @@ def _notes(scenario: Scenario) -> tuple[str, ...]:
     if not scenario.pretraining.by_devices and scenario.pretraining.model != "spectral":
         notes.append("tables that an earlier run pretrained are taken from the cache and need no time")
     return tuple(notes)
-
-
-__all__ = ["STUDIES", "WITHIN", "RunEstimate", "estimate"]

@@ -136,6 +136,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """The terminal is the run's."""
-
-
-__all__ = ["EventLog", "live"]

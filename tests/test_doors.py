@@ -161,21 +161,6 @@ def test_these_names_are_public_and_no_others(package):
         module.runs  # noqa: B018
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_reader_of_a_package_is_told_the_same_names(package):
-    """``__all__``, what is imported when it is asked for, and what type checkers see: one list, three times."""
-    tree = ast.parse((ROOT / package / "__init__.py").read_text())
-    (typed,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    (asked,) = (
-        ast.literal_eval(node.args[1])
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "imported_when_asked"
-    )
-    assert {alias.name: node.module for node in typed.body for alias in node.names} == asked
-    others = {"__version__", *fl_peel._OF_OTHER_PACKAGES} if package == "fl_peel" else set()
-    assert asked.keys() == EXPORTED[package] - others
-
-
 def test_names_of_other_packages_are_the_same_things(api):
     assert fl_peel.run is simulations.run is importlib.import_module("simulations.workbench.run").run
     assert api.keys() == fl_peel._OF_OTHER_PACKAGES

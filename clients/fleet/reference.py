@@ -104,6 +104,3 @@ def _as_typed(node: Any, *, default: bool = False) -> Any:
             return node["value"]
         return {key: _as_typed(value, default=default or key == "default") for key, value in node.items()}
     return [_as_typed(value, default=default) for value in node] if isinstance(node, list) else node
-
-
-__all__ = ["availability_schemas", "budget_schemas", "fleet_parts", "fleet_schema"]

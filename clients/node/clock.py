@@ -134,6 +134,3 @@ def never_within_deadline(
     if deadline_s is None:
         return np.zeros(len(download_bytes), np.bool_)
     return round_seconds(rates, download_bytes, samples, np.zeros_like(download_bytes)) > deadline_s
-
-
-__all__ = ["MOST", "DeviceRates", "RoundCost", "never_within_deadline", "round_seconds", "spend"]

@@ -177,6 +177,3 @@ def stated_ceilings(cohort: Cohort, places: IntArray, groups: NDArray[np.int32],
     by_group = np.zeros(num_groups, np.int64)
     np.maximum.at(by_group, groups, cohort.ceilings[places])
     return by_group
-
-
-__all__ = ["answered_groups"]

@@ -82,6 +82,3 @@ class PreviousHoldings:
         known = np.flatnonzero(former >= 0)
         current[former[known]] = known
         return np.where(self.groups >= 0, current[self.groups], -1)
-
-
-__all__ = ["NEVER", "PreviousHoldings"]

@@ -116,6 +116,3 @@ def _check_join(cohort: Cohort, request: wire.JoinRequest) -> None:
 def _whole(array: np.ndarray, count: int, name: str) -> None:
     if len(array) not in ((0, count) if name != "item_table" else (count,)):
         raise MessageError(f"{name}: {len(array)} rows, not {count}")
-
-
-__all__ = ["checked"]

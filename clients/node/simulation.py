@@ -101,6 +101,3 @@ def _is_key(text: str) -> bool:
             return False
         model = model.model_fields[name].annotation
     return True
-
-
-__all__ = ["is_simulated", "node_error", "refuse_paths", "refuse_seeded_noise"]

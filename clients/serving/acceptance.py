@@ -64,6 +64,3 @@ def keep(cohort: Cohort, request: KeepRequest) -> KeepReply:
     state.kept_users[taken] = state.users[taken]
     state.users[back] = state.kept_users[back]
     return KeepReply(int(taken.sum()), int(back.sum()))
-
-
-__all__ = ["compare", "keep"]

@@ -192,6 +192,3 @@ def _latest(there: NDArray[np.bool_]) -> IntArray:
 def _squared(recall: IntArray) -> IntArray:
     """Return the square of a fixed-point recall, in fixed point too."""
     return np.rint((recall / SUM_SCALE) ** 2 * SUM_SCALE).astype(np.int64)
-
-
-__all__ = ["follow"]

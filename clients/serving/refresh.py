@@ -93,6 +93,3 @@ def _sent_bytes(
         rescaled = ~lacking & (changed[None, :reach] == RESCALED)
         sent[some] = (needed & lacking) @ costs + (needed & rescaled) @ scales
     return sent
-
-
-__all__ = ["refresh"]

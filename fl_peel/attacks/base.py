@@ -118,16 +118,3 @@ def load_attack(name: str) -> Attack:
         return ATTACKS.make(name, Attack)
     except FieldError as error:
         raise ScenarioError(f"--attacks: {error}") from None
-
-
-__all__ = [
-    "ATTACKS",
-    "ITEM_SECRETS",
-    "Accomplice",
-    "Attack",
-    "Secret",
-    "Stage",
-    "attack_names",
-    "checked_scores",
-    "load_attack",
-]

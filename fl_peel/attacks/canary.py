@@ -177,6 +177,3 @@ def _best_threshold(quiet: FloatArray, loud: FloatArray, delta: float, alpha: fl
     candidates = np.quantile(np.concatenate([quiet, loud]), np.linspace(0.01, 0.99, 99))
     values = [_bound(int((loud > t).sum()), int((quiet > t).sum()), len(quiet), delta, alpha) for t in candidates]
     return float(candidates[int(np.argmax(values))])
-
-
-__all__ = ["CanaryOutcome", "canary_audit", "empirical_epsilon", "worst_canary"]

@@ -195,6 +195,3 @@ class AttackContract:
         assert np.array_equal(checked_scores(attack, devices[0].view, devices[0].candidates, 0), first)
         for name, values in before.items():
             assert np.array_equal(devices[0].view.rounds[0].reply[name], values), f"the reply's {name} was changed"
-
-
-__all__ = ["AttackContract", "example_views"]

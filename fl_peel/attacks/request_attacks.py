@@ -138,6 +138,3 @@ class AnsweringClass(_Trajectory):
         """Return the number of rounds in which the device sent something, (1,); empty where it never did."""
         answers = sum(bool(one.reply) and one.figures.get("vector.sent", 1.0) > 0 for one in view.rounds)
         return np.array([answers] if answers else [], np.float64)
-
-
-__all__ = ["AnsweringClass", "ReportedClass", "RequestedClass", "RequestedGroup", "requested"]

@@ -203,15 +203,3 @@ def _user(table: FloatArray, labels: np.ndarray, gram: FloatArray) -> FloatArray
     user: FloatArray = np.linalg.solve(matrix, own.sum(axis=0))
     length = float(np.linalg.norm(user))
     return user / length if length > 0 else user
-
-
-__all__ = [
-    "InteractionMembership",
-    "ReportedCounts",
-    "ReportedSignals",
-    "TouchedRows",
-    "UpdateSign",
-    "line",
-    "norms",
-    "scaled",
-]

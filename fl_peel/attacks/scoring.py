@@ -159,15 +159,3 @@ def _interval(counts: FloatArray, advantage, seed: int) -> tuple[float, float]: 
     drawn = advantage((weights @ flat).reshape(REPLICATES, *counts.shape[1:]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(low), float(high)
-
-
-__all__ = [
-    "Outcome",
-    "auc_of",
-    "best_count_threshold",
-    "best_threshold",
-    "item_outcome",
-    "label_outcome",
-    "precision_recall_f1",
-    "squares",
-]

@@ -58,6 +58,3 @@ class ElasticEmbedding:
         stored = self.at(budget_bytes)
         layout = self.ranked.layout
         return layout.catalogue[stored.top_n(n, layout.row_in_catalogue[self.seen])].astype(np.int64)
-
-
-__all__ = ["ElasticEmbedding"]

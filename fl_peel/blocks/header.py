@@ -52,6 +52,3 @@ def opened(magic: bytes, data: bytes) -> bytes:
 def refused(why: str) -> ArtifactError:
     """Return the error for a file that is not what it claims to be."""
     return ArtifactError(f"not a stored embedding: {why}; write it again with to_bytes()")
-
-
-__all__ = ["HEADER_BYTES", "VERSION", "opened", "refused", "sealed"]

@@ -144,6 +144,3 @@ class _Model:
         result = f"v{len(self._nodes)}"
         self._nodes.append(self._helper.make_node(kind, list(inputs), [result], **attributes))
         return result
-
-
-__all__ = ["to_onnx"]

@@ -156,6 +156,3 @@ def check_catalogue(stored: StoredEmbedding, layout: BlockLayout) -> None:
             f"stored embedding is of catalogue {stored.catalogue.hex()}, the list of {layout.digest.hex()}: "
             "download it anew"
         )
-
-
-__all__ = ["check_catalogue", "grow", "listed", "shrink"]

@@ -156,6 +156,3 @@ def _fault(path: Path, raw: bytes) -> DataError:
             if len(word) > len(str(MAX_ID)) or int(word) > MAX_ID:
                 return DataError(f"{path}:{line}: {what} {word} is above {MAX_ID}; number ids from 0 without gaps")
     return DataError(f"{path}: holds more than numbers and blanks; write lines like: user item item")
-
-
-__all__ = ["checked_catalogue", "read_catalogue", "restrict_to_catalogue"]

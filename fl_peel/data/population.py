@@ -201,6 +201,3 @@ def _created(path: Path, dtype: type[np.generic], length: int) -> NDArray[np.gen
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(length,))
     mapped[:1] = 0
     return mapped
-
-
-__all__ = ["CHUNK", "Population", "read_splits"]

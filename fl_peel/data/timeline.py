@@ -158,6 +158,3 @@ def _as_they_appear(values: NDArray[np.integer]) -> IntArray:
     number = np.empty(len(first), np.int64)
     number[np.argsort(first, kind="stable")] = np.arange(len(first))
     return np.asarray(number[inverse], np.int64)
-
-
-__all__ = ["Timeline"]

@@ -137,15 +137,3 @@ def _skipped(text: str, zone: str) -> bool:
 
 def _as_numpy(column: Any) -> NDArray[np.int64]:
     return np.asarray(pc.cast(column, pa.int64()).to_numpy(zero_copy_only=False))
-
-
-__all__ = [
-    "MAX_TIME",
-    "REMEDY",
-    "is_date",
-    "local_seconds",
-    "number_fault",
-    "seconds_of",
-    "time_fault",
-    "whole_seconds",
-]

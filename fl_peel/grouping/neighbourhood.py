@@ -94,6 +94,3 @@ def item_covariance(table: FloatArray) -> NDArray[np.float64]:
     centred = table - table.mean(axis=0, dtype=np.float64)
     covariance: NDArray[np.float64] = centred.T @ centred / len(table)
     return covariance
-
-
-__all__ = ["Neighbourhood", "item_covariance"]

@@ -129,6 +129,3 @@ def add_fixed(sums, row, step, begins):
     for c in range(whole, dim):
         rounded = np.int32(np.floor(np.float64(step[0, c]) * UNIT + 0.5))
         sums[row, c] = rounded if begins else sums[row, c] + rounded
-
-
-__all__ = ["add_fixed", "fetch", "step_row"]

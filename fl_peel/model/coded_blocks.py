@@ -154,6 +154,3 @@ def ranked(
         return RankedBlocks.unpack(layout, wanted, packed)
     except MessageError as error:
         raise ModelError(str(error)) from error
-
-
-__all__ = ["WHOLE_BYTES", "CodedBlocks", "block_numbers", "changed_blocks", "piece_places", "ranked"]

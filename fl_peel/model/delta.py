@@ -187,6 +187,3 @@ class _DeltaReader:
 
 def _refused(why: str) -> ArtifactError:
     return ArtifactError(f"not a delta for what is held here: {why}; ask for it again, or download anew")
-
-
-__all__ = ["MAGIC", "applied", "delta_of"]

@@ -165,6 +165,3 @@ def _recorded(following: Iterable[bytes], sent: list[bytes]) -> Iterator[bytes]:
     for one in following:
         sent.append(one)
         yield one
-
-
-__all__ = ["Delta", "Device", "Embedding", "ModelSource"]

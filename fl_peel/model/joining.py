@@ -174,6 +174,3 @@ def _check_shape(name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None
         raise ModelError(f"{name} of shape {array.shape}, not {shape}")
     if not np.isfinite(array).all():
         raise ModelError(f"{name} holds numbers that are not finite")
-
-
-__all__ = ["KINDS", "FittedJoining", "Joining", "MappedJoining", "as_halves"]

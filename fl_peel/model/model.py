@@ -274,5 +274,3 @@ def _joining(files: ModelFiles, num_items: int, dim: int, num_groups: int) -> Jo
 
 
 load = Model.load
-
-__all__ = ["Model", "load", "save"]

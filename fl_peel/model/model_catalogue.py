@@ -96,6 +96,3 @@ class Catalogue:
             return self._item(name)
         except ModelError:
             return -1
-
-
-__all__ = ["Catalogue", "OwnId"]

@@ -220,6 +220,3 @@ def _about(folder: Path) -> dict[str, Any]:
     if about.get(DIGEST) != _digest_or_none(about):
         raise ModelError(f"{path}: its digest does not match: it was changed; save the model again")
     return about
-
-
-__all__ = ["ABOUT", "VERSION", "ModelFiles", "ModelWriter", "digest_of", "writing"]

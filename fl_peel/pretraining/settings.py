@@ -22,26 +22,26 @@ class PretrainingConfig:
         each other more than they work).
     """
 
-    model: Literal["lightgcn", "matrix-factorization"] = "lightgcn"
-    embedding_dim: int = 64
-    num_layers: int = 3
-    loss: Literal["sampled-softmax", "bpr"] = "sampled-softmax"
-    epochs: int = 80
-    batch_size: int = 2048
-    learning_rate: float = 0.03
-    l2: float = 0.2
-    l2_exponent: float = 1.0
-    num_negatives: int = 4096
-    negatives_exponent: float = 0.0
-    temperature: float = 0.25
-    similarity: Literal["dot", "cosine"] = "dot"
-    popularity_correction: float = 0.0
-    user_weight_exponent: float = 1.0
-    initialization: Literal["spectral", "normal"] = "spectral"
-    initial_norm: float = 1.0
-    diversity_form: DiversityForm = "cosine"
-    diversity_weight: float = 0.0
-    num_slices: int = 4
+    model: Literal["lightgcn", "matrix-factorization"]
+    embedding_dim: int
+    num_layers: int
+    loss: Literal["sampled-softmax", "bpr"]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    l2: float
+    l2_exponent: float
+    num_negatives: int
+    negatives_exponent: float
+    temperature: float
+    similarity: Literal["dot", "cosine"]
+    popularity_correction: float
+    user_weight_exponent: float
+    initialization: Literal["spectral", "normal"]
+    initial_norm: float
+    diversity_form: DiversityForm
+    diversity_weight: float
+    num_slices: int
     num_threads: int = 0
 
 
@@ -80,22 +80,22 @@ class SpectralConfig:
     """How tables are made of sums over devices (:mod:`fl_peel.pretraining.spectral_steps`): what
     :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
-    oversampling: columns more in passes, which find the others better; an exponent of None: about ``filter_devices``
-    choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``; num_threads: as in :class:`PretrainingConfig`.
+    None as an exponent: about ``filter_devices`` choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``;
+    oversampling: columns more in passes, which find the others better; num_threads: as in :class:`PretrainingConfig`.
     """
 
-    columns: int = 512
-    filter_devices: int = 1000
+    columns: int
+    filter_devices: int
+    passes: int
+    user_exponent: float
+    item_exponent: float
+    count_exponent: float | None
+    value_exponent: float | None
+    group_columns: int
+    group_rounds: int
+    row_sketch: float | None
+    sum_bits: Literal[32, 64]
     oversampling: int = 32
-    passes: int = 6
-    user_exponent: float = 0.3
-    item_exponent: float = 0.5
-    count_exponent: float | None = None
-    value_exponent: float | None = None
-    group_columns: int = 128
-    group_rounds: int = 8
-    row_sketch: float | None = None
-    sum_bits: Literal[32, 64] = 64
     num_threads: int = 2
 
     @property

@@ -156,6 +156,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
         corrected[index] = largest
     return corrected
-
-
-__all__ = ["LEVEL", "REPLICATES", "Estimate", "Replicates", "estimate", "holm", "interval", "over", "weight_seeds"]

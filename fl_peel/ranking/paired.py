@@ -144,6 +144,3 @@ class Histogram(Counters):
         """Share of the devices of one histogram whose value is 0; None without devices."""
         devices = int(self.counts.sum())
         return float(self.counts[0] / devices) if devices else None
-
-
-__all__ = ["NUM_BINS", "Effects", "Histogram", "PairedSums"]

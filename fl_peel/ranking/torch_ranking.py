@@ -85,6 +85,3 @@ def _keys(scores: Tensor, first: int) -> Tensor:
     bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: minus zero is zero
     ordered = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF)
     return (ordered << 32) + (first - torch.arange(scores.shape[1], device=scores.device))
-
-
-__all__ = ["BLOCK_ROWS", "BLOCK_SCORES", "top_rows"]

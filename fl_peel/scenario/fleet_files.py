@@ -122,6 +122,3 @@ def _sent_file(content: Mapping[str, object]) -> FleetFile:
         _unpacked(str(content["content"]), MAX_YAML_BYTES),
         {str(name): _unpacked(str(text), MAX_DATA_BYTES) for name, text in data.items()},
     )
-
-
-__all__ = ["MAX_DATA_BYTES", "FleetFile", "fleet_files", "sent_files"]

@@ -168,6 +168,3 @@ def text_of(value: Any) -> str:
 def _one_line(text: str) -> str:
     """A docstring without line breaks, and with code marked as Markdown does."""
     return " ".join(re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.replace("``", "`")).split())
-
-
-__all__ = ["ANY_NAME", "DRAFT", "Part", "ScenarioKey", "keys_of", "parts_of", "scenario_schema", "text_of"]

@@ -89,15 +89,3 @@ def named_contents(
             f"refinement.aggregation.robust.rule: {rule} needs; subclass {bucketed.__name__}, or set mean"
         )
     return contents
-
-
-__all__ = [
-    "DEVICE_CONTENTS",
-    "LARGEST_MULTIPLIER",
-    "MECHANISMS",
-    "NO_MECHANISM",
-    "SERVER_CONTENTS",
-    "STATISTICS",
-    "check_contents",
-    "named_contents",
-]

@@ -85,6 +85,3 @@ class TrainingMemory:
         each = self._held_bytes + self._touched_bytes
         beyond = (room - touchable * self._touched_bytes) // self._held_bytes  # all that can be touched is copied
         return np.asarray(np.where(room <= touchable * each, room // each, beyond), np.int64)
-
-
-__all__ = ["TrainingMemory"]

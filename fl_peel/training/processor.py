@@ -49,6 +49,3 @@ def torch_device(device: str) -> torch.device | None:
 def pretraining_device(device: str) -> str:
     """Torch's own name of the device, on which the server pretrains."""
     return "cpu" if device == TORCH_CPU else device
-
-
-__all__ = ["pretraining_device", "require_device", "torch_device"]

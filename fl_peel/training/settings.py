@@ -59,6 +59,3 @@ class LocalTraining:
         if not self.clip_blocks:
             return self.max_norm
         return self.max_norm / (num_blocks if self.clip_l1 else math.sqrt(num_blocks))
-
-
-__all__ = ["TORCH_CPU", "check_device_name", "is_gpu"]

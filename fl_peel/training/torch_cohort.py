@@ -309,6 +309,3 @@ def _derivatives(logits: Tensor, how: LocalTraining) -> tuple[Tensor, Tensor]:
 def _segments(values: Tensor, lengths: Tensor) -> Tensor:
     """Sums over consecutive segments of the first dimension, each in order."""
     return torch.segment_reduce(values, "sum", lengths=lengths, axis=0, unsafe=True)
-
-
-__all__ = ["CHUNK_FLOATS", "CohortSums", "train_devices"]

@@ -42,6 +42,3 @@ class LocalWork:
             train=self.train.select(devices),
             seeds=self.seeds[devices],
         )
-
-
-__all__ = ["LocalWork"]

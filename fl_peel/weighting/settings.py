@@ -37,9 +37,9 @@ FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 class ControllerConfig:
     """How the controller learns: what :class:`fl_peel.scenario.method.ControllerPart` says under each key."""
 
-    features: tuple[FeatureName, ...] = ("exposure", "popularity", "global-popularity", "loss", "energy")
-    hidden: tuple[int, ...] = (16, 16)
-    steps: int = 20
-    learning_rate: float = 0.01
-    weight_decay: float = 0.01
-    signal_momentum: float = 0.5
+    features: tuple[FeatureName, ...]
+    hidden: tuple[int, ...]
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    signal_momentum: float

@@ -116,6 +116,3 @@ def _require_room(size: int) -> None:
                 f"bench: {size:,} devices take up to {needed / 1e9:.1f} GB of {what}, and {free / 1e9:.1f} GB are "
                 f"free; {remedy}"
             )
-
-
-__all__ = ["large"]

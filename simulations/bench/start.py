@@ -68,6 +68,3 @@ def _until_nodes(scenario: str, data_dir: str) -> float:
                     pass
                 return seconds
     raise EngineError(f"bench: {scenario} ended before its nodes answered: {line.strip()}")
-
-
-__all__ = ["start_seconds"]

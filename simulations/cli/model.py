@@ -237,6 +237,3 @@ def export_onnx(
 
     write_files(target.absolute().parent, {target.name: to_onnx(artefact)})
     typer.echo(f"model: {target}")
-
-
-__all__ = ["export", "serve_device"]

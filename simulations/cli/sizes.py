@@ -43,6 +43,3 @@ def read_budgets(text: str, option: str = "--budgets") -> tuple[float, ...]:
             raise BudgetError(f"{option}: {word} is not above 0 and at most 100%; write e.g. 0.5%,1%")
         shares.append(share)
     return tuple(sorted(set(shares)))
-
-
-__all__ = ["read_budgets", "read_size"]

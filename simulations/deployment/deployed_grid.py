@@ -52,6 +52,3 @@ def is_simulated(grid: Grid) -> bool:
     look for replies.
     """
     return hasattr(grid, "pull_interval")
-
-
-__all__ = ["DeployedGrid", "deployment_grid", "is_simulated"]

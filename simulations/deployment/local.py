@@ -108,6 +108,3 @@ def write_app(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").write_text(APP.format(version=fl_peel.__version__), encoding="utf-8")
     return folder
-
-
-__all__ = ["node_configs", "run_deployed", "write_app"]

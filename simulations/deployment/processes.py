@@ -293,6 +293,3 @@ def _program(name: str) -> list[str]:
 def _flat(config: Config) -> str:
     """Format a configuration as Flower reads it: ``key=value``, separated by blanks."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-
-
-__all__ = ["Deployment", "deployed", "end_all", "free_port"]

@@ -20,6 +20,3 @@ def answer(client: ClientApp, message: Message, context: Context) -> Message:
 def error_reply(message: Message, reason: str) -> Message:
     """Return the reply of a node that failed."""
     return Message(Error(FAILED, reason), reply_to=message)
-
-
-__all__ = ["answer", "error_reply"]

@@ -47,6 +47,3 @@ def _require_grpc(address: str, target: str) -> None:
             raise EngineError(
                 f"engine.ray_address: the server at {address} is not a Ray cluster; correct the address"
             ) from error
-
-
-__all__ = ["CONNECT_S", "require_cluster"]

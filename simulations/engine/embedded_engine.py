@@ -88,6 +88,3 @@ def run_embedded(
             StoppableGrid(grid, stop, grid.wait, grid.give_up),
             Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={}),
         )
-
-
-__all__ = ["processors", "run_embedded", "start_workers", "workers_ahead"]

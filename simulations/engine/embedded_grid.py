@@ -105,6 +105,3 @@ class EmbeddedGrid(Grid):
                 self._waiting.remove(number)
                 self._replies[number] = reply
                 self._arrived.notify_all()
-
-
-__all__ = ["EmbeddedGrid", "Host"]

@@ -116,6 +116,3 @@ def _variables() -> dict[str, str]:
     from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 
     return WORKERS | {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}
-
-
-__all__ = ["backend_of", "simulated", "starting"]

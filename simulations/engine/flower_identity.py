@@ -31,6 +31,3 @@ def number_message(message: Message) -> str:
     number = str(next(_numbers))
     message.metadata.__dict__["_message_id"] = number
     return number
-
-
-__all__ = ["RUN_ID", "identify_server", "number_message"]

@@ -130,6 +130,3 @@ def lasting_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-__all__ = ["WORKERS", "PeakMemory", "lasting_objects", "reuse_memory"]

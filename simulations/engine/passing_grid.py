@@ -145,6 +145,3 @@ class _Sending:
         if message is not None:
             self._held.setdefault(message.metadata.dst_node_id, deque()).append(message)
         return self._more
-
-
-__all__ = ["PassingGrid", "StoppableGrid"]

@@ -276,6 +276,3 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
-
-
-__all__ = ["RayletWatch", "environment", "own_token", "run_on_ray"]

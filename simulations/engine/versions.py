@@ -61,6 +61,3 @@ def _installed(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "none"
-
-
-__all__ = ["LOCK", "environment", "locked", "versions"]

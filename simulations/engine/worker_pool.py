@@ -206,6 +206,3 @@ class WorkerPool:
         """End workers that work on messages of these numbers, and leave out those that wait."""
         for worker in self._workers:
             worker.give_up(numbers)
-
-
-__all__ = ["ForkServer", "WorkerPool"]

@@ -201,6 +201,3 @@ class _MeminfoReader:
 
     def _error(self, number: int, text: str) -> ProfileError:
         return ProfileError(f"{self.path}:{number}: {text}")
-
-
-__all__ = ["Recording", "read_recording", "read_recordings", "trace_bytes", "trace_table"]

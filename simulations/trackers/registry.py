@@ -114,6 +114,3 @@ def watched(
     watchers.event(Event("report", 1, 1, figures=last(result)))
     watchers.tell(lambda callback: callback.on_end(to_figures(result)))
     return result
-
-
-__all__ = ["TRACKERS", "CallbackGroup", "trackers", "watched"]

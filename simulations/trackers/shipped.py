@@ -117,6 +117,3 @@ def _free(folder: Path) -> Path:
         number += 1
         free = folder.with_name(f"{folder.name}-{number}")
     return free
-
-
-__all__ = ["MLflow", "TensorBoard"]

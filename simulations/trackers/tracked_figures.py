@@ -26,6 +26,3 @@ def budget_name(result: RunResult, row: BudgetRow) -> str:
     share = plain_name(format_share(row.share))
     own = (result.scenario["blocks"]["precision"], result.scenario["selector"])
     return share if (row.precision, row.selector) == own else plain_name(f"{share}_{row.precision}_{row.selector}")
-
-
-__all__ = ["budget_name", "figures_on_test"]

@@ -50,6 +50,3 @@ def device_frame(devices: PerDevice) -> pd.DataFrame:
         for metric, values in zip(METRICS, (devices.recall, devices.ndcg), strict=True):
             columns[f"{metric}@{devices.top_n} {table}"] = values[:, place]
     return pandas.DataFrame(columns)
-
-
-__all__ = ["budget_frame", "class_frame", "device_frame", "round_frame"]

@@ -111,6 +111,3 @@ class Progress(Callback):
             self._stages.end = end
             self._handle.update(self._stages)
             self._handle = None
-
-
-__all__ = ["Progress", "notebook", "show_figures"]

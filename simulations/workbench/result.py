@@ -184,6 +184,3 @@ class Result(Mapping[str, Any]):
             alt="" if plot is None else plot.alt,
             image="" if plot is None else base64.b64encode(plot.svg.encode()).decode(),
         )
-
-
-__all__ = ["Result"]

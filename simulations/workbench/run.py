@@ -67,6 +67,3 @@ def run(
         )
         devices = PerDevice.read(folder / FILE) if folder is not None and single else None
     return Result(figures, devices)
-
-
-__all__ = ["run"]

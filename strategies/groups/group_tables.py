@@ -98,6 +98,3 @@ def give_room(file: int, num_bytes: int, begin: int = 0) -> None:
         return
     for start in range(0, num_bytes, MOST_COPIED):
         write_all(file, memoryview(bytes(min(MOST_COPIED, num_bytes - start))), begin + start)
-
-
-__all__ = ["FloatArray", "copied_tables", "empty_tables", "give_room", "write_all"]

@@ -90,6 +90,3 @@ def shelf_for(num_bytes: int, folder: str) -> Shelf | None:
         OSError: no file can be made there.
     """
     return Shelf(folder) if folder and num_bytes > MOST_IN_MEMORY else None
-
-
-__all__ = ["Shelf", "put_once", "shelf_for"]

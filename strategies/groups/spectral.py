@@ -74,6 +74,3 @@ def spectral_states(
 
     with fixed_threads(1), ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(state, start.groups, tables))
-
-
-__all__ = ["TEMPERATURE", "spectral_states"]

@@ -41,6 +41,3 @@ def packed_batches(
 def _packed_once(arrays: wire.Arrays) -> tuple[int, wire.Arrays]:
     """Return the size of arrays, and the arrays as a message has them, which is all that memory holds then."""
     return sum(array.nbytes for array in arrays.values()), wire.packed_once(arrays)
-
-
-__all__ = ["EVALUATED_BYTES", "batches", "packed_batches"]

@@ -32,6 +32,3 @@ NUM_TRACED = 6
 def some_devices(scenario: Scenario, members: Members, what: str, count: int) -> NDArray[np.int64]:
     """A few devices, always the same for a seed."""
     return np.sort(rng_for(scenario.seed, what).permutation(members.devices)[:count])
-
-
-__all__ = ["Members"]

@@ -156,6 +156,3 @@ def _serve(
     least = min(members)
     with ThreadPoolExecutor(max_workers=2) as pool:
         list(pool.map(one, members))
-
-
-__all__ = ["PerGroup", "group_material", "sample_of_groups"]

@@ -150,6 +150,3 @@ class Hashing(Rival):
         users = material.complete(users, stored.decoded()[1])
         label = f"{dim} columns, {count} remainders, {operation}, rate {rate:g}"
         return whole_table(request, stored, users, time.perf_counter() - start, label, num_items)
-
-
-__all__ = ["HashedTable", "Hashing", "composed", "most_remainders"]

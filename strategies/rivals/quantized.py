@@ -171,6 +171,3 @@ def best_items(material: Material, by: Order) -> IntArray:
     """Return the items (I,), best first; items that are shown to no user are ordered by popularity."""
     shown = material.shown if by == "exposure" else np.zeros(material.num_items)
     return np.lexsort((-material.popularity, -shown)).astype(np.int64)
-
-
-__all__ = ["ProductQuantization", "QuantizedTable", "best_items", "most_rows"]

@@ -22,6 +22,3 @@ def in_json(sums: Replicates, place: int = 0) -> Plain:
         f"{metric}@{TOP_N}": [None if np.isnan(mean) else mean for mean in means[place].tolist()]
         for metric, means in zip(("recall", "ndcg"), sums.means(), strict=True)
     }
-
-
-__all__ = ["Plain", "in_json", "replicates"]

@@ -245,6 +245,3 @@ def estimator(
         return answer
 
     return guess
-
-
-__all__ = ["Rule", "SearchSettings", "estimator", "evolve", "fitted", "starting_orders"]

@@ -274,6 +274,3 @@ class CachedList(Rival):
 def _cut(lists: Lists, length: int) -> Lists:
     """The first ``length`` items, the rest -1."""
     return np.where(np.arange(lists.shape[1]) < length, lists, np.int32(-1))
-
-
-__all__ = ["CachedList", "Ease", "FullTable", "ItemNeighbours", "best_lists", "ease_weights", "neighbour_weights"]

@@ -154,14 +154,3 @@ class FixedTiers(Rival):
                 users = material.complete(np.ascontiguousarray(tables.users[:, :width]), items)
                 stored = DenseTable.from_table(items, request.precision)
                 yield whole_table(request, stored, users, 0.0, f"{width} dimensions")
-
-
-__all__ = [
-    "FixedTiers",
-    "MagnitudePruning",
-    "SmallerDimension",
-    "TruncatedSvd",
-    "narrowed",
-    "score_metric",
-    "singular_factors",
-]

@@ -250,6 +250,3 @@ def on_the_engine(session: Session) -> dict[str, Any]:
         return session.printed(COMMITTED)
     finally:
         ENGINE.real = False
-
-
-__all__ = ["COMMITTED", "Entry", "Session", "entries", "open_session"]

@@ -24,6 +24,3 @@ def register_profiles() -> None:
 def examples(count: int, **more: Any) -> settings:
     """Return the settings of a property that is tried on ``count`` examples, or on the profile's share of them."""
     return settings(max_examples=max(min(count, FEWEST), count * settings().max_examples // ALL), **more)
-
-
-__all__ = ["examples", "register_profiles"]

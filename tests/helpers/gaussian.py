@@ -9,6 +9,3 @@ def analytic_gaussian_delta(multiplier: float, epsilon: float) -> float:
     """Least delta of a Gaussian mechanism of sensitivity 1 at ``epsilon`` (Balle & Wang, ICML 2018, theorem 8)."""
     half = 1 / (2 * multiplier)
     return float(norm.cdf(half - epsilon * multiplier) - math.exp(epsilon) * norm.cdf(-half - epsilon * multiplier))
-
-
-__all__ = ["analytic_gaussian_delta"]

@@ -156,6 +156,3 @@ def _fill_chances(own: Buffers, how: LocalTraining) -> None:
     else:
         own.chances[:] = 1 / (1 + np.exp(own.chances[0] - own.chances)) / how.num_negatives
     own.chances[:] /= how.temperature
-
-
-__all__ = ["Buffers", "train_lean"]

@@ -122,6 +122,3 @@ def mutated(draw: st.DrawFn, content: RecordDict) -> Wrong:
             size = draw(st.sampled_from([-1, 2**40, 2**62, 2**70]))
             arrays[name] = Array(array.dtype, array.shape, array.stype, (huge % size).ljust(127) + b"\n")
     return Wrong(put_together(arrays, config), f"{kind} {name}")
-
-
-__all__ = ["Wrong", "extreme", "mutated", "parts_of", "put_together", "replying", "with_array"]

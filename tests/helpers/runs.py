@@ -28,6 +28,3 @@ def figures(result: RunResult) -> dict[str, Any]:
     keys = ("full_table", "budgets", "device_classes", "user_groups", "history", "traces", "bytes_per_device")
     keys += ("fairness", "elasticity", "elastic_traces", "time_to_recall")
     return {"rounds": by_round, **{key: content[key] for key in keys}}
-
-
-__all__ = ["figures", "served"]

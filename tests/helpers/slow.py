@@ -11,6 +11,3 @@ import pytest
 def but_one_slow(quick: str, names: Iterable[str]) -> list[Any]:
     """Return the names as parameters, all of them marked slow but for one."""
     return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-__all__ = ["but_one_slow"]

@@ -56,6 +56,3 @@ def in_shell(line: str) -> None:
     command = f'PATH="{Path(sys.executable).parent}:$PATH"; {line}'
     ran = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True)
     assert ran.returncode == 0, f"{line}\n{ran.stderr}"
-
-
-__all__ = ["Snippet", "follow", "in_shell", "snippets_of"]

@@ -151,21 +151,6 @@ def test_periodic_phases_spread_over_the_devices():
     assert first.min() < 1 < 1999 < first.max()
 
 
-def test_markov_long_run_and_transitions():
-    process = MarkovBudget.model_validate(
-        {"states": {"on": 1.0, "off": 0.0}, "transitions_per_step": {"on": {"on": 0.9, "off": 0.1}, "off": [0.3, 0.7]}}
-    )
-    # balance: on * 0.1 = off * 0.3, so on = 0.75
-    np.testing.assert_allclose(process.long_run(), [0.75, 0.25], atol=1e-9)
-    on = series(process, 20_000, 12) > 0
-    # standard error of a share near 0.75 over 20,000 devices is 0.003
-    assert abs(on.mean(axis=1) - 0.75).max() < 0.015
-    stays = (on[1:] & on[:-1]).sum() / on[:-1].sum()
-    returns = (on[1:] & ~on[:-1]).sum() / (~on[:-1]).sum()
-    assert abs(stays - 0.9) < 0.01
-    assert abs(returns - 0.3) < 0.01
-
-
 def test_markov_transitions_match_every_entry_of_the_matrix():
     # the split of each row into a common and an own part must not change its probabilities
     process = chain(first="foreground")
@@ -176,19 +161,6 @@ def test_markov_transitions_match_every_entry_of_the_matrix():
         np.testing.assert_allclose(np.bincount(after, minlength=3) / len(ids), matrix[state], atol=0.005)
 
 
-def test_markov_never_takes_a_transition_of_probability_zero():
-    process = MarkovBudget.model_validate(
-        {
-            "states": {"a": 1, "b": 1, "c": 1, "d": 1},
-            "transitions_per_step": [[0.1, 0.9, 0, 0], [0, 0.1, 0.9, 0], [0, 0, 0.1, 0.9], [0.9, 0, 0, 0.1]],
-        }
-    )
-    ids = devices_of(50_000)
-    for state in range(4):
-        after = process.advance(np.full(len(ids), state, dtype=np.int8), 3, ids, 9)
-        assert set(np.unique(after)) == {state, (state + 1) % 4}
-
-
 def test_random_walk_moves_by_at_most_a_step_and_reaches_both_bounds():
     walk = series(RandomWalkBudget(largest_step=0.05, min_factor=0.2, max_factor=0.6), 2000, 60, base=1.0)
     assert np.abs(np.diff(walk, axis=0)).max() <= 0.05 + 1e-12
@@ -196,19 +168,6 @@ def test_random_walk_moves_by_at_most_a_step_and_reaches_both_bounds():
     assert 0.595 < walk.max() <= 0.6
     # evenly between the bounds in the long run: mean 0.4
     assert abs(walk[-1].mean() - 0.4) < 0.015
-
-
-def test_shock_falls_by_ninety_per_cent_and_ends():
-    process = ShockBudget(at_round=2, factor=0.1, until_round=3)
-    # rounds 0 and 1 are steps 0-7, round 2 is steps 8-11
-    assert series(process, 1, 14)[:, 0].tolist() == [1000.0] * 8 + [100.0] * 4 + [1000.0] * 2
-
-
-def test_shock_from_the_start_lowers_the_ceiling():
-    base = np.array([1000.0])
-    assert ShockBudget(at_round=0, factor=0.1).ceiling(0, devices_of(1), base) == [100.0]
-    assert ShockBudget(at_round=1, factor=0.1).ceiling(0, devices_of(1), base) == [1000.0]
-    assert ShockBudget(at_round=1, factor=3.0).ceiling(0, devices_of(1), base) == [3000.0]
 
 
 def test_fleet_shock_equals_a_shock_in_every_profile():

@@ -253,16 +253,6 @@ def test_a_chain_of_one_state_stays_there():
     assert process.state_at(0, ids(3), 9).tolist() == [0] * 3
 
 
-def test_three_states_follow_their_rows():
-    """From each state, one step of 30,000 devices: the shares of its row, whether two rows share a part or none."""
-    states = {"a": 1.0, "b": 0.5, "c": 0.25}
-    for rows in ([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.3, 0.7]], [[0, 1, 0], [0, 0, 1], [1, 0, 0]]):
-        process = MarkovBudget.model_validate({"states": states, "transitions_per_step": rows})
-        for state, row in enumerate(rows):
-            moved = process.advance(np.full(30_000, state, np.int8), 0, ids(30_000), 1)
-            assert np.bincount(moved, minlength=3) / 30_000 == pytest.approx(row, abs=0.015)
-
-
 def test_a_chain_of_three_states_starts_as_it_goes_on():
     """Balance: b = (a + c) / 4 and a / 2 = b / 2 + 3 c / 8, so 16, 7 and 12 in 35."""
     rows = [[0.5, 0.25, 0.25], [0.5, 0.0, 0.5], [0.375, 0.25, 0.375]]

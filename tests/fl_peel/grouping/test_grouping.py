@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,9 +19,9 @@ from fl_peel.grouping.clusters import (
     user_groups,
 )
 from fl_peel.pretraining.central_training import pretrain
-from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.randomness import rng_for
 from tests.helpers.examples import examples
+from tests.helpers.settings import PRETRAINING
 
 
 def rows_of(*rows: list[int]) -> UserItems:
@@ -39,7 +41,8 @@ def planted_tastes(num_users: int = 60, items_per_world: int = 20, per_user: int
 @pytest.mark.parametrize("model", ["lightgcn", "matrix-factorization"])
 def test_planted_taste_groups_are_recovered(model: str) -> None:
     collected = planted_tastes()
-    config = PretrainingConfig(
+    config = replace(
+        PRETRAINING,
         model=model,  # type: ignore[arg-type]
         embedding_dim=8,
         num_slices=4,

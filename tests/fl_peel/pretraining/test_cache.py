@@ -9,11 +9,11 @@ from safetensors.numpy import load_file, save_file
 
 from fl_peel.pretraining.cache import DIGEST, _digest, pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
-from fl_peel.pretraining.settings import PretrainingConfig
 from tests.helpers.blocks import rows_of
+from tests.helpers.settings import PRETRAINING
 
 COLLECTED = rows_of([0, 1], [2], [])
-CONFIG = PretrainingConfig()
+CONFIG = PRETRAINING
 TABLES = PretrainedEmbeddings(
     np.arange(6, dtype=np.float32).reshape(3, 2) / 7,
     np.arange(8, dtype=np.float32).reshape(4, 2) / 3,
@@ -27,7 +27,7 @@ def key(collected=COLLECTED, num_items=4, config=CONFIG, seed=0, device="cpu") -
 
 
 def test_the_same_content_has_the_same_key():
-    assert key() == key(rows_of([0, 1], [2], []), config=PretrainingConfig())
+    assert key() == key(rows_of([0, 1], [2], []), config=PRETRAINING)
     assert len(key()) == 32
     assert set(key()) <= set("0123456789abcdef")
 

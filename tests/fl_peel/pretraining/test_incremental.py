@@ -9,10 +9,10 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import spectral_steps
 from fl_peel.pretraining.incremental import Exponents, exponents_of, filter_request, update_model
-from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import PooledSums
+from tests.helpers.settings import SPECTRAL
 
-CONFIG = SpectralConfig(columns=6, group_columns=6, oversampling=4, passes=6)
+CONFIG = replace(SPECTRAL, columns=6, group_columns=6, oversampling=4, passes=6)
 NUM_ITEMS = 30
 SHAPE = Exponents(0.5, 0.5, 0.0)
 

@@ -12,10 +12,10 @@ import torch
 from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.negatives import CandidateSampler, chances, systematic
-from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.scenario.scenario import Scenario
 from strategies.rivals.training import BatchLoss
 from tests.fl_peel.pretraining.test_pretraining import SMALL, some_rows
+from tests.helpers.settings import PRETRAINING
 
 POPULARITY = np.array([0, 3, 8, 24, 99, 0, 15, 3], np.float64)
 
@@ -42,12 +42,12 @@ def test_a_systematic_sample_by_hand() -> None:
 
 def test_all_items_take_part_where_as_many_are_to_be_drawn() -> None:
     for count in (0, 8, 9):
-        config = PretrainingConfig(num_negatives=count, negatives_exponent=0.75 if count else 0.0)
+        config = replace(PRETRAINING, num_negatives=count, negatives_exponent=0.75 if count else 0.0)
         assert CandidateSampler.from_config(config, POPULARITY).draw(generator(1)) is None
 
 
 def test_items_are_drawn_alike_without_an_exponent() -> None:
-    sampler = CandidateSampler.from_config(PretrainingConfig(num_negatives=2), POPULARITY)
+    sampler = CandidateSampler.from_config(replace(PRETRAINING, num_negatives=2), POPULARITY)
     drawn = sampler.draw(generator(5))
     assert drawn.items.tolist() == torch.randperm(8, generator=generator(5))[:2].tolist()
     assert drawn.log_stands_for.tolist() == pytest.approx([math.log(4)] * 2)
@@ -55,7 +55,7 @@ def test_items_are_drawn_alike_without_an_exponent() -> None:
 
 def test_popular_items_are_drawn_more_often_and_stand_for_less() -> None:
     """Weights 1, 2, 3, 5, 10, 1, 4, 2 of 28: of three items, each comes in 3/28 of its weight, item 4 always."""
-    sampler = CandidateSampler.from_config(PretrainingConfig(num_negatives=3, negatives_exponent=0.5), POPULARITY)
+    sampler = CandidateSampler.from_config(replace(PRETRAINING, num_negatives=3, negatives_exponent=0.5), POPULARITY)
     expected = np.array([1, 2, 3, 5, 0, 1, 4, 2]) * 2 / 18
     expected[4] = 1.0
     counts, trials, source = np.zeros(8), 4000, generator(3)
@@ -77,7 +77,7 @@ def test_what_is_drawn_by_popularity_varies_less_about_the_sum_over_all() -> Non
     whole, spread = float(terms.sum()), {}
     for exponent in (0.0, 0.75):
         sampler = CandidateSampler.from_config(
-            PretrainingConfig(num_negatives=50, negatives_exponent=exponent), popularity
+            replace(PRETRAINING, num_negatives=50, negatives_exponent=exponent), popularity
         )
         draws = [sampler.draw(generator(seed)) for seed in range(400)]
         result = np.array([float((terms[drawn.items] * drawn.log_stands_for.exp()).sum()) for drawn in draws])

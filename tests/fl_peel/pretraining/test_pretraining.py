@@ -16,12 +16,13 @@ from fl_peel.pretraining.central_training import EpochFigures, pretrain
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
 from fl_peel.pretraining.negatives import Candidates
 from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
-from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
 from fl_peel.pretraining.workers import Workers, fixed_threads, own_threads
 from fl_peel.randomness import rng_for
+from tests.helpers.settings import PRETRAINING
 
-SMALL = PretrainingConfig(
+SMALL = replace(
+    PRETRAINING,
     embedding_dim=8,
     num_slices=4,
     epochs=4,

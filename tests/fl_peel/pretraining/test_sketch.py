@@ -8,12 +8,12 @@ import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining import spectral_steps
-from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.sketch import MOST_ROWS, RowSketch
 from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.secure.stage1_vector import StepVector
 from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, SHAPE, rows
+from tests.helpers.settings import SPECTRAL
 
 __all__ = ["rows"]  # the fixture of 80 users of three tastes
 COUNTS = np.arange(100)[::-1].copy()
@@ -105,7 +105,7 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
 @pytest.mark.parametrize("share", [None, 0.05])
 def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
     """Of devices with the worst rows that there may be: those of one column alone, at length 1."""
-    config = SpectralConfig(sum_bits=32, user_exponent=a, row_sketch=share)
+    config = dataclasses.replace(SPECTRAL, sum_bits=32, user_exponent=a, row_sketch=share)
     units = Units.from_config(config, devices, 200)
     assert units.passes >= 1
     if units.passes == units.moments == 1:
@@ -128,12 +128,12 @@ def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
 
 
 def test_units_are_as_fine_as_the_devices_allow():
-    config = SpectralConfig(sum_bits=32)
+    config = dataclasses.replace(SPECTRAL, sum_bits=32)
     few, many = Units.from_config(config, 943, 1682), Units.from_config(config, 29_858, 40_981)
     assert (few.passes, few.groups, few.moments) == (2.0**21, 2.0**20, 2.0**10)
     assert (many.passes, many.groups, many.moments) == (2.0**16, 2.0**16, 2.0**8)
     assert Units.from_config(dataclasses.replace(config, row_sketch=0.25), 943, 1682).passes == 2.0**18
-    assert Units.from_config(SpectralConfig(), 943, 1682) == Units()
+    assert Units.from_config(SPECTRAL, 943, 1682) == Units()
 
 
 def test_coarse_units_change_tables_little(rows):

@@ -9,11 +9,12 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import spectral_steps, stage1
 from fl_peel.pretraining.costs import StepShape, cost_of
-from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
+from tests.helpers.settings import SPECTRAL
 
 NUM_ITEMS = 50
-CONFIG = SpectralConfig(
+CONFIG = dataclasses.replace(
+    SPECTRAL,
     columns=12,
     oversampling=8,
     passes=30,

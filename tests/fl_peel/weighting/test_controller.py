@@ -2,6 +2,7 @@
 
 import copy
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import torch
 
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
-from fl_peel.weighting.settings import FEATURES, ControllerConfig
+from fl_peel.weighting.settings import FEATURES
+from tests.helpers.settings import CONTROLLER
 
-STEP = ControllerConfig(steps=1)
+STEP = replace(CONTROLLER, steps=1)
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +72,7 @@ def test_signals_fade():
 @pytest.mark.parametrize("first", ["exposure", "popularity"])
 def test_weights_start_proportional_to_the_first_feature(first, hidden):
     rest = tuple(name for name in FEATURES if name != first)
-    config = ControllerConfig(features=(first, *rest), hidden=hidden)
+    config = replace(CONTROLLER, features=(first, *rest), hidden=hidden)
     groups = [statistics(seed, signals=False) for seed in range(3)]
     controller = Controller.for_statistics(groups, config, seed=0)
     for group in groups:
@@ -83,7 +85,7 @@ def test_weights_start_proportional_to_the_first_feature(first, hidden):
 @pytest.mark.parametrize("names", [("exposure",), ("exposure", "loss"), FEATURES])
 def test_inputs_are_standardized_over_all_groups_to_the_last_bit_and_memory_holds_them_once(names):
     groups = [statistics(seed, 40_000 + seed) for seed in range(5)]
-    config = ControllerConfig(features=names)
+    config = replace(CONTROLLER, features=names)
     whole = np.concatenate([group.features(names) for group in groups])
     tracemalloc.start()
     controller = Controller.for_statistics(groups, config, seed=0)
@@ -97,7 +99,7 @@ def test_inputs_are_standardized_over_all_groups_to_the_last_bit_and_memory_hold
 @pytest.mark.parametrize("seed", range(3))
 def test_weights_sum_to_one(seed):
     group = statistics(seed, 5000)
-    controller = Controller.for_statistics([group], ControllerConfig(), seed=seed)
+    controller = Controller.for_statistics([group], CONTROLLER, seed=seed)
     for _ in range(2):
         weights = controller.weights(group)
         assert weights.dtype == np.float32
@@ -109,7 +111,7 @@ def test_weights_sum_to_one(seed):
 def test_a_feature_that_does_not_vary_yet_does_no_harm():
     group = statistics(0)
     group.loss = np.zeros_like(group.loss)
-    controller = Controller.for_statistics([group], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([group], CONTROLLER, seed=0)
     assert np.isfinite(controller.outer_step([group]))
     group.loss = np.full_like(group.loss, 0.7)
     assert np.isfinite(controller.weights(group)).all()
@@ -142,7 +144,7 @@ def test_the_gradient_by_a_logit_is_expected_minus_observed_share(seed):
 def test_the_gradient_is_that_of_the_loss_by_finite_differences():
     """For every parameter, network included, after a few steps have moved it off its start."""
     groups = [statistics(1), statistics(2)]
-    config = ControllerConfig(steps=5, hidden=(4,), learning_rate=0.1)
+    config = replace(CONTROLLER, steps=5, hidden=(4,), learning_rate=0.1)
     moved = Controller.for_statistics(groups, config, seed=0)
     moved.outer_step(groups)
     moved.config = STEP
@@ -195,7 +197,7 @@ def test_without_hits_nothing_changes(hits):
     group = statistics(0, signals=False)
     if hits is not None:
         group.add_signals(np.zeros(30), np.ones(30), 0.5)
-    controller = Controller.for_statistics([group], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([group], CONTROLLER, seed=0)
     before = controller.weights(group)
     assert np.isnan(controller.outer_step([group]))
     assert (controller.weights(group) == before).all()
@@ -232,7 +234,7 @@ def planted(feature: str, seed: int = 0, num_blocks: int = 40) -> tuple[BlockSta
 @pytest.mark.parametrize("feature", ["popularity", "global-popularity", "loss", "energy"])
 def test_a_planted_signal_is_learned(feature):
     group, good = planted(feature)
-    controller = Controller.for_statistics([group], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([group], CONTROLLER, seed=0)
     assert set(np.argsort(-controller.weights(group))[:10].tolist()) != set(good.tolist())
     losses = [controller.outer_step([group]) for _ in range(15)]  # 300 steps of Adam
     order = np.argsort(-controller.weights(group))
@@ -246,7 +248,7 @@ def test_what_is_learned_in_one_group_serves_another():
     teacher, _ = planted("energy", 0)
     learner, good = planted("energy", 1)
     learner.hits[:] = learner.exposure[:] = 0
-    controller = Controller.for_statistics([teacher, learner], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([teacher, learner], CONTROLLER, seed=0)
     for _ in range(15):
         controller.outer_step([teacher, learner])
     top = np.argsort(-controller.weights(learner))[:10]
@@ -259,7 +261,7 @@ def test_exposure_is_not_mistaken_for_worth():
     group.shown = np.ones(20, np.float32)
     group.energy = np.repeat(np.array([1, 3], np.float32), 10)
     group.add_signals(np.ones(20), np.repeat([100.0, 10.0], 10), 0.5)
-    config = ControllerConfig(features=("exposure", "energy"), steps=400, learning_rate=0.05, weight_decay=0)
+    config = replace(CONTROLLER, features=("exposure", "energy"), steps=400, learning_rate=0.05, weight_decay=0)
     controller = Controller.for_statistics([group], config, seed=0)
     controller.outer_step([group])
     weights = controller.weights(group)
@@ -272,7 +274,7 @@ def test_exposure_is_not_mistaken_for_worth():
 def test_the_seed_decides():
     def learned(seed: int) -> np.ndarray:
         group = statistics(0)
-        controller = Controller.for_statistics([group], ControllerConfig(), seed=seed)
+        controller = Controller.for_statistics([group], CONTROLLER, seed=seed)
         controller.outer_step([group])
         return controller.weights(group)
 
@@ -286,7 +288,7 @@ def test_the_seed_decides():
 def test_a_step_changes_no_statistics():
     group = statistics(0)
     before = copy.deepcopy(group)
-    controller = Controller.for_statistics([group], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([group], CONTROLLER, seed=0)
     controller.outer_step([group])
     controller.weights(group)
     for name in vars(group):
@@ -295,7 +297,7 @@ def test_a_step_changes_no_statistics():
 
 def test_weights_do_not_depend_on_the_number_of_threads():
     groups = [statistics(seed, 40_000) for seed in range(2)]
-    controller = Controller.for_statistics(groups, ControllerConfig(), seed=3)
+    controller = Controller.for_statistics(groups, CONTROLLER, seed=3)
     controller.outer_step(groups)
     weights = []
     for threads in (1, 2, 3):

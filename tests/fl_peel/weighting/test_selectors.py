@@ -14,10 +14,11 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.contracts import example_statistics
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
-from fl_peel.weighting.settings import SELECTORS, ControllerConfig
+from fl_peel.weighting.settings import SELECTORS
 from tests.helpers.blocks import seeds
 from tests.helpers.contracts import SelectorContract
 from tests.helpers.examples import examples
+from tests.helpers.settings import CONTROLLER
 
 
 class TestPopularity(SelectorContract):
@@ -47,7 +48,7 @@ def four_blocks(**columns) -> BlockStatistics:
 
 
 def order_of(name: str, statistics: BlockStatistics, seed: int = 0, user_group: int = 0) -> list[int]:
-    controller = Controller.for_statistics([statistics], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([statistics], CONTROLLER, seed=0)
     weights = block_weights(name, statistics, controller, seed=seed, user_group=user_group)
     assert weights.dtype == np.float64
     return ranking(weights).tolist()
@@ -102,7 +103,7 @@ def test_random_blocks_differ_by_seed_and_group_alone():
 
 def test_the_controller_is_a_selector():
     statistics = example_statistics(0, 50)
-    controller = Controller.for_statistics([statistics], ControllerConfig(), seed=0)
+    controller = Controller.for_statistics([statistics], CONTROLLER, seed=0)
     weights = block_weights("controller", statistics, controller, seed=0, user_group=0)
     assert (weights == controller.weights(statistics)).all()
 

@@ -1,14 +1,16 @@
 """What rivals are tried on: planted devices and items, and tables that were trained on them."""
 
+from dataclasses import replace
+
 import pytest
 
 from fl_peel.data.interactions import collected, split
 from fl_peel.pretraining.central_training import pretrain
-from fl_peel.pretraining.settings import PretrainingConfig
 from strategies.rivals.base import Material
 from tests.helpers.planted import planted_interactions
+from tests.helpers.settings import PRETRAINING
 
-CONFIG = PretrainingConfig(embedding_dim=8, num_layers=1, epochs=10, num_negatives=0, temperature=0.3, num_slices=2)
+CONFIG = replace(PRETRAINING, embedding_dim=8, num_layers=1, epochs=10, num_negatives=0, temperature=0.3, num_slices=2)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.data.interactions import Splits, UserItems, split
 from fl_peel.pretraining.central_training import pretrain
-from fl_peel.pretraining.settings import PretrainingConfig
 from strategies.rivals.federated.base import (
     UNITS,
     Federated,
@@ -26,6 +25,7 @@ from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, persona
 from strategies.rivals.federated.popularity import Popularity
 from strategies.rivals.federated.tuning import Effort, held_bytes, quality, train, tuned, with_own_rows
 from tests.helpers.planted import planted_interactions
+from tests.helpers.settings import PRETRAINING
 
 EFFORT = Effort(rounds=60, every=10, patience=6, panel=1000)
 BPR = BprSetting(0.1, 0.01, 0.2, num_negatives=4)
@@ -510,7 +510,9 @@ def test_planted_taste_is_found(method, setting, world, popular):
 
 def test_federated_bpr_comes_near_central_bpr(world, popular):
     shape = {"model": "matrix-factorization", "embedding_dim": 8, "num_slices": 1}
-    config = PretrainingConfig(**shape, loss="bpr", num_negatives=4, learning_rate=0.03, l2=0.1, temperature=1.0)
+    config = dataclasses.replace(
+        PRETRAINING, **shape, loss="bpr", num_negatives=4, learning_rate=0.03, l2=0.1, temperature=1.0
+    )
     central = max(
         quality(ServedTables((result.items,), np.zeros(120, np.int64), result.users), world, "test")["recall@20"]
         for result in (

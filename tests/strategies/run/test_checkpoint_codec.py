@@ -17,8 +17,8 @@ from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
-from fl_peel.weighting.settings import ControllerConfig
 from strategies.run.checkpoint_codec import read_value, write_value
+from tests.helpers.settings import CONTROLLER
 
 
 def again(value: Any, live: Any = None, there: Any = None) -> Any:
@@ -99,7 +99,7 @@ def test_a_controller_goes_on_where_it_was():
     rng = np.random.default_rng(0)
     columns = [[rng.random(50).astype(np.float32) for _ in range(5)] for _ in range(3)]
     groups = [BlockStatistics(*each, rng.integers(0, 5, 50).astype(float), np.full(50, 3.0)) for each in columns]
-    one = Controller.for_statistics(groups, ControllerConfig(), seed=1)
+    one = Controller.for_statistics(groups, CONTROLLER, seed=1)
     one.outer_step(groups)
     other = again(one)
     for _ in range(3):
