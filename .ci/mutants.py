@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ACCEPTED = ROOT / ".ci" / "survivors.yaml"
 NOTICED = ("killed", "timeout", "segfault", "caught by type check", "skipped")
 """mutmut's statuses of mutants that the tests noticed, or that were not meant to be tried."""
+UNTESTED = "no tests"
+"""Its status of mutants of code that no test runs: these are never accepted."""
 UNTRIED = "not checked"
 """Its status of mutants that this run left out, as other modules were asked for."""
 
@@ -49,8 +51,12 @@ def main(patterns: list[str]) -> int:
     )
     accepted = accepted_functions(ACCEPTED.read_text(encoding="utf-8"))
     tried = {mutant: status for mutant, status in outcomes(printed.stdout) if status != UNTRIED}
-    survivors = [mutant for mutant, status in tried.items() if status not in NOTICED]
-    unexplained = [mutant for mutant in survivors if mutated_function(mutant) not in accepted]
+    survivors = {mutant: status for mutant, status in tried.items() if status not in NOTICED}
+    unexplained = [
+        f"{mutant}: {status}"
+        for mutant, status in survivors.items()
+        if status == UNTESTED or mutated_function(mutant) not in accepted
+    ]
     print(*unexplained, dict(Counter(tried.values())), sep="\n")
     print(f"{len(unexplained)} unexplained survivors; look at one with `mutmut show NAME`")
     return 1 if unexplained or not tried else 0

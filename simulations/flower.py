@@ -20,10 +20,10 @@ from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress_lines import ProgressLines
-from simulations.deployment.deployed_grid import deployment_grid, is_simulated
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
+from simulations.engine.passing_grid import deployment_grid, is_simulated
 from simulations.engine.versions import versions
 from simulations.report.run_files import summary_tables
 from simulations.resumable import resumable_folder

@@ -19,7 +19,7 @@ from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import NUM_BINS, Histogram
 from fl_peel.ranking.top import MetricSums, Tiles, evaluate_under
-from fl_peel.training.processor import torch_device
+from fl_peel.training.settings import torch_device
 from fl_peel.wire import EVERYBODY, OWN_BUDGET, UNLIMITED, DeviceFigures, EvaluateReply, EvaluateRequest
 
 

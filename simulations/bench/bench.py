@@ -8,6 +8,8 @@ is timed from the moment the server starts to choose and pack blocks until its t
 from __future__ import annotations
 
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,14 +32,13 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.package_check import own_root
+from fl_peel.package_check import own_environment, own_root
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import MetricSums, evaluate
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
-from fl_peel.training.processor import require_device, torch_device
-from fl_peel.training.settings import LocalTraining, is_gpu
+from fl_peel.training.settings import LocalTraining, is_gpu, require_device, torch_device
 from fl_peel.training.work import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import (
@@ -52,7 +53,6 @@ from simulations.bench.bench_context import (
     make_context,
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
-from simulations.bench.start import start_seconds
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
@@ -366,3 +366,67 @@ def compared_metrics(scenario: Scenario, paths: RunPaths, device: str) -> dict[s
         metrics[where] = {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
     differences = [abs(metrics[device][name] - value) for name, value in metrics["cpu"].items()]
     return {"metrics": metrics, "metrics_difference": max(differences)}
+
+
+# ---- Time that a user waits before nodes answer: Python's imports, Ray, and what nodes import
+
+
+TIMES = 3
+"""Number of repeats of each measurement, of which the best counts: what else the machine does can only slow it."""
+OURS = "import simulations.runner"
+NODES = "import clients.client_app"
+RAY = "import ray; ray.init(include_dashboard=False, log_to_driver=False, num_cpus=2); ray.shutdown()"
+
+
+def start_seconds(scenario: str, data_dir: str) -> dict[str, float]:
+    """Best seconds of: ``command``, from the command typed to the nodes' first answer; and of what is in it, each as
+    a process of its own, Python's start included: ``imports`` of the server's side, ``node_imports``, ``ray`` (an empty
+    one started and stopped).
+
+    Raises:
+        EngineError: one of them fails.
+    """
+    return {
+        "command": min(_until_nodes(scenario, data_dir) for _ in range(TIMES)),
+        "imports": min(_program_seconds(OURS) for _ in range(TIMES)),
+        "node_imports": min(_program_seconds(NODES) for _ in range(TIMES)),
+        "ray": min(_program_seconds(RAY) for _ in range(TIMES)),
+    }
+
+
+def _program_environment() -> dict[str, str]:
+    return own_environment() | {"COLUMNS": "200"}
+
+
+def _program_seconds(program: str) -> float:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=_program_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise EngineError(f"bench: {program!r} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return time.perf_counter() - start
+
+
+def _until_nodes(scenario: str, data_dir: str) -> float:
+    words = ["run", scenario, *(("--data-dir", data_dir) if data_dir else ())]
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "simulations.cli.main", *words],
+        env=_program_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as running:
+        assert running.stdout is not None, "it was asked for"
+        line = ""
+        for line in running.stdout:
+            if "start:" in line:
+                seconds = time.perf_counter() - start
+                running.terminate()
+                for _ in running.stdout:  # until it has ended, Ray too
+                    pass
+                return seconds
+    raise EngineError(f"bench: {scenario} ended before its nodes answered: {line.strip()}")

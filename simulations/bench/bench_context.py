@@ -30,8 +30,7 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.bench import stock_flower
 from simulations.scenario_files import load_scenario
 from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.group_tables import empty_tables
-from strategies.groups.shelf import put_once, shelf_for
+from strategies.groups.group_tables import empty_tables, put_once, shelf_for
 from strategies.groups.state import UserGroupState, known_bytes
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy

@@ -17,7 +17,7 @@ from fl_peel.file_kind import file_kind
 from fl_peel.package_check import check_one_root
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.processor import require_device
+from fl_peel.training.settings import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
 from simulations.engine.cluster import require_cluster
 from simulations.listing import require_ours

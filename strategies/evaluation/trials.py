@@ -32,7 +32,7 @@ from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
-from strategies.rivals.replicates import in_json as replicates_in_json
+from strategies.rivals.quality import in_json as replicates_in_json
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import prepare

@@ -15,8 +15,7 @@ from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.group_tables import FloatArray, empty_tables
-from strategies.groups.shelf import put_once, shelf_for
+from strategies.groups.group_tables import FloatArray, empty_tables, put_once, shelf_for
 from strategies.groups.start import by_block, shown_in_lists
 from strategies.groups.state import UserGroupState, block_energy, known_bytes
 

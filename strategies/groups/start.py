@@ -21,8 +21,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import signals_of_group
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.group_tables import empty_tables
-from strategies.groups.shelf import put_once, shelf_for
+from strategies.groups.group_tables import empty_tables, put_once, shelf_for
 from strategies.groups.state import FloatArray, UserGroupState, block_energy, known_bytes
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums, ServerOptimizer
-from strategies.groups.group_tables import copied_tables
-from strategies.groups.shelf import Shelf
+from strategies.groups.group_tables import Shelf, copied_tables
 
 FloatArray = NDArray[np.float32]
 

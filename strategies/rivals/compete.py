@@ -8,8 +8,7 @@ from typing import Any
 
 from fl_peel.events import Event
 from strategies.rivals.base import NOTHING_FITS, ListOption, Material, Option, Request, Rival
-from strategies.rivals.quality import device_quality, quality
-from strategies.rivals.replicates import replicates
+from strategies.rivals.quality import device_quality, quality, replicates
 
 
 def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
-from fl_peel.ranking.bootstrap import Replicates
+from fl_peel.ranking.bootstrap import REPLICATES, Replicates
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from strategies.rivals.base import TOP_N, FloatArray, ListOption, Lists, Material, Option, Split
 
@@ -118,3 +118,22 @@ def chosen_quality(
     return DeviceQuality(
         *(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(DeviceQuality))
     )
+
+
+# ---- Bootstrap replicates of a rival's figures on the test, under the weights that PEEL's have
+
+
+Plain = dict[str, list[float | None]]
+
+
+def replicates(quality: DeviceQuality) -> Plain:
+    """Mean recall and NDCG of the devices that count, as :func:`in_json` has them."""
+    return in_json(quality.drawn(REPLICATES))
+
+
+def in_json(sums: Replicates, place: int = 0) -> Plain:
+    """Means (B,) of one figure by metric; None in a replicate that drew no device."""
+    return {
+        f"{metric}@{TOP_N}": [None if np.isnan(mean) else mean for mean in means[place].tolist()]
+        for metric, means in zip(("recall", "ndcg"), sums.means(), strict=True)
+    }

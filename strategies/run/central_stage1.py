@@ -17,7 +17,7 @@ from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.model.joining import FittedJoining
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.processor import pretraining_device
+from fl_peel.training.settings import pretraining_device
 from strategies.groups.start import make_groups, make_layout, starting_states
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.run.run_paths import RunPaths, StageTimes

@@ -26,8 +26,7 @@ from fl_peel.ranking import torch_ranking
 from fl_peel.ranking.top import evaluate, top_rows
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
-from fl_peel.training.processor import pretraining_device, require_device, torch_device
-from fl_peel.training.settings import LocalTraining
+from fl_peel.training.settings import LocalTraining, pretraining_device, require_device, torch_device
 from fl_peel.training.update import in_two_parts
 from fl_peel.training.work import LocalWork
 from simulations.bench import bench as bench_device

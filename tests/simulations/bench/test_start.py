@@ -3,16 +3,16 @@
 import pytest
 
 from fl_peel.errors import EngineError
-from simulations.bench import start
+from simulations.bench import bench as start
 
 
 def test_seconds_are_those_of_the_program():
-    assert 0.2 < start._seconds("import time; time.sleep(0.2)") < 60
+    assert 0.2 < start._program_seconds("import time; time.sleep(0.2)") < 60
 
 
 def test_a_program_that_fails_has_no_seconds():
     with pytest.raises(EngineError, match="ValueError: nothing"):
-        start._seconds("raise ValueError('nothing')")
+        start._program_seconds("raise ValueError('nothing')")
 
 
 def test_a_run_whose_nodes_never_answer_has_none():

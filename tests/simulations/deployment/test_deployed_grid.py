@@ -2,8 +2,8 @@
 
 import pytest
 
-from simulations.deployment import deployed_grid as deployed
-from simulations.deployment.deployed_grid import DeployedGrid, deployment_grid
+from simulations.engine import passing_grid as deployed
+from simulations.engine.passing_grid import DeployedGrid, deployment_grid
 
 
 class Metadata:
@@ -34,7 +34,7 @@ class Http:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(deployed, "POLL_S", 0.001)
+    monkeypatch.setattr(deployed, "REPLIES_POLL_S", 0.001)
 
 
 def test_messages_may_come_from_a_generator_and_go_one_by_one():

@@ -30,8 +30,7 @@ from strategies.rivals import base as rivals
 from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
 from strategies.rivals.groups import PerGroup
 from strategies.rivals.pep import Pep
-from strategies.rivals.quality import device_quality, quality
-from strategies.rivals.replicates import in_json, replicates
+from strategies.rivals.quality import device_quality, in_json, quality, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd

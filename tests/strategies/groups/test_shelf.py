@@ -11,9 +11,9 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
 from fl_peel.weighting.block_statistics import BlockStatistics
-from strategies.groups import shelf as shelves
+from strategies.groups import group_tables as shelves
 from strategies.groups.aggregation import BlockSums, ServerOptimizer
-from strategies.groups.shelf import Shelf, put_once, shelf_for
+from strategies.groups.group_tables import Shelf, put_once, shelf_for
 from strategies.groups.state import UserGroupState, copied_states
 from tests.strategies.groups.test_aggregation import group_state
 from tests.strategies.groups.test_group_tables import resident_bytes
@@ -102,9 +102,9 @@ def test_on_a_full_disk_arrays_stay_in_memory(shelf, monkeypatch, what):
 
 
 def test_little_needs_no_shelf(tmp_path):
-    assert shelf_for(shelves.MOST_IN_MEMORY, str(tmp_path)) is None
+    assert shelf_for(shelves.MOST_UNSHELVED, str(tmp_path)) is None
     assert shelf_for(1 << 40, "") is None
-    assert shelf_for(shelves.MOST_IN_MEMORY + 1, str(tmp_path)) is not None
+    assert shelf_for(shelves.MOST_UNSHELVED + 1, str(tmp_path)) is not None
 
 
 def test_what_many_share_lies_there_once(shelf):

@@ -11,7 +11,7 @@ from fl_peel import wire
 from fl_peel.mmap_arrays import lies_in_file
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from strategies.groups import shelf as shelves
+from strategies.groups import group_tables as shelves
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.run.central_stage1 import prepare_collected
@@ -75,7 +75,7 @@ def test_weights_of_what_is_kept_lie_where_the_rest_of_it_does(scenario, tmp_pat
     """And decisions are the same."""
     asked, compare = [], AcceptanceTest._compare
     with monkeypatch.context() as changed_here:
-        changed_here.setattr(shelves, "MOST_IN_MEMORY", 0)
+        changed_here.setattr(shelves, "MOST_UNSHELVED", 0)
         changed_here.setattr(
             AcceptanceTest, "_compare", lambda self, *given: compare(self, *given) or asked.append(list(self._weights))
         )

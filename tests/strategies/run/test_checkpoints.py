@@ -19,7 +19,7 @@ from fl_peel import wire
 from fl_peel.events import Event
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.groups import group_tables, shelf
+from strategies.groups import group_tables
 from strategies.rounds import choice
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.open import OpenServerContents
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
 def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny, tmp_path, monkeypatch):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, _, _ = served(scenario, tmp_path / "memory", "")
-    monkeypatch.setattr(shelf, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(group_tables, "MOST_UNSHELVED", 0)
     monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", 0)
     kept = tmp_path / "kept"
     kept.mkdir()
