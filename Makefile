@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
 OUT ?= out/ml-100k
-CODE := fl_peel clients strategies simulations deploy tests .ci
+CODE := fl_peel clients strategies simulations tests .ci
 BIN := $(VENV)/bin
 
 # LOCKED=1: with the versions of requirements.lock (Linux, x86-64, Python 3.11)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from fl_peel.plugins import Registry
 
@@ -28,9 +28,6 @@ SELECTORS: Registry[Any] = Registry(
 """Functions from statistics to weights: the values of ``selector`` and of ``evaluation.selectors``."""
 
 FeatureName = Literal["exposure", "popularity", "global-popularity", "loss", "energy"]
-
-
-FEATURES: tuple[FeatureName, ...] = get_args(FeatureName)
 
 
 @dataclass(frozen=True)

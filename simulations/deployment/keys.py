@@ -1,9 +1,15 @@
-"""Certificates and keys of a deployment: an authority of its own, the SuperLink's certificate, a key a SuperNode."""
+"""Certificates and keys of a deployment: an authority of its own, the SuperLink's certificate, a key a SuperNode.
+
+``python -m simulations.deployment.keys FOLDER --nodes 3 --host superlink`` writes ca.crt, ca.key, server.pem, server.key
+for these names and addresses, and node-0, node-0.pub, ...: what each SuperNode proves itself by, and is registered with.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fl_peel.errors import EngineError
+from fl_peel.errors import EngineError, FlPeelError
 
 VALID_DAYS = 365
 AUTHORITY, CERTIFICATE, KEY = "ca.crt", "server.pem", "server.key"
@@ -141,3 +147,22 @@ def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _write(path: Path, content: bytes, mode: int = 0o600) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
+
+
+def main() -> int:
+    """Read the command line and write the files."""
+    parser = argparse.ArgumentParser(description="Certificates of a SuperLink and keys of its SuperNodes.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--nodes", type=int, required=True, help="SuperNodes")
+    parser.add_argument("--host", action="append", help="Name or address of the SuperLink; repeatable.")
+    given = parser.parse_args()
+    try:
+        make_keys(given.folder, hosts=given.host or ("127.0.0.1", "localhost"), nodes=given.nodes)
+    except FlPeelError as mistake:
+        print(f"keys: error: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

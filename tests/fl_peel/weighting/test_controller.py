@@ -3,6 +3,7 @@
 import copy
 import tracemalloc
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
-from fl_peel.weighting.settings import FEATURES
+from fl_peel.weighting.settings import FeatureName
 from tests.helpers.settings import CONTROLLER
 
+FEATURES = get_args(FeatureName)
 STEP = replace(CONTROLLER, steps=1)
 
 

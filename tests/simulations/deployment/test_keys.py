@@ -71,18 +71,11 @@ def test_keys_that_are_there_are_not_replaced(tmp_path):
 
 
 def test_the_script_makes_them_and_says_one_line_where_it_cannot(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "deploy" / "keys.py"),
-        str(tmp_path / "keys"),
-        "--nodes",
-        "1",
-        "--host",
-        "a.b",
-    ]
+    module = [sys.executable, "-m", "simulations.deployment.keys"]
+    command = [*module, str(tmp_path / "keys"), "--nodes", "1", "--host", "a.b"]
     first, second = (subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False) for _ in range(2))
     assert (first.returncode, first.stderr) == (0, "")
     assert (tmp_path / "keys" / "node-0.pub").is_file()
     assert second.returncode == 2
-    assert second.stderr.startswith("keys.py: error: ")
+    assert second.stderr.startswith("keys: error: ")
     assert second.stderr.count("\n") == 1
