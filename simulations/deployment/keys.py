@@ -1,7 +1,8 @@
 """Certificates and keys of a deployment: an authority of its own, the SuperLink's certificate, a key a SuperNode.
 
-``python -m simulations.deployment.keys FOLDER --nodes 3 --host superlink`` writes ca.crt, ca.key, server.pem, server.key
-for these names and addresses, and node-0, node-0.pub, ...: what each SuperNode proves itself by, and is registered with.
+``python -m simulations.deployment.keys FOLDER --nodes 3 --host superlink`` writes ca.crt, ca.key, server.pem and
+server.key for these names and addresses, and node-0, node-0.pub, ...: what each SuperNode proves itself by, and is
+registered with.
 """
 
 from __future__ import annotations
