@@ -1,7 +1,7 @@
 """Item tables that are not elastic, as files: fewer dimensions, two factors, or single entries that were not pruned.
 
 For the rivals that PEEL is compared with. Each is a file with a header as long as that of an elastic embedding
-(:mod:`fl_peel.blocks.header`), the user embedding in fp16 and everything a device needs to rank; its length is what
+(:mod:`fl_peel.blocks.stored`), the user embedding in fp16 and everything a device needs to rank; its length is what
 counts against the budget. What a device computes with is what it decodes from there.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.header import HEADER_BYTES, sealed
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
 from fl_peel.blocks.settings import PRECISIONS, Precision
+from fl_peel.blocks.stored import HEADER_BYTES, sealed
 
 FloatArray = NDArray[np.float32]
 Encoding = Literal["pairs", "counts", "rows", "bitmap"]

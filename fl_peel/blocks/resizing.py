@@ -15,11 +15,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
 from fl_peel.blocks.settings import Precision
-from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
+from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError
 
 

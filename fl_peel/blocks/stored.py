@@ -1,6 +1,6 @@
 """The deployable artefact: a personalized elastic embedding (PEE) as stored on one device, and its small runtime.
 
-NumPy only. The file is a header of fixed size (:mod:`fl_peel.blocks.header`) and four arrays in a fixed order, so that
+NumPy only. The file is a header of 44 bytes (little endian, with a checksum) and four arrays in a fixed order, so that
 stored bytes are linear in the blocks kept::
 
     stored = HEADER_BYTES + 2 * embedding_dim + sum of BlockLayout.block_bytes over the blocks kept
@@ -14,17 +14,61 @@ executable. docs/artefact.md has every byte.
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.header import HEADER_BYTES, opened, refused, sealed
 from fl_peel.blocks.layout import BlockLayout, number_dtype
 from fl_peel.blocks.precision import Codes, code_columns, code_dtype, dequantize, has_scales, quantize, row_bytes
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.errors import ArtifactError
+
+HEADER_BYTES = 44
+"""Bytes of the header, checksum included."""
+
+VERSION = 2
+"""Version of the format. Version 1 was a safetensors file with a header of 384 bytes."""
+
+_START = struct.Struct("<4sB")
+_CHECKSUM = struct.Struct("<I")
+_NUMBERS_END = HEADER_BYTES - _CHECKSUM.size
+
+
+def sealed(magic: bytes, numbers: bytes, content: bytes) -> bytes:
+    """Return the bytes of a file. magic: 4 bytes; numbers: the header's 35 bytes between version and checksum; content:
+    the bytes after the header.
+    """
+    start = _START.pack(magic, VERSION) + numbers
+    assert len(start) == _NUMBERS_END, f"{len(start)} bytes of header, not {_NUMBERS_END}"
+    return start + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(start))) + content
+
+
+def opened(magic: bytes, data: bytes) -> bytes:
+    """Return the 35 bytes between version and checksum of a file that :func:`sealed` made.
+
+    Raises:
+        ArtifactError: too short, of another kind or version, or damaged.
+    """
+    if len(data) < HEADER_BYTES:
+        raise refused(f"{len(data)} bytes, where the header alone has {HEADER_BYTES}")
+    start, version = _START.unpack_from(data)
+    if start != magic:
+        raise refused(f"it begins with {start!r}, not {magic!r}")
+    if version != VERSION:
+        raise refused(f"format {version}, where this release reads {VERSION}")
+    (checksum,) = _CHECKSUM.unpack_from(data, _NUMBERS_END)
+    if zlib.crc32(data[HEADER_BYTES:], zlib.crc32(data[:_NUMBERS_END])) != checksum:
+        raise refused("its checksum does not match: it was cut off or changed")
+    return data[_START.size : _NUMBERS_END]
+
+
+def refused(why: str) -> ArtifactError:
+    """Return the error for a file that is not what it claims to be."""
+    return ArtifactError(f"not a stored embedding: {why}; write it again with to_bytes()")
+
 
 MAGIC = b"PEEL"
 

@@ -19,12 +19,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.header import HEADER_BYTES, opened, sealed
 from fl_peel.blocks.layout import number_dtype
 from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
 from fl_peel.blocks.settings import PRECISIONS, Precision
+from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, opened, sealed
 from fl_peel.blocks.stored import MAGIC as WHOLE
-from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import ArtifactError
 
 MAGIC = b"PEED"

@@ -13,8 +13,7 @@ import typer
 
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.errors import FlPeelError, ModelError
-from simulations.cli.console import AsJson, one_line, path_option, print_json
-from simulations.cli.sizes import read_size
+from simulations.cli.console import AsJson, one_line, path_option, print_json, read_size
 
 if TYPE_CHECKING:
     from fl_peel.model.device import Embedding

@@ -19,10 +19,13 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import (
     AsJson,
     DataDir,
+    NoCache,
     Overrides,
+    Quiet,
+    RunOut,
     ScenarioName,
+    Seed,
     Track,
-    path_option,
     print_json,
     print_table,
     show,
@@ -134,8 +137,8 @@ def run(
     scenario: ScenarioName = "ml-100k",
     overrides: Overrides = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Output folder for report.html, report.json, ...")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")] = None,
+    out: RunOut = None,
+    seed: Seed = None,
     profiles: Annotated[
         str | None, typer.Option("--profiles", metavar="FLEET", help="Use this fleet (key fleet).")
     ] = None,
@@ -146,9 +149,7 @@ def run(
     per_device: Annotated[
         bool, typer.Option("--per-device", help="Also write per-device.parquet (key evaluation.per_device).")
     ] = False,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Pretrain again, without reading or writing the cache.")
-    ] = False,
+    no_cache: NoCache = False,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start from scratch, even if --out holds a stopped run.")
     ] = False,
@@ -162,7 +163,7 @@ def run(
     live_port: Annotated[
         int | None, typer.Option("--live-port", min=0, max=65535, help="Port of the local web page; 0: any free port.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario, from the interactions to the report."""
@@ -273,11 +274,8 @@ def _command(scenario: str, overrides: list[str], options: Mapping[str, object],
 
 
 def deploy(
-    scenario: Annotated[str, typer.Argument(help="Name of a shipped scenario, or a YAML file.")] = "ml-100k",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Override a key, e.g. refinement.rounds=5; repeatable."),
-    ] = None,
+    scenario: ScenarioName = "ml-100k",
+    overrides: Overrides = None,
     nodes: Annotated[
         int, typer.Option("--nodes", min=1, help="Number of SuperNodes, each with a share of the devices.")
     ] = 3,
@@ -286,8 +284,8 @@ def deploy(
         typer.Option("--own", metavar="FILE", help="Interactions of one SuperNode; repeatable; needs data.catalogue."),
     ] = None,
     data_dir: DataDir = None,
-    out: Annotated[Path | None, path_option("--out", "Output folder for report.html, report.json, ...")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")] = None,
+    out: RunOut = None,
+    seed: Seed = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Use neither TLS nor SuperNode authentication.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no output of the server.")] = False,
 ) -> None:

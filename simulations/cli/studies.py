@@ -12,17 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from fl_peel.events import OnEvent, silent
-from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, path_option, show
+from simulations.cli.console import AsJson, DataDir, Overrides, Quiet, ScenarioName, path_option, read_budgets, show
 from simulations.cli.run import print_estimate
-from simulations.cli.sizes import read_budgets
 
 if TYPE_CHECKING:
     from simulations.studies.frame import Options
 
 Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
+Budgets = Annotated[
+    str, typer.Option("--budgets", metavar="SHARES", help="Memory budgets, as shares of the fp32 full item table.")
+]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds, from the scenario's on.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, ignoring the checkpoints in --out.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")]
 
 
 def add_studies(app: typer.Typer) -> None:
@@ -35,9 +36,7 @@ def add_studies(app: typer.Typer) -> None:
 def compare(
     scenario: ScenarioName = "ml-100k",
     out: Out = Path("compare"),
-    budgets: Annotated[
-        str, typer.Option("--budgets", metavar="SHARES", help="Memory budgets, as shares of the fp32 full item table.")
-    ] = "0.1%,0.25%,0.5%,1%,2.5%,5%,10%",
+    budgets: Budgets = "0.1%,0.25%,0.5%,1%,2.5%,5%,10%",
     single_budgets: Annotated[
         str | None,
         typer.Option(
@@ -111,9 +110,7 @@ def compare(
 def ablate(
     scenario: ScenarioName = "ml-100k",
     out: Out = Path("ablate"),
-    budgets: Annotated[
-        str, typer.Option("--budgets", metavar="SHARES", help="Memory budgets, as shares of the fp32 full item table.")
-    ] = "0.25%,1%,5%",
+    budgets: Budgets = "0.25%,1%,5%",
     parts: Annotated[
         str | None,
         typer.Option("--parts", metavar="NAMES", help="Restrict the ablation to these parts, e.g. slices,grouping."),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
-from simulations.cli.console import AsJson, DataDir, Track, path_option, show
+from simulations.cli.console import AsJson, DataDir, NoCache, Quiet, Track, path_option, show
 from simulations.sweep.setting_grid import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
@@ -40,12 +40,10 @@ def sweep(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds for every setting.")] = 1,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="First seed, in place of the scenario's.")] = None,
     data_dir: DataDir = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Pretrain again, without reading or writing the cache.")
-    ] = False,
+    no_cache: NoCache = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run all settings again, finished ones too.")] = False,
     track: Track = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")] = False,
+    quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a scenario under every combination of settings, or search for the best: one table, one plot.

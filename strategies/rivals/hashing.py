@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.blocks.compression import DenseTable
-from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.precision import row_bytes
 from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.stored import HEADER_BYTES
 from fl_peel.randomness import rng_for, seed_for
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, whole_table
 from strategies.rivals.quality import quality

@@ -13,12 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.stored import StoredEmbedding, _rows_agree, overhead_bytes, stored_user
+from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
 from tests.helpers.blocks import layout_of, layouts, precisions, random_table, seeds
 from tests.helpers.examples import examples

@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.resizing import grow
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
+from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
 from tests.helpers.examples import examples
 from tests.vectors import make

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fl_peel
-from fl_peel.blocks.header import HEADER_BYTES
 from fl_peel.blocks.resizing import listed
-from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
+from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError, ModelError
 from fl_peel.model import model as module
 from fl_peel.model.delta import MAGIC, applied

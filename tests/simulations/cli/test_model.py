@@ -12,8 +12,8 @@ import fl_peel
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import BudgetError
+from simulations.cli.console import read_size
 from simulations.cli.model import six_digits
-from simulations.cli.sizes import read_size
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of
 from tests.helpers.models import saved
 from tests.helpers.root import ROOT

@@ -11,7 +11,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
-from simulations.cli.sizes import read_budgets
+from simulations.cli.console import read_budgets
 from simulations.engine.inputs import absolute
 from simulations.listing import LIST
 from simulations.scenario_files import load_scenario
