@@ -1,6 +1,6 @@
 """The devices that one node hosts, and their state between rounds.
 
-Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:mod:`clients.node.cohort`).
+Node p of P hosts the devices p, p + P, p + 2P, ..., or those whose interactions it has (:class:`OwnData`).
 Their state (user embedding, user group, what they kept last) lies in memory-mapped files in the node's folder, not in
 Flower's context, which is pickled with every message; so whichever process answers a message finds it. In simulation,
 the devices' interactions lie in the same way in the run's folder.

@@ -98,7 +98,7 @@ def _bars(console: Console) -> Iterator[OnEvent]:
 
 @contextmanager
 def shown_at(console: Console, *, port: int | None, title: str, quiet: bool = False) -> Iterator[OnEvent]:
-    """As :func:`simulations.cli.progress_lines.shown`; with a port, events are told to a page there, too.
+    """As :func:`shown`; with a port, events are told to a page there, too.
 
     Raises:
         ReportError: the port is taken.
