@@ -30,23 +30,13 @@ from clients.fleet.fleet_budgets import FleetBudgets, device_ids
 from clients.fleet.profile import DeviceProfile
 from clients.keys.distributions import FloatArray, cumulative
 from clients.keys.specs import explain
-from clients.processes.budgets import Clock, ShockBudget
+from clients.processes.base import Clock
+from clients.processes.budgets import ShockBudget
 from fl_peel.errors import ProfileError
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms, seed_for
 from fl_peel.scenario.fleet_files import FleetFile, sent_files
-
-__all__ = [
-    "PROFILES",
-    "DeviceProfile",
-    "Fleet",
-    "FleetBudgets",
-    "fleet_from_mapping",
-    "load_fleet",
-    "load_sent_fleet",
-    "shipped_names",
-]
 
 
 @dataclass(frozen=True)

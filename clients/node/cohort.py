@@ -18,8 +18,8 @@ import numpy as np
 from flwr.app import Context
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import Fleet, FleetBudgets, load_sent_fleet
-from clients.fleet.fleet_budgets import held_once
+from clients.fleet.fleet import Fleet, load_sent_fleet
+from clients.fleet.fleet_budgets import FleetBudgets, held_once
 from clients.node.clock import DeviceRates
 from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout

@@ -16,27 +16,13 @@ from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, mode
 from clients.keys.distributions import FloatArray, Share
 from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, as_schema, folder_of
 from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
-from clients.processes.base import BudgetProcess, Clock, Devices, Moment, State
+from clients.processes.base import BudgetProcess, Devices, Moment, State
 from clients.processes.markov import MarkovBudget
 from fl_peel.errors import FieldError
 from fl_peel.plugins import Registry
 from fl_peel.randomness import device_uniforms
 from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
-
-__all__ = [
-    "BUDGETS",
-    "BudgetProcess",
-    "Clock",
-    "ConstantBudget",
-    "MarkovBudget",
-    "Moment",
-    "PeriodicBudget",
-    "RandomWalkBudget",
-    "ShockBudget",
-    "TraceBudget",
-    "read_budget",
-]
 
 
 class ConstantBudget(BudgetProcess):

@@ -27,7 +27,7 @@ from fl_peel.blocks.precision import (
     scale_divisors,
 )
 from fl_peel.blocks.settings import Precision
-from fl_peel.blocks.stored import overhead_bytes, stored_user
+from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, MessageError
 from fl_peel.exchange.array_specs import ArrayChecker, ArraySpec, MessageContext
@@ -389,16 +389,3 @@ def rank_blocks(
 ) -> RankedBlocks:
     """Ranked blocks of one user group, as a device decodes them."""
     return RankedBlocks.unpack(layout, precision, pack_ranking(layout, precision, weights, table, budget_bytes))
-
-
-__all__ = [
-    "RankedBlocks",
-    "check_budget",
-    "pack_ranking",
-    "prefix_length",
-    "rank_blocks",
-    "ranked_as_numbered",
-    "ranking",
-    "smallest_budget_bytes",
-    "stored_user",
-]

@@ -7,7 +7,7 @@ subtracts; every device adds a mask of its own. Sums are of fixed-point integers
 leave nothing behind: the sum is exact.
 
 ========== ======================================================================================================
-``graph``   who is whose neighbour, how many must answer, and how likely that is
+``graph``   who is whose neighbour, and how many must answer
 ``keys``    key agreement (X25519, HKDF) and sealed shares (AES-GCM), from the package ``cryptography``
 ``sharing`` Shamir's secret sharing, from the package ``pycryptodome``
 ``masks``   seeds -> masks (AES-128 in counter mode), added to vectors

@@ -28,8 +28,7 @@ FleetName = Annotated[str, typer.Argument(metavar="FLEET", help="Name of a shipp
 @profiles_app.command("list")
 def profiles_list(as_json: AsJson = False) -> None:
     """List the fleets that are shipped or registered by installed packages."""
-    from clients.fleet.files import PROFILES, read_source
-    from clients.fleet.fleet import shipped_names
+    from clients.fleet.files import PROFILES, read_source, shipped_names
 
     table = new_table("fleet", "classes", "description")
     fleets: list[dict[str, object]] = []
@@ -52,8 +51,8 @@ def profiles_list(as_json: AsJson = False) -> None:
 @profiles_app.command("show")
 def profiles_show(fleet: FleetName, as_json: AsJson = False) -> None:
     """Print the classes of a fleet with their shares, and the text of its file."""
-    from clients.fleet.files import SHIPPED_FOLDER
-    from clients.fleet.fleet import load_fleet, shipped_names
+    from clients.fleet.files import SHIPPED_FOLDER, shipped_names
+    from clients.fleet.fleet import load_fleet
 
     loaded = load_fleet(fleet)
     if as_json:

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from clients.fleet.files import SHIPPED_FOLDER
-from clients.fleet.fleet import Fleet, FleetBudgets, fleet_from_mapping, load_fleet
+from clients.fleet.fleet import Fleet, fleet_from_mapping, load_fleet
+from clients.fleet.fleet_budgets import FleetBudgets
 from clients.keys.tabular import load_traces
 from tests.helpers.fleets import TABLE, ids
 from tests.helpers.root import ROOT

@@ -9,17 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet, shipped_names
+from clients.fleet.files import shipped_names
+from clients.fleet.fleet import fleet_from_mapping, load_fleet
+from clients.fleet.fleet_budgets import FleetBudgets
 from clients.keys.tabular import load_traces
 from clients.processes.base import BudgetProcess, Clock
-from clients.processes.budgets import (
-    ConstantBudget,
-    MarkovBudget,
-    PeriodicBudget,
-    RandomWalkBudget,
-    ShockBudget,
-    TraceBudget,
-)
+from clients.processes.budgets import ConstantBudget, PeriodicBudget, RandomWalkBudget, ShockBudget, TraceBudget
+from clients.processes.markov import MarkovBudget
 from fl_peel.errors import ProfileError
 from tests.helpers.contracts import BudgetContract
 from tests.helpers.examples import examples

@@ -6,14 +6,8 @@ import pytest
 from clients.fleet.fleet import fleet_from_mapping
 from clients.keys.tabular import load_traces
 from clients.processes.base import BudgetProcess, Clock, Moment
-from clients.processes.budgets import (
-    ConstantBudget,
-    MarkovBudget,
-    PeriodicBudget,
-    RandomWalkBudget,
-    ShockBudget,
-    TraceBudget,
-)
+from clients.processes.budgets import ConstantBudget, PeriodicBudget, RandomWalkBudget, ShockBudget, TraceBudget
+from clients.processes.markov import MarkovBudget
 from fl_peel.errors import ProfileError
 from tests.helpers.fleets import fleet_of, ids, one_line
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.fleet.fleet import FleetBudgets, fleet_from_mapping
+from clients.fleet.fleet import fleet_from_mapping
+from clients.fleet.fleet_budgets import FleetBudgets
 from clients.round import memory as module
 from clients.round.memory import RoundMemory, WorkingMemory
 from clients.serving.evaluate import Holdings

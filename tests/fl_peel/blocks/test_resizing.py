@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.fleet.fleet import FleetBudgets, load_fleet, shipped_names
+from clients.fleet.files import shipped_names
+from clients.fleet.fleet import load_fleet
+from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks

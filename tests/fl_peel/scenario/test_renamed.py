@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fl_peel import Scenario
 from fl_peel.errors import ScenarioError
-from fl_peel.scenario import Scenario
 from fl_peel.scenario import scenario as renamed
 from simulations.scenario_files import load_scenario, validated
 from simulations.sweep.setting_grid import settings_of
