@@ -42,7 +42,19 @@ def _assert_ignores_company(ask: Callable[[Devices], NDArray[np.generic]], devic
     assert np.array_equal(ask(devices), whole), f"{what} differs when asked again"
 
 
-class BudgetContract:
+class _Devices:
+    """The devices that a suite tests with."""
+
+    num_devices: int = 200
+
+    def devices(self) -> Devices:
+        """Return the ids to test with: not consecutive, and some of them large."""
+        ids = np.arange(self.num_devices, dtype=np.int64) * 7919 + 3
+        ids[-1] = 2**40
+        return ids
+
+
+class BudgetContract(_Devices):
     """Contract suite of a budget process: subclass it, override :meth:`make`, and change the class attributes where
     your process needs it.
 
@@ -50,7 +62,6 @@ class BudgetContract:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2**31)
-    num_devices: int = 200
     num_steps: int = 40
     base_bytes: float = 1_000_000.0
     clock: Clock = Clock()
@@ -58,12 +69,6 @@ class BudgetContract:
     def make(self) -> BudgetProcess:
         """Return the process to be tested."""
         raise NotImplementedError("override make() to return your budget process")
-
-    def devices(self) -> Devices:
-        """Return the ids to test with: not consecutive, and some of them large."""
-        ids = np.arange(self.num_devices, dtype=np.int64) * 7919 + 3
-        ids[-1] = 2**40
-        return ids
 
     def base(self, devices: Devices) -> FloatArray:
         """Return base budgets as a function of the id: (N,)."""
@@ -138,11 +143,10 @@ class BudgetContract:
         assert np.array_equal(first, second), "a pickled copy gives other budgets"
 
 
-class ProfileContract:
+class ProfileContract(_Devices):
     """Contract suite of a device profile: subclass it and override :meth:`make` to return one DeviceProfile."""
 
     seeds: tuple[int, ...] = (0, 1, 2**31)
-    num_devices: int = 200
     rounds: tuple[float, ...] = (0, 0.5, 1, 7.25, 30)
 
     def make(self) -> DeviceProfile:
@@ -153,12 +157,6 @@ class ProfileContract:
         """Return the fleet of this profile alone."""
         alone = self.make().model_copy(update={"population_share": None, "population_count": None})
         return Fleet((alone,))
-
-    def devices(self) -> Devices:
-        """Return the ids to test with: not consecutive, and some of them large."""
-        ids = np.arange(self.num_devices, dtype=np.int64) * 7919 + 3
-        ids[-1] = 2**40
-        return ids
 
     def test_budgets_stay_below_ceiling_and_total(self) -> None:
         """Budgets are whole bytes, never negative and never above the ceiling, which is never above the device's

@@ -8,40 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator
 
 from clients.fleet.profile import DeviceProfile
-from clients.keys.specs import Folder, NonNegativeFloat, NonNegativeInt, Spec, explain
+from clients.keys.specs import Folder, Spec, explain
 from clients.keys.tabular import DATA_ENDINGS
 from clients.processes.base import Clock
+from clients.processes.budgets import Shock
 from fl_peel.errors import FieldError, ProfileError, shortened
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import Registry, did_you_mean
 from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file
-from fl_peel.scenario.base import unit
 from fl_peel.scenario.fleet_files import FleetFile
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _SUFFIXES = (".yaml", ".yml")
 PROFILES: Registry[object] = Registry("profile", "fl_peel.profiles")
-
-
-class Shock(Spec):
-    """A change of all budgets of the fleet: they are multiplied by ``factor`` from ``at_round`` on, until
-    ``until_round`` if it is given."""
-
-    at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
-    """First round of the shock."""
-    factor: NonNegativeFloat = Field(json_schema_extra=unit("factor"))
-    """Factor by which all budgets are multiplied."""
-    until_round: NonNegativeInt | None = Field(None, json_schema_extra=unit("round"))
-    """Round at whose start the shock ends; null: it lasts to the end."""
-
-    @model_validator(mode="after")
-    def _check_rounds(self) -> Shock:
-        if self.until_round is not None and self.until_round <= self.at_round:
-            raise FieldError(f"must be after at_round {self.at_round} (got {self.until_round})", "until_round")
-        return self
 
 
 class FleetDocument(Spec):

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, model_validator
 
 from clients.keys.distributions import FloatArray, Share
-from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, as_schema, folder_of
+from clients.keys.specs import NonNegativeFloat, NonNegativeInt, PositiveFloat, ShareFloat, Spec, as_schema, folder_of
 from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from clients.processes.base import BudgetProcess, Devices, Moment, State
 from clients.processes.markov import MarkovBudget
@@ -160,26 +160,31 @@ def _read_trace(value: object, info: ValidationInfo) -> RecordedTraces:
     return load_traces(checked_file(folder_of(info), value), "memory_bytes", largest=2.0**53)
 
 
-class ShockBudget(BudgetProcess):
-    """Shock to another process: its budget times ``factor`` from the start of ``at_round`` on, until ``until_round`` if
-    it is given."""
+class Shock(Spec):
+    """A change of budgets: they are multiplied by ``factor`` from the start of ``at_round`` on, until ``until_round``
+    if it is given."""
 
     at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
     """First round of the shock."""
     factor: NonNegativeFloat = Field(json_schema_extra=unit("factor"))
-    """Factor by which the other process's budget is multiplied."""
+    """Factor by which budgets are multiplied."""
     until_round: NonNegativeInt | None = Field(None, json_schema_extra=unit("round"))
     """Round at whose start the shock ends; null: it lasts to the end."""
+
+    @model_validator(mode="after")
+    def _check_rounds(self) -> Self:
+        if self.until_round is not None and self.until_round <= self.at_round:
+            raise FieldError(f"must be after at_round {self.at_round} (got {self.until_round})", "until_round")
+        return self
+
+
+class ShockBudget(Shock, BudgetProcess):
+    """Shock to another process: its budget times ``factor`` while the shock lasts."""
+
     of: Annotated[BudgetProcess, PlainValidator(lambda value, info: read_budget(value, info)), WithJsonSchema({})] = (
         ConstantBudget()
     )
     """The other budget process."""
-
-    @model_validator(mode="after")
-    def _check_rounds(self) -> ShockBudget:
-        if self.until_round is not None and self.until_round <= self.at_round:
-            raise FieldError(f"must be after at_round {self.at_round} (got {self.until_round})", "until_round")
-        return self
 
     def needs_memory(self) -> bool:
         """Return whether the process below needs memory."""

@@ -27,10 +27,6 @@ CONNECTION = "deployed"
 """Name of the SuperLink in the configuration of ``flwr``."""
 START_S = 60.0
 """Seconds that a SuperLink may take to listen."""
-RETRY_S = 5.0
-"""Seconds between two tries of a SuperNode that was killed: the SuperLink refuses it until it has missed its
-heartbeats.
-"""
 END_S = 10.0
 """Seconds that a process has to end in, once it was asked to."""
 Config = Mapping[str, str | int | float | bool]
@@ -55,7 +51,7 @@ class Deployment:
         return f"{HOST}:{self.port}"
 
     def start_node(self, number: int) -> None:
-        """Start a SuperNode; one that was killed is tried again until the SuperLink takes it."""
+        """Start a SuperNode."""
         words = [*_program("flower-supernode"), "--superlink", self.address, "--host", HOST, "--port", str(free_port())]
         words += ["--node-config", _flat(self.node_configs[number])]
         if self.keys is None:
@@ -65,28 +61,6 @@ class Deployment:
             words += ["--auth-supernode-private-key", str(self.keys.node(number))]
         secret = {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}
         self._nodes[number] = self._start(f"node-{number}", words, secret)
-
-    def kill_node(self, number: int) -> None:
-        """End a SuperNode and all that it started, as a loss of power does."""
-        node = self._nodes.pop(number)
-        _end([psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)], signal.SIGKILL)
-        node.wait()
-
-    def bring_back(self, number: int, patience_s: float = 120.0) -> None:
-        """Start a SuperNode that was killed.
-
-        Raises:
-            EngineError: the SuperLink does not take it.
-        """
-        deadline = time.monotonic() + patience_s
-        while True:
-            self.start_node(number)
-            try:
-                self._nodes[number].wait(timeout=RETRY_S)
-            except subprocess.TimeoutExpired:
-                return
-            if time.monotonic() > deadline:
-                raise EngineError(f"SuperNode {number} was not accepted back; see {self.log(f'node-{number}')}")
 
     def flwr(self, *words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
         """Return the output of one of Flower's commands about this deployment."""

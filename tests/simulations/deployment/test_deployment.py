@@ -5,9 +5,11 @@ until it has missed two heartbeats, a minute.
 """
 
 import csv
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -28,6 +30,10 @@ pytestmark = [
 ]
 LIMIT_S = 1800.0
 """After which a run is ended: far more than one takes, also where others compute."""
+RETRY_S, PATIENCE_S = 5.0, 120.0
+"""Between two tries of a SuperNode that was killed, which the SuperLink refuses until it has missed its heartbeats; and
+how long it is tried.
+"""
 FEW_MESSAGES = (
     "evaluation.budgets=[50%]",
     "evaluation.selectors=[exposure]",
@@ -99,6 +105,25 @@ def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny,
     assert any("refinement" in line for line in lines)
 
 
+def kill_node(deployment, number):
+    """End a SuperNode and all that it started, as a loss of power does."""
+    node = deployment._nodes.pop(number)
+    for process in (*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)):
+        process.kill()
+    node.wait()
+
+
+def bring_back(deployment, number):
+    """Start a SuperNode that was killed, again until the SuperLink takes it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        deployment.start_node(number)
+        try:
+            deployment._nodes[number].wait(timeout=RETRY_S)
+        except subprocess.TimeoutExpired:
+            return
+
+
 @pytest.mark.faults
 def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_path, deploys):
     changes = [*FEW_MESSAGES, "refinement.rounds=4", "engine.reply_timeout_s=180"]
@@ -111,9 +136,9 @@ def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_pat
             return
         seen.append(line)
         if len(seen) == 1:
-            deployment.kill_node(2)
+            kill_node(deployment, 2)
         if len(seen) == 3:  # a whole round went on without it
-            bringing.append(threading.Thread(target=deployment.bring_back, args=(2,)))
+            bringing.append(threading.Thread(target=bring_back, args=(deployment, 2)))
             bringing[0].start()
 
     lines = []
