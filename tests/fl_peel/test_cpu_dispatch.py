@@ -75,10 +75,15 @@ def test_a_report_says_whether_figures_are_those_of_every_processor(result, late
     assert re.fullmatch(text if text == "pinned" else text + ".*", described(result, late))
 
 
-def printed_by(code, **environment):
+def printed_by(code, folder=ROOT, **environment):
     kept = {name: value for name, value in os.environ.items() if name not in {*pinned(MODERN, "2.4.6"), SWITCH}}
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**kept, **environment}, cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**kept, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
@@ -101,14 +106,10 @@ def test_a_pinned_run_is_the_same_to_the_last_bit_on_another_processor(tiny, com
     """From pretraining to recall and the model's tables: with loops compiled for haswell, libraries on one thread."""
 
     def results(name, threads, **environment):
-        chosen = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
         arguments = ["run", str(tiny), "--set", "user_groups.neighbour_weight=0.1", "--out", str(tmp_path / name)]
-        printed_by(
-            f"import sys; sys.argv[1:] = {arguments!r}\nfrom simulations.cli.main import app; app()",
-            PYTHONPATH=str(ROOT),
-            **chosen,
-            **environment,
-        )
+        code = f"import sys; sys.argv[1:] = {arguments!r}; from simulations.cli.main import main; main()"
+        chosen = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+        printed_by(code, tiny.parent, PYTHONPATH=str(ROOT), **chosen, **environment)
         model = sorted((tmp_path / name / "model").glob("*.safetensors"))
         assert model
         report = kept(json.loads((tmp_path / name / "report.json").read_text()))
