@@ -108,7 +108,9 @@ GROUPS = {
         ),
         ("tests/fl_peel/privacy", "tests/fl_peel/exchange/test_release.py"),
     ),
-    "secure": Group(("fl_peel/secure/*",), ("tests/fl_peel/secure", "tests/fl_peel/exchange/test_release.py")),
+    "secure": Group(
+        ("fl_peel/secure/*",), ("tests/fl_peel/secure", "tests/fl_peel/steps", "tests/fl_peel/exchange/test_release.py")
+    ),
     "evaluation": Group(
         ("clients/serving/*", "strategies/evaluation/evaluator.py", "strategies/figures/run_figures.py"),
         (

@@ -37,7 +37,7 @@ KINDS = {
     "bucketed": [wire.ROUND],
     "bounded": [wire.ROUND],
     "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
-    "federated": [wire.SUMS, wire.CHOICE],
+    "federated": [wire.STEP],
 }
 
 
