@@ -1,8 +1,5 @@
 """Stage 1 by federation on the real messages: equal to pooled data, with devices away, late and small."""
 
-import dataclasses
-import re
-
 import numpy as np
 import pytest
 
@@ -251,8 +248,3 @@ def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
     few = changed(free, pretraining={"filter_devices": 1})
     with pytest.raises(DataError, match=r"fewer of the requested devices have a validation item.*filter_devices"):
         prepared(few, tmp_path / "few")
-
-
-def test_no_request_says_more_than_its_step_needs():
-    names = {field.name for field in dataclasses.fields(wire.StepRequest)}
-    assert not [name for name in names if re.search("users|items|devices", name)]

@@ -60,15 +60,6 @@ def start_of(scenario: Scenario, sums):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [LOCAL, LAPLACE], ids=["local-gaussian", "local-laplace"])
-def test_noise_of_devices_is_the_same_on_1_or_8_nodes(scenario, tmp_path, keys):
-    results = [served(private(scenario, **keys), tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
-    assert results[0].stage1.epsilon > 0
-    assert results[0].stage1.filter.recall is None
-
-
-@pytest.mark.slow
 def test_no_counter_goes_with_a_masked_noised_vector(scenario, tmp_path):
     result, grid = any_prepared(secure(private(scenario)), tmp_path / "run")
     assert all(record.counts.classes.devices.sum() == 40 for record in result.steps[:3])
