@@ -22,11 +22,12 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.step_vector import StepVector
-from fl_peel.secure.unmask import Mask, added, without
-from fl_peel.secure.vector import CHECK, Values
+from fl_peel.secure.unmask import Mask, added
+from fl_peel.secure.vector import Values
 from fl_peel.steps.base import Arrays, Bools, Step
 from strategies.nodes.nodes import NodeRequest
-from strategies.rounds.masked_group import AnnouncedKeys, BoolArray, SecureGroup
+from strategies.rounds.masked_exchange import MaskedExchange, unmasked
+from strategies.rounds.masked_group import BoolArray
 from strategies.steps.clear_steps import ClearSteps, SumsRecord
 
 PART_BYTES = 4 << 20
@@ -68,83 +69,66 @@ class MaskedSteps(ClearSteps):
             return
         self._begin(opened)
         self._keyed += 1
-        start = wire.SecureStepRequest(self.setting, -self._keyed, self._time, step)
-        one, clock = self._settled(start)
-        classes = len(clock.sampled)
+        exchange = MaskedExchange(self.scenario, self.setting, self.nodes, -self._keyed)
+        clock = self._settle(exchange, step)
+        one, classes = exchange.groups[wire.EVERYBODY], len(clock.sampled)
         vector = StepVector(step, self.terms, 0 if self.terms.bounded else classes, len(one.devices))
         parts = step.parts(self.terms, PART_BYTES)
         replies: Replies = {partition: [] for partition in range(len(self.nodes.ids))}
         for part in parts:
             narrow, wide = vector.part(part).num_words
             sizes = {"C": classes, "W": self.windows, "narrow": narrow, "wide": wide}
-            fields = self._fields(step, sent, part, opened) | {"server_round": start.server_round}
-            answers = self._masked_part(one, fields, replies, sizes)
+            fields = self._fields(step, sent, part, opened) | {"server_round": exchange.server_round}
+            answers = self._masked_part(exchange, fields, replies, sizes)
             # a node that fails has dropped out with all of its devices, whatever it sent before
             replies = {partition: [*replies[partition], reply] for partition, reply in answers.items()}
         survived = np.isin(one.devices, [device for each in replies.values() for device in each[0].sum.devices])
-        masks = self._opened(start, one, survived, clock)
+        masks = self._masks(exchange, step, survived, clock)
         for number, part in enumerate(parts):
-            words = (MaskWords(each[number].sum.narrow, each[number].sum.wide) for each in replies.values())
-            sums = vector.part(part).values(without(added(words), masks, vector.start(part)))
-            if part[0] == 0:
-                if sums.pop(CHECK).tolist() != [survived.sum()]:
-                    raise SecureAggregationError(
-                        f"secure aggregation, stage 1, {step.question.name}: masks are left in the sum; a device "
-                        "masked its vector with other keys than it announced"
-                    )
-                counters: Values = {name: sums.pop(name) for name in ("classes", "clock") if name in sums}
-                if step is step.question:  # what both parts of a step take is counted once, with its sums
-                    self._remember(step, clock, counters, [each[0] for each in replies.values()], len(one.devices))
+            words = added(MaskWords(each[number].sum.narrow, each[number].sum.wide) for each in replies.values())
+            try:
+                sums = unmasked(words, masks, vector.part(part), survived, vector.start(part))
+            except SecureAggregationError as error:
+                raise SecureAggregationError(f"secure aggregation, stage 1, {step.question.name}: {error}") from None
+            counters: Values = {name: sums.pop(name) for name in ("classes", "clock") if name in sums}
+            if part[0] == 0 and step is step.question:  # what both parts of a step take is counted once, with its sums
+                self._remember(step, clock, counters, [each[0] for each in replies.values()], len(one.devices))
             yield sums
 
-    def _settled(self, start: wire.SecureStepRequest) -> tuple[SecureGroup, ClockCounts]:
-        """Settle which devices take part: they have announced keys and shared their secrets."""
+    def _settle(self, exchange: MaskedExchange, step: Step) -> ClockCounts:
+        """Settle which devices take part: they have announced keys and shared their secrets. Return what is known of
+        those that were asked.
+        """
+        start = wire.SecureStepRequest(self.setting, exchange.server_round, self._time, step)
         everybody = {"first group": wire.EVERYBODY, "last group": wire.EVERYBODY}
 
         def hosted(partition: int) -> NodeRequest:
             here = self.nodes.hosted(partition, self.num_devices)
             return NodeRequest(start, MessageContext(everybody, {"devices": here}, agreed=("C",)))
 
-        announced = list(self.nodes.ask_some(wire.SECURE_STEP, wire.SecureKeysReply, hosted).values())
-        if not announced:
-            raise self._too_few(start, "no node answered, the log says why", None)
-        clock = reduce(add, (reply.clock for reply in announced))
-        devices = np.concatenate([reply.devices for reply in announced])
-        order = np.argsort(devices)
-        channel, mask = (
-            np.concatenate([getattr(reply, name) for reply in announced])[order]
-            for name in ("channel_keys", "mask_keys")
-        )
-        least = self.scenario.secure_aggregation.min_devices
-        if len(devices) < least:
-            over = wire.SecureUnmaskRequest(self.setting, start.server_round, {})
-            self.nodes.ask_some(
-                wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: NodeRequest(over)
-            )  # keys are forgotten
-            raise self._too_few(
-                start, f"{len(devices)} devices announced keys, secure_aggregation.min_devices is {least}", clock
-            )
-        keys = AnnouncedKeys(devices[order], channel, mask)
-        one = SecureGroup.from_keys(self.scenario, start.server_round, wire.EVERYBODY, keys)
-
-        def shares(partition: int) -> NodeRequest | None:
-            here = self._hosted(one, partition)
-            request = wire.SecureSharesRequest(self.setting, start.server_round, {wire.EVERYBODY: one.directory(here)})
-            known = MessageContext(groups={wire.EVERYBODY: one.known(one.devices[here])}, every_group=True)
-            return NodeRequest(request, known) if here.any() else None
-
-        shared = self.nodes.ask_some(wire.SECURE_SHARES, wire.SecureSharesReply, shares).values()
-        return one.with_shares(reply.groups[wire.EVERYBODY] for reply in shared), clock
+        replies = exchange.ask_keys(wire.SECURE_STEP, hosted)
+        if not replies:
+            raise self._too_few(step, "no node answered, the log says why", None)
+        clock = reduce(add, (reply.clock for reply in replies))
+        exchange.settle(replies)
+        if wire.EVERYBODY not in exchange.groups:
+            exchange.forget()
+            least = self.scenario.secure_aggregation.min_devices
+            why = f"{exchange.announced} devices announced keys, secure_aggregation.min_devices is {least}"
+            raise self._too_few(step, why, clock)
+        exchange.share()
+        return clock
 
     def _masked_part(
-        self, one: SecureGroup, fields: dict[str, Any], nodes: Replies, sizes: dict[str, int]
+        self, exchange: MaskedExchange, fields: dict[str, Any], nodes: Replies, sizes: dict[str, int]
     ) -> dict[int, wire.SecureSumsReply]:
         """Ask for a part of the vectors, of the nodes that have sent all before it. fields: of the request; sizes: of a
         right answer.
         """
+        one = exchange.groups[wire.EVERYBODY]
 
         def content(partition: int) -> NodeRequest | None:
-            here = one.shared & self._hosted(one, partition)
+            here = one.shared & exchange.hosted(one, partition)
             if partition not in nodes or not here.any():
                 return None
             first = next(iter(nodes[partition]), None)  # all parts are of the same devices
@@ -155,30 +139,16 @@ class MaskedSteps(ClearSteps):
 
         return self.nodes.ask_some(wire.SECURE_SUMS, wire.SecureSumsReply, content)
 
-    def _opened(
-        self, start: wire.SecureStepRequest, one: SecureGroup, survived: BoolArray, clock: ClockCounts
-    ) -> list[Mask]:
+    def _masks(self, exchange: MaskedExchange, step: Step, survived: BoolArray, clock: ClockCounts) -> list[Mask]:
         """The masks that are left in the sum over ``survived`` (M,). Devices forget the step, whatever comes of it."""
+        one = exchange.groups[wire.EVERYBODY]
         why = one.why_void(survived)
-
-        def questions(partition: int) -> NodeRequest | None:
-            hosted = self._hosted(one, partition)
-            here = hosted & survived
-            groups = {} if why is not None or not here.any() else {wire.EVERYBODY: one.questions(here, survived)}
-            request = wire.SecureUnmaskRequest(self.setting, start.server_round, groups)
-            known = {group: one.known(asked.devices) for group, asked in groups.items()}
-            return NodeRequest(request, MessageContext(groups=known, every_group=True)) if hosted.any() else None
-
-        replies = self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions).values()
+        shares = exchange.unmask([] if why else [wire.EVERYBODY], {wire.EVERYBODY: survived})
         if why is None:
-            contents = [reply.groups[wire.EVERYBODY] for reply in replies if reply.groups]
-            answered = np.isin(one.devices, [device for content in contents for device in content.devices])
-            why = one.why_void(survived, answered)
+            why = exchange.why_void(one, survived, shares[wire.EVERYBODY])
         if why is not None:
-            raise self._too_few(start, why, clock)
-        if not self.scenario.secure_aggregation.masked:
-            return []
-        return one.masks_left(start.server_round, survived, contents)
+            raise self._too_few(step, why, clock)
+        return exchange.masks_left(one, survived, shares[wire.EVERYBODY])
 
     def _remember(
         self, step: Step, clock: ClockCounts, counters: Values, replies: list[wire.SecureSumsReply], announced: int
@@ -196,11 +166,7 @@ class MaskedSteps(ClearSteps):
         waits = np.max([reply.waits_us for reply in replies], axis=0)
         self.records.append(SumsRecord(step.name, counts, int(waits.sum()) / 1e6, announced))
 
-    def _hosted(self, one: SecureGroup, partition: int) -> BoolArray:
-        """Return which of the devices (M,) the node of a partition hosts."""
-        return np.asarray(self.nodes.partitions_of(one.devices) == partition)
-
-    def _too_few(self, start: wire.SecureStepRequest, why: str, clock: ClockCounts | None) -> SecureAggregationError:
+    def _too_few(self, step: Step, why: str, clock: ClockCounts | None) -> SecureAggregationError:
         asked = ""
         if clock is not None:
             total = clock.total()
@@ -208,9 +174,9 @@ class MaskedSteps(ClearSteps):
                 f" (of {int(total.sampled)} requested, {int(total.unavailable)} were offline, "
                 f"{int(total.excluded)} had insufficient memory)"
             )
-        panel = ", pretraining.filter_devices" if start.step.question.panel else ""
+        panel = ", pretraining.filter_devices" if step.question.panel else ""
         return SecureAggregationError(
-            f"secure aggregation, stage 1, {start.step.question.name}: {why}{asked}; raise pretraining.open_rounds or "
+            f"secure aggregation, stage 1, {step.question.name}: {why}{asked}; raise pretraining.open_rounds or "
             f"deadline_s{panel}, or secure_aggregation.neighbours, lower secure_aggregation.min_devices or threshold, "
             "or take another fleet"
         )
