@@ -17,13 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.masked import check_same, held_arrays, make_keys, neighbour_at, secrets_of
-from clients.round.secret_store import MASKED, SHARED, Arrays, SecretStore
+from clients.round.masked import held_arrays, known_of, make_keys, masked_words, received_shares
+from clients.round.secret_store import MASKED, Arrays, SecretStore
 from clients.steps.attendance import StepAttendance
 from clients.steps.step_round import contribute
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.secure import device_protocol as protocol
-from fl_peel.secure.device_protocol import HeldShares
 from fl_peel.secure.keys import Occasion
 from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
@@ -70,7 +68,8 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
     members = _StepMembers.from_inbox(cohort, request) if request.first == 0 else None
     known = store.load(request.server_round, EVERYBODY, _stage(request.first)) if members is None else members.known
     devices, announced = known["devices"], len(known["directory"])
-    vector = _vector(cohort, step, announced)
+    vector, occasion = _vector(cohort, step, announced), Occasion(request.server_round, EVERYBODY)
+    needed, _ = needed_of(cohort.scenario, announced)
     layout, offset = vector.part(part), vector.start(part)
     total, places, protocol_s = MaskWords.zeros(*layout.num_words), cohort.places(devices), 0.0
     for i, place in enumerate(places.tolist()):
@@ -79,7 +78,9 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
             values |= members.head(i, int(cohort.classes[place]), vector.classes)
         words = layout.words(values)
         began = time.perf_counter()
-        masked = _masked(cohort, request, known, i, words, offset)
+        masked = words
+        if cohort.scenario.secure_aggregation.masked:
+            masked = masked_words(known, occasion, i, words, needed, offset)
         total.narrow[:] += masked.narrow
         total.wide[:] += masked.wide
         protocol_s += time.perf_counter() - began
@@ -116,10 +117,7 @@ class _StepMembers:
     def from_inbox(cohort: Cohort, request: SecureSumsRequest) -> _StepMembers:
         """Open the shares of an inbox, before the first part of the vector."""
         inbox, step = request.secure[EVERYBODY], request.step
-        known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, EVERYBODY, SHARED)
-        here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
-        known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
-        check_same(Occasion(request.server_round, EVERYBODY), known, inbox.devices)
+        known = known_of(cohort, Occasion(request.server_round, EVERYBODY), inbox)
         places, vanishes = cohort.places(inbox.devices), vanishing(cohort.scenario, request.server_round, inbox.devices)
         there = StepAttendance.from_cohort(cohort, step.question, request.time, known["neighbours"].shape[1])
         lost = vanishes == DropoutStage.VECTOR
@@ -161,17 +159,8 @@ def _opened(
     cohort: Cohort, request: SecureSumsRequest, known: Arrays, inbox: Inbox, stays: NDArray[np.bool_]
 ) -> Arrays:
     """Return what the devices that stay know once they have opened what their neighbours sealed for them."""
-    occasion = Occasion(request.server_round, EVERYBODY)
-    held: list[dict[int, HeldShares]] = []
-    for i in np.flatnonzero(stays).tolist():
-        slots = np.flatnonzero(inbox.present[i]).tolist()
-        if not cohort.scenario.secure_aggregation.masked:
-            held.append({})
-            continue
-        others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
-        sealed = [inbox.sealed[i, j].tobytes() for j in slots]
-        shares = protocol.received_shares(secrets_of(known, i), occasion, int(inbox.devices[i]), others, sealed)
-        held.append(dict(zip(slots, shares, strict=True)))
+    occasion, masked = Occasion(request.server_round, EVERYBODY), cohort.scenario.secure_aggregation.masked
+    held = [received_shares(known, occasion, i, inbox) if masked else {} for i in np.flatnonzero(stays).tolist()]
     mine = {name: known[name][stays] for name in ("devices", "private", "neighbours")}
     return mine | {"present": inbox.present[stays]} | held_arrays(held, inbox.present.shape[1])
 
@@ -181,19 +170,6 @@ def _stage(first: int) -> str:
     part is sent once, and in order.
     """
     return f"unit {first}"
-
-
-def _masked(
-    cohort: Cohort, request: SecureSumsRequest, known: Arrays, i: int, words: MaskWords, start: int
-) -> MaskWords:
-    """Mask a part of the vector of device ``i``. start: bytes of the vector that went before."""
-    scenario = cohort.scenario
-    if not scenario.secure_aggregation.masked:
-        return words
-    others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in np.flatnonzero(known["present"][i]).tolist()]
-    occasion, device = Occasion(request.server_round, EVERYBODY), int(known["devices"][i])
-    needed, _ = needed_of(scenario, len(known["directory"]))
-    return protocol.mask_vector(words, secrets_of(known, i), occasion, device, others, needed, start)
 
 
 __all__ = ["announce_step", "masked_sums"]

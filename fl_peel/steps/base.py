@@ -208,25 +208,25 @@ class Step(ABC):
         """Return whether the run goes on if no device answers."""
         return False
 
-    @abstractmethod
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
         """Return the arrays that are sent for a part."""
+        return {}
 
     def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
         """Return what is sent for a part, of all that is sent for the step."""
         return sent
 
-    @abstractmethod
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """Return the arrays of the sum; none where devices answer nothing."""
+        return ()
 
-    @abstractmethod
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
         """Return what devices add to a part of the sum, added up over them. opened: rows (R,) that they contribute to,
         None for all of them; the others look as if nobody were there.
         """
+        return {}
 
     def num_rows(self, terms: StepTerms) -> int:
         """Return to how many rows contributors are counted before the sum is opened, 0 where they are not."""

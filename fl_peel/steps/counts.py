@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.exchange.array_specs import ArraySpec
 from fl_peel.steps.base import (
     Arrays,
     Bools,
@@ -32,10 +30,6 @@ class CountsStep(Step):
     name: ClassVar[str] = "counts"
     noised: ClassVar[tuple[NoisedPart, ...]] = (NoisedPart("counts", "items", 0.05, None),)
     counts_alone: ClassVar[str] = "items"
-
-    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`; nothing is sent."""
-        return {}
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`."""

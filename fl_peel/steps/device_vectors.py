@@ -18,7 +18,6 @@ from fl_peel.steps.base import (
     StepChannel,
     StepDevices,
     StepTerms,
-    SumField,
     answer_to,
 )
 from fl_peel.steps.step_cost import NUMBER_BYTES, ROW_BYTES, HeldItems, StepCost, cost_by_columns, rows_bytes
@@ -29,7 +28,7 @@ from fl_peel.steps.units import Floats, Ints
 class VectorsStep(Step):
     """Vectors of K columns, from the rows (I, K) of devices' items. Devices that are offline make theirs as soon as
     they come back: a vector depends on no other device. has_default: whether a device that has none of the rows yet is
-    sent a vector to take for its own, as those that join a timeline are.
+    sent a vector to take for its own, as those that join a timeline are. They answer nothing.
     """
 
     columns: Size
@@ -57,10 +56,6 @@ class VectorsStep(Step):
     def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
         """See :class:`Step`."""
         return sent | {"table": np.ascontiguousarray(sent["table"][:, slice(*part)])}
-
-    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`Step`; devices answer nothing."""
-        return ()
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None

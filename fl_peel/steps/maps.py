@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.exchange.array_specs import ArraySpec
 from fl_peel.steps.base import (
-    Arrays,
-    Bools,
-    Part,
     Size,
     Step,
     StepChannel,
-    StepDevices,
     StepTerms,
-    SumField,
     answer_to,
 )
 from fl_peel.steps.step_cost import (
@@ -40,20 +33,6 @@ class MapsStep(Step):
     columns: Size
 
     name: ClassVar[str] = "maps"
-
-    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`; nothing is sent here."""
-        return {}
-
-    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`Step`; devices answer nothing."""
-        return ()
-
-    def contribute(
-        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
-    ) -> Arrays:
-        """See :class:`Step`."""
-        return {}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
