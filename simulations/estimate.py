@@ -241,7 +241,7 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
     tables: tuple[tuple[float, Step], ...] = (
         (1, VectorsStep(config.columns)),
         (config.group_rounds + 1, GroupsStep(groups, config.group_columns)),
-        (1, MomentsStep(config.columns, groups, config.group_columns)),
+        (1, MomentsStep(groups, config.group_columns, config.columns)),
         (1, MapsStep(config.columns)),
     )
     # refinement is rehearsed on the first half's tables; without rounds the filter is all that is chosen

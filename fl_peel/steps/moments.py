@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.exchange.array_specs import ArraySpec
 from fl_peel.steps.base import (
     Arrays,
     Bools,
@@ -17,7 +16,6 @@ from fl_peel.steps.base import (
     NoisedPart,
     Part,
     Size,
-    Step,
     StepChannel,
     StepDevices,
     StepTerms,
@@ -25,7 +23,7 @@ from fl_peel.steps.base import (
 )
 from fl_peel.steps.step_cost import ID_BYTES, NUMBER_BYTES, HeldItems, StepCost
 from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Floats, Ints, in_units, within
-from fl_peel.steps.user_groups import nearest_groups
+from fl_peel.steps.user_groups import GroupedStep, nearest_groups
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def _lower(columns: int) -> Ints:
 
 
 @dataclass(frozen=True)
-class MomentsStep(Step):
+class MomentsStep(GroupedStep):
     """Moments of vectors of K columns in G user groups, with centroids (G, c). Within bounds a device adds, in its user
     group, 1, its vector p at length 1, p (x) p, and its items as in :class:`fl_peel.steps.counts.CountsStep`, all in
     units of 1 / ``UNIT_SCALE`` or its square.
@@ -70,8 +68,6 @@ class MomentsStep(Step):
     """
 
     columns: Size
-    groups: Size
-    centre: Size
 
     name: ClassVar[str] = "moments"
     noised: ClassVar[tuple[NoisedPart, ...]] = (
@@ -81,16 +77,11 @@ class MomentsStep(Step):
         NoisedPart("moment items", "items", 0.03, None),
     )
     part_bytes: ClassVar[int] = 64 << 20
-    counting_sent: ClassVar[tuple[str, ...]] = ("centroids",)
 
     @property
     def num_pieces(self) -> int:
         """See :class:`Step`: user groups."""
         return self.groups
-
-    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`."""
-        return {"centroids": ArraySpec((self.groups, self.centre), dtypes=("float32",))}
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`; of outer products the lower triangle, row by row."""
@@ -107,29 +98,22 @@ class MomentsStep(Step):
     ) -> Arrays:
         """See :class:`Step`."""
         known, groups = nearest_groups(devices, sent["centroids"])
+        devices.vectors(known[:0], self.columns)  # refuses more columns than there are
         values = {one.name: np.zeros(one.shape_of(part), np.int64) for one in self.sums(terms)}
         for place, group in enumerate(range(*part)):
             members = known[groups == group]
             if not len(members) or (opened is not None and not opened[group]):
                 continue
-            vectors = devices.vectors(members)
+            vectors = devices.vectors(members, self.columns)
             values["sizes"][place] = len(members) * (int(UNIT_SCALE) if terms.bounded else 1)
             values["first"][place], second = added_products(vectors, terms)
             values["second"][place] = half_of(second)
             values["items"][place] = terms.count_items(devices.contributed.select(members))
         return values
 
-    def num_rows(self, terms: StepTerms) -> int:
-        """See :class:`Step`: user groups."""
-        return self.groups
-
-    def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
-        """See :class:`Step`."""
-        return np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
-
     def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
-        """See :class:`Step`; a device names its group in both parts, and which are opened is a bit for each."""
-        return -(-self.groups // 8), ID_BYTES
+        """See :class:`Step`; a device names its group in both parts."""
+        return super().counting_bytes(terms, items)[0], ID_BYTES
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`; centroids are known from the step before."""
@@ -147,7 +131,7 @@ class MomentsStep(Step):
     @staticmethod
     def ask(channel: StepChannel, centroids: Floats, columns: int) -> Iterator[Moments]:
         """Yield the moments of the devices of each user group, of vectors of so many columns."""
-        step = MomentsStep(columns, *centroids.shape)
+        step = MomentsStep(len(centroids), centroids.shape[1], columns)
         for part in channel.ask(step, {"centroids": centroids}):
             for size, first, second, items in zip(*(part[one.name] for one in step.sums(channel.terms)), strict=True):
                 yield Moments(int(size), first, whole_of(second, columns), items)

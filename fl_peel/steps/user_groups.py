@@ -44,46 +44,19 @@ class GroupSums:
 
 
 @dataclass(frozen=True)
-class GroupsStep(Step):
-    """Sums by user group, of which there are G with centroids (G, c) of the leading columns of vectors. Within bounds a
-    device adds 1 and its vector's first columns at length 1, in units of 1 / ``UNIT_SCALE``, in its user group.
+class GroupedStep(Step):
+    """A step whose sum is by user group, of which there are G with centroids (G, c) of the leading columns of vectors:
+    a device contributes to the group of the nearest one.
     """
 
     groups: Size
-    columns: Size
+    leading: Size
 
-    name: ClassVar[str] = "groups"
-    noised: ClassVar[tuple[NoisedPart, ...]] = (
-        NoisedPart("group sizes", "sizes", 0.02),
-        NoisedPart("group vectors", "sums", 0.08),
-    )
     counting_sent: ClassVar[tuple[str, ...]] = ("centroids",)
 
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
         """See :class:`Step`."""
-        return {"centroids": ArraySpec((self.groups, self.columns), dtypes=("float32",))}
-
-    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`Step`."""
-        return SumField("sizes", (self.groups,)), SumField("sums", (self.groups, self.columns))
-
-    def contribute(
-        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
-    ) -> Arrays:
-        """See :class:`Step`."""
-        known, groups = nearest_groups(devices, sent["centroids"])
-        if opened is not None:
-            known, groups = known[opened[groups]], groups[opened[groups]]
-        vectors = unit_vectors(devices.vectors(known, self.columns))
-        sizes = np.bincount(groups, minlength=self.groups)
-        if terms.bounds is None:
-            points = in_units(vectors, terms.units.groups).astype(np.int64)
-        else:
-            points = within(vectors, 1.0, UNIT_SCALE, l1=terms.bounds.l1)
-            sizes = int(UNIT_SCALE) * sizes
-        sums = np.zeros((self.groups, self.columns), np.int64)
-        np.add.at(sums, groups, points)
-        return {"sizes": sizes, "sums": sums}
+        return {"centroids": ArraySpec((self.groups, self.leading), dtypes=("float32",))}
 
     def num_rows(self, terms: StepTerms) -> int:
         """See :class:`Step`: user groups."""
@@ -94,19 +67,54 @@ class GroupsStep(Step):
         return np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
 
     def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
-        """See :class:`Step`; the group's number goes with the count alone, and which are opened is a bit for each."""
+        """See :class:`Step`; which groups are opened is a bit for each."""
         return -(-self.groups // 8), 0
+
+
+@dataclass(frozen=True)
+class GroupsStep(GroupedStep):
+    """A round of Lloyd's algorithm. Within bounds a device adds 1 and its vector's first columns at length 1, in units
+    of 1 / ``UNIT_SCALE``, in its user group. Its group's number goes with the count of contributors alone.
+    """
+
+    name: ClassVar[str] = "groups"
+    noised: ClassVar[tuple[NoisedPart, ...]] = (
+        NoisedPart("group sizes", "sizes", 0.02),
+        NoisedPart("group vectors", "sums", 0.08),
+    )
+
+    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
+        """See :class:`Step`."""
+        return SumField("sizes", (self.groups,)), SumField("sums", (self.groups, self.leading))
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """See :class:`Step`."""
+        known, groups = nearest_groups(devices, sent["centroids"])
+        if opened is not None:
+            known, groups = known[opened[groups]], groups[opened[groups]]
+        vectors = unit_vectors(devices.vectors(known, self.leading))
+        sizes = np.bincount(groups, minlength=self.groups)
+        if terms.bounds is None:
+            points = in_units(vectors, terms.units.groups).astype(np.int64)
+        else:
+            points = within(vectors, 1.0, UNIT_SCALE, l1=terms.bounds.l1)
+            sizes = int(UNIT_SCALE) * sizes
+        sums = np.zeros((self.groups, self.leading), np.int64)
+        np.add.at(sums, groups, points)
+        return {"sizes": sizes, "sums": sums}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
         nothing = np.zeros_like(budgets)
         return cost_by_columns(
-            self.columns,
+            self.leading,
             nothing + self.groups,
             budgets,
-            down=nothing + CENTROID_BYTES * self.groups * self.columns,
-            up=nothing + terms.word_bytes * self.columns + ID_BYTES,
-            kept=nothing + WORD_BYTES * self.groups + NUMBER_BYTES * self.columns,
+            down=nothing + CENTROID_BYTES * self.groups * self.leading,
+            up=nothing + terms.word_bytes * self.leading + ID_BYTES,
+            kept=nothing + WORD_BYTES * self.groups + NUMBER_BYTES * self.leading,
             column_bytes=nothing + CENTROID_BYTES * self.groups,
         )
 
@@ -131,4 +139,4 @@ def nearest_groups(devices: StepDevices, centroids: Floats) -> tuple[Ints, Ints]
     return known, nearest(leading[known], centroids).astype(np.int64)
 
 
-__all__ = ["GroupSums", "GroupsStep", "nearest_groups"]
+__all__ = ["GroupSums", "GroupedStep", "GroupsStep", "nearest_groups"]

@@ -18,6 +18,7 @@ KINDS = {
     "clear": [wire.HELLO, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP, wire.JOIN],
     "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
     "federated": [wire.STEP],
+    "masked steps": [wire.SECURE_STEP, wire.SECURE_SUMS],
 }
 
 

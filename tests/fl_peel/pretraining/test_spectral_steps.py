@@ -222,11 +222,11 @@ def test_costs_are_those_of_the_arithmetic():
     assert (poor.download_bytes == cost.download_bytes).all()
     assert CountsStep().cost(terms, held, rich).upload_bytes.tolist() == [40, 400]
     assert GroupsStep(64, 128).cost(terms, held, rich).download_bytes.tolist() == [64 * 128] * 2
-    assert MomentsStep(512, 64, 128).cost(terms, held, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
+    assert MomentsStep(64, 128, 512).cost(terms, held, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
     assert VectorsStep(512).cost(terms, held, rich).upload_bytes.tolist() == [0, 0]
     assert MapsStep(512).cost(terms, held, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
     counted = replace(terms, counts_contributors=True)
-    for step, down, up in ((PassStep(44), [2, 13], 0), (GroupsStep(20, 44), 3, 0), (MomentsStep(44, 20, 44), 3, 4)):
+    for step, down, up in ((PassStep(44), [2, 13], 0), (GroupsStep(20, 44), 3, 0), (MomentsStep(20, 44, 44), 3, 4)):
         bare, both = (step.whole_cost(one, held, rich) for one in (terms, counted))
         assert (both.download_bytes - bare.download_bytes == down).all(), "which rows are opened, a bit each"
         assert (both.upload_bytes - bare.upload_bytes == up).all(), "of passes and groups, ids go with the count alone"

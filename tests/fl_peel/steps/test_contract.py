@@ -79,7 +79,7 @@ def questions(rng, terms):
         "pass": (PassStep(K), {"table": table} | ({"weights": weights} if terms.bounded else {})),
         "choice": (ChoiceStep(K, M, 5, 6, 100), choice),
         "groups": (GroupsStep(G, C), centroids),
-        "moments": (MomentsStep(K, G, C), centroids),
+        "moments": (MomentsStep(G, C, K), centroids),
     }
     if not terms.bounded:
         place = rng.integers(1, 9, M).astype(np.int32) * rng.choice(np.array([-1, 1], np.int32), M)
