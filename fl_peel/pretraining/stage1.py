@@ -36,7 +36,7 @@ from fl_peel.pretraining.spectral_steps import (
 )
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
-from fl_peel.steps.base import Arrays, Bools, Step, StepChannel, StepTerms
+from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
 from fl_peel.steps.counts import CountsStep
 from fl_peel.steps.device_vectors import VectorsStep
@@ -450,14 +450,14 @@ class PooledSums:
         """See :class:`fl_peel.steps.base.StepChannel`."""
         return 0.0
 
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`."""
         if self.choosing is not None and isinstance(step.question, ChoiceStep):
             yield from self.choosing.ask(step, sent, opened)
             return
         parts = step.parts(self.terms, step.part_bytes) if step.sums(self.terms) else [(0, step.num_pieces)]
         for part in parts:
-            yield step.contribute(self.devices, step.cut(sent, part, self.terms), part, self.terms, opened)
+            yield part, step.contribute(self.devices, step.cut(sent, part, self.terms), part, self.terms, opened)
 
 
 __all__ = [

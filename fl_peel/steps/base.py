@@ -34,6 +34,8 @@ Arrays = dict[str, NDArray[Any]]
 Bools = NDArray[np.bool_]
 Part = tuple[int, int]
 """First piece of a part, and the one after its last."""
+PartSums = tuple[Part, Arrays]
+"""A part of a step, and its sum."""
 Draw = Callable[[str, tuple[int, ...], int], Ints]
 """Function that draws noise: name of the noised part, a shape, the number of the piece."""
 Size = Annotated[int, ArraySpec(least=0, most=1 << 24)]
@@ -303,28 +305,19 @@ class Step(ABC):
             cost.download_bytes + down, cost.upload_bytes + up, cost.samples, cost.least_bytes, cost.exchanges + 1
         )
 
-    def by_part(self, terms: StepTerms, sums: Iterable[Arrays]) -> Iterator[tuple[Part, Arrays]]:
-        """Yield each part of a sum with the pieces that it has."""
-        cut = next((one for one in self.sums(terms) if one.axis is not None), None)
-        first = 0
-        for each in sums:
-            stop = first + (1 if cut is None or cut.axis is None else each[cut.name].shape[cut.axis])
-            yield (first, stop), each
-            first = stop
-
-    def whole(self, terms: StepTerms, sums: Iterable[Arrays]) -> Arrays:
+    def whole(self, terms: StepTerms, parts: Iterable[PartSums]) -> Arrays:
         """Return a sum as a whole, from its parts in their order."""
         total: Arrays = {}
-        for (first, stop), part in self.by_part(terms, sums):
-            if (first, stop) == (0, self.num_pieces):
-                total = part
+        for part, sums in parts:
+            if part == (0, self.num_pieces):
+                total = sums
                 continue
             for one in self.sums(terms):
-                if one.axis is None:
-                    total.setdefault(one.name, part.get(one.name, np.zeros(0, np.int64)))
-                    continue
-                whole = total.setdefault(one.name, np.zeros(one.shape, np.int64))
-                np.moveaxis(whole, one.axis, 0)[first:stop] = np.moveaxis(part[one.name], one.axis, 0)
+                if one.axis is not None:
+                    whole = total.setdefault(one.name, np.zeros(one.shape, np.int64))
+                    np.moveaxis(whole, one.axis, 0)[slice(*part)] = np.moveaxis(sums[one.name], one.axis, 0)
+                elif part[0] == 0:
+                    total[one.name] = sums[one.name]
         return total
 
 
@@ -335,13 +328,29 @@ class StepChannel(Protocol):
     def terms(self) -> StepTerms:
         """Return what devices and server know alike."""
 
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """Yield the sum of a step, part by part. opened: rows (R,) that devices contribute to, where contributors were
         counted; None for all of them.
         """
 
     def std(self, part: str) -> float:
         """Return the standard deviation of the noise on each number of a part of the last sum; 0: there is none."""
+
+
+@dataclass
+class ChannelWrapper:
+    """Base class of channels that add something to another one."""
+
+    channel: StepChannel
+
+    @property
+    def terms(self) -> StepTerms:
+        """See :class:`StepChannel`."""
+        return self.channel.terms
+
+    def std(self, part: str) -> float:
+        """See :class:`StepChannel`."""
+        return self.channel.std(part)
 
 
 def answer_to(channel: StepChannel, step: Step, sent: Arrays) -> Arrays:
@@ -352,10 +361,12 @@ def answer_to(channel: StepChannel, step: Step, sent: Arrays) -> Arrays:
 __all__ = [
     "Arrays",
     "Bools",
+    "ChannelWrapper",
     "ContributionBounds",
     "Draw",
     "NoisedPart",
     "Part",
+    "PartSums",
     "Size",
     "Step",
     "StepChannel",

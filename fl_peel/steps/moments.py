@@ -132,7 +132,7 @@ class MomentsStep(GroupedStep):
     def ask(channel: StepChannel, centroids: Floats, columns: int) -> Iterator[Moments]:
         """Yield the moments of the devices of each user group, of vectors of so many columns."""
         step = MomentsStep(len(centroids), centroids.shape[1], columns)
-        for part in channel.ask(step, {"centroids": centroids}):
+        for _, part in channel.ask(step, {"centroids": centroids}):
             for size, first, second, items in zip(*(part[one.name] for one in step.sums(channel.terms)), strict=True):
                 yield Moments(int(size), first, whole_of(second, columns), items)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_peel.events import Event
-from fl_peel.steps.base import Arrays, Bools, Step, StepChannel, StepTerms
+from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
 from fl_peel.steps.device_vectors import VectorsStep
 from fl_peel.steps.maps import MapsStep
 from fl_peel.steps.moments import MomentsStep
@@ -25,26 +25,16 @@ from strategies.steps.noised_steps import NoisedSteps
 
 
 @dataclass
-class CheckpointedSteps:
+class CheckpointedSteps(ChannelWrapper):
     """A :class:`fl_peel.steps.base.StepChannel`, of which each sum is kept. channel: with the noise that is added;
     devices: who are asked; both may be one.
     """
 
-    channel: StepChannel
     devices: ClearSteps
     checkpoints: RunCheckpoints
     _completed: int = field(default=0, init=False)
 
-    @property
-    def terms(self) -> StepTerms:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
-        return self.channel.terms
-
-    def std(self, part: str) -> float:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
-        return self.channel.std(part)
-
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`; the sum as a whole, but for steps that are not kept."""
         if isinstance(step, MomentsStep | MapsStep):
             yield from self.channel.ask(step, sent, opened)
@@ -57,7 +47,7 @@ class CheckpointedSteps:
             self.devices.resume(entry.value["position"], entry.value["records"])
             if isinstance(self.channel, NoisedSteps):
                 self.channel.taken = Counter(entry.value["taken"])
-            yield entry.value["sums"]
+            yield (0, step.num_pieces), entry.value["sums"]
             return
         sums = step.whole(self.terms, self.channel.ask(step, sent, opened))
         content = {"sums": sums, "position": self.devices.position, "records": list(self.devices.records)}
@@ -65,7 +55,7 @@ class CheckpointedSteps:
             content["taken"] = dict(self.channel.taken)
         # devices have their vectors on their disks
         self.checkpoints.write(self._name, lambda rows: content, disks=isinstance(step, VectorsStep))
-        yield sums
+        yield (0, step.num_pieces), sums
 
     @property
     def _name(self) -> str:

@@ -14,7 +14,7 @@ from fl_peel import wire
 from fl_peel.errors import EngineError
 from fl_peel.exchange.array_specs import MessageContext, summed
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.steps.base import Arrays, Bools, Part, Step, StepTerms
+from fl_peel.steps.base import Arrays, Bools, Part, PartSums, Step, StepTerms
 from fl_peel.steps.contributors import packed_rows
 from strategies.nodes.nodes import NodeRequest, Nodes
 
@@ -70,7 +70,7 @@ class ClearSteps:
         """Nothing is noised on the way; see :class:`strategies.steps.noised_steps.NoisedSteps`."""
         return 0.0
 
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`."""
         self._begin(opened)
         for part in step.parts(self.terms, step.part_bytes):
@@ -80,7 +80,7 @@ class ClearSteps:
             replies = self.nodes.ask(wire.STEP, wire.StepReply, lambda _: NodeRequest(request, known))  # noqa: B023
             if part[0] == 0 and step is step.question:
                 self._record(step, replies)
-            yield {name: sum_of([reply.sums[name] for reply in replies]) for name in arrays}
+            yield part, {name: sum_of([reply.sums[name] for reply in replies]) for name in arrays}
 
     def _begin(self, opened: Bools | None) -> None:
         """Move the clock on, unless this is the second part of a step, whose contributors were counted."""

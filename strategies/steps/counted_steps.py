@@ -7,36 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_peel.steps.base import Arrays, Bools, Step, StepChannel, StepTerms, answer_to
+from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step, answer_to
 from fl_peel.steps.contributors import ContributorsStep, opened_rows
 
 
 @dataclass
-class CountedSteps:
+class CountedSteps(ChannelWrapper):
     """A :class:`fl_peel.steps.base.StepChannel` that counts contributors first. min_owners: devices that a sum needs to
     be opened.
     """
 
-    channel: StepChannel
     min_owners: int
 
-    @property
-    def terms(self) -> StepTerms:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
-        return self.channel.terms
-
-    def std(self, part: str) -> float:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
-        return self.channel.std(part)
-
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`; a step of which nothing may be opened is not asked."""
         if not self.terms.counts_contributors:
             yield from self.channel.ask(step, sent)
         elif step.counts_alone:
-            for sums in self.channel.ask(step, sent):
+            for part, sums in self.channel.ask(step, sent):
                 counts = sums[step.counts_alone]
-                yield sums | {step.counts_alone: np.where(opened_rows(counts, self.min_owners), counts, 0)}
+                yield part, sums | {step.counts_alone: np.where(opened_rows(counts, self.min_owners), counts, 0)}
         elif not step.num_rows(self.terms):
             yield from self.channel.ask(step, sent)
         else:
@@ -47,7 +37,7 @@ class CountedSteps:
                 yield from self.channel.ask(step, sent, opened)
                 return
             for part in step.parts(self.terms, step.part_bytes):
-                yield {one.name: np.zeros(one.shape, np.int64) for one in step.fields(self.terms, part)}
+                yield part, {one.name: np.zeros(one.shape, np.int64) for one in step.fields(self.terms, part)}
 
 
 __all__ = ["CountedSteps"]

@@ -24,7 +24,7 @@ from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.step_vector import StepVector
 from fl_peel.secure.unmask import Mask, added
 from fl_peel.secure.vector import Values
-from fl_peel.steps.base import Arrays, Bools, Step
+from fl_peel.steps.base import Arrays, Bools, PartSums, Step
 from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.masked_exchange import MaskedExchange, unmasked
 from strategies.rounds.masked_group import BoolArray
@@ -58,7 +58,7 @@ class MaskedSteps(ClearSteps):
         *others, self._keyed = position
         super().resume(others, records)
 
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`.
 
         Raises:
@@ -93,7 +93,7 @@ class MaskedSteps(ClearSteps):
             counters: Values = {name: sums.pop(name) for name in ("classes", "clock") if name in sums}
             if part[0] == 0 and step is step.question:  # what both parts of a step take is counted once, with its sums
                 self._remember(step, clock, counters, [each[0] for each in replies.values()], len(one.devices))
-            yield sums
+            yield part, sums
 
     def _settle(self, exchange: MaskedExchange, step: Step) -> ClockCounts:
         """Settle which devices take part: they have announced keys and shared their secrets. Return what is known of

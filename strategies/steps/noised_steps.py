@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.privacy.stage1_noise import Stage1Scales
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.steps.base import Arrays, Bools, Step, StepTerms
+from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
 from strategies.steps.clear_steps import ClearSteps
 
 
 @dataclass
-class NoisedSteps:
+class NoisedSteps(ChannelWrapper):
     """A :class:`fl_peel.steps.base.StepChannel` under noise. channel: the devices, whose sums have no noise of the
     server; taken: how often each part was asked for.
 
@@ -31,11 +31,6 @@ class NoisedSteps:
     scenario: Scenario
     plan: Plan
     taken: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def terms(self) -> StepTerms:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
-        return self.channel.terms
 
     def std(self, part: str) -> float:
         """See :class:`fl_peel.steps.base.StepChannel`. Shares of noise are made for the fewest devices that a sum may
@@ -50,22 +45,21 @@ class NoisedSteps:
             devices /= noise_devices_of(self.scenario, record.announced)
         return one * math.sqrt(devices)
 
-    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[Arrays]:
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`; noise is drawn by the number of the sum."""
         accounted = {release.part: release.times for release in self.plan.stage1}
-        for part in step.noised:
-            self.taken[part.name] += 1
-            assert self.taken[part.name] <= accounted.get(part.name, 0), (
-                f"{part.name}: asked more often than is accounted for"
-            )
+        for one in step.noised:
+            self.taken[one.name] += 1
+            taken, most = self.taken[one.name], accounted.get(one.name, 0)
+            assert taken <= most, f"{one.name}: asked more often than is accounted for"
         sums = self.channel.ask(step, sent, opened)
         if not step.noised or not self._by_server:
             yield from sums
             return
         draw = self._scales.whole("server", self.taken[step.noised[0].name])
-        for pieces, each in step.by_part(self.terms, sums):
-            noise = step.noise(draw, self.terms, pieces)
-            yield each | {name: each[name] + noise[name] for name in noise}
+        for part, each in sums:
+            noise = step.noise(draw, self.terms, part)
+            yield part, each | {name: each[name] + noise[name] for name in noise}
 
     @property
     def _scales(self) -> Stage1Scales:

@@ -152,7 +152,7 @@ class StepObserver:
             return StepView(step.name, sent, {}, 0)
         if not isinstance(step, ChoiceStep):
             self._make_vectors()
-        answers = (contribute(cohort, devices, request) for request in requests)
+        answers = (((one.first, one.stop), contribute(cohort, devices, one)) for one in requests)
         seen = dataclasses.replace(step, columns=requests[0].stop) if isinstance(step, PassStep) else step
         reply = seen.whole(cohort.terms, answers)
         if isinstance(step, PassStep):

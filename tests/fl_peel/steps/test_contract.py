@@ -104,7 +104,7 @@ def summed_up(step, sent, devices, terms, parts=None, opened=None):
     """The whole sum, from some parts."""
     parts = [(0, step.num_pieces)] if parts is None else parts
     each = (step.contribute(devices, step.cut(sent, part, terms), part, terms, opened) for part in parts)
-    return step.whole(terms, each)
+    return step.whole(terms, zip(parts, each, strict=True))
 
 
 def same(one, other):
@@ -225,7 +225,7 @@ def test_words_and_masks_of_parts_are_those_of_the_whole(name, key):
         assert not (masked.wide == words.wide).any()
         opened = without(masked, [dataclasses.replace(mask, added=True)], vector.start(part))
         assert isinstance(opened, MaskWords)
-        sums.append({one: array for one, array in layout.values(opened).items() if one in values})
+        sums.append((part, {one: array for one, array in layout.values(opened).items() if one in values}))
     assert same(step.whole(terms, sums), summed_up(step, sent, devices, terms))
 
 
@@ -246,7 +246,7 @@ def test_noise_is_drawn_by_part_and_piece(name):
     assert {one: array.shape for one, array in whole.items()} == {
         part.field: shapes[part.field] for part in step.noised
     }
-    parts = [step.noise(draw, terms, part) for part in step.parts(terms, 2 * 8 * M)]
+    parts = [(part, step.noise(draw, terms, part)) for part in step.parts(terms, 2 * 8 * M)]
     if step.num_pieces > 1:
         assert same(step.whole(terms, parts), whole)
     assert all(len(np.unique(array)) == array.size for array in whole.values()), "no number is drawn twice"

@@ -113,7 +113,7 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
                 heard.setdefault(part.name, []).append(in_ones(part, sums) - in_ones(part, clear))
                 more[part.name] = times
                 assert self.std(part.name) == pytest.approx(scales.std(part.name) * math.sqrt(times))
-        yield sums
+        yield (0, step.num_pieces), sums
 
     monkeypatch.setattr(NoisedSteps, "ask", listening)
     any_prepared(noised, tmp_path / mechanism)
@@ -255,7 +255,7 @@ class Observer:
                 twice[np.cumsum(np.arange(1, columns + 1)) - 1] = 1
                 left, own = left * twice, own * twice
             self.evidence += float((left * own).sum() - (own * own).sum() / 2) / std**2
-        yield each[0]
+        yield (0, step.num_pieces), each[0]
 
 
 def evidence(scenario, others, plan, trials, present):
