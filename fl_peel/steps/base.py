@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.array_specs import ArraySpec
+from fl_peel.exchange.array_specs import ArraySpec, summed
 from fl_peel.exchange.bounded_counts import counts_within
 from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.privacy.mechanisms import find_mechanism
@@ -139,12 +139,14 @@ class StepDevices(Protocol):
 @dataclass(frozen=True)
 class SumField:
     """An array of a step's sum. axis: along which it is cut into pieces, None where it is not and comes with the first
-    part; bits: of its words, None for those of the terms.
+    part; counts: whether its numbers are of devices, and hence not below 0 but for noise; bits: of its words, None for
+    those of the terms.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int | None = None
+    counts: bool = False
     bits: Bits | None = None
 
     def shape_of(self, part: Part) -> tuple[int, ...]:
@@ -280,13 +282,21 @@ class Step(ABC):
             result[one.field] = noise
         return result
 
+    def sums_of_part(self, terms: StepTerms, part: Part) -> list[SumField]:
+        """Return the arrays of a part of the sum; those that are not cut come with the first part."""
+        return [one for one in self.sums(terms) if one.axis is not None or part[0] == 0]
+
     def fields(self, terms: StepTerms, part: Part) -> tuple[Field, ...]:
-        """Return the arrays of a part of the sum, as words; those that are not cut come with the first part."""
-        return tuple(
-            Field(one.name, one.shape_of(part), one.bits or terms.units.bits)
-            for one in self.sums(terms)
-            if one.axis is not None or part[0] == 0
-        )
+        """Return the arrays of a part of the sum, as words."""
+        some = self.sums_of_part(terms, part)
+        return tuple(Field(one.name, one.shape_of(part), one.bits or terms.units.bits) for one in some)
+
+    def reply_arrays(self, terms: StepTerms, part: Part) -> dict[str, ArraySpec]:
+        """Return the arrays of a node's right reply to a part."""
+        return {
+            one.name: summed(*one.shape_of(part), least=0 if one.counts and not terms.bounded else None)
+            for one in self.sums_of_part(terms, part)
+        }
 
     def parts(self, terms: StepTerms, most_bytes: int) -> list[Part]:
         """Return parts of at most so many bytes each, of 8 for a number, or of one piece."""

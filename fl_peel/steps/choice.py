@@ -191,7 +191,7 @@ class ChoiceStep(Step):
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`: shares under each filter, and how many devices answer, which bounded ones do not say."""
-        return SumField("won", (self.filters,), bits=64), SumField("answered", (1,), bits=64)
+        return SumField("won", (self.filters,), counts=True, bits=64), SumField("answered", (1,), counts=True, bits=64)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None

@@ -55,7 +55,7 @@ class ContributorsStep(Step):
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`fl_peel.steps.base.Step`."""
-        return (SumField("contributors", (self.step.num_rows(terms),)),)
+        return (SumField("contributors", (self.step.num_rows(terms),), counts=True),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None

@@ -33,7 +33,7 @@ class CountsStep(Step):
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`."""
-        return (SumField("items", (terms.num_items,)),)
+        return (SumField("items", (terms.num_items,), counts=True),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None

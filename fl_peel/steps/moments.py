@@ -87,10 +87,10 @@ class MomentsStep(GroupedStep):
         """See :class:`Step`; of outer products the lower triangle, row by row."""
         half = self.columns * (self.columns + 1) // 2
         return (
-            SumField("sizes", (self.groups,), axis=0),
+            SumField("sizes", (self.groups,), axis=0, counts=True),
             SumField("first", (self.groups, self.columns), axis=0),
             SumField("second", (self.groups, half), axis=0),
-            SumField("items", (self.groups, terms.num_items), axis=0),
+            SumField("items", (self.groups, terms.num_items), axis=0, counts=True),
         )
 
     def contribute(

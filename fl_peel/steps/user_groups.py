@@ -85,7 +85,7 @@ class GroupsStep(GroupedStep):
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`."""
-        return SumField("sizes", (self.groups,)), SumField("sums", (self.groups, self.leading))
+        return SumField("sizes", (self.groups,), counts=True), SumField("sums", (self.groups, self.leading))
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None

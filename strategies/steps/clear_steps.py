@@ -12,7 +12,7 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
-from fl_peel.exchange.array_specs import MessageContext, summed
+from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.steps.base import Arrays, Bools, Part, PartSums, Step, StepTerms
 from fl_peel.steps.contributors import packed_rows
@@ -75,7 +75,7 @@ class ClearSteps:
         self._begin(opened)
         for part in step.parts(self.terms, step.part_bytes):
             request = wire.StepRequest(**self._fields(step, sent, part, opened))
-            arrays = {one.name: summed(*one.shape) for one in step.fields(self.terms, part)}
+            arrays = step.reply_arrays(self.terms, part)
             known = MessageContext({"W": self.windows}, arrays=arrays, agreed=("C",))
             replies = self.nodes.ask(wire.STEP, wire.StepReply, lambda _: NodeRequest(request, known))  # noqa: B023
             if part[0] == 0 and step is step.question:

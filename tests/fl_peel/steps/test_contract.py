@@ -9,7 +9,7 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import ArrayChecker, MessageContext, summed
+from fl_peel.exchange.array_specs import ArrayChecker, MessageContext
 from fl_peel.pretraining.stage1 import PooledDevices
 from fl_peel.privacy.stage1_noise import NOISED_PARTS
 from fl_peel.secure.masks import MaskWords
@@ -258,7 +258,7 @@ def test_a_malformed_reply_or_request_is_refused_by_what_the_step_declares(name,
     step, sent, devices, terms = case(name, key)
     part = (0, step.num_pieces)
     replies = summed_up(step, sent, devices, terms)
-    reply = {one.name: summed(*one.shape) for one in step.fields(terms, part)}
+    reply = step.reply_arrays(terms, part)
     for arrays, specs in ((replies, reply), (sent, step.sent_arrays(terms, part))):
         known = MessageContext({"total": 2**60}, arrays=specs)
         ArrayChecker.from_context(known).group(arrays, "message")
@@ -271,6 +271,9 @@ def test_a_malformed_reply_or_request_is_refused_by_what_the_step_declares(name,
                 arrays | {one: array[None]},
             ]
         wrong += [arrays | {one: np.full_like(array, 2**62)} for one, array in arrays.items() if arrays is replies]
+        if arrays is replies and not terms.bounded:
+            counted = [one.name for one in step.sums(terms) if one.counts]
+            wrong += [arrays | {one: arrays[one] * 0 - 1} for one in counted]
         for each in wrong:
             with pytest.raises(MessageError, match=r"^message"):
                 ArrayChecker.from_context(known).group(each, "message")
