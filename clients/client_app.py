@@ -16,12 +16,14 @@ from clients.node import joining
 from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
 from clients.node.requests import checked
 from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, node_error, refuse_paths, refuse_seeded_noise
-from clients.round import clear, masked_stage1, stage1
+from clients.round import clear
 from clients.round import masked as secure_round
 from clients.serving import acceptance
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
 from clients.serving import refresh as refreshing
+from clients.steps import masked_steps
+from clients.steps.step_round import step_round
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
 from fl_peel.mmap_arrays import release_memory
@@ -145,16 +147,10 @@ def hello(message: Message, context: Context) -> Message:
     return _answer(message, context, reply)
 
 
-@app.train("sums")
+@app.train("step")
 def add_up(message: Message, context: Context) -> Message:
     """Devices do a step of stage 1."""
-    return _answer_for_devices(message, context, wire.SumsRequest, stage1.sums_round)
-
-
-@app.evaluate("choice")
-def choose(message: Message, context: Context) -> Message:
-    """Let some devices vote for the filter of stage 1 that ranks their validation items best."""
-    return _answer_for_devices(message, context, wire.ChoiceRequest, stage1.choice)
+    return _answer_for_devices(message, context, wire.StepRequest, step_round)
 
 
 @app.query("join")
@@ -220,19 +216,13 @@ def secure_train_round(message: Message, context: Context) -> Message:
 @app.query("secure_step")
 def secure_step(message: Message, context: Context) -> Message:
     """A step of stage 1 under secure aggregation begins: devices announce keys."""
-    return _answer_for_devices(message, context, wire.SecureStepRequest, masked_stage1.announce_step)
+    return _answer_for_devices(message, context, wire.SecureStepRequest, masked_steps.announce_step)
 
 
 @app.train("secure_sums")
 def secure_sums(message: Message, context: Context) -> Message:
     """Devices do a step of stage 1 and send masked vectors."""
-    return _answer_for_devices(message, context, wire.SecureSumsRequest, masked_stage1.masked_sums)
-
-
-@app.evaluate("secure_choice")
-def secure_choice(message: Message, context: Context) -> Message:
-    """Let some devices vote, masked, for the filter of stage 1 that ranks their validation items best."""
-    return _answer_for_devices(message, context, wire.SecureChoiceRequest, masked_stage1.masked_choice)
+    return _answer_for_devices(message, context, wire.SecureSumsRequest, masked_steps.masked_sums)
 
 
 @app.query("secure_unmask")

@@ -5,10 +5,8 @@ fields are all that is sent:
 
 =================== ==============================================================================================
 ``hello``           server asks a node which partition it hosts
-``sums``            server -> devices: rows of a table, or centroids; devices -> server: one step's sums of stage 1
-                    over the devices of a node (:mod:`fl_peel.pretraining.spectral_steps`)
-``choice``          server -> devices: rows of a table under several filters; devices -> server: how well each ranks
-                    their validation items, added up
+``step``            server -> devices: a part of a step of stage 1 (:mod:`fl_peel.steps`), such as rows of a table, or
+                    centroids; devices -> server: its sums over the devices of a node
 ``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
                     the server learned for them, or each group's map; devices -> server: the number of their user
                     group, their largest possible budget
@@ -28,8 +26,7 @@ fields are all that is sent:
 ``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, for ``round``
 ``secure_unmask``   server -> devices: which neighbours are left; devices -> server: one share of each neighbour
 ``secure_step``     as ``secure_keys``, for a step of stage 1: who is there in one of its windows
-``secure_sums``     server -> devices: as ``sums``, and sealed shares; devices -> server: a part of a masked sum
-``secure_choice``   server -> devices: as ``choice``, and sealed shares; devices -> server: a masked sum
+``secure_sums``     server -> devices: as ``step``, and sealed shares; devices -> server: a part of a masked sum
 =================== ==============================================================================================
 
 Locally trained user embeddings and single devices' interactions are fields of none of them. But sums say something
@@ -54,7 +51,7 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import TOTAL, WHOLE, ArraySpec, fields_of, name_of, plain_of, summed
+from fl_peel.exchange.array_specs import TOTAL, ArraySpec, fields_of, name_of, plain_of
 from fl_peel.exchange.columns import IntColumns
 from fl_peel.exchange.counters import (
     ClassCounts,
@@ -68,10 +65,11 @@ from fl_peel.exchange.counters import (
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import NUM_BINS, Histogram, PairedSums
 from fl_peel.ranking.top import MetricSums
+from fl_peel.steps.base import Step
+from fl_peel.steps.registry import STEPS
 
 HELLO = "query.hello"
-SUMS = "train.sums"
-CHOICE = "evaluate.choice"
+STEP = "train.step"
 JOIN = "query.join"
 ROUND = "train.round"
 EVALUATE = "evaluate.budgets"
@@ -85,7 +83,6 @@ SECURE_ROUND = "train.secure_round"
 SECURE_UNMASK = "query.secure_unmask"
 SECURE_STEP = "query.secure_step"
 SECURE_SUMS = "train.secure_sums"
-SECURE_CHOICE = "evaluate.secure_choice"
 
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is a :class:`NodeError`."""
@@ -106,8 +103,6 @@ Arrays = dict[str, NDArray[Any]]
 MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
 MOST_HOSTED = 1 << 27
 """Largest number of devices that have their data on one node: the server has a number for each."""
-STEPS = ("counts", "pass", "choice", "vectors", "groups", "moments", "maps")
-"""Names of the steps of stage 1."""
 LABEL = r"[\w.-]*"
 """Pattern of the label in the names of files that a device writes."""
 _COUNT = ArraySpec(least=0, most=TOTAL)
@@ -190,108 +185,32 @@ class HelloReply:
 
 
 @dataclass(frozen=True)
-class SumsRequest:
-    """A step of stage 1 for the devices of this node. step, columns: as :class:`fl_peel.pretraining.costs.StepShape`;
-    time: in rounds, when the first of its windows opens; counted: whether this message's reply says what the step took
-    of devices, where it goes in several.
+class StepRequest:
+    """A part of a step (:mod:`fl_peel.steps.base`) for the devices of this node. time: in rounds, when the first of its
+    windows opens; first, stop: pieces of the part; sent: its arrays by name; noise_multiplier: of noise that devices
+    add, see :class:`fl_peel.privacy.stage1_noise.Stage1Scales`.
 
-    table: (I, k) rows, from column ``first`` on; centroids: (G, c); groups: of them, those that moments are of, (M,);
-    all_rows: whether devices fetch all rows, so that nobody sees which are of their items; place, buckets: of a pass
-    whose rows are hashed, as in :class:`fl_peel.pretraining.sketch.RowSketch`, (0,) and 0 elsewhere. Which follows from
-    the seed, the pass and the items' counts, of which counts alone must be sent.
-
-    Of a bounded pass all columns, with D^-b, weights (I,), by which a device makes sure of its bound; groups: columns
-    that are answered. Of vectors, weights (K,): what a device takes for its own that has none of the items yet.
-    noise_multiplier: of noise that devices add, see :class:`fl_peel.privacy.stage1_noise.Stage1Scales`.
-
-    counts_contributors: whether devices say only to which rows of the step they would contribute, for the server to
-    know which sums it may open; opened: the rows that it opens, as :func:`fl_peel.exchange.contributors.packed_rows`
-    sends them. Neither is of any use where a scenario counts no contributors (``privacy.counts_contributors``).
+    opened: the rows that the server opens, as :func:`fl_peel.steps.contributors.packed_rows` sends them; of no use
+    where contributors are not counted (``privacy.counts_contributors``).
     """
 
     setting: RunSetting
-    step: Annotated[str, ArraySpec(choices=STEPS)]
-    columns: Annotated[int, _COLUMNS]
+    step: Step
     time: Annotated[int, _ROUND]
-    counted: bool
     first: Annotated[int, _COLUMNS]
-    table: Annotated[NDArray[np.float32], ArraySpec(("rows", "part"))]
-    centroids: Annotated[NDArray[np.float32], ArraySpec(("G", "centre"))]
-    groups: Annotated[NDArray[np.int64], ArraySpec(("M",), ascending=True)]
-    all_rows: bool = dataclasses.field(default=False, kw_only=True)
-    buckets: Annotated[int, _COLUMNS] = dataclasses.field(default=0, kw_only=True)
-    place: Annotated[NDArray[np.int32], ArraySpec(("placed",))] = dataclasses.field(
-        default_factory=lambda: np.zeros(0, np.int32), kw_only=True
-    )
-    weights: Annotated[NDArray[np.float32], ArraySpec(("weights",))] = dataclasses.field(
-        default_factory=lambda: np.zeros(0, np.float32), kw_only=True
-    )
-    noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
-    counts_contributors: bool = dataclasses.field(default=False, kw_only=True)
-    opened: Annotated[NDArray[np.uint8], ArraySpec(("opened",))] = dataclasses.field(
-        default_factory=lambda: np.zeros(0, np.uint8), kw_only=True
-    )
+    stop: Annotated[int, _COLUMNS]
+    sent: Arrays
+    opened: Annotated[NDArray[np.uint8], ArraySpec(("opened",))]
+    noise_multiplier: Annotated[float, _SECONDS] = 0.0
 
 
 @dataclass(frozen=True)
-class ChoiceRequest:
-    """Which filter ranks your validation items best? See :class:`fl_peel.pretraining.spectral_steps.FilterRequest`;
-    only about ``panel`` of all devices answer. all_rows, noise_multiplier, counts_contributors: as in
-    :class:`SumsRequest`; recent: (I,), or (0,).
+class StepReply:
+    """Reply with the sums of a part of a step over the devices of a node, by name. counts: cost of the step, where this
+    is its first part; waits_us: (W,) of the slowest device in each window.
     """
 
-    setting: RunSetting
-    time: Annotated[int, _ROUND]
-    panel: Annotated[int, _SIZE]
-    place: Annotated[int, _SIZE]
-    directions: Annotated[NDArray[np.float32], ArraySpec(("I", "K"))]
-    values: Annotated[NDArray[np.float64], ArraySpec(("K",))]
-    counts: Annotated[NDArray[np.float64], ArraySpec(("I",))]
-    count_exponents: Annotated[NDArray[np.float64], ArraySpec(("filters",))]
-    value_exponents: Annotated[NDArray[np.float64], ArraySpec(("filters",))]
-    drawn: Annotated[NDArray[np.int64], ArraySpec(("D",), within="I")]
-    all_rows: bool = dataclasses.field(default=False, kw_only=True)
-    noise_multiplier: Annotated[float, _SECONDS] = dataclasses.field(default=0.0, kw_only=True)
-    recent: Annotated[NDArray[np.float64], ArraySpec(("recent",))] = dataclasses.field(
-        default_factory=lambda: np.zeros(0), kw_only=True
-    )
-    fresh_exponents: Annotated[NDArray[np.float64], ArraySpec(("fresh",))] = dataclasses.field(
-        default_factory=lambda: np.zeros(0), kw_only=True
-    )
-    counts_contributors: bool = dataclasses.field(default=False, kw_only=True)
-
-
-@dataclass(frozen=True)
-class ChoiceReply:
-    """Reply with votes for filters. won: (C,) by filter, added up over devices; answered: number of these devices;
-    counts, waits_us: as in :class:`SumsReply`.
-    """
-
-    won: Annotated[NDArray[np.int64], summed("filters")]
-    answered: Annotated[int, _COUNT]
-    counts: RoundCounts
-    waits_us: Annotated[NDArray[np.int64], _WAITS]
-
-
-@dataclass(frozen=True)
-class GroupSum:
-    """Whole numbers added up over some devices of a node: the number of devices (X,), and arrays that depend on the
-    step; first and second also in 32 bits.
-    """
-
-    sizes: NDArray[np.int64]
-    first: NDArray[np.int64]
-    second: NDArray[np.int64]
-    items: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class SumsReply:
-    """Reply with sums of stage 1. sums: by user group, those of all devices under :data:`EVERYBODY`; counts: cost of
-    the step; waits_us: (W,) of the slowest device in each window.
-    """
-
-    sums: dict[int, GroupSum]
+    sums: Arrays
     counts: RoundCounts
     waits_us: Annotated[NDArray[np.int64], _WAITS]
 
@@ -736,40 +655,19 @@ class SecureUnmaskReply:
 
 @dataclass(frozen=True)
 class SecureStepRequest:
-    """A step of stage 1 under secure aggregation begins. server_round: its number, -1 for the first, -2, ...; time: in
-    rounds, when the first of its windows opens. What it will be, for devices to know whether they have the memory:
-    columns and groups as in :class:`fl_peel.pretraining.costs.StepShape`, of a choice the drawn items, place and shapes
-    as numbers; panel: devices that are asked, about, 0 for all; buckets: of a pass whose rows are hashed, else 0;
-    counts_contributors: as in :class:`SumsRequest`.
+    """A step of stage 1 under secure aggregation begins, for devices to know whether they have the memory.
+    server_round: its number, -1 for the first, -2, ...; time: in rounds, when the first of its windows opens.
     """
 
     setting: RunSetting
     server_round: int
     time: Annotated[int, _ROUND]
-    step: Annotated[str, ArraySpec(choices=STEPS)]
-    columns: Annotated[int, _COLUMNS] = 0
-    groups: Annotated[int, _COLUMNS] = 0
-    panel: Annotated[int, _SIZE] = 0
-    drawn: Annotated[int, _SIZE] = 0
-    place: Annotated[int, _SIZE] = 0
-    shapes: Annotated[int, _SIZE] = 0
-    buckets: Annotated[int, _COLUMNS] = 0
-    counts_contributors: bool = False
+    step: Step
 
 
 @dataclass(frozen=True)
-class SecureSumsRequest(SumsRequest):
-    """A part of a step: some columns of a pass, or some user groups' moments from the group ``first`` on; all of any
-    other step. The first part has what the devices' neighbours sealed for them.
-    """
-
-    server_round: int = dataclasses.field(kw_only=True)
-    secure: dict[int, Inbox] = dataclasses.field(kw_only=True)
-
-
-@dataclass(frozen=True)
-class SecureChoiceRequest(ChoiceRequest):
-    """A choice, with what the devices' neighbours sealed for them."""
+class SecureSumsRequest(StepRequest):
+    """A part of a step under secure aggregation. The first one has what the devices' neighbours sealed for them."""
 
     server_round: int = dataclasses.field(kw_only=True)
     secure: dict[int, Inbox] = dataclasses.field(kw_only=True)
@@ -777,9 +675,9 @@ class SecureChoiceRequest(ChoiceRequest):
 
 @dataclass(frozen=True)
 class SecureSumsReply:
-    """sum: a part of the masked vector, see :class:`fl_peel.secure.stage1_vector.StepVector`; classes, clock: of
-    devices that are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest
-    device that the step had, by the window in which it came.
+    """sum: a part of the masked vector, see :class:`fl_peel.secure.step_vector.StepVector`; classes, clock: of devices
+    that are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device
+    that the step had, by the window in which it came.
     """
 
     sum: MaskedSum
@@ -879,12 +777,16 @@ def _put(name: str, content: Any, arrays: dict[str, Array], config: dict[str, An
             arrays[name] = _to_array(stacked)
         else:  # a handful of numbers needs no array
             config[name] = stacked.tolist()
+    elif isinstance(content, dict) and any(isinstance(key, str) for key in content):
+        arrays.update({f"{name}/{key}": _to_array(array) for key, array in content.items()})
     elif isinstance(content, dict):
         config[name] = [int(group) for group in content]
         for group, inner in content.items():
             for key, array in (inner if isinstance(inner, dict) else vars(inner)).items():
                 arrays[f"{name}/{group}/{key}"] = array if isinstance(array, Array) else _to_array(array)
     elif dataclasses.is_dataclass(content):
+        if isinstance(content, Step):
+            config[name] = content.name
         for field in dataclasses.fields(content):
             _put(f"{name}.{field.name}", getattr(content, field.name), arrays, config)
     else:
@@ -919,14 +821,25 @@ class _MessageReader:
     def read(self, of: Any, name: str) -> Any:
         """A field by its type."""
         of = plain_of(of)
+        if get_origin(of) is dict and get_args(of)[0] is str:
+            prefix = f"{name}/"
+            self.taken.add(name)  # which says that there are none
+            return {key.removeprefix(prefix): self._array(key) for key in self.arrays if key.startswith(prefix)}
         if get_origin(of) is dict:
             return self._groups(get_args(of)[1], name)
         if get_origin(of) is None and issubclass(of, IntColumns):
             return self._columns(of, name)
         if dataclasses.is_dataclass(of):
-            kind: Any = of
-            return kind(**{field: self.read(its, f"{name}.{field}") for field, its in fields_of(of).items()})
+            kind: Any = self._step(name) if of is Step else of
+            return kind(**{field: self.read(its, f"{name}.{field}") for field, its in fields_of(kind).items()})
         return self._number(of, name) if get_origin(of) is None else self._array(name, np.dtype(_number_type(of)))
+
+    def _step(self, name: str) -> type[Step]:
+        """The class of a step, by its name."""
+        step = self._number(str, name)
+        if step not in STEPS or name.count(".") > 1:
+            raise MessageError(f"{self.what}: {name} is {step[:40]!r}, which is no step")
+        return STEPS[step]
 
     def end(self) -> None:
         """Nothing is left that no field has."""
@@ -984,13 +897,13 @@ class _MessageReader:
         return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in by_group.items()}
 
     def _of_arrays(self, kind: type[Any], arrays: Arrays, where: str) -> Any:
-        """A dataclass of arrays alone. Those of sums come in either of two widths."""
+        """A dataclass of arrays alone."""
         wanted = fields_of(kind)
         if set(arrays) != set(wanted):
             raise MessageError(f"{self.what}: {where} has {sorted(arrays)}, not {sorted(wanted)}")
         for name, of in wanted.items():
             dtype = np.dtype(_number_type(plain_of(of)))
-            if arrays[name].dtype != dtype and not (kind is GroupSum and str(arrays[name].dtype) in WHOLE):
+            if arrays[name].dtype != dtype:
                 raise MessageError(f"{self.what}: {where}/{name} is of type {arrays[name].dtype}, not {dtype}")
         return kind(**arrays)
 

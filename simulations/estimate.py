@@ -19,17 +19,23 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
-from fl_peel.pretraining.costs import StepShape, choice_cost, cost_of
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.spectral_steps import drawn_items
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.base import Step, StepTerms
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.maps import MapsStep
+from fl_peel.steps.moments import MomentsStep
+from fl_peel.steps.passes import PassStep
+from fl_peel.steps.step_cost import HeldItems
+from fl_peel.steps.user_groups import GroupsStep
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
 from strategies.groups.group_tables import MOST_IN_MEMORY
 from strategies.run.federated_stage1 import REFIT_PASSES
 from strategies.run.stage1_outcome import given_data
-
-Ints = NDArray[np.int64]
 
 WITHIN = 4.0
 """Memory and time are within this factor, either way, on two cores of a server of today; docs/estimate.md."""
@@ -217,47 +223,46 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
     pretraining = scenario.pretraining
     if not pretraining.by_devices:
         return 0.0, 0.0
-    config, dim = pretraining.spectral(), pretraining.embedding_dim
+    config = pretraining.spectral()
     wide = config.columns + config.oversampling
     groups, devices = scenario.user_groups.count, np.arange(splits.num_users, dtype=np.int64)
     budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
-    all_rows = splits.num_items if scenario.privacy.rows == "all-sent" or scenario.secure_aggregation.enabled else 0
-    word, counted = pretraining.sum_bits // 8, scenario.privacy.counts_contributors
+    # bytes exclude what a mechanism and masks take besides
+    terms = replace(StepTerms.from_scenario(scenario, splits.num_items, splits.num_users), bounds=None)
+    train = splits.train.counts()
+    items = HeldItems(train, train, splits.validation.counts())
 
-    def bytes_of(passes: int, *, tables: bool) -> tuple[float, float]:
-        steps = [(1, StepShape("counts")), (passes, StepShape("pass", wide, all_rows=all_rows, word_bytes=word))]
-        if tables:
-            steps += [
-                (1, StepShape("vectors", config.columns, all_rows=all_rows)),
-                (config.group_rounds + 1, StepShape("groups", config.group_columns, groups, word_bytes=word)),
-                (1, StepShape("moments", config.columns, word_bytes=word)),
-                (1, StepShape("maps", config.columns, dim=dim)),
-            ]
-        steps = [(times, replace(step, counts_contributors=counted)) for times, step in steps]
-        costs = [(times, cost_of(step, splits.train.counts(), budgets)) for times, step in steps]
+    def bytes_of(*steps: tuple[float, Step]) -> tuple[float, float]:
+        costs = [(times, step.whole_cost(terms, items, budgets)) for times, step in steps]
         return (
             sum(times * float(cost.download_bytes.mean()) for times, cost in costs),
             sum(times * float(cost.upload_bytes.mean()) for times, cost in costs),
         )
 
+    tables: tuple[tuple[float, Step], ...] = (
+        (1, VectorsStep(config.columns)),
+        (config.group_rounds + 1, GroupsStep(groups, config.group_columns)),
+        (1, MomentsStep(groups, config.group_columns, config.columns)),
+        (1, MapsStep(config.columns)),
+    )
     # refinement is rehearsed on the first half's tables; without rounds the filter is all that is chosen
-    parts = [bytes_of(config.passes, tables=not scenario.data.refit or scenario.refinement.rounds > 0)]
-    if scenario.data.refit:
-        parts.append(bytes_of(REFIT_PASSES, tables=True))
+    refit = scenario.data.refit
+    makes_tables = not refit or scenario.refinement.rounds > 0
+    parts = [bytes_of((1, CountsStep()), (config.passes, PassStep(wide)), *(tables if makes_tables else ()))]
+    if refit:
+        parts.append(bytes_of((1, CountsStep()), (REFIT_PASSES, PassStep(wide)), *tables))
     if config.chooses:
-        parts.append(_choice(config, splits, scenario.seed, budgets, all_rows))
+        parts.append(bytes_of(_choice(config, splits, scenario.seed)))
     return sum(down for down, _ in parts), sum(up for _, up in parts)
 
 
-def _choice(config: SpectralConfig, splits: Splits, seed: int, budgets: Ints, all_rows: int) -> tuple[float, float]:
-    """Bytes of a device, on average, by which some choose the filter."""
+def _choice(config: SpectralConfig, splits: Splits, seed: int) -> tuple[float, ChoiceStep]:
+    """Return the share of the devices that choose the filter, and the step in which they do."""
     drawn, place = drawn_items(splits.train.popularity(splits.num_items), seed)
-    shapes = len(COUNT_EXPONENTS if config.count_exponent is None else (0,))
-    shapes *= len(VALUE_EXPONENTS if config.value_exponent is None else (0,))
-    items, wanted = splits.train.counts(), splits.validation.counts()
-    cost = choice_cost(config.columns, len(drawn), place, shapes, items, wanted, budgets, all_rows)
-    share = min(1.0, config.filter_devices / splits.num_users)
-    return share * float(cost.download_bytes.mean()), share * float(cost.upload_bytes.mean())
+    filters = len(COUNT_EXPONENTS if config.count_exponent is None else (0,))
+    filters *= len(VALUE_EXPONENTS if config.value_exponent is None else (0,))
+    step = ChoiceStep(config.columns, len(drawn), place, filters, config.filter_devices)
+    return min(1.0, config.filter_devices / splits.num_users), step
 
 
 def _seconds(scenario: Scenario, splits: Splits, traffic: _Traffic) -> dict[str, float]:

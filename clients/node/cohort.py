@@ -28,6 +28,7 @@ from fl_peel.device_storage import device_splits, hosted_splits, keep_catalogue,
 from fl_peel.errors import EngineError
 from fl_peel.file_kind import file_kind
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.base import StepTerms
 
 USUAL_ROUNDS = 400
 """Rounds that a device's usual availability is taken over."""
@@ -67,6 +68,11 @@ class Cohort:
         period began.
         """
         return self.splits.train.below(self.splits.num_items)
+
+    @cached_property
+    def terms(self) -> StepTerms:
+        """Return what the devices and the server know alike in steps of stage 1."""
+        return StepTerms.from_scenario(self.scenario, self.splits.num_items, self.population)
 
     @property
     def fading(self) -> float | None:

@@ -17,10 +17,11 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.spectral_steps import embeddings, nearest, unit_vectors
+from fl_peel.pretraining.spectral_steps import embeddings
 from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.sources import source_of
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.units import nearest, unit_vectors
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.wire import JoinReply, JoinRequest
 

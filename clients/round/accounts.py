@@ -22,9 +22,6 @@ def class_counts(
     """Count what devices (N,) of one user group hold and move. working_bytes, allowed: (N,) taken besides what is
     stored, and what may be taken; kept_before: (N,) blocks kept when last reached, -1 for never. Bytes moved and
     violations cover every device reached; devices, budgets, stored and peak bytes cover those whose update counts.
-
-    Bytes moved and violations are of every device reached; devices, budgets, stored and peak bytes of those whose
-    update counts.
     """
     counted = np.zeros(len(classes), np.int64)
     counted[done.kept] = 1

@@ -163,7 +163,7 @@ def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundRepl
 @dataclass(frozen=True)
 class _GroupStage:
     """Stage 3 for the devices (N,) of one user group: their place here, when they vanish, what their neighbours sealed
-    for them (N, k, SEALED_BYTES), and which of these shared their secrets (N, k).
+    for them.
     """
 
     context: RoundContext
@@ -175,8 +175,7 @@ class _GroupStage:
     devices: NDArray[np.int64]
     places: NDArray[np.int64]
     vanishes: NDArray[np.int64]
-    sealed: NDArray[np.uint8]
-    present: NDArray[np.bool_]
+    inbox: Inbox
     known: Arrays
     held: list[dict[int, HeldShares]]
 
@@ -184,12 +183,7 @@ class _GroupStage:
     def from_message(context: RoundContext, ranked: RankedBlocks, given: Inbox, group: int) -> _GroupStage:
         """Build the stage from the message and from what the devices kept."""
         cohort, request = context.cohort, context.request
-        known = SecretStore.from_node_folder(cohort.folder).load(request.server_round, group, SHARED)
-        devices = given.devices
-        here = np.searchsorted(known["devices"], devices)
-        here = np.minimum(here, len(known["devices"]) - 1)
-        known = known | {name: known[name][here] for name in ("devices", "private", "neighbours")}
-        check_same(Occasion(request.server_round, group), known, devices)
+        devices, known = given.devices, known_of(cohort, Occasion(request.server_round, group), given)
         layout = layout_of(
             cohort.scenario,
             num_devices=len(known["directory"]),
@@ -208,8 +202,7 @@ class _GroupStage:
             devices,
             cohort.places(devices),
             vanishing(cohort.scenario, request.server_round, devices),
-            given.sealed,
-            given.present,
+            given,
             known,
             [{} for _ in devices],
         )
@@ -218,7 +211,7 @@ class _GroupStage:
         """Train device ``i``; return its reply and the words of its vector, or None for the words where it does not get
         as far as to send them.
         """
-        traffic = DeviceBytes.from_sizes(self.present.shape[1], self.layout.num_bytes)
+        traffic = DeviceBytes.from_sizes(self.inbox.present.shape[1], self.layout.num_bytes)
         lost = self.vanishes[i] == DropoutStage.VECTOR
         upload = traffic.upload - traffic.vector if lost else traffic.upload
         moved = Traffic(traffic.download, upload, EXCHANGES)
@@ -237,22 +230,45 @@ class _GroupStage:
         """The vector of device ``i`` as it is sent; it opens what its neighbours sealed for it on the way."""
         if not self.context.cohort.scenario.secure_aggregation.masked:
             return words
-        occasion, device = Occasion(self.context.request.server_round, self.group), int(self.devices[i])
-        secrets = secrets_of(self.known, i)
-        slots = np.flatnonzero(self.present[i]).tolist()
-        others = [neighbour_at(self.known, int(self.known["neighbours"][i, j])) for j in slots]
-        sealed = [self.sealed[i, j].tobytes() for j in slots]
-        shares = protocol.received_shares(secrets, occasion, device, others, sealed)
-        self.held[i].update(zip(slots, shares, strict=True))
-        return protocol.mask_vector(words, secrets, occasion, device, others, self.needed)
+        occasion = Occasion(self.context.request.server_round, self.group)
+        self.held[i].update(received_shares(self.known, occasion, i, self.inbox))
+        return masked_words(self.known, occasion, i, words, self.needed)
 
     def keep(self, survivors: list[int]) -> None:
         """Keep the shares that the devices which sent their vector hold of their neighbours; their own keys may go."""
         kept = {name: self.known[name][survivors] for name in ("devices", "neighbours")}
-        kept |= {"directory": self.known["directory"], "present": self.present[survivors]}
-        kept |= held_arrays([self.held[i] for i in survivors], self.present.shape[1])
+        kept |= {"directory": self.known["directory"], "present": self.inbox.present[survivors]}
+        kept |= held_arrays([self.held[i] for i in survivors], self.inbox.present.shape[1])
         store = SecretStore.from_node_folder(self.context.cohort.folder)
         store.save(self.context.request.server_round, self.group, MASKED, kept)
+
+
+def known_of(cohort: Cohort, occasion: Occasion, inbox: Inbox) -> Arrays:
+    """Return what the devices of an inbox, and no others, kept when they shared their secrets."""
+    known = SecretStore.from_node_folder(cohort.folder).load(occasion.server_round, occasion.group, SHARED)
+    here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
+    known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
+    check_same(occasion, known, inbox.devices)
+    return known | {"present": inbox.present}
+
+
+def received_shares(known: Arrays, occasion: Occasion, i: int, inbox: Inbox) -> dict[int, HeldShares]:
+    """Return what the neighbours of device ``i`` sealed for it, by slot, opened."""
+    slots, device = np.flatnonzero(inbox.present[i]).tolist(), int(inbox.devices[i])
+    others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
+    sealed = [inbox.sealed[i, j].tobytes() for j in slots]
+    return dict(
+        zip(slots, protocol.received_shares(secrets_of(known, i), occasion, device, others, sealed), strict=True)
+    )
+
+
+def masked_words(known: Arrays, occasion: Occasion, i: int, words: MaskWords, needed: int, start: int = 0) -> MaskWords:
+    """Return the words of device ``i`` masked, for its neighbours that are present. start: bytes of the vector before
+    them, where they are a part of it.
+    """
+    slots, device = np.flatnonzero(known["present"][i]).tolist(), int(known["devices"][i])
+    others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
+    return protocol.mask_vector(words, secrets_of(known, i), occasion, device, others, needed, start)
 
 
 def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Arrays:
@@ -331,12 +347,12 @@ def neighbour_at(known: Arrays, place: int) -> Neighbour:
 
 __all__ = [
     "announce_keys",
-    "check_same",
     "held_arrays",
+    "known_of",
     "make_keys",
     "masked_round",
-    "neighbour_at",
+    "masked_words",
     "open_shares",
-    "secrets_of",
+    "received_shares",
     "share_secrets",
 ]

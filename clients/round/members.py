@@ -27,8 +27,6 @@ from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
 class ChannelTerms:
     """The channel's terms for a device's round. traffic: bytes moved besides blocks, None where only blocks are moved.
     noise_devices: number of devices whose shares of noise make that of a sum, None where devices add none in shares.
-
-    noise_devices: whose shares of noise make that of a sum, None where devices add none in shares.
     """
 
     traffic: Traffic | None = None

@@ -47,8 +47,6 @@ class GroupDevices:
 class Traffic:
     """The traffic of a device in a round whose sums are secure, whatever it trained: its upload has a fixed length.
     download_bytes: bytes besides the blocks; upload_bytes: all of it; exchanges: times it waits for the server.
-
-    download_bytes: besides the blocks; upload_bytes: all of it; exchanges: times it waits for the server.
     """
 
     download_bytes: int
@@ -61,9 +59,6 @@ class GroupOutcome:
     """The outcome of a group's round. kept: (M,) positions of the devices that count; the next four are of those
     devices alone. users: (M, d); update: their sums; best: (M, L) top rows, or None; spent, stragglers,
     memory_dropouts: (N,), of all devices.
-
-    users: (M, d); update: their sums; best: (M, L) top rows, or None;
-    spent, stragglers, memory_dropouts: (N,), of all devices.
     """
 
     kept: IntArray

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining.spectral_steps import PASS_SCALE
+from fl_peel.steps.units import PASS_SCALE
 
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]

@@ -14,7 +14,8 @@ import numpy as np
 from fl_peel.attacks.base import Attack, Secret, Stage
 from fl_peel.attacks.row_attacks import scaled
 from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, StepView
-from fl_peel.pretraining.spectral_steps import inverse_power, spread_of
+from fl_peel.steps.choice import spread_of
+from fl_peel.steps.units import inverse_power
 
 RIDGE = 1e-6
 """Ridge by which a vector is solved for its rows, as a share of the largest squared length of the rows' directions."""

@@ -59,10 +59,10 @@ def summed(*shape: int | str, least: Number | None = None, **more: Any) -> Array
 
 @dataclass(frozen=True)
 class MessageContext:
-    """What the reader of a message knows. sizes: by name; numbers: by name, ascending; arrays: what a user group's
-    arrays are, or fields whose shape depends on what was asked, None for anything; groups: of every user group that may
-    be named, None for any; every_group: all of them must be; totals: what columns add up to, by their path; agreed:
-    names of sizes that are not known, but the same in all messages.
+    """What the reader of a message knows. sizes: by name; numbers: by name, ascending; arrays: those that a message
+    has by name, of a user group or of a step, None for anything; groups: of every user group that may be named, None
+    for any; every_group: all of them must be; totals: what columns add up to, by their path; agreed: names of sizes
+    that are not known, but the same in all messages.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class ArrayChecker:
         return ArrayChecker(known, dict(known.sizes))
 
     def group(self, arrays: Mapping[str, NDArray[Any]], where: str) -> None:
-        """All arrays of a user group by name: those that are known, and no others.
+        """All arrays of a user group or a step by name: those that are known, and no others.
 
         Raises:
             MessageError: one is missing, is not known, or is not what it must be.
@@ -253,9 +253,11 @@ def check(message: object, known: MessageContext) -> dict[str, int]:
 def _fields_within(message: Any, checked: ArrayChecker, what: str, path: str = "") -> None:
     for name, annotated in fields_of(type(message)).items():
         value, plain = getattr(message, name), plain_of(annotated)
-        of = (checked.known.arrays or {}).get(name, _array_spec(annotated))
+        of = _array_spec(annotated)
         where = f"{path}{name}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and get_args(plain)[0] is str:
+            checked.group(value, f"{what}.{where}")
+        elif isinstance(value, dict):
             _groups_within(value, get_args(plain)[1], checked, f"{what}.{where}")
         elif isinstance(value, IntColumns):
             if of is not None:

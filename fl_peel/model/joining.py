@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.spectral_steps import add_rows, embeddings, nearest, unit_vectors
+from fl_peel.pretraining.spectral_steps import embeddings
+from fl_peel.steps.units import add_rows, nearest, unit_vectors
 
 FloatArray = NDArray[np.float32]
 ROWS_AT_ONCE = 4096

@@ -10,7 +10,9 @@ import math
 
 import numpy as np
 
-from fl_peel.pretraining.spectral_steps import UNIT_SCALE, Doubles, Floats, GroupSums, Ints, Moments
+from fl_peel.steps.moments import Moments
+from fl_peel.steps.units import UNIT_SCALE, Doubles, Floats, Ints
+from fl_peel.steps.user_groups import GroupSums
 
 CERTAIN = 2.0
 """Standard deviations of noise that an item's count must exceed to be known."""

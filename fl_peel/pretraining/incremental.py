@@ -22,30 +22,20 @@ from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.spectral_steps import (
     SCORE_SPREAD,
     USER_LENGTH,
-    Counts,
-    Doubles,
     Filter,
-    FilterGrid,
-    FilterRequest,
-    Floats,
     GroupStart,
-    Ints,
-    Moments,
     blocks_of,
     coarse,
     drawn_items,
     drawn_users,
-    freshness,
     halves,
     orthonormal,
     orthonormal_again,
     starting_directions,
-    unit_vectors,
 )
 from fl_peel.pretraining.stage1 import (
     NUM_DRAWN,
     SpectralStart,
-    Stage1Sums,
     find_centroids,
     iterated,
     moments_by_group,
@@ -54,6 +44,13 @@ from fl_peel.pretraining.stage1 import (
 )
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
+from fl_peel.steps.base import StepChannel
+from fl_peel.steps.choice import FilterGrid, FilterRequest, freshness
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.moments import Moments
+from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
+from fl_peel.steps.user_groups import GroupsStep
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
 
 
 def update_model(
-    sums: Stage1Sums,
+    sums: StepChannel,
     config: SpectralConfig,
     previous: SpectralModel | None,
     *,
@@ -150,7 +147,7 @@ def update_model(
     """
     if config.columns > dim:
         raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
-    counts = np.asarray(sums.counts())
+    counts = np.asarray(CountsStep.ask(sums))
     require_items(counts)
     with fixed_threads(config.num_threads):
         whole, all_values = _directions(sums, config, previous, counts, passes, seed)
@@ -166,7 +163,7 @@ def update_model(
         turn = _turn(shape, previous)
     own = halves((shape.own @ turn).astype(np.float32))
     scored = (shape.scored @ turn).astype(np.float32)
-    sums.vectors(own)
+    VectorsStep.ask(sums, own)
     if previous is None:
         centroids = find_centroids(
             sums, Filter(own, scored), counts, config, num_groups, min_size, seed, lambda text: None
@@ -174,12 +171,12 @@ def update_model(
         former = np.full(len(centroids), -1)
     else:
         centroids, former = _moved(sums, previous.centroids, group_rounds, min_size)
-    moments = list(moments_by_group(sums, centroids, counts))
-    scale = _scale(scored, moments, sums.units.moments) if previous is None else previous.scale
+    moments = list(moments_by_group(sums, centroids, counts, own.shape[1]))
+    scale = _scale(scored, moments, sums.terms.units.moments) if previous is None else previous.scale
     table = np.zeros((len(scored), dim), np.float32)
     fresh = freshness(recent, counts, exponents.fresh)
     table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
-    groups = tuple(_group(g, one, table, dim, sums.units.moments, seed) for g, one in enumerate(moments))
+    groups = tuple(_group(g, one, table, dim, sums.terms.units.moments, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
     model = SpectralModel(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh, former)
@@ -191,7 +188,7 @@ def update_model(
 
 
 def _directions(
-    sums: Stage1Sums, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
+    sums: StepChannel, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
 ) -> tuple[Doubles, Doubles]:
     """Return directions and eigenvalues under these counts, starting from the previous model's directions where there
     is one.
@@ -222,18 +219,18 @@ def _turn(shape: Filter, before: SpectralModel | None) -> Doubles:
     return turn
 
 
-def _moved(sums: Stage1Sums, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
+def _moved(sums: StepChannel, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
     """Run Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also return the
     numbers (G,) that the remaining groups had.
     """
     for _ in range(rounds):
-        groups = sums.groups(centroids)
+        groups = GroupsStep.ask(sums, centroids)
         some = groups.sizes > 0
-        means = groups.sums[some] / sums.units.groups / groups.sizes[some][:, None]
+        means = groups.sums[some] / sums.terms.units.groups / groups.sizes[some][:, None]
         moved = centroids.copy()
         moved[some] = means
         centroids = coarse(moved.astype(np.float32))
-    sizes = sums.groups(centroids).sizes
+    sizes = GroupsStep.ask(sums, centroids).sizes
     kept = sizes >= min_size
     kept[sizes.argmax()] = True
     return centroids[kept], np.flatnonzero(kept)

@@ -1,59 +1,50 @@
 """Stage 1 by sums, from the first count to the tables of the user groups, whoever adds up.
 
-:class:`Stage1Sums` is what must be added up over devices. :class:`PooledSums` does so over interactions that one party
-holds; a federation asks its devices. Both give the same numbers, to the last digit.
+What must be added up over devices are the steps of :mod:`fl_peel.steps`, asked of a
+:class:`fl_peel.steps.base.StepChannel`. :class:`PooledSums` adds up over interactions that one party holds; a
+federation asks its devices. Both give the same numbers, to the last digit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
-from fl_peel.exchange.contributors import Bools, opened_rows
-from fl_peel.pretraining.contribution import OpenContribution, Stage1Contribution
 from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
-from fl_peel.pretraining.sketch import RowSketch
 from fl_peel.pretraining.spectral_steps import (
-    UNIT_SCALE,
     WIDEST,
     Compression,
-    Counts,
-    Doubles,
     Filter,
-    FilterGrid,
-    FilterRequest,
-    Floats,
     GroupStart,
-    GroupSums,
-    Ints,
-    Moments,
-    Units,
-    add_rows,
     blocks_of,
     coarse,
     drawn_items,
     filtered,
-    group_sizes,
     halves,
-    inverse_power,
-    nearest,
     orthonormal,
     orthonormal_again,
     spectrum,
     starting_directions,
-    unit_vectors,
 )
 from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
+from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepTerms
+from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.moments import Moments, MomentsStep
+from fl_peel.steps.passes import PassStep
+from fl_peel.steps.sketch import RowSketch
+from fl_peel.steps.units import UNIT_SCALE, Counts, Doubles, Floats, Ints, add_rows, inverse_power, unit_vectors
+from fl_peel.steps.user_groups import GroupsStep
 
 Progress = Callable[[int, int, str], None]
 """Callback with the number of completed steps, the number of all steps, and the name of the last one."""
@@ -61,43 +52,6 @@ MOST_PENDING = 4
 """User groups whose moments wait for their turn."""
 NUM_DRAWN = 256
 """Embeddings drawn from a user group's moments, by which its blocks are ranked before any device has ranked."""
-
-
-class Stage1Sums(Protocol):
-    """Sums that a server learns of devices in stage 1, and nothing else. See
-    :class:`fl_peel.pretraining.contribution.Stage1Contribution` for what each device adds.
-    """
-
-    @property
-    def bounded(self) -> bool:
-        """Return whether devices keep to bounds."""
-
-    def std(self, part: str) -> float:
-        """Standard deviation of the noise on each number of a part of what was last learned; 0: there is none."""
-
-    @property
-    def units(self) -> Units:
-        """Units of the sums."""
-
-    def counts(self) -> Ints:
-        """Return how many devices have each item, (I,)."""
-
-    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """Return a pass over all devices, (I, K); under a sketch (B, K)."""
-
-    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
-        """:meth:`fl_peel.pretraining.spectral_steps.FilterRequest.answer` of some devices: (C,) and how many
-        answered.
-        """
-
-    def vectors(self, own: Floats) -> None:
-        """Let devices compute their vector from the rows (I, K) of their items, and keep it."""
-
-    def groups(self, centroids: Floats) -> GroupSums:
-        """Return the sums of one round of Lloyd's algorithm over all devices."""
-
-    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """Return the moments of the devices of each of these user groups."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +113,7 @@ class _Steps:
 
 
 def run_passes(
-    sums: Stage1Sums,
+    sums: StepChannel,
     config: SpectralConfig,
     *,
     seed: int,
@@ -176,7 +130,7 @@ def run_passes(
 
 
 def run_stage1(
-    sums: Stage1Sums,
+    sums: StepChannel,
     config: SpectralConfig,
     *,
     dim: int,
@@ -207,7 +161,7 @@ def run_stage1(
             count_exponent=chosen.count_exponent,
             value_exponent=chosen.value_exponent,
         )
-    sums.vectors(shape.own)
+    VectorsStep.ask(sums, shape.own)
     step("vectors")
     centroids = find_centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
     groups: list[GroupStart] = []
@@ -215,14 +169,14 @@ def run_stage1(
     with fixed_threads(1):
         compression = Compression.from_scored(shape.scored)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for group, moments in enumerate(moments_by_group(sums, centroids, counts)):
+            for group, moments in enumerate(moments_by_group(sums, centroids, counts, shape.own.shape[1])):
                 one = partial(
                     compression.group,
                     moments,
                     dim,
                     num_users=NUM_DRAWN,
                     rng=rng_for(seed, "drawn-users", group),
-                    scale=sums.units.moments,
+                    scale=sums.terms.units.moments,
                 )
                 pending.append(pool.submit(one))
                 if len(pending) > MOST_PENDING:  # moments are large: K^2 numbers a group
@@ -244,19 +198,19 @@ def run_stage1(
 
 
 def _passes(
-    sums: Stage1Sums,
+    sums: StepChannel,
     config: SpectralConfig,
     seed: int,
     given: UserItems | None,
     earlier: Floats | None,
     step: Callable[[str], None],
 ) -> SpectralFilter:
-    whole = sums.counts()
-    counts: Counts = known(whole, sums.std("counts")) if sums.bounded else whole
+    whole = CountsStep.ask(sums)
+    counts: Counts = known(whole, sums.std("counts")) if sums.terms.bounded else whole
     step("items counted")
     require_items(counts)
     with fixed_threads(config.num_threads):
-        if sums.bounded and (given is None or not given.num_interactions):
+        if sums.terms.bounded and (given is None or not given.num_interactions):
             directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
         else:
             directions = _beginning(counts, config, seed, given, earlier)
@@ -274,10 +228,10 @@ def _passes(
 
     with fixed_threads(config.num_threads):
         # filtered passes are of directions that are not orthonormal, which devices would cut
-        sizes = [1] * config.passes if sums.bounded else blocks_of(config.passes)
+        sizes = [1] * config.passes if sums.terms.bounded else blocks_of(config.passes)
         directions, values = iterated(one, directions, sizes)
         directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
-    if sums.bounded:
+    if sums.terms.bounded:
         values = above_noise(values, counts, sums.std("pass"))
     count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
     if config.chooses:
@@ -324,14 +278,14 @@ def _beginning(
         return orthonormal(directions)
     if given is None or not given.num_interactions:
         return directions
-    mine, random = PooledSums(given, len(counts), config.user_exponent), directions
+    mine, random = PooledSums(given, StepTerms(len(counts), config.user_exponent)), directions
     for _ in range(config.passes):
-        directions = orthonormal(passed(mine, directions, mine.counts(), config))
+        directions = orthonormal(passed(mine, directions, CountsStep.ask(mine), config))
     return orthonormal(directions + 1e-3 * random)
 
 
 def _shape(
-    sums: Stage1Sums, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
+    sums: StepChannel, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
     seed: int,
 ) -> tuple[float, float, float | None]:  # fmt: skip
     """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them: None of bounded
@@ -344,10 +298,9 @@ def _shape(
         VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
     )
     drawn, place = drawn_items(counts, seed)
-    won, answered = sums.choice(
-        FilterRequest(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place)
-    )
-    if not (answered or sums.bounded):
+    request = FilterRequest(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place)
+    won, answered = ChoiceStep.ask(sums, request, config.filter_devices)
+    if not (answered or sums.terms.bounded):
         raise DataError(
             "stage 1: fewer of the requested devices have a validation item than privacy.min_owners says; set "
             "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or "
@@ -357,31 +310,32 @@ def _shape(
     return (
         float(shapes.count_exponents[best]),
         float(shapes.value_exponents[best]),
-        None if sums.bounded else float(won[best] / UNIT_SCALE / answered),
+        None if sums.terms.bounded else float(won[best] / UNIT_SCALE / answered),
     )
 
 
 def passed(
-    sums: Stage1Sums, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
+    sums: StepChannel, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
 ) -> Doubles:
     """R~^T R~ of orthonormal directions (I, K), what a sketch leaves of it; of bounded sums R^^T R^, which devices
     scale themselves.
     """
     scale = inverse_power(counts, config.item_exponent)
     weights = scale.astype(np.float32)
-    if sums.bounded:
-        whole = sums.passed(halves(directions.astype(np.float32)), weights) / sums.units.passes
+    if sums.terms.bounded:
+        whole = PassStep.ask(sums, halves(directions.astype(np.float32)), weights) / sums.terms.units.passes
         return symmetric(whole, directions, counts)
-    columns = sums.passed(halves((scale[:, None] * directions).astype(np.float32)), weights, sketch) / sums.units.passes
+    table = halves((scale[:, None] * directions).astype(np.float32))
+    columns = PassStep.ask(sums, table, weights, sketch) / sums.terms.units.passes
     return scale[:, None] * (columns if sketch is None else sketch.read(columns, np.asarray(counts)))
 
 
-def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Iterable[Moments]:
-    """Yield the moments of every user group: bounded sums are cleaned of what noise alone explains, others of items
-    that nobody has according to ``counts`` (I,).
+def moments_by_group(sums: StepChannel, centroids: Floats, counts: Counts, columns: int) -> Iterable[Moments]:
+    """Yield the moments of every user group, of vectors of so many columns: bounded sums are cleaned of what noise
+    alone explains, others of items that nobody has according to ``counts`` (I,).
     """
-    for moments in sums.moments(centroids, range(len(centroids))):
-        if sums.bounded:
+    for moments in MomentsStep.ask(sums, centroids, columns):
+        if sums.terms.bounded:
             stds = {part: sums.std(part) for part in ("moment products", "moment items")}
             yield cleaned(moments, np.asarray(counts, np.float64), stds)
         else:
@@ -389,7 +343,7 @@ def moments_by_group(sums: Stage1Sums, centroids: Floats, counts: Counts) -> Ite
 
 
 def find_centroids(
-    sums: Stage1Sums,
+    sums: StepChannel,
     shape: Filter,
     counts: Counts,
     config: SpectralConfig,
@@ -411,16 +365,16 @@ def find_centroids(
         model = KMeans(wanted, n_init=1, random_state=seed_for(seed, "user-groups") % 2**32)
         model.fit(points, sample_weight=counts[counts > 0])
     centroids = coarse(np.asarray(model.cluster_centers_, np.float32))
-    if sums.bounded:
+    if sums.terms.bounded:
         return _noised_centroids(sums, centroids, config, num_groups, min_size, step)
     for number in range(1, config.group_rounds + 1):
-        groups = sums.groups(centroids)
+        groups = GroupsStep.ask(sums, centroids)
         some = groups.sizes > 0
-        means = groups.sums[some] / sums.units.groups / groups.sizes[some][:, None]
+        means = groups.sums[some] / sums.terms.units.groups / groups.sizes[some][:, None]
         centroids = coarse(means.astype(np.float32))
         step(f"user groups {number}")
     while True:
-        sizes = sums.groups(centroids).sizes
+        sizes = GroupsStep.ask(sums, centroids).sizes
         if len(centroids) == 1 or sizes.min() >= min_size:
             return centroids
         allowed = max(1, int(sizes.sum()) // min_size)
@@ -430,7 +384,7 @@ def find_centroids(
 
 
 def _noised_centroids(
-    sums: Stage1Sums,
+    sums: StepChannel,
     centroids: Floats,
     config: SpectralConfig,
     num_groups: int,
@@ -443,7 +397,7 @@ def _noised_centroids(
     if num_groups == 1:
         return centroids
     for number in range(1, config.group_rounds + 1):
-        groups = sums.groups(centroids)
+        groups = GroupsStep.ask(sums, centroids)
         sizes = groups.sizes
         centroids = coarse(moved(centroids, groups, sums.std("group sizes"), sums.std("group vectors")))
         step(f"user groups {number}")
@@ -453,88 +407,57 @@ def _noised_centroids(
 
 
 @dataclass
+class PooledDevices:
+    """Users (N,) whose interactions one party holds, and their vectors once they are made."""
+
+    contributed: UserItems
+    validation: UserItems
+    fading: float | None
+    made: Floats | None = None
+
+    @property
+    def train(self) -> UserItems:
+        """See :class:`fl_peel.steps.base.StepDevices`."""
+        return self.contributed
+
+    def vectors(self, some: Ints | None = None, columns: int | None = None) -> Floats:
+        """See :class:`fl_peel.steps.base.StepDevices`."""
+        assert self.made is not None, "vectors come before what is made of them"
+        return self.made[slice(None) if some is None else some, :columns]
+
+    def keep_vectors(self, table: Floats, first: int, columns: int, default: Floats | None) -> None:
+        """See :class:`fl_peel.steps.base.StepDevices`; all columns come at once."""
+        self.made = unit_vectors(add_rows(table, self.contributed, self.fading))
+
+
+@dataclass
 class PooledSums:
-    """Over interactions (U rows) that one party holds. validation: of the same users; asked: who chooses the filter in
-    their place, where they have none; contribution: what users add, None for everything as it is; fading: as in
-    :func:`fl_peel.pretraining.spectral_steps.add_rows`; min_owners: contributors that a sum needs to count, as in a
-    federation.
+    """A :class:`fl_peel.steps.base.StepChannel` over interactions (U rows) that one party holds. validation: of the
+    same users; choosing: where devices choose the filter in their place, if they have none.
     """
 
     rows: UserItems
-    num_items: int
-    user_exponent: float
-    item_exponent: float = 0.5
+    terms: StepTerms
     validation: UserItems | None = None
-    asked: Callable[[FilterRequest], tuple[Ints, int]] | None = None
-    made: Floats | None = None
-    units: Units = field(default_factory=Units)
-    contribution: Stage1Contribution | None = None
-    fading: float | None = None
-    min_owners: int = 1
+    choosing: StepChannel | None = None
+    devices: PooledDevices = field(init=False)
 
-    @property
-    def bounded(self) -> bool:
-        """See :class:`Stage1Sums`."""
-        return self._contribution.bounded
+    def __post_init__(self) -> None:
+        nothing = UserItems(np.zeros_like(self.rows.indptr), self.rows.items[:0])
+        self.devices = PooledDevices(self.rows, self.validation or nothing, self.terms.fading)
 
     def std(self, part: str) -> float:
-        """See :class:`Stage1Sums`."""
+        """See :class:`fl_peel.steps.base.StepChannel`."""
         return 0.0
 
-    def counts(self) -> Ints:
-        """See :class:`Stage1Sums`."""
-        counts = self._contribution.counts(self.rows)
-        opened = self._opened(counts)
-        return counts if opened is None else np.where(opened, counts, 0)
-
-    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """See :class:`Stage1Sums`."""
-        opened = None if self.min_owners == 1 else self._opened(self._contribution.counts(self.rows))
-        return self._contribution.passed(table, weights, slice(None), self.rows, sketch, opened)
-
-    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
-        """See :class:`Stage1Sums`."""
-        if self.asked is not None:
-            return self.asked(request)
-        assert self.validation is not None, "who chooses has validation items"
-        won, answered = self._contribution.choice(request, self.rows, self.validation)
-        opened = self._opened(np.array([answered]))
-        return (won, answered) if opened is None or opened[0] else (np.zeros_like(won), 0)
-
-    def vectors(self, own: Floats) -> None:
-        """See :class:`Stage1Sums`."""
-        self.made = unit_vectors(add_rows(own, self.rows, self.fading))
-
-    def groups(self, centroids: Floats) -> GroupSums:
-        """See :class:`Stage1Sums`."""
-        opened = None if self.min_owners == 1 else self._opened(group_sizes(self._made, centroids))
-        return self._contribution.groups(self._made, centroids, opened)
-
-    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """See :class:`Stage1Sums`."""
-        known = np.flatnonzero(self._made.any(axis=1))
-        assignment = nearest(self._made[known], centroids)
-        for group in groups:
-            members = known[assignment == group]
-            opened = self._opened(np.array([len(members)]))
-            if opened is not None and not opened[0]:
-                members = members[:0]
-            yield self._contribution.moments(self._made[members], self.rows.select(members))
-
-    def _opened(self, contributors: Ints) -> Bools | None:
-        """Return which sums (R,) have enough of these contributors to be opened; None where all of them do."""
-        if self.bounded or self.min_owners == 1:
-            return None
-        return opened_rows(contributors, self.min_owners)
-
-    @property
-    def _contribution(self) -> Stage1Contribution:
-        return self.contribution or OpenContribution(self.num_items, self.user_exponent, self.item_exponent, self.units)
-
-    @property
-    def _made(self) -> Floats:
-        assert self.made is not None, "vectors come before what is made of them"
-        return self.made
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """See :class:`fl_peel.steps.base.StepChannel`."""
+        if self.choosing is not None and isinstance(step.question, ChoiceStep):
+            yield from self.choosing.ask(step, sent, opened)
+            return
+        parts = step.parts(self.terms, step.part_bytes) if step.sums(self.terms) else [(0, step.num_pieces)]
+        for part in parts:
+            yield part, step.contribute(self.devices, step.cut(sent, part, self.terms), part, self.terms, opened)
 
 
 __all__ = [
@@ -542,7 +465,6 @@ __all__ = [
     "PooledSums",
     "SpectralFilter",
     "SpectralStart",
-    "Stage1Sums",
     "find_centroids",
     "iterated",
     "moments_by_group",

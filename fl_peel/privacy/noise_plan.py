@@ -15,7 +15,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.accounting import PrivacyCost, Schedule, calibrated, cost_of
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.sources import whole_scale
-from fl_peel.privacy.stage1_noise import Stage1Release, Stage1Scales, stage1_releases, unit_of
+from fl_peel.privacy.stage1_noise import NOISED_PARTS, Stage1Release, Stage1Scales, stage1_releases
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.graph import answers_needed
 
@@ -175,7 +175,7 @@ def check_scales(scenario: Scenario, plan: Plan) -> None:
             whole_scale(plan.scale(part, bound), FIXED_POINT)
     scales = Stage1Scales.from_scenario(scenario, plan.multiplier)
     for release in plan.stage1:
-        whole_scale(scales.scale(release.part), unit_of(release.part))
+        whole_scale(scales.scale(release.part), NOISED_PARTS[release.part].unit)
 
 
 def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:

@@ -52,40 +52,43 @@ def check_contents(name: str | None) -> str | None:
     return name
 
 
-def named_contents(
-    name: str | None,
+def contents_kind(
+    scenario: Any,
     registry: Registry[Any],
     kind: type[Any],
-    *,
-    bounded: type[Any] | None,
-    bucketed: type[Any] | None,
-    rule: str,
-) -> type[Any] | None:
-    """The class that a scenario's ``refinement.contribution`` names; None where it names none of this registry.
-
-    bounded: the kind that keeps what ``privacy.*`` releases, where sums alone are released; bucketed: the one that
-    knows sub-cohorts, where ``refinement.aggregation.robust`` has any for its ``rule``.
+    open_kind: type[Any],
+    bounded_kind: type[Any],
+    bucketed_kind: type[Any],
+) -> type[Any]:
+    """Return the class that a scenario's ``refinement.contribution`` names or, where this registry does not have it,
+    that its other keys ask for. kind: the base class; bounded_kind: keeps what ``privacy.*`` releases, where sums alone
+    are released; bucketed_kind: knows sub-cohorts, where ``refinement.aggregation.robust`` has any; open_kind: any
+    other.
 
     Raises:
         ScenarioError: what is registered is none, or does not keep the privacy or know the sub-cohorts
             that the scenario asks for.
     """
+    name, robust = scenario.refinement.contribution, scenario.refinement.aggregation.robust
+    bounded = scenario.privacy.sums_only
     if name is None or name not in registry.added():
-        return None
+        if bounded:
+            return bounded_kind
+        return bucketed_kind if robust.in_buckets else open_kind
     try:
         contents = registry.get(name)
     except FieldError as error:
         raise ScenarioError(f"refinement.contribution: {error}") from None
     if not (isinstance(contents, type) and issubclass(contents, kind)):
         raise ScenarioError(f"refinement.contribution: {name!r} is no {kind.__name__}; subclass it")
-    if bounded is not None and not issubclass(contents, bounded):
+    if bounded and not issubclass(contents, bounded_kind):
         raise ScenarioError(
             f"refinement.contribution: {name!r} is not held to what privacy.* releases; subclass "
-            f"{bounded.__name__}, or leave privacy.mechanism and privacy.rows as they are"
+            f"{bounded_kind.__name__}, or leave privacy.mechanism and privacy.rows as they are"
         )
-    if bucketed is not None and not issubclass(contents, bucketed):
+    if robust.in_buckets and not issubclass(contents, bucketed_kind):
         raise ScenarioError(
             f"refinement.contribution: {name!r} does not support sub-cohorts, which "
-            f"refinement.aggregation.robust.rule: {rule} needs; subclass {bucketed.__name__}, or set mean"
+            f"refinement.aggregation.robust.rule: {robust.rule} needs; subclass {bucketed_kind.__name__}, or set mean"
         )
     return contents

@@ -12,7 +12,7 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.pretraining.stage1 import SpectralStart
 from strategies.figures.schema import Stage1Class, Stage1Filter, Stage1Result, Stage1Step
 from strategies.nodes.members import Members
-from strategies.run.stage1 import SumsRecord
+from strategies.steps.clear_steps import SumsRecord
 
 
 def stage1_result(

@@ -29,7 +29,7 @@ PULL_INTERVAL_S = 0.01
 
 ONCE = frozenset({wire.REFRESH})
 """Kinds of questions that are not asked again: devices remember that they have answered."""
-NOISED = frozenset({wire.SUMS, wire.CHOICE, wire.JOIN})
+NOISED = frozenset({wire.STEP, wire.JOIN})
 """Kinds of questions whose answers may have noise, of which a second answer would have another."""
 HELLO_S = 60.0
 """Seconds that a node which comes later has to say who it is: nothing goes on meanwhile."""

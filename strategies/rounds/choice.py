@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from fl_peel.privacy.noise_plan import Plan
-from fl_peel.scenario.registered import SERVER_CONTENTS, named_contents
+from fl_peel.scenario import registered
 from fl_peel.scenario.scenario import Scenario
 from strategies.rounds.bucketed import BucketedServerContents
 from strategies.rounds.channel import ServerChannel
@@ -21,26 +23,9 @@ def channel_of(federation: Federation) -> ServerChannel:
 
 
 def contents_kind(scenario: Scenario) -> type[ServerContents]:
-    """The kind that the scenario names or, where the named contents have no server half, that its other keys ask for.
-
-    Raises:
-        ScenarioError: what is registered is none, or does not keep the privacy or know the sub-cohorts
-            that the scenario asks for.
-    """
-    bounded, robust = scenario.privacy.sums_only, scenario.refinement.aggregation.robust
-    named = named_contents(
-        scenario.refinement.contribution,
-        SERVER_CONTENTS,
-        ServerContents,
-        bounded=NoisedServerContents if bounded else None,
-        bucketed=BucketedServerContents if robust.in_buckets else None,
-        rule=robust.rule,
-    )
-    if named is not None:
-        return named
-    if bounded:
-        return NoisedServerContents
-    return BucketedServerContents if robust.in_buckets else OpenServerContents
+    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.registered.contents_kind`."""
+    kinds = ServerContents, OpenServerContents, NoisedServerContents, BucketedServerContents
+    return cast(type[ServerContents], registered.contents_kind(scenario, registered.SERVER_CONTENTS, *kinds))
 
 
 def contents_of(federation: Federation, plan: Plan | None) -> ServerContents:

@@ -28,8 +28,6 @@ class SentRound:
 class RoundRecord:
     """The record of one round; bytes are summed over its devices. loss, recall, ndcg: means, None where no device
     contributed any. classes, clock: (C,) per device class; virtual_seconds: time on the fleet's clock.
-
-    classes, clock: (C,) per device class; virtual_seconds: on the fleet's clock.
     """
 
     server_round: int

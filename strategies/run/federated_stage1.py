@@ -11,18 +11,13 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.model.joining import MappedJoining
-from fl_peel.pretraining.spectral_steps import Ints, Units
-from fl_peel.pretraining.stage1 import (
-    PooledSums,
-    Progress,
-    SpectralFilter,
-    SpectralStart,
-    Stage1Sums,
-    run_passes,
-    run_stage1,
-)
+from fl_peel.pretraining.stage1 import PooledSums, Progress, SpectralFilter, SpectralStart, run_passes, run_stage1
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.base import StepChannel, StepTerms
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.maps import MapsStep
+from fl_peel.steps.units import Ints
 from strategies.figures.schema import Stage1Result
 from strategies.figures.stage1_figures import stage1_result
 from strategies.groups.spectral import TEMPERATURE, spectral_states
@@ -31,12 +26,13 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import Nodes
 from strategies.run.checkpoints import RunCheckpoints
-from strategies.run.masked_stage1 import MaskedSums
-from strategies.run.noised_stage1 import NoisedSums
 from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
-from strategies.run.step_checkpoints import CheckpointedSums
+from strategies.run.step_checkpoints import CheckpointedSteps
+from strategies.steps.clear_steps import ClearSteps, SumsRecord
+from strategies.steps.counted_steps import CountedSteps
+from strategies.steps.masked_steps import MaskedSteps
+from strategies.steps.noised_steps import NoisedSteps
 
 REFIT_PASSES = 2
 """Passes of a stage 1 that starts from the directions of another one, which had a little less data."""
@@ -100,45 +96,14 @@ class FederatedStage1Outcome(Stage1Outcome):
         )
 
 
-def sums_of(
-    scenario: Scenario,
-    nodes: Nodes,
-    setting: wire.RunSetting,
-    num_items: int,
-    num_devices: int,
-    plan: Plan | None = None,
-) -> FederatedSums:
-    """Return the sums over the devices of a federation, in the clear or masked. plan: plan of their noise, if any."""
-    panel, windows = scenario.pretraining.filter_devices, scenario.pretraining.open_rounds
-    units = Units.from_config(scenario.pretraining.spectral(), num_devices, num_items)
-    bounded, multiplier = plan is not None, plan.multiplier if plan is not None else 0.0
-    if scenario.secure_aggregation.enabled:
-        return MaskedSums(
-            nodes,
-            setting,
-            num_items,
-            panel,
-            windows,
-            units,
-            bounded=bounded,
-            multiplier=multiplier,
-            min_owners=scenario.privacy.min_owners,
-            scenario=scenario,
-            num_devices=num_devices,
-        )
-    all_rows = scenario.privacy.rows == "all-sent"
-    return FederatedSums(
-        nodes,
-        setting,
-        num_items,
-        panel,
-        windows,
-        units,
-        bounded=bounded,
-        multiplier=multiplier,
-        min_owners=scenario.privacy.min_owners,
-        all_rows=all_rows,
-    )
+def asked_devices(
+    scenario: Scenario, nodes: Nodes, setting: wire.RunSetting, terms: StepTerms, num_devices: int, plan: Plan | None
+) -> ClearSteps:
+    """Return the devices of a federation as a server asks them, in the clear or masked. plan: of noise, if any."""
+    windows, multiplier = scenario.pretraining.open_rounds, 0.0 if plan is None else plan.multiplier
+    if not scenario.secure_aggregation.enabled:
+        return ClearSteps(nodes, setting, terms, windows, multiplier)
+    return MaskedSteps(nodes, setting, terms, windows, multiplier, scenario=scenario, num_devices=num_devices)
 
 
 @dataclass(frozen=True)
@@ -168,16 +133,16 @@ def _chosen(outcome: SpectralFilter | SpectralStart) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Stage1Inputs:
-    """The inputs of stage 1. devices: sums over the devices of the federation; checkpointed: their sums, kept step by
-    step; sums: these, or those over what is collected by the server.
+    """The inputs of stage 1. devices: of the federation; checkpointed: their sums, kept step by step; sums: these, or
+    those over what is collected by the server.
     """
 
     given: UserItems
     num_devices: int
     num_items: int
-    devices: FederatedSums
-    checkpointed: CheckpointedSums
-    sums: Stage1Sums
+    devices: ClearSteps
+    checkpointed: CheckpointedSteps
+    sums: StepChannel
     plan: Plan | None
     progress: Progress
 
@@ -199,18 +164,21 @@ class _Stage1Inputs:
         by_devices = scenario.pretraining.by_devices
         plan = plan if by_devices else None
         setting = paths.setting(scenario, splits.num_users)
-        federated = sums_of(scenario, nodes, setting, splits.num_items, splits.num_users, plan)
-        exponent = scenario.pretraining.user_exponent
-        asked = federated if plan is None else NoisedSums(federated, scenario, plan)
-        checkpointed = CheckpointedSums(
-            asked, federated, checkpoints or RunCheckpoints.from_paths(replace(paths, checkpoint_dir=""), stages)
+        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users)
+        devices = asked_devices(scenario, nodes, setting, terms, splits.num_users, plan)
+        # noise hides who contributes: there is nothing to count
+        counted = CountedSteps(devices, scenario.privacy.min_owners)
+        asked = counted if plan is None else NoisedSteps(devices, scenario, plan)
+        checkpointed = CheckpointedSteps(
+            asked, devices, checkpoints or RunCheckpoints.from_paths(replace(paths, checkpoint_dir=""), stages)
         )
-        sums = checkpointed if by_devices else PooledSums(given, splits.num_items, exponent, asked=checkpointed.choice)
+        collected = StepTerms(splits.num_items, scenario.pretraining.user_exponent)
+        sums = checkpointed if by_devices else PooledSums(given, collected, choosing=checkpointed)
 
         def show(done: int, total: int, text: str) -> None:
             on_event(Event("pretraining", min(done, total), total, text))
 
-        return _Stage1Inputs(given, splits.num_users, splits.num_items, federated, checkpointed, sums, plan, show)
+        return _Stage1Inputs(given, splits.num_users, splits.num_items, devices, checkpointed, sums, plan, show)
 
 
 def choose_by_sums(
@@ -273,9 +241,9 @@ def prepare_by_sums(
             progress=ready.progress,
         )
         if pretraining.by_devices:
-            ready.devices.maps(start.own.shape[1])
+            MapsStep.ask(ready.devices, start.own.shape[1])
         else:
-            ready.checkpointed.vectors(start.own)
+            VectorsStep.ask(ready.checkpointed, start.own)
     scored = start.scored[:, : pretraining.embedding_dim]
     layout = make_layout(scenario, ready.num_items, start.counts, scored)
     on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))

@@ -23,8 +23,8 @@ from strategies.run.federated_stage1 import ChosenFilter, choose_by_sums
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
 from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1 import SumsRecord
 from strategies.run.stage1_outcome import Stage1Outcome
+from strategies.steps.clear_steps import SumsRecord
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

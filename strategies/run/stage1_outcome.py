@@ -21,7 +21,7 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
 from strategies.rounds.sampling import sample_cohort
 from strategies.run.run_paths import RunPaths
-from strategies.run.stage1 import SumsRecord
+from strategies.steps.clear_steps import SumsRecord
 
 
 @dataclass(frozen=True)

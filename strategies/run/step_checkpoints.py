@@ -10,86 +10,52 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from fl_peel.events import Event
-from fl_peel.pretraining.sketch import RowSketch
-from fl_peel.pretraining.spectral_steps import FilterRequest, Floats, GroupSums, Ints, Moments, Units
+from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.maps import MapsStep
+from fl_peel.steps.moments import MomentsStep
 from strategies.run.checkpoints import STEPS, RunCheckpoints
-from strategies.run.noised_stage1 import NoisedSums
-from strategies.run.stage1 import FederatedSums
-
-Contribution = TypeVar("Contribution")
+from strategies.steps.clear_steps import ClearSteps
+from strategies.steps.noised_steps import NoisedSteps
 
 
 @dataclass
-class CheckpointedSums:
-    """:class:`fl_peel.pretraining.stage1.Stage1Sums`, of which each is kept. devices: who are asked; sums: what is
-    learned of them, with the noise that is added; both may be one.
+class CheckpointedSteps(ChannelWrapper):
+    """A :class:`fl_peel.steps.base.StepChannel`, of which each sum is kept. channel: with the noise that is added;
+    devices: who are asked; both may be one.
     """
 
-    sums: FederatedSums | NoisedSums
-    devices: FederatedSums
+    devices: ClearSteps
     checkpoints: RunCheckpoints
     _completed: int = field(default=0, init=False)
 
-    @property
-    def bounded(self) -> bool:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self.sums.bounded
-
-    @property
-    def units(self) -> Units:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self.sums.units
-
-    def std(self, part: str) -> float:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self.sums.std(part)
-
-    def counts(self) -> Ints:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self._step(self.sums.counts)
-
-    def passed(self, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self._step(lambda: self.sums.passed(table, weights, sketch))
-
-    def choice(self, request: FilterRequest) -> tuple[Ints, int]:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self._step(lambda: self.sums.choice(request))
-
-    def vectors(self, own: Floats) -> None:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; devices have them on their disks."""
-        self._step(lambda: self.sums.vectors(own), disks=True)
-
-    def groups(self, centroids: Floats) -> GroupSums:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`."""
-        return self._step(lambda: self.sums.groups(centroids))
-
-    def moments(self, centroids: Floats, groups: Sequence[int]) -> Iterable[Moments]:
-        """See :class:`fl_peel.pretraining.stage1.Stage1Sums`; not kept."""
-        return self.sums.moments(centroids, groups)
-
-    def _step(self, ask: Callable[[], Contribution], *, disks: bool = False) -> Contribution:
-        """Return the sums of the next step. disks: whether the step changes something on devices."""
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """See :class:`fl_peel.steps.base.StepChannel`; the sum as a whole, but for steps that are not kept."""
+        if isinstance(step, MomentsStep | MapsStep):
+            yield from self.channel.ask(step, sent, opened)
+            return
         self._completed += 1
         entry = self.checkpoints.read(self._name)
         if entry is not None:
             if self._completed == 1:
                 self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
-            self.devices.resume(entry.value["where"], entry.value["records"])
-            if isinstance(self.sums, NoisedSums):
-                self.sums.taken = Counter(entry.value["taken"])
-            return entry.value["said"]  # type: ignore[no-any-return]
-        contribution = ask()
-        content = {"said": contribution, "where": self.devices.position, "records": list(self.devices.records)}
-        if isinstance(self.sums, NoisedSums):
-            content["taken"] = dict(self.sums.taken)
-        self.checkpoints.write(self._name, lambda rows: content, disks=disks)
-        return contribution
+            self.devices.resume(entry.value["position"], entry.value["records"])
+            if isinstance(self.channel, NoisedSteps):
+                self.channel.taken = Counter(entry.value["taken"])
+            yield (0, step.num_pieces), entry.value["sums"]
+            return
+        sums = step.whole(self.terms, self.channel.ask(step, sent, opened))
+        content = {"sums": sums, "position": self.devices.position, "records": list(self.devices.records)}
+        if isinstance(self.channel, NoisedSteps):
+            content["taken"] = dict(self.channel.taken)
+        # devices have their vectors on their disks
+        self.checkpoints.write(self._name, lambda rows: content, disks=isinstance(step, VectorsStep))
+        yield (0, step.num_pieces), sums
 
     @property
     def _name(self) -> str:
@@ -97,4 +63,4 @@ class CheckpointedSums:
         return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._completed}"
 
 
-__all__ = ["CheckpointedSums"]
+__all__ = ["CheckpointedSteps"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.pretraining.spectral_steps import Ints
+from fl_peel.steps.units import Ints
 from strategies.groups.state import FloatArray
 
 

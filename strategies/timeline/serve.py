@@ -27,11 +27,15 @@ from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import ClassCounts, RefreshCounts
 from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
-from fl_peel.pretraining.spectral_steps import Ints
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.base import StepChannel, StepTerms
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.units import Ints
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.spectral import TEMPERATURE
@@ -45,8 +49,9 @@ from strategies.run.federated_stage1 import FederatedStage1Outcome
 from strategies.run.joining import join
 from strategies.run.refinement import Refiner
 from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1 import FederatedSums, SumsRecord
 from strategies.run.stage1_outcome import check_budgets
+from strategies.steps.clear_steps import ClearSteps, SumsRecord
+from strategies.steps.counted_steps import CountedSteps
 from strategies.timeline.period_refinement import PeriodRefinement, refined, select_rounds
 from strategies.timeline.published_tables import PublishedTables
 from strategies.timeline.schema import PeriodResult, TimelineResult
@@ -220,19 +225,16 @@ class _TimelineRun:
         timeline = self.part.model_copy(update={"period": period, "phase": phase})
         return self.scenario.model_copy(update={"data": self.scenario.data.model_copy(update={"timeline": timeline})})
 
-    def sums(self, period: int, phase: Phase, splits: Splits) -> FederatedSums:
-        """Return sums over the devices that are there, from the present time of the clock."""
-        pretraining = self.scenario.pretraining
-        setting = self.paths.setting(self.at(period, phase))
-        return FederatedSums(
-            self.nodes,
-            setting,
-            splits.num_items,
-            pretraining.filter_devices,
-            pretraining.open_rounds,
-            min_owners=self.scenario.privacy.min_owners,
-            begin=self.clock,
-        )
+    def devices(self, period: int, phase: Phase, splits: Splits) -> ClearSteps:
+        """Return the devices that are there, to be asked steps from the present time of the clock."""
+        scenario = self.at(period, phase)
+        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users)
+        setting, windows = self.paths.setting(scenario), scenario.pretraining.open_rounds
+        return ClearSteps(self.nodes, setting, terms, windows, begin=self.clock)
+
+    def counted(self, devices: ClearSteps) -> CountedSteps:
+        """Return their sums, of which none is opened that is of too few of them."""
+        return CountedSteps(devices, self.scenario.privacy.min_owners)
 
     def period(self, period: int) -> None:
         """Serve a period: tables first, then devices that were there, then those that join."""
@@ -247,16 +249,16 @@ class _TimelineRun:
             rehearsal = self.select_rounds(period)
         with self.stages("stage 1"):
             recent = self.recent(period, records)
-            sums = self.sums(period, "learn", learn)
-            self.model, start = self.continued(sums, before, recent)
-            self.clock = sums.now
-            records += sums.records
+            present = self.devices(period, "learn", learn)
+            self.model, start = self.continued(self.counted(present), before, recent)
+            self.clock = present.now
+            records += present.records
         here, newcomers = self.at(period, "learn"), self.at(period, "join")
         prepared = self.prepared(here, learn, start)
         with self.stages("joining"):
             members = join(here, self.paths, replace(prepared, former=self.model.former), self.nodes)
-            fresh = self.sums(period, "join", joining)
-            fresh.vectors(self.model.own, self.model.middle)
+            fresh = self.devices(period, "join", joining)
+            VectorsStep.ask(fresh, self.model.own, self.model.middle)
             joined = join(newcomers, self.paths, prepared, self.nodes)
         states = prepared.states(here)
         refining = PeriodRefinement(0, self.clock)
@@ -328,8 +330,8 @@ class _TimelineRun:
         if not self.scenario.refinement.rounds or self.basis is None:
             return PeriodRefinement(0, self.clock)
         scenario, (prepared, model) = self.at(period, "choose"), self.basis
-        sums = self.sums(period, "choose", self.timeline.splits(period, "choose"))
-        sums.vectors(model.own, model.middle)  # as they had them then
+        devices = self.devices(period, "choose", self.timeline.splits(period, "choose"))
+        VectorsStep.ask(devices, model.own, model.middle)  # as they had them then
         selection = select_rounds(self.refiner(prepared), scenario)
         self.clock = selection.ends
         return selection
@@ -365,7 +367,8 @@ class _TimelineRun:
         splits, config = self.timeline.splits(period, "choose"), self.scenario.pretraining.spectral()
         records: list[SumsRecord] = []
         earlier = self.recent(period, records, "earlier")[: splits.num_items] if self.model is None else None
-        sums = self.sums(period, "choose", splits)
+        devices = self.devices(period, "choose", splits)
+        sums = self.counted(devices)
         model, fixed = self.model, self.exponents
         count: tuple[float, ...] = (fixed.count,)
         value: tuple[float, ...] = (fixed.value,)
@@ -387,21 +390,21 @@ class _TimelineRun:
         fresh = part.recency_exponents[0] if self.model is None else fixed.fresh
         self.exponents = Exponents(count[0], value[0], fresh)
         if question is not None:
-            won, answered = sums.choice(question)
+            won, answered = ChoiceStep.ask(sums, question, config.filter_devices)
             if answered or self.model is None:  # later, what was chosen last stays where nobody says anything
                 self.exponents = exponents_of(question, won, answered)
-        self.clock = sums.now
-        return [*records, *sums.records]
+        self.clock = devices.now
+        return [*records, *devices.records]
 
     def recent(self, period: int, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
         """Return how many devices used each item (I,) in the period that is over, or earlier; records get what it
         takes.
         """
         splits = self.timeline.splits(period, phase)
-        sums = self.sums(period, phase, splits)
-        counts = sums.counts()
-        self.clock = sums.now
-        records += sums.records
+        devices = self.devices(period, phase, splits)
+        counts = CountsStep.ask(self.counted(devices))
+        self.clock = devices.now
+        records += devices.records
         return counts
 
     def groups(self) -> dict[str, int]:
@@ -415,7 +418,7 @@ class _TimelineRun:
         }
 
     def continued(
-        self, sums: FederatedSums | PooledSums, before: SpectralModel | None, recent: Ints
+        self, sums: StepChannel, before: SpectralModel | None, recent: Ints
     ) -> tuple[SpectralModel, SpectralStart]:
         """Update the last model from these sums, or train it anew with as many passes as the first time."""
         config = self.scenario.pretraining.spectral()
@@ -521,7 +524,8 @@ class _TimelineRun:
                     ScoredTables.from_model(self.model, fading), popularity, learn.train
                 ),
             }
-        pooled = PooledSums(learn.train, learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
+        terms = StepTerms(learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
+        pooled = PooledSums(learn.train, terms)
         retrained = ScoredTables.from_model(self.continued(pooled, None, recent)[0], fading)
         lists = StaticLists.from_scored(retrained, popularity, learn.train)
         scored = {

@@ -21,8 +21,8 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.pretraining.incremental import SpectralModel
-from fl_peel.pretraining.spectral_steps import Floats, add_rows, unit_vectors
 from fl_peel.ranking.top import evaluate, top_rows
+from fl_peel.steps.units import Floats, add_rows, unit_vectors
 from strategies.rivals import quality
 from strategies.timeline.serving_metrics import Cohort, MetricTotals
 

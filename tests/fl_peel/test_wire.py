@@ -21,6 +21,11 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.errors import MessageError
 from fl_peel.exchange.columns import IntColumns
 from fl_peel.exchange.counters import RoundTotals
+from fl_peel.steps.base import Step
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.contributors import ContributorsStep
+from fl_peel.steps.passes import PassStep
+from fl_peel.steps.registry import STEPS
 from tests.helpers.examples import examples
 
 KINDS = [
@@ -51,13 +56,19 @@ def arrays_of_shape(dtype: type, shape: tuple[int, ...]) -> st.SearchStrategy:
 names = st.sampled_from(["blocks", "vectors", "codes", "scales", "rows", "sums"])
 dtypes = st.sampled_from([np.int64, np.int32, np.uint16, np.uint8, np.float16, np.float32])
 arrays = dtypes.flatmap(arrays_of)
-groups = st.dictionaries(st.integers(-1, 2**40), st.dictionaries(names, arrays, max_size=3), max_size=3)
+named = st.dictionaries(names, arrays, max_size=3)
+groups = st.dictionaries(st.integers(-1, 2**40), named, max_size=3)
 
 
 def field_values(annotation: object) -> st.SearchStrategy:
     """Values of a field: scalars, arrays of the annotated type, groups of arrays."""
     if annotation in SCALARS:
         return SCALARS[annotation]
+    if annotation is Step:
+        steps = st.one_of(*(messages_of(step) for step in STEPS.values() if step not in (ChoiceStep, ContributorsStep)))
+        return st.one_of(steps, st.just(ContributorsStep(PassStep(3))), st.just(ChoiceStep(1, 2, 1, 3, 4)))
+    if annotation == wire.Arrays:
+        return named
     if typing.get_origin(annotation) is dict:
         inner = typing.get_args(annotation)[1]
         assert annotation == dict[int, wire.Arrays] or dataclasses.is_dataclass(inner), f"pack() knows no {annotation}"

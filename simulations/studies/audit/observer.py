@@ -292,18 +292,16 @@ class TapGrid(PassingGrid):
 
     def _see_stage1(self, sent: list[Message], replies: list[Message]) -> None:
         """Show a step of stage 1, which is one request to all nodes, with the devices that masked replies name."""
-        kinds: dict[str, type[wire.SumsRequest | wire.ChoiceRequest]] = {
-            wire.SUMS: wire.SumsRequest,
-            wire.CHOICE: wire.ChoiceRequest,
+        kinds: dict[str, type[wire.StepRequest]] = {
+            wire.STEP: wire.StepRequest,
             wire.SECURE_SUMS: wire.SecureSumsRequest,
-            wire.SECURE_CHOICE: wire.SecureChoiceRequest,
         }
         asked = next((message for message in sent if message.metadata.message_type in kinds), None)
         if asked is None:
             return
         kind = asked.metadata.message_type
         devices = None
-        if kind in (wire.SECURE_SUMS, wire.SECURE_CHOICE):
+        if kind == wire.SECURE_SUMS:
             whole = [wire.unpack(wire.SecureSumsReply, reply.content) for reply in replies if reply.has_content()]
             devices = np.concatenate([np.zeros(0, np.int64), *(reply.sum.devices for reply in whole)])
         self._observer.stage1.see(wire.unpack(kinds[kind], asked.content), devices)

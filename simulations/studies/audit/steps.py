@@ -9,21 +9,25 @@ all devices that are in the opened sum answer as one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort, open_cohort
-from clients.round.noised_stage1 import noise_of
-from clients.round.stage1 import choice_participants, chosen, contribute, sums_participants
+from clients.steps.attendance import StepParticipants
+from clients.steps.step_round import contribute
 from fl_peel import wire
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.attacks.views import IntArray, StepView
-from fl_peel.pretraining.spectral_steps import UNIT_SCALE, Units
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.contributors import ContributorsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.maps import MapsStep
+from fl_peel.steps.passes import PassStep
+from fl_peel.steps.units import UNIT_SCALE
 
 COLUMNS = 16
 """Columns of a pass that are looked at: a device adds the same numbers to each of its rows, so a few columns tell which
@@ -33,15 +37,12 @@ rows those are.
 LARGEST_PASS = 1 << 22
 """Numbers in the table of a pass up to which the decoder is tried."""
 
-Arrays = Mapping[str, NDArray[Any]]
-StepRequest = wire.SumsRequest | wire.ChoiceRequest
-
 
 @dataclass(frozen=True)
 class _SeenRequest:
     """A request, and the devices (N,) whose answer to it came."""
 
-    request: StepRequest
+    request: wire.StepRequest
     devices: IntArray
 
 
@@ -59,31 +60,34 @@ class StepObserver:
     _vectors: bool = False
     _table: NDArray[np.float32] | None = None
 
-    def see(self, request: StepRequest, devices: IntArray | None = None) -> None:
+    def see(self, request: wire.StepRequest, devices: IntArray | None = None) -> None:
         """Keep a request. devices: whose answers came, where the messages say so; else those that the step reaches.
 
         Of a pass the first columns are enough; a second stage 1 is not looked at.
         """
+        step, first = request.step, request.first
         if self._seen and self._seen[0].request.setting != request.setting:
             return
-        if request.counts_contributors:
+        if isinstance(step, ContributorsStep | MapsStep):
             return
-        if self.sums_alone and isinstance(request, wire.SumsRequest) and request.step == "pass":
+        if self.sums_alone and isinstance(step, PassStep):
             assert devices is not None, "masked replies say whose they are"
-            self._keep_pass(request, np.sort(devices))
-        if isinstance(request, wire.SumsRequest):
-            if request.step == "maps" or (request.step == "pass" and request.first > 0):
+            self._keep_pass(request, step, np.sort(devices))
+        if isinstance(step, PassStep):
+            if first > 0:
                 return
-            if request.step == "pass" and not len(request.weights):  # a bounded answer takes all columns
-                request = dataclasses.replace(request, table=request.table[:, :COLUMNS])
+            stop = min(request.stop, COLUMNS)
+            terms = self._everybody(request.setting).terms
+            request = dataclasses.replace(request, stop=stop, sent=step.cut(request.sent, (0, stop), terms))
         if devices is None:
-            devices = _reached(self._everybody(request.setting), request)
+            # all devices are hosted, so places are numbers
+            devices = StepParticipants.from_cohort(self._everybody(request.setting), step, request.time).places
         self._seen.append(_SeenRequest(request, np.sort(devices)))
 
-    def _keep_pass(self, request: wire.SumsRequest, devices: IntArray) -> None:
+    def _keep_pass(self, request: wire.StepRequest, step: PassStep, devices: IntArray) -> None:
         """Keep all columns of a pass for the decoder, where it is neither bounded nor hashed, nor too large."""
-        size = request.table.shape[0] * request.columns
-        if not len(request.weights) and not request.buckets and size <= LARGEST_PASS:
+        size = request.sent["table"].shape[0] * step.columns
+        if "weights" not in request.sent and not step.buckets and size <= LARGEST_PASS:
             if request.first == 0:
                 self._passes.append([])
             self._passes[-1].append(_SeenRequest(request, devices))
@@ -95,15 +99,15 @@ class StepObserver:
         cohort = self._everybody(self._passes[0][0].request.setting)
         passes = []
         for parts in self._passes:
-            requests = [one.request for one in parts if isinstance(one.request, wire.SumsRequest)]
-            answers = [contribute(cohort, parts[0].devices, request)[wire.EVERYBODY].first for request in requests]
-            table = np.concatenate([request.table for request in requests], axis=1)
+            requests = [one.request for one in parts]
+            answers = [contribute(cohort, parts[0].devices, request)["columns"] for request in requests]
+            table = np.concatenate([request.sent["table"] for request in requests], axis=1)
             passes.append(PassView(table, np.concatenate(answers, axis=1)))
-        units = Units.from_config(
-            cohort.scenario.pretraining.spectral(), cohort.population, cohort.splits.num_items
-        ).passes
         return reconstruct(
-            passes, cohort.splits.contributed_items, cohort.scenario.pretraining.user_exponent, scale=units
+            passes,
+            cohort.splits.contributed_items,
+            cohort.scenario.pretraining.user_exponent,
+            scale=cohort.terms.units.passes,
         )
 
     @property
@@ -127,40 +131,40 @@ class StepObserver:
         """Requests by step: vectors and moments go in several messages."""
         parts: list[list[_SeenRequest]] = []
         for one in self._seen:
-            again = isinstance(one.request, wire.SumsRequest) and one.request.first > 0
-            if again:
+            if one.request.first > 0:
                 parts[-1].append(one)
             else:
                 parts.append([one])
         return parts
 
     def _view(self, part: Sequence[_SeenRequest], devices: IntArray) -> StepView:
-        first = part[0].request
-        cohort = self._everybody(first.setting)
-        if isinstance(first, wire.ChoiceRequest):
+        requests = [one.request for one in part]
+        step, sent = requests[0].step, requests[0].sent
+        cohort = self._everybody(requests[0].setting)
+        if isinstance(step, VectorsStep):
+            return StepView(step.name, {"own": self._own(requests)}, {}, len(devices))
+        if isinstance(step, PassStep):
+            sent = {"place": sent.get("place", np.zeros(0, np.int32))}
+        if isinstance(step, ChoiceStep):
             exponent = np.array([cohort.scenario.pretraining.item_exponent])
-            won, answered = chosen(cohort, devices, first, noise_of(cohort, first))
-            reply: Arrays = {"won": won / UNIT_SCALE, "answered": np.array([answered])}
-            names = ("directions", "values", "counts", "count_exponents", "value_exponents", "drawn")
-            sent: dict[str, NDArray[Any]] = {name: getattr(first, name) for name in names}
-            sent |= {"place": np.array([first.place]), "item_exponent": exponent}
-            return StepView("choice", sent, reply if len(devices) else {}, len(devices))
-        requests = [one.request for one in part if isinstance(one.request, wire.SumsRequest)]
-        if first.step == "vectors":
-            own = self._own(requests)
-            return StepView("vectors", {"own": own}, {}, len(devices))
-        arrays: dict[str, Arrays] = {"pass": {"place": first.place}, "groups": {"centroids": first.centroids}}
-        sent_arrays = arrays.get(first.step, {})
+            sent = sent | {"place": np.array([step.place]), "item_exponent": exponent}
         if not len(devices):
-            return StepView(first.step, sent_arrays, {}, 0)
-        self._make_vectors()
-        answers = [contribute(cohort, devices, request) for request in requests]
-        return StepView(first.step, sent_arrays, _arrays(first.step, answers), len(devices))
+            return StepView(step.name, sent, {}, 0)
+        if not isinstance(step, ChoiceStep):
+            self._make_vectors()
+        answers = (((one.first, one.stop), contribute(cohort, devices, one)) for one in requests)
+        seen = dataclasses.replace(step, columns=requests[0].stop) if isinstance(step, PassStep) else step
+        reply = seen.whole(cohort.terms, answers)
+        if isinstance(step, PassStep):
+            reply = {"norms": np.linalg.norm(reply["columns"].astype(np.float64), axis=1)}
+        if isinstance(step, ChoiceStep):
+            reply["won"] = reply["won"] / UNIT_SCALE
+        return StepView(step.name, sent, reply, len(devices))
 
-    def _own(self, requests: Sequence[wire.SumsRequest]) -> NDArray[np.float32]:
+    def _own(self, requests: Sequence[wire.StepRequest]) -> NDArray[np.float32]:
         """Rows that vectors are made of (I, K): one array for all devices."""
         if self._table is None:
-            self._table = np.concatenate([request.table for request in requests], axis=1)
+            self._table = np.concatenate([request.sent["table"] for request in requests], axis=1)
         return self._table
 
     def _make_vectors(self) -> None:
@@ -168,7 +172,7 @@ class StepObserver:
         if self._vectors:
             return
         for one in self._seen:
-            if isinstance(one.request, wire.SumsRequest) and one.request.step == "vectors":
+            if isinstance(one.request.step, VectorsStep):
                 contribute(self._everybody(one.request.setting), one.devices, one.request)
         self._vectors = True
 
@@ -177,30 +181,6 @@ class StepObserver:
             whole = open_cohort(setting.scenario, self.data_dir, self.run_dir, 0, 1, fleet=setting.fleet)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer" / "stage1")
         return self._cohort
-
-
-def _reached(cohort: Cohort, request: StepRequest) -> IntArray:
-    """Numbers of the devices that take part; all devices are hosted, so places are numbers."""
-    if isinstance(request, wire.ChoiceRequest):
-        return choice_participants(cohort, request).places
-    return sums_participants(cohort, request).places
-
-
-def _arrays(step: str, answers: Sequence[Mapping[int, wire.GroupSum]]) -> Arrays:
-    """Return the arrays in the messages of a step, by name."""
-    if step == "moments":
-        groups = [group for answer in answers for _, group in sorted(answer.items())]
-        return {
-            "sizes": np.concatenate([group.sizes for group in groups]),
-            "first": np.stack([group.first for group in groups]),
-            "items": np.stack([group.items for group in groups]),
-        }
-    one = answers[0][wire.EVERYBODY]
-    if step == "counts":
-        return {"items": one.items}
-    if step == "pass":
-        return {"norms": np.linalg.norm(one.first.astype(np.float64), axis=1)}
-    return {"sizes": one.sizes, "sums": one.first}
 
 
 __all__ = ["StepObserver"]

@@ -17,7 +17,8 @@ from tests.strategies.nodes.test_wrong_answers import MODES
 KINDS = {
     "clear": [wire.HELLO, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP, wire.JOIN],
     "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
-    "federated": [wire.SUMS, wire.CHOICE],
+    "federated": [wire.STEP],
+    "masked steps": [wire.SECURE_STEP, wire.SECURE_SUMS],
 }
 
 
@@ -54,7 +55,7 @@ def try_questions(grid, node, kind, questions):
 TIMES = {
     "clear": dict.fromkeys((wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE), "server_round"),
     "secure": {wire.SECURE_KEYS: "server_round"},
-    "federated": {wire.SUMS: "time", wire.CHOICE: "time"},
+    "federated": {wire.STEP: "time"},
 }
 
 
@@ -72,15 +73,3 @@ def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):
         (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=kind)])
         assert reply.error.code == wire.USER_MISTAKE
         assert name in reply.error.reason
-
-
-@pytest.mark.parametrize("place", [0, 1 << 30])
-def test_a_place_that_no_drawn_item_has_is_refused(tiny, tmp_path, place):
-    grid = LoopbackGrid(1)
-    serve(grid, load_scenario(tiny, MODES["federated"]), RunPaths("", str(tmp_path / "run")))
-    content = next(content for kind, content in grid.crossed if kind == wire.CHOICE)
-    content["config"]["place"] = place
-    node = next(iter(grid.get_node_ids()))
-    (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=wire.CHOICE)])
-    assert reply.error.code == wire.USER_MISTAKE
-    assert f"ChoiceRequest.place: {place} of" in reply.error.reason

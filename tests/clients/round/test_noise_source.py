@@ -30,7 +30,7 @@ from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import figures, served
 from tests.helpers.slow import but_one_slow
-from tests.strategies.run.test_stage1 import SPECTRAL
+from tests.strategies.steps.test_clear_steps import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"
 SECURE = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4, neighbours: 4, threshold: 0.75}"

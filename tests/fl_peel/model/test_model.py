@@ -22,7 +22,8 @@ from fl_peel.model.coded_blocks import changed_blocks
 from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.model.model_files import ABOUT
-from fl_peel.pretraining.spectral_steps import add_rows, embeddings, halves, nearest, unit_vectors
+from fl_peel.pretraining.spectral_steps import embeddings, halves
+from fl_peel.steps.units import add_rows, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved

@@ -7,9 +7,11 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
-from fl_peel.pretraining import spectral_steps
 from fl_peel.pretraining.incremental import Exponents, exponents_of, filter_request, update_model
 from fl_peel.pretraining.stage1 import PooledSums
+from fl_peel.steps.base import StepTerms
+from fl_peel.steps.choice import ChoiceStep, freshness
+from fl_peel.steps.units import add_rows, unit_vectors
 from tests.helpers.settings import SPECTRAL
 
 CONFIG = replace(SPECTRAL, columns=6, group_columns=6, oversampling=4, passes=6)
@@ -25,7 +27,7 @@ def worlds(seed=0, num_users=40, items=NUM_ITEMS):
 
 
 def model_of(rows, before=None, *, num_items=NUM_ITEMS, passes=6, shape=SHAPE, recent=None, rounds=4):
-    sums = PooledSums(rows, num_items, CONFIG.user_exponent, CONFIG.item_exponent)
+    sums = PooledSums(rows, StepTerms(num_items, CONFIG.user_exponent, CONFIG.item_exponent))
     return update_model(
         sums,
         CONFIG,
@@ -70,7 +72,7 @@ def test_a_new_item_gets_its_row_from_those_who_use_it():
     second, start = model_of(more, first, num_items=NUM_ITEMS + 1, passes=1)
     assert second.num_items == NUM_ITEMS + 1
     # everybody of the even world has it, nobody of the other: it lies where the even items lie
-    unit = spectral_steps.unit_vectors(second.scored)
+    unit = unit_vectors(second.scored)
     likeness = unit[NUM_ITEMS] @ unit[:NUM_ITEMS].T
     assert likeness[0::2].mean() > 0.5 > 0.2 > likeness[1::2].mean()
     assert start.counts[NUM_ITEMS] == 20
@@ -80,17 +82,17 @@ def test_what_devices_did_long_ago_fades():
     """By hand: of three items one after the other, with fading 2, the oldest counts e^-1, the next e^-1/2."""
     table = np.eye(3, dtype=np.float32)
     rows = UserItems.from_pairs(np.array([0, 0, 0, 1]), np.array([2, 0, 1, 1]), 2)
-    result = spectral_steps.add_rows(table, rows, 2.0)
+    result = add_rows(table, rows, 2.0)
     assert result[0] == pytest.approx([np.exp(-0.5), 1.0, np.exp(-1.0)])
     assert result[1].tolist() == [0, 1, 0]
-    assert spectral_steps.add_rows(table, rows)[0].tolist() == [1, 1, 1]
+    assert add_rows(table, rows)[0].tolist() == [1, 1, 1]
 
 
 def test_what_is_used_of_late_scores_more():
     """By hand: 4 of 9 uses of late and .1 more, over one use more than there are; to the power 1/2."""
-    fresh = spectral_steps.freshness(np.array([4, 0]), np.array([9, 9]), 0.5)
+    fresh = freshness(np.array([4, 0]), np.array([9, 9]), 0.5)
     assert fresh == pytest.approx([np.sqrt(4.1 / 10), np.sqrt(0.1 / 10)])
-    assert spectral_steps.freshness(np.array([4, 0]), np.array([9, 9]), 0.0).tolist() == [1, 1]
+    assert freshness(np.array([4, 0]), np.array([9, 9]), 0.0).tolist() == [1, 1]
     recent = np.zeros(NUM_ITEMS)
     recent[3] = 5
     _, plain = model_of(worlds(), recent=recent)
@@ -108,7 +110,8 @@ def test_devices_choose_freshness_by_what_they_did():
     question = filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.0, 1.0), fading=None)
     even = np.flatnonzero([user % 2 == 0 and 4 not in many.row(user) for user in range(40)])
     wanted = UserItems.from_pairs(even, np.full(len(even), 4), 40)
-    won, answered = question.answer(many, wanted, CONFIG.item_exponent)
+    asked = PooledSums(many, StepTerms(120, 0.3, CONFIG.item_exponent), wanted)
+    won, answered = ChoiceStep.ask(asked, question, 1000)
     assert answered == len(even)
     assert exponents_of(question, won, answered) == Exponents(0.5, 0.5, 1.0)
     assert filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.5,), fading=None) is None
@@ -120,14 +123,14 @@ def test_items_that_no_table_has_yet_are_nothing_to_choose_on():
     model, _ = model_of(worlds())
     question = filter_request(model, 0, count=(0.5,), value=(0.0, 0.5), fresh=(0.0,), fading=3.0)
     wanted = UserItems.from_pairs(np.array([0, 1]), np.array([NUM_ITEMS + 4, 1]), 40)
-    assert question.answer(worlds(), wanted, CONFIG.item_exponent)[1] == 1
+    assert question.shares(worlds(), wanted, CONFIG.item_exponent)[1] == 1
 
 
 def test_more_columns_than_a_table_are_refused():
-    sums = PooledSums(worlds(), NUM_ITEMS, 0.3)
+    sums = PooledSums(worlds(), StepTerms(NUM_ITEMS, 0.3))
     keys = {"num_groups": 1, "min_size": 1, "group_rounds": 0, "seed": 0, "passes": 1}
     with pytest.raises(DataError, match=r"^pretraining.columns: a timeline needs at most embedding_dim 4, not 6"):
         update_model(sums, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=4, **keys)
-    nobody = PooledSums(UserItems(np.zeros(3, np.int64), np.zeros(0, np.int32)), NUM_ITEMS, 0.3)
+    nobody = PooledSums(UserItems(np.zeros(3, np.int64), np.zeros(0, np.int32)), StepTerms(NUM_ITEMS, 0.3))
     with pytest.raises(DataError, match=r"^stage 1: no item has as many devices that answered"):
         update_model(nobody, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=8, **keys)

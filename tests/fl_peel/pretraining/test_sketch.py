@@ -7,11 +7,13 @@ import pytest
 import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining import spectral_steps
-from fl_peel.pretraining.sketch import MOST_ROWS, RowSketch
-from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.secure.stage1_vector import StepVector
+from fl_peel.secure.step_vector import StepVector
+from fl_peel.steps.base import StepTerms
+from fl_peel.steps.moments import added_products
+from fl_peel.steps.passes import PassStep, pass_sums
+from fl_peel.steps.sketch import MOST_ROWS, RowSketch
+from fl_peel.steps.units import Units, add_rows, in_units, nearest, unit_vectors
 from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, SHAPE, rows
 from tests.helpers.settings import SPECTRAL
 
@@ -73,10 +75,8 @@ def test_a_device_counts_a_bucket_up_to_a_bound():
 def test_parts_add_up_to_the_whole_under_a_sketch(rows):
     table = np.random.default_rng(1).standard_normal((NUM_ITEMS, 7)).astype(np.float32)
     sketch = RowSketch.from_counts(rows.popularity(NUM_ITEMS), 0.3, 0, 1)
-    parts = [
-        spectral_steps.pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)
-    ]
-    whole = spectral_steps.pass_sums(table, rows, 0.3, 2.0**20, sketch)
+    parts = [pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)]
+    whole = pass_sums(table, rows, 0.3, 2.0**20, sketch)
     assert whole.shape == (15, 7)
     assert (sum(parts) == whole).all()
 
@@ -86,16 +86,17 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
     asked = []
 
     class Spied(PooledSums):
-        def passed(self, table, weights, sketch=None):
-            asked.append(sketch)
-            return super().passed(table, weights, sketch)
+        def ask(self, step, sent, opened=None):
+            if step.name == "pass":
+                asked.append(sent.get("place"))
+            yield from super().ask(step, sent, opened)
 
     config = dataclasses.replace(CONFIG, columns=3, oversampling=8, passes=5)
-    exact = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3), config, **SHAPE)
+    exact = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3)), config, **SHAPE)
     sketched = dataclasses.replace(config, row_sketch=0.6)
-    result = run_stage1(Spied(rows, NUM_ITEMS, 0.3), sketched, **SHAPE)
-    assert [sketch is None for sketch in asked] == [False] * 4 + [True]
-    assert len({sketch.place.tobytes() for sketch in asked[:-1]}) == 4
+    result = run_stage1(Spied(rows, StepTerms(NUM_ITEMS, 0.3)), sketched, **SHAPE)
+    assert [place is None for place in asked] == [False] * 4 + [True]
+    assert len({place.tobytes() for place in asked[:-1]}) == 4
     cosines = np.linalg.svd(exact.directions.T @ result.directions)[1]
     assert cosines.min() > 0.95
 
@@ -110,21 +111,19 @@ def test_no_device_can_say_what_does_not_fit_32_bits(devices, a, share):
     assert units.passes >= 1
     if units.passes == units.moments == 1:
         return
-    vector = StepVector("pass", 2, 0, 0, 200, 1, devices, 10 if share else 0, 32)
+    terms = StepTerms(200, a, units=units)
+    vector = StepVector(PassStep(2, 10 if share else 0), terms, 1, devices)
     for size in (1, 7, 200):
         table = np.zeros((200, 2), np.float32)
         table[:size] = size**-0.5 * np.array([1, -1])
         mine = UserItems.from_pairs(np.zeros(size, np.int64), np.arange(size), 1)
         sketch = RowSketch(np.ones(200, np.int32), 10) if share else None
-        output = spectral_steps.pass_sums(table, mine, a, units.passes, sketch)
-        vector.part((0, 2)).words({"columns": output.T})  # refuses what might overflow
+        output = pass_sums(table, mine, a, units.passes, sketch)
+        vector.part((0, 2)).words({"columns": output})  # refuses what might overflow
     unit = np.zeros((1, 6), np.float32)
     unit[0, 0] = 1
-    moments = spectral_steps.group_moments(
-        unit, UserItems.from_pairs(np.zeros(1, int), np.zeros(1, int), 1), 5, units.moments
-    )
-    assert moments.second.max() * devices < 2**31
-    assert spectral_steps.group_sums(unit, unit, units.groups).sums.max() * devices < 2**31
+    assert added_products(unit, terms)[1].max() * devices < 2**31
+    assert in_units(unit, units.groups).max() * devices < 2**31
 
 
 def test_units_are_as_fine_as_the_devices_allow():
@@ -137,11 +136,11 @@ def test_units_are_as_fine_as_the_devices_allow():
 
 
 def test_coarse_units_change_tables_little(rows):
-    exact = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3), CONFIG, **SHAPE)
+    exact = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3)), CONFIG, **SHAPE)
     config = dataclasses.replace(CONFIG, sum_bits=32)
     units = Units.from_config(config, 80, NUM_ITEMS)
-    coarse = run_stage1(PooledSums(rows, NUM_ITEMS, 0.3, units=units), config, **SHAPE)
+    coarse = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3, units=units)), config, **SHAPE)
     assert coarse.values == pytest.approx(exact.values, rel=1e-3)
-    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(exact.own, rows))
-    one, other = (spectral_steps.nearest(vectors, start.centroids) for start in (exact, coarse))
+    vectors = unit_vectors(add_rows(exact.own, rows))
+    one, other = (nearest(vectors, start.centroids) for start in (exact, coarse))
     assert (one == other).mean() > 0.95

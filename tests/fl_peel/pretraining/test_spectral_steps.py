@@ -1,6 +1,7 @@
 """The mathematics of stage 1 by sums: against dense linear algebra, and part by part against the whole."""
 
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,16 @@ import pytest
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import spectral_steps, stage1
-from fl_peel.pretraining.costs import StepShape, cost_of
 from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
+from fl_peel.steps.base import StepTerms
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.maps import MapsStep
+from fl_peel.steps.moments import MomentsStep
+from fl_peel.steps.passes import PassStep, pass_sums
+from fl_peel.steps.step_cost import HeldItems
+from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
+from fl_peel.steps.user_groups import GroupsStep
 from tests.helpers.settings import SPECTRAL
 
 NUM_ITEMS = 50
@@ -57,7 +66,7 @@ def test_passes_find_what_the_svd_of_the_pooled_matrix_finds(rows, a, b, sent, m
         monkeypatch.setattr(stage1, "halves", lambda table: table)
     error = 1e-5 if sent == "in full" else 3e-4
     config = dataclasses.replace(CONFIG, user_exponent=a, item_exponent=b)
-    start = run_stage1(PooledSums(rows, NUM_ITEMS, a), config, **SHAPE)
+    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, a)), config, **SHAPE)
     _, values, right = np.linalg.svd(dense(rows, a, b))
     assert start.values == pytest.approx(values[: config.columns] ** 2, rel=error)
     counts = rows.popularity(NUM_ITEMS).astype(float)
@@ -68,25 +77,9 @@ def test_passes_find_what_the_svd_of_the_pooled_matrix_finds(rows, a, b, sent, m
     assert not start.scored[48:].any()
 
 
-def test_sums_of_parts_are_those_of_the_whole_to_the_last_digit(rows):
+def test_embeddings_do_not_depend_on_which_devices_are_computed_together(rows):
     rng = np.random.default_rng(1)
-    table = rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32)
-    parts = [rows.select(np.arange(part, 80, 3)) for part in range(3)]
-    whole = spectral_steps.pass_sums(table, rows, 0.3)
-    assert whole.dtype == np.int64
-    assert (sum(spectral_steps.pass_sums(table, part, 0.3) for part in parts) == whole).all()
-    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(table, rows))
-    apart = [spectral_steps.unit_vectors(spectral_steps.add_rows(table, part)) for part in parts]
-    centroids = rng.standard_normal((4, 5)).astype(np.float32)
-    sums = [spectral_steps.group_sums(some, centroids) for some in apart]
-    together, added = spectral_steps.group_sums(vectors, centroids), sums[0] + sums[1] + sums[2]
-    assert (added.sums == together.sums).all()
-    assert (added.sizes == together.sizes).all()
-    moments = [spectral_steps.group_moments(*each, NUM_ITEMS) for each in zip(apart, parts, strict=True)]
-    one, many = spectral_steps.group_moments(vectors, rows, NUM_ITEMS), moments[0] + moments[1] + moments[2]
-    assert (one.second == many.second).all()
-    assert (one.first == many.first).all()
-    assert (one.items == many.items).all()
+    vectors = unit_vectors(add_rows(rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32), rows))
     group_map = rng.standard_normal((7, 3)).astype(np.float32)
     alone = np.concatenate([spectral_steps.embeddings(vectors[i : i + 1], group_map) for i in range(80)])
     assert (spectral_steps.embeddings(vectors, group_map) == alone).all()
@@ -95,14 +88,14 @@ def test_sums_of_parts_are_those_of_the_whole_to_the_last_digit(rows):
 def test_a_users_sum_does_not_depend_on_the_order_of_its_items(rows):
     table = np.random.default_rng(2).standard_normal((NUM_ITEMS, 5)).astype(np.float32)
     turned = UserItems(rows.indptr, np.concatenate([rows.row(user)[::-1] for user in range(80)]))
-    assert (spectral_steps.add_rows(table, turned) == spectral_steps.add_rows(table, rows)).all()
-    assert (spectral_steps.pass_sums(table, turned, 0.5) == spectral_steps.pass_sums(table, rows, 0.5)).all()
+    assert (add_rows(table, turned) == add_rows(table, rows)).all()
+    assert (pass_sums(table, turned, 0.5) == pass_sums(table, rows, 0.5)).all()
 
 
 def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
-    start = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent), CONFIG, **SHAPE)
-    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(start.own, rows))
-    groups = spectral_steps.nearest(vectors, start.centroids)
+    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, **SHAPE)
+    vectors = unit_vectors(add_rows(start.own, rows))
+    groups = nearest(vectors, start.centroids)
     assert [len(np.unique(np.arange(80)[groups == group] % 3)) for group in range(3)] == [1, 1, 1]
     for group, it in enumerate(start.groups):
         members = np.flatnonzero(groups == group)
@@ -121,9 +114,9 @@ def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
 
 
 def test_with_room_for_all_columns_nothing_is_lost(rows):
-    start = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent), CONFIG, **(SHAPE | {"dim": 12}))
-    vectors = spectral_steps.unit_vectors(spectral_steps.add_rows(start.own, rows))
-    groups = spectral_steps.nearest(vectors, start.centroids)
+    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, **(SHAPE | {"dim": 12}))
+    vectors = unit_vectors(add_rows(start.own, rows))
+    groups = nearest(vectors, start.centroids)
     for group, it in enumerate(start.groups):
         some = vectors[groups == group]
         scores, exact = spectral_steps.embeddings(some, it.map) @ it.table.T, some @ start.scored.T
@@ -134,7 +127,12 @@ def test_with_room_for_all_columns_nothing_is_lost(rows):
 @pytest.mark.parametrize("min_size", [1, 20, 27, 40, 80])
 def test_no_group_is_smaller_than_allowed(rows, min_size):
     start = run_stage1(
-        PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent), CONFIG, dim=6, num_groups=9, min_size=min_size, seed=0
+        PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)),
+        CONFIG,
+        dim=6,
+        num_groups=9,
+        min_size=min_size,
+        seed=0,
     )
     assert min(group.size for group in start.groups) >= min_size
     assert sum(group.size for group in start.groups) == 80
@@ -144,7 +142,7 @@ def test_what_is_collected_gives_the_start_and_the_rest_comes_from_all(rows):
     """Two passes over everybody from a start that half of them gave are nearer than two from nothing."""
     few = dataclasses.replace(CONFIG, passes=2)
     half = rows.keep(np.repeat(np.arange(80) % 2 == 0, rows.counts()))
-    sums = PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent)
+    sums = PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent))
     exact = run_stage1(sums, CONFIG, **SHAPE).values
     cold, warm = run_stage1(sums, few, **SHAPE).values, run_stage1(sums, few, given=half, **SHAPE).values
     assert np.abs(warm - exact).max() < 0.5 * np.abs(cold - exact).max()
@@ -154,7 +152,10 @@ def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
     rows = UserItems(np.arange(0, 25, 2), np.tile(np.array([0, 1], np.int32), 12))
     events = []
     start = run_stage1(
-        PooledSums(rows, 4, 0.3), CONFIG, **(SHAPE | {"num_groups": 2}), progress=lambda *step: events.append(step)
+        PooledSums(rows, StepTerms(4, 0.3)),
+        CONFIG,
+        **(SHAPE | {"num_groups": 2}),
+        progress=lambda *step: events.append(step),
     )
     assert all(np.isfinite(group.table).all() and group.table.shape == (4, 6) for group in start.groups)
     assert events[-1][0] == events[-1][1] == num_steps(CONFIG)
@@ -163,7 +164,7 @@ def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
 def test_nobody_with_anything_is_refused():
     nobody = UserItems(np.zeros(5, np.int64), np.zeros(0, np.int32))
     with pytest.raises(DataError, match="no item has as many devices"):
-        run_stage1(PooledSums(nobody, 4, 0.3), CONFIG, **SHAPE)
+        run_stage1(PooledSums(nobody, StepTerms(4, 0.3)), CONFIG, **SHAPE)
 
 
 def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
@@ -172,21 +173,20 @@ def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
     wanted = UserItems(np.arange(81), np.array([16 * (user % 3) + rng.integers(16) for user in range(80)], np.int32))
     wanted = wanted.keep(~np.array([wanted.items[user] in rows.row(user) for user in range(80)]))
     free = dataclasses.replace(CONFIG, columns=40, count_exponent=None, value_exponent=None)
-    sums = PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent, validation=wanted)
+    sums = PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent), wanted)
     start = run_stage1(sums, free, **SHAPE)
     assert start.value_exponent > 0
     assert 0 < start.chosen <= 1
     asked = []
 
-    def by_parts(question):
-        asked.append(question)
-        answers = [
-            question.answer(rows.select(part), wanted.select(part), 0.5) for part in np.array_split(np.arange(80), 3)
-        ]
-        return sum(won for won, _ in answers), sum(answered for _, answered in answers)
+    class Choosing(PooledSums):
+        def ask(self, step, sent, opened=None):
+            asked.append(step.request(sent, self.terms))
+            yield from super().ask(step, sent, opened)
 
-    parts = run_stage1(PooledSums(rows, NUM_ITEMS, CONFIG.user_exponent, asked=by_parts), free, **SHAPE)
-    assert (parts.count_exponent, parts.value_exponent, parts.chosen) == (
+    terms = StepTerms(NUM_ITEMS, CONFIG.user_exponent)
+    elsewhere = run_stage1(PooledSums(rows, terms, choosing=Choosing(rows, terms, wanted)), free, **SHAPE)
+    assert (elsewhere.count_exponent, elsewhere.value_exponent, elsewhere.chosen) == (
         start.count_exponent,
         start.value_exponent,
         start.chosen,
@@ -206,25 +206,31 @@ def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
         others = np.setdiff1d(question.drawn, np.concatenate([rows.row(user), wanted.row(user)]))
         won += (scores[others] >= scores[wanted.row(user)[0]]).sum() < 4
     assert 0 < won < 60
-    assert question.answer(rows, wanted, 0.5)[0][shape] == won * 2**20
+    assert question.shares(rows, wanted, 0.5)[0][:, shape].sum() == won
 
 
 def test_costs_are_those_of_the_arithmetic():
     items, rich = np.array([10, 100]), np.array([10**9, 10**9])
-    cost = cost_of(StepShape("pass", 544), items, rich)
+    terms, held = StepTerms(NUM_ITEMS, 0.3, dim=64), HeldItems(items, items, items)
+    cost = PassStep(544).cost(terms, held, rich)
     assert cost.download_bytes.tolist() == [10 * (4 + 2 * 544) + 544, 100 * (4 + 2 * 544) + 544]
     assert cost.upload_bytes.tolist() == [8 * 544 + 40, 8 * 544 + 400]
     assert cost.exchanges.tolist() == [1, 1]
     assert cost.least_bytes.tolist() == [2 * 10 + 8, 2 * 100 + 8]
     # room for 10 columns of 28 bytes, and for one of 208
-    poor = cost_of(StepShape("pass", 544), items, np.array([280, 280]))
+    poor = PassStep(544).cost(terms, held, np.array([280, 280]))
     assert poor.exchanges.tolist() == [55, 544]
     assert (poor.download_bytes == cost.download_bytes).all()
-    assert cost_of(StepShape("counts"), items, rich).upload_bytes.tolist() == [40, 400]
-    assert cost_of(StepShape("groups", 128, 64), items, rich).download_bytes.tolist() == [64 * 128] * 2
-    assert cost_of(StepShape("moments", 512), items, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
-    assert cost_of(StepShape("vectors", 512), items, rich).upload_bytes.tolist() == [0, 0]
-    assert cost_of(StepShape("maps", 512, dim=64), items, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
+    assert CountsStep().cost(terms, held, rich).upload_bytes.tolist() == [40, 400]
+    assert GroupsStep(64, 128).cost(terms, held, rich).download_bytes.tolist() == [64 * 128] * 2
+    assert MomentsStep(64, 128, 512).cost(terms, held, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
+    assert VectorsStep(512).cost(terms, held, rich).upload_bytes.tolist() == [0, 0]
+    assert MapsStep(512).cost(terms, held, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
+    counted = replace(terms, counts_contributors=True)
+    for step, down, up in ((PassStep(44), [2, 13], 0), (GroupsStep(20, 44), 3, 0), (MomentsStep(20, 44, 44), 3, 4)):
+        bare, both = (step.whole_cost(one, held, rich) for one in (terms, counted))
+        assert (both.download_bytes - bare.download_bytes == down).all(), "which rows are opened, a bit each"
+        assert (both.upload_bytes - bare.upload_bytes == up).all(), "of passes and groups, ids go with the count alone"
 
 
 def test_rows_are_sent_in_half_precision():
@@ -241,10 +247,8 @@ def test_of_few_devices_moments_have_few_directions_and_none_is_lost(devices):
     """Whether the group is small or not, found in a few columns or in all of them."""
     rng = np.random.default_rng(devices)
     columns, count = 40, 8
-    points = spectral_steps.in_units(
-        spectral_steps.unit_vectors(rng.standard_normal((min(devices, 60), columns)).astype(np.float32))
-    )
-    mean = points.T @ points / (spectral_steps.UNIT_SCALE**2 * len(points))
+    points = in_units(unit_vectors(rng.standard_normal((min(devices, 60), columns)).astype(np.float32)))
+    mean = points.T @ points / (UNIT_SCALE**2 * len(points))
     factor = np.linalg.cholesky(np.cov(rng.standard_normal((columns, 90))) + np.eye(columns))
     values, turn = spectral_steps.leading_of(factor, mean, count, devices)
     exact, vectors = np.linalg.eigh(factor.T @ mean @ factor)

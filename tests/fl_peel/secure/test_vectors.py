@@ -1,20 +1,16 @@
 """What devices say in masked sums: its words and bytes by hand, in rounds and in stage 1; who vanishes when."""
 
-import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from fl_peel.errors import SecureAggregationError
-from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.spectral_steps import Moments
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, needed_of, vanishing
-from fl_peel.secure.stage1_vector import StepVector, answer_of, moment_words, moments_of, words_of
-from fl_peel.secure.vector import CHECK, Field, VectorLayout, sum_bits
+from fl_peel.secure.vector import Field, VectorLayout, sum_bits
 
 # ---------------------------------------------------------------- the vector of a round
 
@@ -122,102 +118,3 @@ def test_devices_vanish_by_their_share_at_every_stage_alike():
     other = scenario.model_copy(update={"seed": scenario.seed + 1})
     assert (vanishing(other, 2, devices) != stages).any()
     assert not vanishing(secure_scenario(dropout_share=0.0), 2, devices).any()
-
-
-# ---------------------------------------------------------------- the vector of a step of stage 1
-
-CLASSES = 2
-COUNTERS = CLASSES * (len(ClassCounts.names()) + len(ClockCounts.names()))
-
-
-def step(name: str, **keys) -> StepVector:
-    """Three columns, two user groups, four filters, five items; nothing counted unless asked for."""
-    given = {"columns": 3, "groups": 2, "shapes": 4, "items": 5, "classes": 0, "devices": 7} | keys
-    return StepVector(name, **given)
-
-
-MOMENTS = 1 + 3 + 6 + 5
-"""Words of one user group's: size, three sums, half of a symmetric 3 x 3, five counts."""
-SAID = {"counts": 5, "pass": 3 * 5, "choice": 4 + 1, "groups": 2 + 2 * 3, "moments": 2 * MOMENTS}
-"""Words of each step."""
-
-
-@pytest.mark.parametrize("name", SAID)
-def test_words_of_a_step_by_hand(name):
-    assert step(name).contribution_bytes == 8 * SAID[name]
-    assert step(name).num_bytes == 8 * (SAID[name] + 1)  # and the word that proves the masks gone
-    assert step(name, classes=CLASSES).num_bytes == 8 * (SAID[name] + 1 + COUNTERS)
-    narrow = step(name, bits=32, classes=CLASSES)
-    width = 8 if name == "choice" else 4  # what is chosen is counted in full words
-    assert narrow.contribution_bytes == width * SAID[name]
-    assert narrow.num_bytes == 8 * (1 + COUNTERS) + width * SAID[name]
-    whole = step(name, classes=CLASSES).part((0, step(name).units))
-    assert whole.devices == 7
-    assert [field.name for field in whole.fields[:3]] == [CHECK, "classes", "clock"]
-    assert step(name).part((0, 1)).fields[0] == Field(CHECK, (1,), 64)
-
-
-def test_arrays_of_a_step_have_names_and_shapes():
-    named = {name: {f.name: f.shape for f in step(name).part((0, step(name).units)).fields[1:]} for name in SAID}
-    assert named == {
-        "counts": {"items": (5,)},
-        "pass": {"columns": (3, 5)},
-        "choice": {"won": (4,), "answered": (1,)},
-        "groups": {"sizes": (2,), "sums": (2, 3)},
-        "moments": {"moments": (2, MOMENTS)},
-    }
-    assert step("pass", buckets=2).part((0, 3)).fields[1].shape == (3, 2)
-    counted = {field.name: field.shape for field in step("counts", classes=CLASSES).part((0, 1)).fields}
-    assert counted["classes"] == (CLASSES, len(ClassCounts.names()))
-    assert counted["clock"] == (CLASSES, len(ClockCounts.names()))
-    with pytest.raises(AssertionError, match="say nothing in step"):
-        _ = step("vectors").num_bytes
-
-
-def test_units_are_columns_groups_or_one():
-    assert {name: step(name).units for name in SAID} == {
-        "counts": 1, "pass": 3, "choice": 1, "groups": 1, "moments": 2,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("classes", [0, CLASSES])
-@pytest.mark.parametrize("name", ["pass", "moments", "counts"])
-def test_parts_follow_one_another_and_are_the_whole(name, classes):
-    vector = step(name, classes=classes)
-    for most in (1, 8 * 12, 8 * 40, 10**6):
-        parts = vector.parts(most)
-        assert [first for first, _ in parts] == [0, *(stop for _, stop in parts[:-1])]
-        assert parts[-1][1] == vector.units
-        sizes = [vector.part(part).num_bytes for part in parts]
-        assert sum(sizes) == vector.num_bytes
-        assert [vector.start(part) for part in parts] == [0, *np.cumsum(sizes[:-1]).tolist()]
-    assert vector.parts(1) == [(place, place + 1) for place in range(vector.units)]  # at least one unit
-    assert vector.parts(vector.num_bytes) == [(0, vector.units)]
-    assert CHECK not in {field.name for field in vector.part((1, 2)).fields}
-
-
-def test_parts_hold_as_many_units_as_fit():
-    vector = step("pass", columns=10, items=99)  # 10 x 99 words and one: 7,928 bytes, 793 a column
-    assert vector.parts(3 * 800) == [(0, 3), (3, 6), (6, 9), (9, 10)]
-    assert vector.parts(2 * 792) == [(column, column + 1) for column in range(10)]
-
-
-def test_what_an_answer_moves():
-    answer = answer_of(step("counts"), 10)
-    assert dataclasses.astuple(answer) == (48, 1510, 64 + 960, 4)
-
-
-def test_moments_come_back_from_their_words():
-    second = np.array([[1, 2, 3], [2, 4, 5], [3, 5, 6]])
-    moments = Moments(9, np.array([7, 8, 9]), second, np.array([5, 4, 3, 2]))
-    words = words_of(moments)
-    assert len(words) == moment_words(3, 4) == 1 + 3 + 6 + 4
-    again = moments_of(words, 3)
-    assert again.size == 9
-    assert (again.first.tolist(), again.second.tolist(), again.items.tolist()) == (
-        [7, 8, 9],
-        second.tolist(),
-        [5, 4, 3, 2],
-    )
-    words[:] = 0  # what was read is not a view of the message
-    assert (again.first.tolist(), again.items.tolist()) == ([7, 8, 9], [5, 4, 3, 2])

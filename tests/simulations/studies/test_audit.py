@@ -31,7 +31,7 @@ from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
-from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
+from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
 
@@ -118,16 +118,14 @@ def test_views_of_stage_1_add_up_to_what_the_nodes_sent(tiny_scenario, tmp_path)
     assert steps == ["counts", "pass", "pass", "pass", "choice", "vectors", *["groups"] * 5, "moments"]
     replies = {}
     for i, (kind, content) in enumerate(grid.crossed):
-        if kind == wire.SUMS:
-            request = wire.unpack(wire.SumsRequest, content)
-            replies.setdefault(request.step, []).append(wire.unpack(wire.SumsReply, grid.crossed[i + 1][1]).sums)
+        if kind == wire.STEP:
+            step = wire.unpack(wire.StepRequest, content).step.name
+            replies.setdefault(step, []).append(wire.unpack(wire.StepReply, grid.crossed[i + 1][1]).sums)
     items = sum(view.steps[0].reply["items"] for view in views)
-    assert items.tolist() == sum(one[wire.EVERYBODY].items for one in replies["counts"]).tolist()
+    assert items.tolist() == sum(one["items"] for one in replies["counts"]).tolist()
     moments = [view.steps[-1].reply for view in views]
-    for group in range(2):
-        theirs = [one[group] for one in replies["moments"]]
-        assert sum(one["sizes"][group] for one in moments) == sum(int(one.sizes[0]) for one in theirs)
-        assert sum(one["first"][group] for one in moments).tolist() == sum(one.first for one in theirs).tolist()
+    for name in ("sizes", "first"):
+        assert sum(one[name] for one in moments).tolist() == sum(one[name] for one in replies["moments"]).tolist()
     for view in views:
         mine = observer.watched().splits.train.row(view.device)
         assert np.flatnonzero(view.steps[1].reply["norms"]).tolist() == sorted(mine.tolist())

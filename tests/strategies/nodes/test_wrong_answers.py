@@ -32,12 +32,14 @@ MODES = {
     "federated": ["pretraining={model: spectral, source: devices, columns: 8, group_columns: 4}", "elasticity.rounds=0"]
     + ["pretraining.collected.share=0", "refinement.rounds=0", "evaluation.selectors=[popularity]"],
 }
+MODES["masked steps"] = [*MODES["federated"], "secure_aggregation={enabled: true, min_devices: 3, neighbours: 4}"]
 KINDS = {
     "clear": [wire.JOIN, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP],
     "bucketed": [wire.ROUND],
     "bounded": [wire.ROUND],
     "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
-    "federated": [wire.SUMS, wire.CHOICE],
+    "federated": [wire.STEP],
+    "masked steps": [wire.SECURE_STEP, wire.SECURE_SUMS],
 }
 
 

@@ -20,7 +20,7 @@ from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.helpers.runs import figures, served
-from tests.strategies.run.test_stage1 import changed
+from tests.strategies.steps.test_clear_steps import changed
 
 DATA = {"validation_share": 0.3}
 

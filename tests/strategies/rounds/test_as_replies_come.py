@@ -12,7 +12,7 @@ from strategies.run.refinement import Refiner
 from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.strategies.run.test_stage1 import changed
+from tests.strategies.steps.test_clear_steps import changed
 
 
 class Streaming(LoopbackGrid):

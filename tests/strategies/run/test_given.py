@@ -16,7 +16,7 @@ from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import given_data
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.strategies.run.test_stage1 import SPECTRAL, changed
+from tests.strategies.steps.test_clear_steps import SPECTRAL, changed
 
 HALF = {
     "users": {"mode": "users", "share": 0.5},

@@ -6,7 +6,7 @@ import pytest
 from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
 from tests.helpers.runs import figures, served
-from tests.strategies.run.test_stage1 import AT_HOME, SPECTRAL, changed
+from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ KINDS = {
         "secure_aggregation.neighbours=4",
     ),
 }
-ASKED = {wire.SUMS: wire.SumsRequest, wire.CHOICE: wire.ChoiceRequest, wire.SECURE_STEP: wire.SecureStepRequest}
+ASKED = {wire.STEP: wire.StepRequest, wire.SECURE_STEP: wire.SecureStepRequest}
 
 
 def asked(message: Any) -> str:
@@ -46,7 +46,7 @@ def asked(message: Any) -> str:
     if kind is None:
         return ""
     request = wire.unpack(kind, message.content)
-    return f"{getattr(request, 'step', 'choice')} at {request.time} of {zlib.crc32(request.setting.scenario.encode())}"
+    return f"{request.step.question.name} at {request.time} of {zlib.crc32(request.setting.scenario.encode())}"
 
 
 def served(scenario: Any, run_dir: Any, kept: Any, *, stop_at: str = "") -> tuple[Any, Counter[str]]:

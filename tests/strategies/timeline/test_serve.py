@@ -239,13 +239,14 @@ def test_all_that_happens_is_on_one_clock(folder):
     grid = LoopbackGrid(1)
     changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.acceptance.rule=always"
     serve_timeline(grid, scenario_of(folder, planted(), *changes), RunPaths("", str(folder / "clock")))
-    of = {wire.SUMS: (wire.SumsRequest, "time"), wire.CHOICE: (wire.ChoiceRequest, "time")}
+    of = {wire.STEP: (wire.StepRequest, "time")}
     of |= {wire.ROUND: (wire.RoundRequest, "server_round"), wire.REFRESH: (wire.RefreshRequest, "server_round")}
     events = [(kind, wire.unpack(of[kind][0], content)) for kind, content in grid.crossed if kind in of]
     asked = [
         (kind, getattr(one, of[kind][1]))
         for kind, one in events
-        if kind != wire.REFRESH and getattr(one, "step", "") != "vectors"  # what devices make alone, whenever they come
+        if kind != wire.REFRESH
+        and getattr(getattr(one, "step", None), "name", "") != "vectors"  # what devices make alone, whenever they come
     ]
     times = [time for _, time in asked]
     assert times == sorted(times)

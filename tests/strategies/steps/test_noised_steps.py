@@ -11,27 +11,19 @@ from fl_peel.attacks.canary import empirical_epsilon
 from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.spectral_steps import PASS_SCALE, UNIT_SCALE, Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.stage1_noise import Stage1Noise, Stage1Scales, make_contribution
+from fl_peel.privacy.stage1_noise import Stage1Scales
 from fl_peel.scenario.scenario import Scenario
-from strategies.run.noised_stage1 import NoisedSums
+from fl_peel.steps.base import StepTerms
+from fl_peel.steps.user_groups import GroupsStep
+from strategies.steps.noised_steps import NoisedSteps
 from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import figures, served
-from tests.strategies.run.test_masked_stage1 import prepared as any_prepared
-from tests.strategies.run.test_masked_stage1 import same, secure
-from tests.strategies.run.test_stage1 import AT_HOME, AWAY, SPECTRAL, changed, fleet, prepared
-
-PARTS = {
-    "counts": ("counts",),
-    "passed": ("pass",),
-    "choice": ("choice",),
-    "groups": ("group sizes", "group vectors"),
-    "moments": ("moment sizes", "moment vectors", "moment products", "moment items"),
-}
-UNITS = {"pass": PASS_SCALE, "moment products": UNIT_SCALE**2}
+from tests.strategies.steps.test_clear_steps import AT_HOME, AWAY, SPECTRAL, changed, fleet, prepared
+from tests.strategies.steps.test_masked_steps import prepared as any_prepared
+from tests.strategies.steps.test_masked_steps import secure
 
 
 @pytest.fixture
@@ -58,50 +50,13 @@ LAPLACE = {"mechanism": "local-laplace", "rows": "all-sent"}
 
 def pooled(scenario: Scenario, folder) -> PooledSums:
     splits = device_splits(scenario, "", str(folder))
-    output = make_contribution(scenario, splits.num_items, Units())
-    return PooledSums(splits.train, splits.num_items, 0.3, validation=splits.validation, contribution=output)
+    return PooledSums(splits.train, StepTerms.from_scenario(scenario, splits.num_items, 40), splits.validation)
 
 
 def start_of(scenario: Scenario, sums):
     config, groups = scenario.pretraining.spectral(), scenario.user_groups
     count, least = groups.count, groups.min_size
     return run_stage1(sums, config, dim=8, num_groups=count, min_size=least, seed=scenario.seed)
-
-
-def test_pooled_sums_with_the_same_bounds_and_noise_equal_federated_ones(scenario, tmp_path):
-    plan = make_plan(scenario)
-    mine = start_of(scenario, NoisedSums(pooled(scenario, tmp_path / "pooled"), scenario, plan))
-    for nodes in (1, 2, 8):
-        theirs = prepared(scenario, tmp_path / str(nodes), nodes)[0].start
-        assert (mine.own == theirs.own).all()
-        assert (mine.counts == theirs.counts).all()
-        assert (mine.maps == theirs.maps).all()
-        assert all((one.table == two.table).all() for one, two in zip(mine.groups, theirs.groups, strict=True))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keys", [LOCAL, LAPLACE], ids=["local-gaussian", "local-laplace"])
-def test_noise_of_devices_is_the_same_on_1_or_8_nodes(scenario, tmp_path, keys):
-    results = [served(private(scenario, **keys), tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
-    assert results[0].stage1.epsilon > 0
-    assert results[0].stage1.filter.recall is None
-
-
-def test_columns_in_several_messages_have_the_same_noise(scenario, tmp_path, monkeypatch):
-    local = private(scenario, **LOCAL)
-    whole = prepared(local, tmp_path / "whole")[0]
-    monkeypatch.setattr("strategies.run.stage1.COLUMNS", 5)
-    monkeypatch.setattr("strategies.run.stage1.MOMENT_BYTES", 1)
-    assert same(whole, prepared(local, tmp_path / "parts")[0])
-
-
-@pytest.mark.slow
-def test_masked_sums_with_shares_of_noise_equal_those_without_masks(scenario, tmp_path):
-    result = [
-        any_prepared(secure(private(scenario), masked=masked), tmp_path / str(masked))[0] for masked in (True, False)
-    ]
-    assert same(*result)
 
 
 @pytest.mark.slow
@@ -116,11 +71,18 @@ def test_no_counter_goes_with_a_masked_noised_vector(scenario, tmp_path):
     assert (59 + 1,) in sizes, "counts: a word for each item and the check"
 
 
-class Quiet(Stage1Noise):
-    """None at all."""
+def quiet(*_):
+    """Draws no noise at all."""
+    return lambda part, shape, piece: np.zeros(shape, np.int64)
 
-    def __init__(self) -> None:
-        super().__init__(lambda part, shape, piece: np.zeros(shape, np.int64))
+
+def in_ones(part, sums):
+    """Numbers of a noised part, in ones; of products the diagonal, which has all of the noise."""
+    values = sums[part.field] / part.unit
+    if part.field != "second":
+        return values
+    columns = math.isqrt(2 * values.shape[1])
+    return values[:, np.cumsum(np.arange(1, columns + 1)) - 1]
 
 
 @pytest.mark.slow
@@ -134,69 +96,36 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
         noised = secure(noised, masked=False)
     plan, scales = make_plan(noised), Stage1Scales.from_scenario(noised, 3.0)
     heard, more = {}, {}
+    asks = NoisedSteps.ask
 
-    def factor(record):
-        """Variances of one draw in the sum of a step."""
-        devices = int(record.counts.classes.devices.sum())
-        shares = noise_devices_of(noised, record.announced) if mechanism == "shares" else 1
-        return 1.0 if mechanism == "central" else devices / shares
-
-    def listen(name):
-        events = getattr(NoisedSums, name)
-
-        def method(self, *asked):
-            result = events(self, *asked)
-            if name == "moments":
-                result = list(result)
-            times = factor(self.sums.records[-1])
+    def listening(self, step, sent, opened=None):
+        sums = step.whole(self.terms, asks(self, step, sent, opened))
+        if step.noised:
+            record = self.channel.records[-1]
+            devices = int(record.counts.classes.devices.sum())
+            shares = noise_devices_of(noised, record.announced) if mechanism == "shares" else 1
+            times = 1.0 if mechanism == "central" else devices / shares
             with monkeypatch.context() as quietly:
-                quietly.setattr(Stage1Scales, "whole", lambda *_: Quiet())
-                quietly.setattr(Stage1Scales, "shared", lambda *_: Quiet())
-                clear = getattr(pooled(noised, tmp_path / "pooled"), name) if name == "counts" else None
-                clear = clear() if clear else getattr(self.sums, name)(*asked)
-                clear = list(clear) if name == "moments" else clear
-            for part in PARTS[name]:
-                heard.setdefault(part, []).append(
-                    (numbers(result, part) - numbers(clear, part)) / UNITS.get(part, UNIT_SCALE)
-                )
-                more[part] = times
-                assert self.std(part) == pytest.approx(scales.std(part) * math.sqrt(times))
-            return result
+                for name in ("whole", "shared"):
+                    quietly.setattr(Stage1Scales, name, quiet)
+                clear = step.whole(self.terms, self.channel.ask(step, sent))
+            for part in step.noised:
+                heard.setdefault(part.name, []).append(in_ones(part, sums) - in_ones(part, clear))
+                more[part.name] = times
+                assert self.std(part.name) == pytest.approx(scales.std(part.name) * math.sqrt(times))
+        yield (0, step.num_pieces), sums
 
-        return method
-
-    for name in PARTS:
-        monkeypatch.setattr(NoisedSums, name, listen(name))
+    monkeypatch.setattr(NoisedSteps, "ask", listening)
     any_prepared(noised, tmp_path / mechanism)
     assert set(heard) == {release.part for release in plan.stage1}
     for release in plan.stage1:
         each = heard[release.part]
         assert len(each) == release.times
-        for one in each:
-            assert one.any()
+        assert all(one.any() for one in each)
         values = np.concatenate([one.ravel() for one in each])
-        if release.part == "moment products":  # made symmetric: the diagonal has all of it
-            values = np.concatenate([np.diagonal(matrix) for one in each for matrix in one])
         error = 4.5 / math.sqrt(2 * len(values))
         std = scales.std(release.part) * math.sqrt(more[release.part])
         assert values.std() / std == pytest.approx(1, abs=error), release.part
-
-
-def numbers(result, part):
-    """Of a sum, those of a part."""
-    field = {
-        "group sizes": "sizes",
-        "group vectors": "sums",
-        "moment sizes": "size",
-        "moment vectors": "first",
-        "moment products": "second",
-        "moment items": "items",
-    }
-    if part == "choice":
-        return result[0]
-    if part.startswith("moment"):
-        return np.stack([np.array(getattr(one, field[part])) for one in result])
-    return getattr(result, field[part]) if part in field else result
 
 
 @pytest.mark.slow
@@ -236,16 +165,16 @@ def test_the_report_says_what_is_covered(scenario):
 
 def test_nothing_is_asked_once_more_than_accounted_for(scenario, tmp_path):
     plan = make_plan(scenario)
-    sums = NoisedSums(pooled(scenario, tmp_path / "pooled"), scenario, plan)
+    sums = NoisedSteps(pooled(scenario, tmp_path / "pooled"), scenario, plan)
     start = start_of(scenario, sums)
     assert sums.taken == {release.part: release.times for release in plan.stage1}
     with pytest.raises(AssertionError, match="group sizes: asked more often than is accounted for"):
-        sums.groups(start.centroids)
+        GroupsStep.ask(sums, start.centroids)
 
 
 def test_small_user_groups_are_dissolved_without_asking_again(scenario, tmp_path):
     many = changed(scenario, user_groups={"count": 6, "min_size": 15})
-    start = start_of(many, NoisedSums(pooled(many, tmp_path / "pooled"), many, make_plan(many)))
+    start = start_of(many, NoisedSteps(pooled(many, tmp_path / "pooled"), many, make_plan(many)))
     assert 1 <= len(start.groups) <= 2
 
 
@@ -310,53 +239,23 @@ class Observer:
     likelihood ratio. Gaussian noise.
     """
 
-    def __init__(self, sums: NoisedSums, others: PooledSums, scales: Stage1Scales) -> None:
-        self.sums, self.others, self.scales, self.bounded, self.evidence = sums, others, scales, True, 0.0
-        output, self.units = others.contribution, sums.units
-        self.canary = PooledSums(ALONE, others.num_items, 0.3, validation=ALONE, contribution=output)
+    def __init__(self, sums: NoisedSteps, others: PooledSums, scales: Stage1Scales) -> None:
+        self.sums, self.others, self.scales, self.evidence = sums, others, scales, 0.0
+        self.terms, self.std = sums.terms, sums.std
+        self.canary = PooledSums(ALONE, others.terms, ALONE)
 
-    def std(self, part):
-        return self.sums.std(part)
-
-    def vectors(self, own):
-        for sums in (self.sums, self.others, self.canary):
-            sums.vectors(own)
-
-    def _ask(self, name, *asked):
-        result, others, mine = (getattr(sums, name)(*asked) for sums in (self.sums, self.others, self.canary))
-        if name == "moments":
-            result, others, mine = list(result), list(others), list(mine)
-        for part in PARTS[name]:
-            unit, std = UNITS.get(part, UNIT_SCALE), self.scales.std(part)
-            left = (numbers(result, part) - numbers(others, part)) / unit
-            own = numbers(mine, part) / unit
-            if (
-                part == "moment products"
-            ):  # noise off the diagonal has half the variance, and every number is twice there
-                left, own = (np.stack([half(matrix) for matrix in each]) for each in (left, own))
+    def ask(self, step, sent, opened=None):
+        each = [step.whole(self.terms, sums.ask(step, sent)) for sums in (self.sums, self.others, self.canary)]
+        for part in step.noised:
+            whole, others, own = (sums[part.field] / part.unit for sums in each)
+            left, std = whole - others, self.scales.std(part.name)
+            if part.field == "second":  # noise off the diagonal has half the variance: numbers count twice there
+                columns = math.isqrt(2 * own.shape[1])
+                twice = np.full(own.shape[1], math.sqrt(2))
+                twice[np.cumsum(np.arange(1, columns + 1)) - 1] = 1
+                left, own = left * twice, own * twice
             self.evidence += float((left * own).sum() - (own * own).sum() / 2) / std**2
-        return result
-
-    def counts(self):
-        return self._ask("counts")
-
-    def passed(self, table, weights, sketch=None):
-        return self._ask("passed", table, weights)
-
-    def choice(self, question):
-        return self._ask("choice", question)
-
-    def groups(self, centroids):
-        return self._ask("groups", centroids)
-
-    def moments(self, centroids, groups):
-        return self._ask("moments", centroids, groups)
-
-
-def half(matrix):
-    """Of a symmetric matrix, numbers whose noise is independent and alike."""
-    upper = np.triu(matrix, 1) * math.sqrt(2)
-    return upper + np.diag(np.diag(matrix))
+        yield (0, step.num_pieces), each[0]
 
 
 def evidence(scenario, others, plan, trials, present):
@@ -370,7 +269,7 @@ def evidence(scenario, others, plan, trials, present):
         run = scenario.model_copy(update={"seed": 1 + 2 * trial + present})
         sums = [dataclasses.replace(one) for one in (everybody, others)]
         observer = Observer(
-            NoisedSums(sums[0], run, plan), sums[1], Stage1Scales.from_scenario(scenario, plan.multiplier)
+            NoisedSteps(sums[0], run, plan), sums[1], Stage1Scales.from_scenario(scenario, plan.multiplier)
         )
         start_of(run, observer)
         result.append(observer.evidence)
@@ -404,7 +303,7 @@ def test_a_canary_in_stage_1_shows_no_more_than_is_accounted_for(scenario, tmp_p
     assert low <= plan.epsilon
     whole = Stage1Scales.scale
     monkeypatch.setattr(
-        NoisedSums,
+        NoisedSteps,
         "_scales",
         property(lambda self: Halved(**vars(Stage1Scales.from_scenario(self.scenario, self.plan.multiplier)))),
     )

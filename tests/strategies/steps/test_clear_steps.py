@@ -1,8 +1,5 @@
 """Stage 1 by federation on the real messages: equal to pooled data, with devices away, late and small."""
 
-import dataclasses
-import re
-
 import numpy as np
 import pytest
 
@@ -10,7 +7,6 @@ from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, EngineError
-from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
@@ -63,18 +59,6 @@ def prepared(scenario, folder, nodes=2) -> tuple[FederatedStage1Outcome, Nodes, 
     result = prepare(scenario, privacy_plan(scenario, place), place, StageTimes(), connected)
     assert isinstance(result, FederatedStage1Outcome)
     return result, connected, place, grid
-
-
-def test_pooled_equals_federated_on_1_2_or_8_nodes(scenario, tmp_path):
-    train = device_splits(scenario, "", str(tmp_path / "data")).train
-    config = scenario.pretraining.spectral()
-    pooled = run_stage1(PooledSums(train, 59, config.user_exponent), config, dim=8, num_groups=2, min_size=4, seed=0)
-    for nodes in (1, 2, 8):
-        start = prepared(scenario, tmp_path / str(nodes), nodes)[0].start
-        assert (start.own == pooled.own).all()
-        assert (start.centroids == pooled.centroids).all()
-        assert (start.maps == pooled.maps).all()
-        assert all((one.table == two.table).all() for one, two in zip(start.groups, pooled.groups, strict=True))
 
 
 def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path):
@@ -239,23 +223,12 @@ def test_the_server_alone_takes_sums_of_what_is_collected(scenario, tmp_path):
     alone = changed(scenario, pretraining={"source": "collected", "collected": {"mode": "users", "share": 1.0}})
     result, grid = served(alone, tmp_path / "alone")
     assert result.stage1 is None
-    assert {record.config_records["config"]["step"] for kind, record in grid.crossed if kind == wire.SUMS} == {
+    assert {record.config_records["config"]["step"] for kind, record in grid.crossed if kind == wire.STEP} == {
         "vectors"
     }
     together, _ = served(scenario, tmp_path / "together")
     assert result.full_table == together.full_table
     assert figures(result)["budgets"] == figures(together)["budgets"]
-
-
-def test_columns_that_need_several_messages_change_nothing(scenario, tmp_path, monkeypatch):
-    whole = prepared(scenario, tmp_path / "whole")[0]
-    monkeypatch.setattr("strategies.run.stage1.COLUMNS", 5)
-    monkeypatch.setattr("strategies.run.stage1.MOMENT_BYTES", 1)
-    parts = prepared(scenario, tmp_path / "parts")[0]
-    assert (whole.start.maps == parts.start.maps).all()
-    assert (whole.start.own == parts.start.own).all()
-    moved = [[one.counts.classes.download_bytes.sum() for one in each.steps] for each in (whole, parts)]
-    assert moved[0] == moved[1], "a step costs the same in however many messages it is simulated"
 
 
 @pytest.mark.slow
@@ -275,8 +248,3 @@ def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
     few = changed(free, pretraining={"filter_devices": 1})
     with pytest.raises(DataError, match=r"fewer of the requested devices have a validation item.*filter_devices"):
         prepared(few, tmp_path / "few")
-
-
-def test_no_request_says_more_than_its_step_needs():
-    names = {field.name for field in dataclasses.fields(wire.SumsRequest)}
-    assert not [name for name in names if re.search("users|items|devices", name)]

@@ -1,7 +1,6 @@
 """Stage 1 under secure aggregation on the real messages: the sums are those in the clear, and all that is learned."""
 
 import dataclasses
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,20 +10,19 @@ from clients.node.cohort import Cohort
 from fl_peel import wire
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import SecureAggregationError
-from fl_peel.pretraining.costs import AnswerCost, StepShape, cost_of, hidden
-from fl_peel.pretraining.spectral_steps import Units
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, vanishing
-from fl_peel.secure.stage1_vector import StepVector
+from fl_peel.steps.base import StepTerms
+from fl_peel.steps.passes import PassStep
+from fl_peel.steps.step_cost import AnswerCost, HeldItems, hidden
 from strategies.nodes.nodes import Nodes, failure
 from strategies.run.prepare import prepare
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.root import ROOT
-from tests.helpers.runs import figures, served
-from tests.strategies.run.test_stage1 import AT_HOME, AWAY, SPECTRAL, changed, fleet
+from tests.strategies.steps.test_clear_steps import AT_HOME, AWAY, SPECTRAL, changed, fleet
 
 MASKED = ("counts", "pass", "choice", "groups", "moments")
 CHEAP = {"passes": 2, "group_rounds": 1}
@@ -70,55 +68,6 @@ def sent(grid, *kinds):
 
 
 @pytest.mark.slow
-def test_masked_equals_clear_on_1_2_or_8_nodes(clear, tmp_path):
-    """Devices choose the filter, so that every step is taken."""
-    free = changed(clear, pretraining={"count_exponent": None, "value_exponent": None})
-    plain, _ = prepared(free, tmp_path / "plain")
-    for nodes in (1, 2, 8):
-        masked, grid = prepared(secure(free), tmp_path / str(nodes), nodes)
-        assert same(masked, plain)
-        steps = [record.step for record in masked.steps]
-        assert steps == [record.step for record in plain.steps]
-        devices = [[record.counts.classes.devices.tolist() for record in each.steps] for each in (masked, plain)]
-        choice = steps.index("choice")  # masked, who has no validation item says so by zeros
-        assert devices[0][:choice] == devices[1][:choice]
-        assert devices[0][choice + 1 :] == devices[1][choice + 1 :]
-        assert sum(devices[0][choice]) + masked.steps[choice].counts.clock.excluded.sum() == 40
-        # in the clear nothing is asked but what devices fetch
-        events = {wire.unpack(wire.SumsRequest, content).step for kind, content in grid.crossed if kind == wire.SUMS}
-        assert events == {"vectors", "maps"}
-        assert not [kind for kind, _ in grid.crossed if kind == wire.CHOICE]
-
-
-@pytest.mark.slow
-def test_whole_runs_tell_the_same_but_for_bytes_and_seconds(clear, tmp_path):
-    refined = changed(clear, refinement={"rounds": 1, "acceptance": {"rule": "always"}})
-    plain, _ = served(refined, tmp_path / "plain")
-    masked, _ = served(secure(refined, devices_per_group=None), tmp_path / "masked")
-    assert masked.full_table == plain.full_table
-    assert figures(masked)["budgets"] == figures(plain)["budgets"]
-    assert masked.secure_aggregation.counts.devices == 40  # refinement goes on as ever
-    for one, other in zip(masked.stage1.steps, plain.stage1.steps, strict=True):
-        for key in ("step", "times", "devices", "unavailable", "excluded", "stragglers"):
-            assert getattr(one, key) == getattr(other, key)
-    assert masked.stage1.filter == plain.stage1.filter
-    assert masked.stage1.bytes_up_mean > 3 * plain.stage1.bytes_up_mean
-    assert masked.stage1.virtual_seconds > plain.stage1.virtual_seconds
-
-
-@pytest.mark.slow
-def test_parts_of_a_vector_change_nothing(clear, tmp_path, monkeypatch):
-    whole, grid = prepared(secure(clear), tmp_path / "whole")
-    monkeypatch.setattr("strategies.run.masked_stage1.PART_BYTES", 2500)  # 5 columns, or a user group
-    parts, several = prepared(secure(clear), tmp_path / "parts")
-    assert same(parts, whole)
-    assert len(sent(several, wire.SECURE_SUMS)) > 2 * len(sent(grid, wire.SECURE_SUMS))
-    assert {reply.sum.wide.nbytes for reply in sent(several, wire.SECURE_SUMS)} <= set(range(3500))
-    moved = [[record.counts.classes.upload_bytes.tolist() for record in each.steps] for each in (whole, parts)]
-    assert moved[0] == moved[1], "a step costs the same in however many messages it is simulated"
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("nodes", [2, 5])
 def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
     scenario = secure(clear, dropout_share=0.2, neighbours=16)
@@ -140,29 +89,21 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
 
         step = 0
 
-        def __getattribute__(self, name):
-            if name in ("counts", "passed", "groups", "moments"):
-                self.step += 1
-            return super().__getattribute__(name)
-
-        @property
-        def rows(self):
-            return splits.train.select(np.flatnonzero(stayed(self.step)))
-
-        @rows.setter
-        def rows(self, value): ...
-
-        @property
-        def _made(self):
-            return self.made[stayed(self.step)]
-
-        def vectors(self, own):
-            pooled.vectors(own)
-            self.made = pooled.made
+        def ask(self, step, sent, opened=None):
+            if not step.sums(self.terms):
+                yield from super().ask(step, sent, opened)
+                return
+            self.step += 1
+            everybody, there = self.devices, stayed(self.step)
+            made = None if everybody.made is None else everybody.made[there]
+            rows = splits.train.select(np.flatnonzero(there))
+            self.devices = dataclasses.replace(everybody, contributed=rows, made=made)
+            sums = list(super().ask(step, sent, opened))
+            self.devices = everybody
+            yield from sums
 
     config = scenario.pretraining.spectral()
-    pooled = PooledSums(splits.train, 59, config.user_exponent)
-    there = Staying(splits.train, 59, config.user_exponent)
+    there = Staying(splits.train, StepTerms(59, config.user_exponent))
     start = run_stage1(there, config, dim=8, num_groups=2, min_size=4, seed=0)
     assert np.array_equal(start.own, run.start.own)
     assert np.array_equal(start.maps, run.start.maps)
@@ -177,7 +118,7 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
 @pytest.mark.slow
 def test_a_node_that_fails_between_two_parts_has_dropped_out(clear, tmp_path, monkeypatch):
     """What its devices sent before is in no sum, and it is asked no more."""
-    monkeypatch.setattr("strategies.run.masked_stage1.PART_BYTES", 2500)
+    monkeypatch.setattr("strategies.steps.masked_steps.PART_BYTES", 2500)
     scenario = secure(clear, neighbours=16)
 
     failed = []
@@ -210,7 +151,7 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
     """40 nodes with a device each: what one says in the clear is in no masked reply, which looks drawn at random. No
     mask is used for two parts or steps: their difference would be that of what was said.
     """
-    monkeypatch.setattr("strategies.run.masked_stage1.PART_BYTES", 9000)
+    monkeypatch.setattr("strategies.steps.masked_steps.PART_BYTES", 9000)
     masked, grid = prepared(secure(clear), tmp_path / "masked", 40)
     plain, open_grid = prepared(secure(clear, masked=False), tmp_path / "clear", 40)
     assert same(masked, plain)
@@ -231,42 +172,6 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
 
 
 SKETCHED = {"row_sketch": 0.4, "sum_bits": 32, "passes": 3}
-
-
-@pytest.mark.slow
-def test_a_sketch_of_masked_sums_is_that_of_pooled_data_on_1_2_or_8_nodes(clear, tmp_path):
-    """And of sums that are not masked; every pass but the last has its own buckets."""
-    scenario = changed(secure(clear), pretraining=SKETCHED)
-    train = device_splits(scenario, "", str(tmp_path / "data")).train
-    config = scenario.pretraining.spectral()
-    units = Units.from_config(config, 40, 59)
-    pooled = PooledSums(train, 59, config.user_exponent, units=units)
-    start = run_stage1(pooled, config, dim=8, num_groups=2, min_size=4, seed=0)
-    exact, _ = prepared(changed(secure(clear), pretraining=SKETCHED | {"row_sketch": None}), tmp_path / "exact")
-    assert not np.array_equal(exact.start.own, start.own)
-    for nodes, masked in ((1, True), (2, True), (8, True), (2, False)):
-        run, grid = prepared(
-            changed(scenario, secure_aggregation={"masked": masked}), tmp_path / f"{nodes}{masked}", nodes
-        )
-        assert np.array_equal(run.start.own, start.own)
-        assert np.array_equal(run.start.centroids, start.centroids)
-        assert np.array_equal(run.start.maps, start.maps)
-        assert all((one.table == two.table).all() for one, two in zip(run.start.groups, start.groups, strict=True))
-        passes = [
-            request.place.tobytes()
-            for kind, content in grid.crossed
-            if kind == wire.SECURE_SUMS
-            and (request := wire.unpack(wire.SecureSumsRequest, content)).step == "pass"
-            and request.first == 0
-        ]
-        assert [len(place) > 0 for place in passes] == [True] * 2 * nodes + [False] * nodes
-        assert len(set(passes)) == 3
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-def test_sums_of_32_bits_are_the_same_masked_and_in_the_clear(clear, tmp_path, bits):
-    scenario = changed(clear, pretraining={"sum_bits": bits})
-    assert same(prepared(secure(scenario), tmp_path / "masked")[0], prepared(scenario, tmp_path / "plain")[0])
 
 
 @pytest.mark.slow
@@ -331,7 +236,7 @@ def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
 def test_little_memory_costs_exchanges_and_each_costs_latency():
     items = np.array([10, 10, 10])
     budgets = np.array([10**6, 488 + 60, 35])
-    step = cost_of(StepShape("pass", 20, all_rows=60), items, budgets)
+    step = PassStep(20).cost(StepTerms(60, 0.3, all_rows=True), HeldItems(items, items, items), budgets)
     cost = hidden(step, AnswerCost(8 * 1235, 100, 200, 4), budgets)
     assert cost.download_bytes.tolist() == [20 * (2 * 60 + 1) + 100] * 3
     assert cost.upload_bytes.tolist() == [8 * 1235 + 200] * 3
@@ -339,19 +244,6 @@ def test_little_memory_costs_exchanges_and_each_costs_latency():
     # parts of (548 - 28) / 8 = 65 words; 19 columns of 28 bytes at a time
     assert cost.exchanges.tolist()[:2] == [4, 4 + 1 + 18]
     assert (budgets < cost.least_bytes).tolist() == [False, False, True]
-
-
-def test_a_vector_is_as_long_as_its_parts():
-    for step in ("counts", "pass", "choice", "groups", "moments"):
-        for buckets, bits in ((0, 64), (5, 32)):
-            vector = StepVector(step, 7, 3, 15, 11, 2, 40, buckets, bits)
-            for most in (1, 500, 10**6):
-                parts = vector.parts(most)
-                assert parts[0][0] == 0
-                assert parts[-1][1] == vector.units
-                assert sum(vector.part(part).num_bytes for part in parts) == vector.num_bytes
-                for before, part in pairwise(parts):
-                    assert vector.start(part) == vector.start(before) + vector.part(before).num_bytes
 
 
 @pytest.mark.parametrize(
@@ -424,5 +316,6 @@ def test_a_choice_is_masked_where_the_rest_is_collected(clear, tmp_path):
     plain, _ = prepared(free, tmp_path / "plain")
     masked, grid = prepared(secure(free), tmp_path / "masked")
     assert same(masked, plain)
-    assert [kind for kind, _ in grid.crossed if kind == wire.SECURE_CHOICE]
-    assert not [kind for kind, _ in grid.crossed if kind == wire.CHOICE]
+    kinds = (wire.STEP, wire.SECURE_SUMS)
+    steps = {kind: content["config"]["step"] for kind, content in grid.crossed if kind in kinds}
+    assert steps == {wire.STEP: "vectors", wire.SECURE_SUMS: "choice"}

@@ -1,0 +1,387 @@
+"""A step: one question to devices whose answers add up.
+
+A :class:`Step` says what is sent, what a device contributes, within which bounds, the shapes of the sum, and what it
+costs a device; beside that, in the same file, stands what the server asks and makes of the sum. Its fields are sizes,
+known before anything is sent. However the sum comes about (in the clear, masked, noised, with contributors counted
+first, resumed) is a :class:`StepChannel`, and the same for all steps.
+
+A step goes in parts: its sum and what is sent for it are cut into pieces (columns of a pass, user groups of moments),
+of which a part has some. A device computes each piece by itself, so that parts change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.array_specs import ArraySpec, summed
+from fl_peel.exchange.bounded_counts import counts_within
+from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.vector import Bits, Field
+from fl_peel.steps.step_cost import HeldItems, StepCost
+from fl_peel.steps.units import UNIT_SCALE, Floats, Ints, Units
+
+Arrays = dict[str, NDArray[Any]]
+Bools = NDArray[np.bool_]
+Part = tuple[int, int]
+"""First piece of a part, and the one after its last."""
+PartSums = tuple[Part, Arrays]
+"""A part of a step, and its sum."""
+Draw = Callable[[str, tuple[int, ...], int], Ints]
+"""Function that draws noise: name of the noised part, a shape, the number of the piece."""
+Size = Annotated[int, ArraySpec(least=0, most=1 << 24)]
+
+
+@dataclass(frozen=True)
+class ContributionBounds:
+    """Bounds that devices keep to under a mechanism. counts: of a device's item counts; l1: whether bounds are in the
+    L1 norm, else in L2.
+    """
+
+    counts: float
+    l1: bool = False
+
+
+@dataclass(frozen=True)
+class StepTerms:
+    """What devices and server know alike from the run's scenario. bounds: None where devices keep to none; fading: of
+    interactions, in a timeline; dim: of user embeddings; all_rows: whether devices fetch all rows of a table, so that
+    nobody sees which are of their items; counts_contributors: whether contributors are counted before a sum is opened;
+    any_rows: whether a table may have another number of rows than there are items, as in a timeline.
+    """
+
+    num_items: int
+    user_exponent: float
+    item_exponent: float = 0.5
+    units: Units = field(default_factory=Units)
+    bounds: ContributionBounds | None = None
+    fading: float | None = None
+    dim: int = 0
+    all_rows: bool = False
+    counts_contributors: bool = False
+    any_rows: bool = False
+
+    @staticmethod
+    def from_scenario(scenario: Scenario, num_items: int, num_devices: int) -> StepTerms:
+        """Return the terms of a run over so many items and devices."""
+        pretraining, privacy, timeline = scenario.pretraining, scenario.privacy, scenario.data.timeline
+        mechanism = find_mechanism(privacy.mechanism) if pretraining.by_devices else None
+        bounds = None if mechanism is None else ContributionBounds(privacy.counts_norm, mechanism.norm == "l1")
+        return StepTerms(
+            num_items,
+            pretraining.user_exponent,
+            pretraining.item_exponent,
+            Units.from_config(pretraining.spectral(), num_devices, num_items),
+            bounds,
+            None if timeline is None else timeline.decay_interactions,
+            pretraining.embedding_dim,
+            scenario.secure_aggregation.enabled or (privacy.rows == "all-sent" and timeline is None),
+            privacy.counts_contributors,
+            timeline is not None,
+        )
+
+    @property
+    def bounded(self) -> bool:
+        """Return whether devices keep to bounds."""
+        return self.bounds is not None
+
+    @property
+    def word_bytes(self) -> int:
+        """Return the bytes of a number that is added up."""
+        return self.units.bits // 8
+
+    @property
+    def table_rows(self) -> int | str:
+        """Return how many rows a table has that is sent."""
+        return "rows" if self.any_rows else self.num_items
+
+    def count_items(self, rows: UserItems) -> Ints:
+        """Return how many devices have each item (I,); within bounds in units of 1 / ``UNIT_SCALE``."""
+        if self.bounds is None:
+            return rows.popularity(self.num_items)
+        owners, l1 = rows.users(), self.bounds.l1
+        return counts_within(owners, rows.items, self.num_items, self.bounds.counts, UNIT_SCALE, l1=l1)
+
+
+class StepDevices(Protocol):
+    """Devices (N,) that answer a step, with what each of them has."""
+
+    @property
+    def contributed(self) -> UserItems:
+        """Return the train items (N rows) that they add up."""
+
+    @property
+    def train(self) -> UserItems:
+        """Return their train items (N rows)."""
+
+    @property
+    def validation(self) -> UserItems:
+        """Return their validation items (N rows)."""
+
+    def vectors(self, some: Ints | None = None, columns: int | None = None) -> Floats:
+        """Return the vectors (N, K) that they keep, of ``some`` of them, or their first columns alone."""
+
+    def keep_vectors(self, table: Floats, first: int, columns: int, default: Floats | None) -> None:
+        """Make vectors of ``columns`` columns from a table's rows (I, k), whose columns begin with ``first``, and keep
+        them. default: (K,) vector of a device that has none of the rows.
+        """
+
+
+@dataclass(frozen=True)
+class SumField:
+    """An array of a step's sum. axis: along which it is cut into pieces, None where it is not and comes with the first
+    part; counts: whether its numbers are of devices, and hence not below 0 but for noise; bits: of its words, None for
+    those of the terms.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int | None = None
+    counts: bool = False
+    bits: Bits | None = None
+
+    def shape_of(self, part: Part) -> tuple[int, ...]:
+        """Return the shape of a part."""
+        if self.axis is None:
+            return self.shape
+        return (*self.shape[: self.axis], part[1] - part[0], *self.shape[self.axis + 1 :])
+
+    @property
+    def piece_shape(self) -> tuple[int, ...]:
+        """Return the shape of one piece, at least (1,)."""
+        if self.axis is None:
+            return self.shape
+        return (*self.shape[: self.axis], *self.shape[self.axis + 1 :]) or (1,)
+
+
+@dataclass(frozen=True)
+class NoisedPart:
+    """A part of a step's sum to which a mechanism adds noise. field: array of the sum; share: of the budget of stage 1,
+    for all times together; bound: of a device, None for ``privacy.counts_norm``; unit: units in one.
+    """
+
+    name: str
+    field: str
+    share: float
+    bound: float | None = 1.0
+    unit: float = UNIT_SCALE
+
+
+@dataclass(frozen=True)
+class Step(ABC):
+    """One question to devices whose contributions add up."""
+
+    name: ClassVar[str]
+    noised: ClassVar[tuple[NoisedPart, ...]] = ()
+    """Parts of the sum to which a mechanism adds noise."""
+    part_bytes: ClassVar[int] = 40 << 20
+    """Bytes of a part in the clear, about."""
+    counts_alone: ClassVar[str] = ""
+    """Array of the sum whose numbers count contributors themselves, so that these need not be counted first."""
+    joins: ClassVar[bool] = False
+    """Whether devices that contribute nothing take part, too."""
+    needs_validation: ClassVar[bool] = False
+    """Whether devices without validation items stay away, where it may be known that they have none."""
+
+    @property
+    def question(self) -> Step:
+        """Return the step whose devices, cost and time it shares: another one only for the count of contributors."""
+        return self
+
+    @property
+    def num_pieces(self) -> int:
+        """Return how many pieces the step can be cut into."""
+        return 1
+
+    @property
+    def panel(self) -> int:
+        """Return about how many of all devices are asked, 0 for all of them."""
+        return 0
+
+    @property
+    def may_reach_nobody(self) -> bool:
+        """Return whether the run goes on if no device answers."""
+        return False
+
+    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
+        """Return the arrays that are sent for a part."""
+        return {}
+
+    def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
+        """Return what is sent for a part, of all that is sent for the step."""
+        return sent
+
+    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
+        """Return the arrays of the sum; none where devices answer nothing."""
+        return ()
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """Return what devices add to a part of the sum, added up over them. opened: rows (R,) that they contribute to,
+        None for all of them; the others look as if nobody were there.
+        """
+        return {}
+
+    def num_rows(self, terms: StepTerms) -> int:
+        """Return to how many rows contributors are counted before the sum is opened, 0 where they are not."""
+        return 0
+
+    counting_sent: ClassVar[tuple[str, ...]] = ()
+    """Arrays that are sent for devices to know to which rows they would contribute."""
+
+    def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
+        """Return how many devices would contribute to each row (R,)."""
+        raise NotImplementedError(f"contributors of {self.name} are not counted")
+
+    def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
+        """Return the bytes down and up that counting contributors adds for each device."""
+        return 0, 0
+
+    @abstractmethod
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """Return what the step takes of devices with so many items and bytes of memory (N,) each, without the count of
+        contributors.
+        """
+
+    @staticmethod
+    def times(config: SpectralConfig, num_groups: int) -> int:
+        """Return how often a stage 1 takes the step under a mechanism."""
+        return 1
+
+    def draw_piece(self, draw: Draw, one: NoisedPart, shape: tuple[int, ...], piece: int) -> Ints:
+        """Return the noise on a piece of a noised part."""
+        return draw(one.name, shape, piece)
+
+    # ---------------------------------------------------------------- what follows from these
+
+    def noise(self, draw: Draw, terms: StepTerms, part: Part) -> Arrays:
+        """Return the noise on a part of the sum: each piece drawn by itself."""
+        fields = {one.name: one for one in self.sums(terms)}
+        result: Arrays = {}
+        for one in self.noised:
+            whole = fields[one.field]
+            if whole.axis is None and part[0]:
+                continue
+            noise = np.empty(whole.shape_of(part), np.int64)
+            if whole.axis is None:
+                noise[...] = self.draw_piece(draw, one, whole.piece_shape, 0)
+            else:
+                for place, piece in enumerate(range(*part)):
+                    drawn = self.draw_piece(draw, one, whole.piece_shape, piece)
+                    np.moveaxis(noise, whole.axis, 0)[place] = drawn if noise.ndim > 1 else drawn.item()
+            result[one.field] = noise
+        return result
+
+    def sums_of_part(self, terms: StepTerms, part: Part) -> list[SumField]:
+        """Return the arrays of a part of the sum; those that are not cut come with the first part."""
+        return [one for one in self.sums(terms) if one.axis is not None or part[0] == 0]
+
+    def fields(self, terms: StepTerms, part: Part) -> tuple[Field, ...]:
+        """Return the arrays of a part of the sum, as words."""
+        some = self.sums_of_part(terms, part)
+        return tuple(Field(one.name, one.shape_of(part), one.bits or terms.units.bits) for one in some)
+
+    def reply_arrays(self, terms: StepTerms, part: Part) -> dict[str, ArraySpec]:
+        """Return the arrays of a node's right reply to a part."""
+        return {
+            one.name: summed(*one.shape_of(part), least=0 if one.counts and not terms.bounded else None)
+            for one in self.sums_of_part(terms, part)
+        }
+
+    def parts(self, terms: StepTerms, most_bytes: int) -> list[Part]:
+        """Return parts of at most so many bytes each, of 8 for a number, or of one piece."""
+        pieces = self.num_pieces
+        numbers = sum(math.prod(one.shape) for one in self.sums(terms)) or terms.num_items * pieces
+        at_once = max(1, most_bytes * pieces // max(8 * numbers, 1))
+        return [(first, min(first + at_once, pieces)) for first in range(0, pieces, at_once)]
+
+    def whole_cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """Return what the step takes of devices, with the count of its contributors."""
+        cost = self.cost(terms, items, budgets)
+        if not (terms.counts_contributors and self.num_rows(terms)):
+            return cost
+        down, up = self.counting_bytes(terms, items)
+        return StepCost(
+            cost.download_bytes + down, cost.upload_bytes + up, cost.samples, cost.least_bytes, cost.exchanges + 1
+        )
+
+    def whole(self, terms: StepTerms, parts: Iterable[PartSums]) -> Arrays:
+        """Return a sum as a whole, from its parts in their order."""
+        total: Arrays = {}
+        for part, sums in parts:
+            if part == (0, self.num_pieces):
+                total = sums
+                continue
+            for one in self.sums(terms):
+                if one.axis is not None:
+                    whole = total.setdefault(one.name, np.zeros(one.shape, np.int64))
+                    np.moveaxis(whole, one.axis, 0)[slice(*part)] = np.moveaxis(sums[one.name], one.axis, 0)
+                elif part[0] == 0:
+                    total[one.name] = sums[one.name]
+        return total
+
+
+class StepChannel(Protocol):
+    """A way in which sums over devices come about."""
+
+    @property
+    def terms(self) -> StepTerms:
+        """Return what devices and server know alike."""
+
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """Yield the sum of a step, part by part. opened: rows (R,) that devices contribute to, where contributors were
+        counted; None for all of them.
+        """
+
+    def std(self, part: str) -> float:
+        """Return the standard deviation of the noise on each number of a part of the last sum; 0: there is none."""
+
+
+@dataclass
+class ChannelWrapper:
+    """Base class of channels that add something to another one."""
+
+    channel: StepChannel
+
+    @property
+    def terms(self) -> StepTerms:
+        """See :class:`StepChannel`."""
+        return self.channel.terms
+
+    def std(self, part: str) -> float:
+        """See :class:`StepChannel`."""
+        return self.channel.std(part)
+
+
+def answer_to(channel: StepChannel, step: Step, sent: Arrays) -> Arrays:
+    """Ask a step and return its whole sum."""
+    return step.whole(channel.terms, channel.ask(step, sent))
+
+
+__all__ = [
+    "Arrays",
+    "Bools",
+    "ChannelWrapper",
+    "ContributionBounds",
+    "Draw",
+    "NoisedPart",
+    "Part",
+    "PartSums",
+    "Size",
+    "Step",
+    "StepChannel",
+    "StepDevices",
+    "StepTerms",
+    "SumField",
+    "answer_to",
+]

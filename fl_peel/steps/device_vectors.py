@@ -1,0 +1,89 @@
+"""Devices make their vectors, and keep them: nothing of a vector is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fl_peel.exchange.array_specs import ArraySpec
+from fl_peel.steps.base import (
+    Arrays,
+    Bools,
+    Part,
+    Size,
+    Step,
+    StepChannel,
+    StepDevices,
+    StepTerms,
+    answer_to,
+)
+from fl_peel.steps.step_cost import NUMBER_BYTES, ROW_BYTES, HeldItems, StepCost, cost_by_columns, rows_bytes
+from fl_peel.steps.units import Floats, Ints
+
+
+@dataclass(frozen=True)
+class VectorsStep(Step):
+    """Vectors of K columns, from the rows (I, K) of devices' items. Devices that are offline make theirs as soon as
+    they come back: a vector depends on no other device. has_default: whether a device that has none of the rows yet is
+    sent a vector to take for its own, as those that join a timeline are. They answer nothing.
+    """
+
+    columns: Size
+    has_default: bool = False
+
+    name: ClassVar[str] = "vectors"
+    joins: ClassVar[bool] = True
+
+    @property
+    def num_pieces(self) -> int:
+        """See :class:`Step`: columns."""
+        return self.columns
+
+    @property
+    def may_reach_nobody(self) -> bool:
+        """See :class:`Step`: nobody need join."""
+        return self.has_default
+
+    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
+        """See :class:`Step`."""
+        arrays = {"table": ArraySpec((terms.table_rows, part[1] - part[0]), dtypes=("float32",))}
+        default = {"default": ArraySpec((self.columns,), dtypes=("float32",))}
+        return arrays | (default if self.has_default else {})
+
+    def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
+        """See :class:`Step`."""
+        return sent | {"table": np.ascontiguousarray(sent["table"][:, slice(*part)])}
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """See :class:`Step`."""
+        devices.keep_vectors(sent["table"], part[0], self.columns, sent.get("default"))
+        return {}
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`Step`."""
+        rows = items.contributed
+        return cost_by_columns(
+            self.columns,
+            rows,
+            budgets,
+            down=np.zeros_like(rows) + rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0),
+            up=np.zeros_like(rows),
+            kept=np.zeros_like(rows) + NUMBER_BYTES * self.columns,
+            column_bytes=ROW_BYTES * rows,
+        )
+
+    @staticmethod
+    def ask(channel: StepChannel, own: Floats, default: Floats | None = None) -> None:
+        """Let devices compute their vectors from the rows (I, K) of their items. default: (K,) vector of a device that
+        has none of them.
+        """
+        sent: Arrays = {"table": own} if default is None else {"table": own, "default": default}
+        answer_to(channel, VectorsStep(own.shape[1], default is not None), sent)
+
+
+__all__ = ["VectorsStep"]

@@ -1,0 +1,205 @@
+"""A pass over all devices: a multiplication by R~^T R~, of which every device adds its own row's part.
+
+A device takes the rows of its items, adds them up, and returns the result for the rows of its items. It returns one
+number a column, and the numbers of the device's rows: what it adds to each of them is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.array_specs import ArraySpec
+from fl_peel.exchange.bounded_counts import BELOW
+from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.steps.base import (
+    Arrays,
+    Bools,
+    ContributionBounds,
+    NoisedPart,
+    Part,
+    Size,
+    Step,
+    StepChannel,
+    StepDevices,
+    StepTerms,
+    SumField,
+    answer_to,
+)
+from fl_peel.steps.sketch import RowSketch
+from fl_peel.steps.step_cost import (
+    ID_BYTES,
+    NUMBER_BYTES,
+    ROW_BYTES,
+    WORD_BYTES,
+    HeldItems,
+    StepCost,
+    cost_by_columns,
+    rows_bytes,
+)
+from fl_peel.steps.units import PASS_SCALE, Floats, Ints, inverse_power, item_matrix, within
+
+FACTOR_SCALE = 2.0**18
+"""Units of either factor of a bounded pass, whose products are in units of
+:data:`fl_peel.steps.units.PASS_SCALE`.
+"""
+
+
+@dataclass(frozen=True)
+class PassStep(Step):
+    """A pass of K columns. buckets: B, of rows that are hashed (:mod:`fl_peel.steps.sketch`), 0 where every row is sent
+    by itself.
+
+    Sent are table, (I, K) = D^-b Q, and of a hashed pass place (I,), the bucket of each row. Within bounds it is all
+    columns of Q with weights, D^-b (I,): a device adds r^ (x) (r^ Q), with r^ = D^-b r at length 1 and y = r^ Q clipped
+    at 1. That is a pass over R^ with rows of length 1: the device, not the server, scales what comes back, and
+    ``pretraining.user_exponent`` has no part in it.
+    """
+
+    columns: Size
+    buckets: Size = 0
+
+    name: ClassVar[str] = "pass"
+    noised: ClassVar[tuple[NoisedPart, ...]] = (NoisedPart("pass", "columns", 0.69, unit=PASS_SCALE),)
+
+    @property
+    def num_pieces(self) -> int:
+        """See :class:`Step`: columns."""
+        return self.columns
+
+    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
+        """See :class:`Step`."""
+        columns = self.columns if terms.bounded else part[1] - part[0]
+        arrays = {"table": ArraySpec((terms.table_rows, columns), dtypes=("float32",))}
+        if terms.bounded:
+            arrays["weights"] = ArraySpec((terms.num_items,), dtypes=("float32",))
+        if self.buckets:
+            buckets = self.buckets
+            arrays["place"] = ArraySpec((terms.num_items,), least=-buckets, most=buckets, dtypes=("int32",))
+        return arrays
+
+    def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
+        """See :class:`Step`; for bounds a device needs all columns to answer any."""
+        if terms.bounded:
+            return sent
+        return sent | {"table": np.ascontiguousarray(sent["table"][:, slice(*part)])}
+
+    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
+        """See :class:`Step`."""
+        return (SumField("columns", (self.buckets or terms.num_items, self.columns), axis=1),)
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """See :class:`Step`."""
+        table, rows = sent["table"], devices.contributed
+        if terms.bounds is not None:
+            assert opened is None, "noise hides who contributes, and how many would reveal it without noise"
+            return {"columns": bounded_pass_sums(table, sent["weights"], slice(*part), rows, terms.bounds)}
+        sketch = RowSketch(sent["place"], self.buckets) if self.buckets else None
+        return {"columns": pass_sums(table, rows, terms.user_exponent, terms.units.passes, sketch, opened)}
+
+    def num_rows(self, terms: StepTerms) -> int:
+        """See :class:`Step`: items."""
+        return terms.num_items
+
+    def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
+        """See :class:`Step`."""
+        return terms.count_items(devices.contributed)
+
+    def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
+        """See :class:`Step`; ids go with the count alone, and which rows are opened is a bit for each."""
+        return -(-(terms.num_items if terms.all_rows else items.contributed) // 8), 0
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`Step`."""
+        rows, all_rows = items.contributed, terms.num_items if terms.all_rows else 0
+        down = rows_bytes(self.columns, rows, all_rows)
+        down = down + (ID_BYTES * all_rows if self.buckets else 0)  # how often each row is had, by which it is hashed
+        down = down + (NUMBER_BYTES * (all_rows or rows) if terms.bounded else 0)
+        return cost_by_columns(
+            self.columns,
+            rows,
+            budgets,
+            down=np.zeros_like(rows) + down,
+            up=terms.word_bytes * self.columns + ID_BYTES * rows,
+            kept=np.zeros_like(rows),
+            column_bytes=ROW_BYTES * rows + WORD_BYTES,
+        )
+
+    @staticmethod
+    def times(config: SpectralConfig, num_groups: int) -> int:
+        """See :class:`Step`."""
+        return config.passes
+
+    @staticmethod
+    def ask(channel: StepChannel, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
+        """Return the sums of a pass, (I, K), under a sketch (B, K). table: (I, K), within bounds Q; weights: D^-b
+        (I,), of no use without bounds.
+        """
+        sent: Arrays = {"table": table}
+        if channel.terms.bounded:
+            assert sketch is None, "a bucket's rows have no bound together"
+            sent["weights"] = weights
+        if sketch is not None:
+            sent["place"] = sketch.place
+        step = PassStep(table.shape[1], 0 if sketch is None else sketch.buckets)
+        columns: Ints = answer_to(channel, step, sent)["columns"]
+        return columns
+
+
+def pass_sums(
+    table: Floats,
+    rows: UserItems,
+    user_exponent: float,
+    scale: float = PASS_SCALE,
+    sketch: RowSketch | None = None,
+    opened: Bools | None = None,
+) -> Ints:
+    """Return the devices' contributions to a pass, added up, (I, k) in units of 1 / ``scale``; under a sketch (B, k).
+
+    table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
+    items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``. opened: rows (I,) that devices
+    contribute to, None for all of them; the others are zero.
+    """
+    given = item_matrix(rows, len(table), np.int64)
+    vectors = given.astype(np.float64) @ table.astype(np.float64)
+    vectors *= scale * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
+    whole = np.rint(vectors, out=vectors).astype(np.int64)
+    if opened is not None:
+        given = given @ sp.diags(opened.astype(np.int64), format="csr", dtype=np.int64)
+    sums: Ints = (given if sketch is None else sketch.rows_of(given)).T @ whole
+    return sums
+
+
+def bounded_pass_sums(
+    table: Floats, weights: Floats, columns: slice, rows: UserItems, bounds: ContributionBounds
+) -> Ints:
+    """Return some columns (I, k) of the devices' bounded contributions to a pass of a table (I, K), in units of
+    1 / ``PASS_SCALE``.
+    """
+    ordered = rows.by_item()
+    shape = (rows.num_users, len(weights))
+    mine = np.nan_to_num(weights[ordered.items].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    squares = sp.csr_matrix((mine * mine, ordered.items, ordered.indptr), shape)
+    lengths = np.sqrt(np.asarray(squares.sum(axis=1)).reshape(-1))
+    owners = ordered.users()
+    units = mine / np.where(lengths > 0, lengths, np.inf)[owners]
+    whole = np.trunc(units * BELOW * FACTOR_SCALE)  # r^, of length 1 at most
+    unit = sp.csr_matrix((whole, ordered.items, ordered.indptr), shape)
+    wide = (unit @ table.astype(np.float64)) / FACTOR_SCALE
+    most = np.ones(rows.num_users)
+    if bounds.l1:  # norms of the factors multiply
+        norms = np.asarray(unit.sum(axis=1)).reshape(-1) / FACTOR_SCALE
+        most /= np.where(norms > 0, norms, 1.0)  # whose row is nothing contributes nothing
+    y = within(wide, most, FACTOR_SCALE, l1=bounds.l1)[:, columns]
+    sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
+    return sums
+
+
+__all__ = ["PassStep", "bounded_pass_sums", "pass_sums"]

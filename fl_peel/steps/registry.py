@@ -1,0 +1,29 @@
+"""Every step by its name: a new one is a file, and a line here."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+from fl_peel.steps.base import Step
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.contributors import ContributorsStep
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.maps import MapsStep
+from fl_peel.steps.moments import MomentsStep
+from fl_peel.steps.passes import PassStep
+from fl_peel.steps.user_groups import GroupsStep
+
+_ALL: tuple[type[Step], ...] = (
+    CountsStep,
+    PassStep,
+    ChoiceStep,
+    VectorsStep,
+    GroupsStep,
+    MomentsStep,
+    MapsStep,
+    ContributorsStep,
+)
+STEPS = MappingProxyType({step.name: step for step in _ALL})
+
+__all__ = ["STEPS"]

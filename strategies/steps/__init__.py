@@ -1,0 +1,1 @@
+"""How the server asks a step: in the clear, masked, noised, with contributors counted first, resumed."""

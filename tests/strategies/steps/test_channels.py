@@ -1,0 +1,90 @@
+"""Whatever the channel, all steps together end in the tables of pooled data, to the last digit."""
+
+import pytest
+
+from fl_peel.device_storage import device_splits
+from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.privacy.noise_plan import make_plan
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.base import StepTerms
+from fl_peel.steps.registry import STEPS
+from strategies.steps.counted_steps import CountedSteps
+from strategies.steps.noised_steps import NoisedSteps
+from tests.strategies.steps.test_clear_steps import SPECTRAL, changed
+from tests.strategies.steps.test_masked_steps import prepared, same, secure
+from tests.strategies.steps.test_noised_steps import LOCAL, private
+
+LEAST = 5
+"""More owners than some items of the planted data have."""
+CHOOSING = {"passes": 3, "group_rounds": 1, "count_exponent": 0.4, "value_exponent": None}
+PARTS = ("clear", "counted", "32 bits", "noised", "noised by devices", "masked", "masked and hashed")
+MODES = (*PARTS, "masked and counted", "masked, 32 bits", "masked and noised")
+
+
+@pytest.fixture
+def scenario(tiny_scenario, tmp_path) -> Scenario:
+    """Nothing is collected, everybody is there, nothing is refined, and devices choose the filter."""
+    (tmp_path / "home.yaml").write_text("profiles: [{name: large, memory: {table_share: 1.0}}]\n")
+    keys = {"pretraining": SPECTRAL | CHOOSING, "fleet": str(tmp_path / "home.yaml"), "refinement": {"rounds": 0}}
+    return changed(tiny_scenario, **keys, privacy={"min_owners": 1})
+
+
+def in_mode(scenario: Scenario, mode: str) -> Scenario:
+    """The scenario in which steps are asked in a mode."""
+    if "counted" in mode:
+        scenario = changed(scenario, privacy={"min_owners": LEAST})
+    if "32 bits" in mode or "hashed" in mode:
+        scenario = changed(scenario, pretraining={"sum_bits": 32})
+    if "masked" in mode:
+        scenario = secure(scenario)
+    if "noised" in mode:
+        scenario = private(scenario, **(LOCAL if "devices" in mode else {}))
+    return changed(scenario, pretraining={"row_sketch": 0.4}) if "hashed" in mode else scenario
+
+
+def pooled(scenario: Scenario, folder):
+    """The same stage 1 over data that one party holds, with the server's share of the channel."""
+    splits = device_splits(scenario, "", str(folder))
+    sums = PooledSums(splits.train, StepTerms.from_scenario(scenario, 59, 40), splits.validation)
+    counted = CountedSteps(sums, scenario.privacy.min_owners)
+    asked = NoisedSteps(sums, scenario, make_plan(scenario)) if scenario.privacy.noised else counted
+    return run_stage1(asked, scenario.pretraining.spectral(), dim=8, num_groups=2, min_size=4, seed=0)
+
+
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", MODES)
+def test_tables_are_those_of_pooled_data(scenario, tmp_path, mode, nodes):
+    """Noise of devices, or in shares, is not that of the server: it is the same on any nodes, and without masks."""
+    one = in_mode(scenario, mode)
+    found, _ = prepared(one, tmp_path / "run", nodes)
+    if mode == "noised by devices":
+        assert same(found, prepared(one, tmp_path / "other", 5)[0])
+        return
+    if mode == "masked and noised":
+        assert same(found, prepared(changed(one, secure_aggregation={"masked": False}), tmp_path / "bare", nodes)[0])
+        return
+    start = pooled(one, tmp_path / "data")
+    assert same(found, type("Pooled", (), {"start": start}))
+    closed = device_splits(one, "", str(tmp_path / "data")).train.popularity(59) < one.privacy.min_owners
+    if "counted" in mode:
+        assert 0 < closed.sum() < 59
+        assert not start.own[closed].any()
+        assert not any(group.table[closed].any() or group.items[closed].any() for group in start.groups)
+
+
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) if "masked" in mode else mode for mode in PARTS]
+
+
+@pytest.mark.parametrize("mode", SLOW)
+def test_parts_change_nothing(scenario, tmp_path, monkeypatch, mode):
+    """However many messages a step goes in; what it takes is the same, too."""
+    one = in_mode(scenario, mode)
+    whole, grid = prepared(one, tmp_path / "whole")
+    for step in STEPS.values():
+        monkeypatch.setattr(step, "part_bytes", 5 * 8 * 59)
+    monkeypatch.setattr("strategies.steps.masked_steps.PART_BYTES", 5 * 8 * 59)
+    parts, several = prepared(one, tmp_path / "parts")
+    assert same(whole, parts)
+    assert len(several.crossed) > 1.3 * len(grid.crossed)
+    moved = [[one.counts.classes.stacked().tolist() for one in each.steps] for each in (whole, parts)]
+    assert moved[0] == moved[1]
