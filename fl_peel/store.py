@@ -110,7 +110,7 @@ class Store:
         """
         place = self._place(name, key)
         place.mkdir(parents=True, exist_ok=True)
-        with locked(place / LOCK):
+        with locked(place):
             try:
                 listed = {path: _put(place, content) for path, content in (files or {}).items()}
                 content = {"name": name, "key": key, "made": time.time(), "value": value, "files": listed}
@@ -120,18 +120,26 @@ class Store:
                 _sweep(place)
 
     def entries(self) -> list[Entry]:
-        """Return all entries, the oldest first; their files are not compared with their digests."""
-        found = []
+        """Return all entries, the oldest first; their files are not compared with their digests. One that cannot be
+        read has no name but its folder's, and no files.
+        """
+        entries = []
         for place in self._folders():
-            with suppress(*DAMAGED):
-                found.append(_entry(place))
-        return sorted(found, key=lambda entry: entry.made)
+            try:
+                entries.append(_entry(place))
+            except DAMAGED:
+                entries.append(Entry(place.name, "damaged", None, {}, place.stat().st_mtime, place))
+        return sorted(entries, key=lambda entry: entry.made)
+
+    def others(self, name: str, key: Any = None) -> bool:
+        """Return whether there is an entry of the same name with another key."""
+        return any(entry.name == name and entry.folder != self._place(name, key) for entry in self.entries())
 
     def remove(self, prefix: str = "") -> None:
         """Remove entries whose folders' names begin like this, damaged ones, too."""
         for place in self._folders():
             if place.name.startswith(prefix):
-                with suppress(OSError), locked(place / LOCK):
+                with suppress(OSError), locked(place):
                     shutil.rmtree(place, ignore_errors=True)
 
     def strangers(self) -> list[str]:
@@ -197,7 +205,7 @@ def _sweep(place: Path) -> None:
     with suppress(*DAMAGED):
         listed = {file.name for file in _entry(place).files.values()}
     for file in place.iterdir():
-        if file.name not in {ENTRY, LOCK, *listed}:
+        if file.name not in {ENTRY, *listed}:
             file.unlink(missing_ok=True)
 
 

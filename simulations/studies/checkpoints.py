@@ -1,18 +1,20 @@
 """Finished stages of a long study, kept by content, so that a killed one goes on where it stopped.
 
-A stage's file is named after the stage and a digest of everything that decides its result: what the stage says of
-itself, the devices' data, and the source code it runs through, found by following imports from the modules that the
-stage enters (:mod:`simulations.studies.sources`). Change any, and the stage is done anew.
+A stage's key is everything that decides its result: what the stage says of itself, the devices' data, and the code.
+Change any, and the stage is done anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib.util
 import os
+import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +23,82 @@ import yaml
 
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
-from fl_peel.package_check import own_root
+from fl_peel.package_check import PACKAGES, code_digest, own_root
+from fl_peel.plugins import all_added
 from fl_peel.scenario.scenario import Scenario
-from simulations.report.result_files import json_bytes, to_plain, write_files
-from simulations.studies.sources import digest_of
-
-CHECKPOINTS = "checkpoints"
-"""Folder of them, in that of a study's results."""
+from fl_peel.store import Store
+from simulations.report.result_files import to_plain
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a study. folder: folder of the files; data: digest of the devices' data; root: the folder that
-    our packages lie in; fresh: files that were there before are not read.
-    """
+    """The checkpoints of a study. data: digest of the devices' data; fresh: what was there before is not read."""
 
-    folder: Path
+    store: Store
     data: str
-    root: Path = field(default_factory=own_root)
     fresh: bool = False
-    _written: set[Path] = field(default_factory=set, repr=False, compare=False)
+    _written: list[tuple[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
-    def path(self, name: str, content: object, modules: Iterable[str]) -> Path:
-        """Return the path of the kept result of a stage. modules: modules that its work enters; all they import follows
-        from them.
+    def key(self, content: object, modules: Iterable[str] = ()) -> dict[str, Any]:
+        """Return everything that decides the result of a stage. modules: modules that it enters besides our own and
+        those of installed packages.
         """
-        digest = hashlib.blake2b(digest_size=10)
-        sources = digest_of(tuple(modules), self.root)
-        digest.update(json.dumps([self.data, content, sources], sort_keys=True).encode())
-        return self.folder / f"{name.replace(' ', '-').replace('%', '')}-{digest.hexdigest()}.json"
+        return {"data": self.data, "decides": content, "code": code_behind(tuple(modules))}
 
-    def read(self, path: Path) -> Any | None:
-        """The kept result, or None where there is none (or the file is damaged)."""
-        if self.fresh and path not in self._written:
+    def read(self, name: str, key: Any) -> Any | None:
+        """The kept result, or None where there is none (or it is damaged)."""
+        if self.fresh and (name, key) not in self._written:
             return None
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))["result"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        entry = self.store.read(name, key)
+        return None if entry is None else entry.value["result"]
 
-    def write(self, path: Path, result: Any, seconds: float) -> None:
+    def write(self, name: str, key: Any, result: Any, seconds: float) -> None:
         """Keep a result, whole or not at all."""
-        kept = to_plain({"seconds": seconds, "result": result}, path.stem)
-        write_files(path.parent, {path.name: json_bytes(kept)})
-        self._written.add(path)
-
-    def others(self, path: Path) -> bool:
-        """Whether what is kept under the name of a file is of something else: another scenario, data, or code."""
-        name = path.name.rpartition("-")[0]
-        return any(one.name.rpartition("-")[0] == name and one != path for one in self.folder.glob(f"{name}-*.json"))
+        self.store.write(name, key, to_plain({"seconds": seconds, "result": result}, name))
+        self._written.append((name, key))
 
     def stage(
-        self, name: str, content: object, modules: Iterable[str], work: Callable[[], Any]
+        self, name: str, content: object, work: Callable[[], Any], modules: Iterable[str] = ()
     ) -> tuple[Any, float | None]:
         """The kept result, or that of ``work``, which is then kept; and the seconds it took, None if it was kept."""
-        path = self.path(name, content, modules)
-        kept = self.read(path)
+        key = self.key(content, modules)
+        kept = self.read(name, key)
         if kept is not None:
             return kept, None
         start = time.perf_counter()
         result = work()
         seconds = time.perf_counter() - start
-        self.write(path, result, seconds)
+        self.write(name, key, result, seconds)
         return result, seconds
+
+
+@cache
+def code_behind(modules: tuple[str, ...] = ()) -> str:
+    """Return a digest of our packages' code, and of that of the packages of other modules and of all that packages add.
+
+    It is read once: what runs in this process is what was there when it started.
+    """
+    digest = hashlib.blake2b(code_digest(own_root()).encode(), digest_size=10)
+    names = {name.partition(".")[0] for name in (*modules, *(point.module for point in all_added()))}
+    for name in sorted(names - set(PACKAGES)):
+        for path in _source_files(name):
+            # what was typed into an interpreter has no file: who knows whether it is the same next time
+            digest.update(uuid.uuid4().bytes if path is None else path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source_files(name: str) -> list[Path] | list[None]:
+    """Return the files of a package or module, without importing it; None stands for one that has none."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None and name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None:  # it is named, and not installed
+            return []
+        file = spec.origin
+    if file is None:
+        return [None]
+    path = Path(file)
+    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
 
 
 def data_digest(splits: Splits | Timeline) -> str:

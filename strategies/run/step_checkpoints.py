@@ -1,14 +1,14 @@
 """A stage 1 by devices that goes on after the last step that was kept.
 
-The server computes the same from the same sums, so what devices added up to in each step is all that is kept, one file
+The server computes the same from the same sums, so what devices added up to in each step is all that is kept, an entry
 a step, and where the step left the clock and the accounts. A run that goes on computes from the first step on and asks
-devices from the first that is not there. The files are gone when the stage is kept as a whole. Moments, the last sums,
-are as many as the tables that are made of them: they are asked for again.
+devices from the first that is not there. The entries are gone when the stage is kept as a whole. Moments, the last
+sums, are as many as the tables that are made of them: they are asked for again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -76,25 +76,25 @@ class CheckpointedSums:
     def _step(self, ask: Callable[[], Contribution], *, disks: bool = False) -> Contribution:
         """Return the sums of the next step. disks: whether the step changes something on devices."""
         self._completed += 1
-        entry = self.checkpoints.read(self._name)
+        name, key = f"{STEPS}{self._completed}", self._key
+        entry = self.checkpoints.read(name, key)
         if entry is not None:
             if self._completed == 1:
                 self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
             self.devices.resume(entry.value["where"], entry.value["records"])
             if isinstance(self.sums, NoisedSums):
                 self.sums.taken = Counter(entry.value["taken"])
-            return entry.value["said"]  # type: ignore[no-any-return]
+            return entry.value["contribution"]  # type: ignore[no-any-return]
         contribution = ask()
-        content = {"said": contribution, "where": self.devices.position, "records": list(self.devices.records)}
+        content = {"contribution": contribution, "where": self.devices.position, "records": list(self.devices.records)}
         if isinstance(self.sums, NoisedSums):
             content["taken"] = dict(self.sums.taken)
-        self.checkpoints.write(self._name, lambda rows: content, disks=disks)
+        self.checkpoints.write(name, content, key=key, disks=disks)
         return contribution
 
     @property
-    def _name(self) -> str:
-        of: dict[str, Any] = {"scenario": self.devices.setting.scenario, "begin": self.devices.begin}
-        return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._completed}"
+    def _key(self) -> dict[str, Any]:
+        return {"begin": self.devices.begin, "scenario": json.loads(self.devices.setting.scenario)}
 
 
 __all__ = ["CheckpointedSums"]

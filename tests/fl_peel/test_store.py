@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fl_peel import store as module
-from fl_peel.store import ENTRY, LOCK, Store
+from fl_peel.store import ENTRY, Store
 from tests.helpers.root import ROOT
 
 KEY = {"seed": 1, "versions": ["1.0", None]}
@@ -78,7 +78,7 @@ def test_another_name_or_key_is_another_entry(store, disk):
 def test_a_damaged_file_is_one_line_and_no_entry(damage, store, disk, lines):
     """Each file of the entry in turn, copies of devices' disks as well; a flip of every byte of the smaller ones."""
     folder = keep(store, disk)
-    files = [file for file in folder.iterdir() if file.name != LOCK]
+    files = list(folder.iterdir())
     assert len(files) == 3
     for file in files:
         whole = file.read_bytes()
@@ -146,7 +146,7 @@ def test_a_process_that_is_killed_leaves_the_entry_before(left, store):
     assert (entry.arrays("a")["x"] == 0).all()
     store.write("it", None, "new")
     (folder,) = store.folder.iterdir()
-    assert {file.name for file in folder.iterdir()} == {ENTRY, LOCK}, "nothing of the killed one stays"
+    assert [file.name for file in folder.iterdir()] == [ENTRY], "nothing of the killed one stays"
 
 
 def test_files_that_did_not_change_are_not_written_again(store, disk):
@@ -171,6 +171,8 @@ def test_several_that_write_at_once_leave_one_whole_entry(store, disk, lines):
 def test_entries_are_removed_by_the_begin_of_their_name_and_nothing_else_is(store):
     for name in ("step-1", "step-2", "stage-1"):
         store.write(name)
+    (store.entries()[0].folder / ENTRY).write_bytes(b"")
+    assert sorted(entry.key or entry.name for entry in store.entries()) == ["damaged", "stage-1", "step-2"]
     (store.folder / "mine-0123456789abcdef").write_text("not an entry")
     (store.folder / "notes").mkdir()
     store.remove("step-")

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from simulations.studies.sources import imported_names
-from tests.helpers.imports import dotted, import_graph, modules
+from tests.helpers.imports import dotted, import_graph, modules, statements
 from tests.helpers.root import ROOT
 
 FILES = modules("simulations")
@@ -46,7 +45,8 @@ def test_the_runner_is_a_door_for_these_names_alone():
     taken = {
         name
         for path in [*FILES, *(ROOT / "tests").rglob("*.py")]
-        for name in imported_names(path.read_text(), dotted(path).rpartition(".")[0])
+        for module, _, names in statements(path.read_text())
+        for name in (f"{module}.{one}" for one in names or ())
         if name.startswith("simulations.runner.")
     }
     assert taken <= {f"simulations.runner.{name}" for name in simulations.runner.__all__}

@@ -239,7 +239,7 @@ def populations(study: Study) -> list[Variation]:
         return []
     for number in POPULATIONS:
         people = Population(base.seed, number, NUM_ITEMS, num_groups=WORLDS)
-        folder = study.checkpoints.folder / f"population-{number}-{base.seed}"
+        folder = study.checkpoints.store.folder / f"population-{number}-{base.seed}"
         if not (folder / "num_items.npy").is_file():  # the last that is written
             people.write(folder)
         data = {"name": None, "path": str(folder.absolute()), "min_rating": None}

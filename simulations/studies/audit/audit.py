@@ -8,7 +8,6 @@ mechanism adds noise, canary devices bound its epsilon from below. A row that is
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,26 +23,25 @@ from fl_peel.attacks.canary import worst_canary
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import Store
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
+from simulations.resumable import CHECKPOINTS, owned_store
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
+from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
-from simulations.studies.sources import plugin_modules
-from simulations.studies.study import FEDERATED, study_splits
+from simulations.studies.study import study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 from strategies.run.stage1_outcome import privacy_plan
 
 CANARY = "canary"
-AUDITED = ("simulations.studies.audit.audit", *FEDERATED)
-"""Modules that a row enters: the attacks, and what a trial does."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +97,17 @@ def audit(
             devices = int((study_splits(row.scenario, paths).test.counts() > 0).sum())
             privacy_plan(row.scenario, paths)
             _require_replay(row)
-        kept = AuditCheckpoints.from_frame(frame, chosen, paths, settings, names)
-        done_rows = kept.read()
-        missing = [row for row in chosen if row.name not in done_rows]
-        if missing:
+        with owned_store(frame.out / CHECKPOINTS) as store:
+            kept = AuditCheckpoints.from_frame(frame, store, chosen, paths, settings, names)
+            done_rows = kept.read()
+            missing = [row for row in chosen if row.name not in done_rows]
+            if missing:
 
-            def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
-                rows = audited(grid, missing, paths, settings, names, on_event, kept)
-                return {row["mechanism"]: row for row in rows}
+                def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
+                    rows = audited(grid, missing, paths, settings, names, on_event, kept)
+                    return {row["mechanism"]: row for row in rows}
 
-            done_rows |= simulated(scenario, paths, frame.on_event, server=server)
+                done_rows |= simulated(scenario, paths, frame.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
     result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
     write_audit(result, frame.out)
@@ -117,40 +116,44 @@ def audit(
 
 @dataclass(frozen=True)
 class AuditCheckpoints:
-    """Rows of an audit that are done. paths: where each is kept, by name."""
+    """Rows of an audit that are done. keys: everything that decides each, by name."""
 
     checkpoints: Checkpoints
-    paths: Mapping[str, Path]
+    keys: Mapping[str, Any]
     on_event: OnEvent = silent
 
     @staticmethod
     def from_frame(
-        frame: Frame, rows: Sequence[AuditRow], run_paths: RunPaths, settings: AuditSettings, names: Sequence[str]
+        frame: Frame,
+        store: Store,
+        rows: Sequence[AuditRow],
+        run_paths: RunPaths,
+        settings: AuditSettings,
+        names: Sequence[str],
     ) -> AuditCheckpoints:
         """Find the checkpoint of each row by what decides it: its scenario with the devices' data, what is watched, the
         attacks, code and versions; not which other rows there are.
         """
         watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
-        modules = (*AUDITED, *plugin_modules())
-        folder, paths = frame.out / CHECKPOINTS, {}
+        keys = {}
         for row in rows:
             data = data_digest(study_splits(row.scenario, run_paths))
             evaluation = row.scenario.evaluation.model_dump(mode="json")
             content = [decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
-            paths[row.name] = Checkpoints(folder, data).path(f"audit-{_as_file(row.name)}", content, modules)
-        return AuditCheckpoints(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
+            keys[row.name] = Checkpoints(store, data).key(content)
+        return AuditCheckpoints(Checkpoints(store, "", fresh=frame.fresh), keys, frame.on_event)
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Read the rows that are done, by name; where a checkpoint is of something else, an event says so, and the row
         is run anew.
         """
         rows = {}
-        for name, path in self.paths.items():
-            row = self.checkpoints.read(path)
+        for name, key in self.keys.items():
+            row = self.checkpoints.read(f"audit {name}", key)
             if row is not None:
                 rows[name] = row
                 self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
-            elif not self.checkpoints.fresh and self.checkpoints.others(path):
+            elif not self.checkpoints.fresh and self.checkpoints.store.others(f"audit {name}", key):
                 self.on_event(
                     Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
                 )
@@ -158,15 +161,9 @@ class AuditCheckpoints:
 
     def save(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Keep a row; returns it as it is read."""
-        path = self.paths[row["mechanism"]]
-        self.checkpoints.write(path, row, seconds)
-        return self.checkpoints.read(path) or row
-
-
-def _as_file(name: str) -> str:
-    """A row's name as a part of a file's: users may name theirs as they like."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in name)[:40]
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+        name, key = f"audit {row['mechanism']}", self.keys[row["mechanism"]]
+        self.checkpoints.write(name, key, row, seconds)
+        return self.checkpoints.read(name, key) or row
 
 
 def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:

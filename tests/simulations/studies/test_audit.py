@@ -396,7 +396,7 @@ def test_an_audit_that_is_killed_ends_in_the_same_figures_on_the_engine(tiny, tm
         start_new_session=True,
         env=without_ray.environment(),
     )
-    while not list(out.glob("checkpoints/audit-none-*.json")):
+    while not list(out.glob("checkpoints/audit-none-*/entry")):
         assert process.poll() is None, "it ended before"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 
 from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.store import Store
 from simulations import flower
 from simulations.listing import LIST
-from simulations.resumable import NAME
+from simulations.resumable import CHECKPOINTS, NAME
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from simulations.timeline import run_timeline as runs
 from simulations.timeline.report import timeline_tables
@@ -183,19 +185,19 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
     assert started == [0, 1, 1]
     assert events[0].text == "resumed from a checkpoint"
     assert result.lines == whole.lines
-    assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
+    assert not (tmp_path / "out" / CHECKPOINTS).exists()
 
 
 def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monkeypatch):
     def stopped(scenario, place, on_event, *, server):
-        with open(f"{place.checkpoint_dir}/timeline.kept", "wb"):
-            raise KeyboardInterrupt
+        Store(Path(place.checkpoint_dir)).write("timeline")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "simulated", stopped)
     with pytest.raises(KeyboardInterrupt):
         runs.run_timeline(load_scenario(file), out=tmp_path / "out")
     other = load_scenario(file, ["data.timeline.passes=2"])
-    with pytest.raises(ReportError, match=r"unfinished run, with data\.timeline\.passes=.* and not 2; give --fresh"):
+    with pytest.raises(ReportError, match=r"unfinished run, with data\.timeline\.passes=.* and not 2; give another"):
         runs.run_timeline(other, out=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         runs.run_timeline(other, out=tmp_path / "out", fresh=True)
@@ -218,7 +220,7 @@ def test_a_timeline_that_is_killed_ends_in_the_same_files_on_the_engine(two_seed
         start_new_session=True,
         env=without_ray.environment(),
     )
-    while not (out / NAME / "timeline.kept").exists():
+    while not [entry for entry in Store(out / NAME).entries() if entry.name == "timeline"]:
         assert process.poll() is None, "it ended before"
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
