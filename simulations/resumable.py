@@ -59,7 +59,7 @@ def owned_store(folder: Path) -> Iterator[Store]:
         try:
             yield store
         finally:
-            if {one.name for one in folder.iterdir()} <= {LOCK}:
+            if folder.is_dir() and {one.name for one in folder.iterdir()} <= {LOCK}:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -98,19 +98,14 @@ def resumable_folder(
                 store.write(RUN, about)
         except OSError as error:
             raise ReportError(f"{out}: cannot write here ({error}); give another --out") from error
+        done = False
         try:
             yield str(store.folder)
-        except BaseException:
-            if any(entry.name != RUN for entry in store.entries()):
-                raise
-            _forget(store)  # it came to nothing
-            raise
-        _forget(store)
-
-
-def _forget(store: Store) -> None:
-    store.remove()
-    shutil.rmtree(store.folder / MODEL, ignore_errors=True)
+            done = True
+        finally:
+            if done or all(entry.name == RUN for entry in store.entries()):  # or it came to nothing
+                store.remove()
+                shutil.rmtree(store.folder / MODEL, ignore_errors=True)
 
 
 def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:

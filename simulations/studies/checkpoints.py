@@ -10,9 +10,8 @@ import hashlib
 import importlib.util
 import os
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +22,7 @@ import yaml
 
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
+from fl_peel.events import Event, OnEvent, silent
 from fl_peel.package_check import PACKAGES, code_digest, own_root
 from fl_peel.plugins import all_added
 from fl_peel.scenario.scenario import Scenario
@@ -32,44 +32,44 @@ from simulations.report.result_files import to_plain
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of a study. data: digest of the devices' data; fresh: what was there before is not read."""
+    """The checkpoints of a study. fresh: what was there before is not read."""
 
     store: Store
-    data: str
+    on_event: OnEvent = silent
     fresh: bool = False
     _written: list[tuple[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
-    def key(self, content: object, modules: Iterable[str] = ()) -> dict[str, Any]:
-        """Return everything that decides the result of a stage. modules: modules that it enters besides our own and
-        those of installed packages.
+    def read(self, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the kept results of stages by name. keys: everything that decides each; of one that is kept of
+        something else an event says so.
         """
-        return {"data": self.data, "decides": content, "code": code_behind(tuple(modules))}
+        results = {}
+        for name, key in keys.items():
+            if self.fresh and (name, key) not in self._written:
+                continue
+            entry = self.store.read(name, key)
+            if entry is not None:
+                results[name] = entry.value["result"]
+                self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
+            elif self.store.others(name, key):
+                self.on_event(
+                    Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
+                )
+        return results
 
-    def read(self, name: str, key: Any) -> Any | None:
-        """The kept result, or None where there is none (or it is damaged)."""
-        if self.fresh and (name, key) not in self._written:
-            return None
-        entry = self.store.read(name, key)
-        return None if entry is None else entry.value["result"]
-
-    def write(self, name: str, key: Any, result: Any, seconds: float) -> None:
-        """Keep a result, whole or not at all."""
-        self.store.write(name, key, to_plain({"seconds": seconds, "result": result}, name))
+    def write(self, name: str, key: Any, result: Any, seconds: float) -> Any:
+        """Keep a result, whole or not at all; returns it as it will be read."""
+        value = to_plain({"seconds": seconds, "result": result}, name)
+        self.store.write(name, key, value)
         self._written.append((name, key))
+        return value["result"]
 
-    def stage(
-        self, name: str, content: object, work: Callable[[], Any], modules: Iterable[str] = ()
-    ) -> tuple[Any, float | None]:
-        """The kept result, or that of ``work``, which is then kept; and the seconds it took, None if it was kept."""
-        key = self.key(content, modules)
-        kept = self.read(name, key)
-        if kept is not None:
-            return kept, None
-        start = time.perf_counter()
-        result = work()
-        seconds = time.perf_counter() - start
-        self.write(name, key, result, seconds)
-        return result, seconds
+
+def stage_key(data: str, content: object, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Return everything that decides the result of a stage. data: digest of the devices' data; content: what the stage
+    says of itself; modules: modules that it enters besides our own and those of installed packages.
+    """
+    return {"data": data, "decides": content, "code": code_behind(tuple(modules))}
 
 
 @cache

@@ -14,13 +14,13 @@ from flwr.serverapp import Grid
 from fl_peel.data.interactions import Splits
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, ScenarioError
-from fl_peel.events import Event, OnEvent, silent
+from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.resumable import CHECKPOINTS, owned_store
-from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
+from simulations.studies.checkpoints import Checkpoints, data_digest, decisive, stage_key
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes
@@ -29,11 +29,14 @@ from strategies.run.stage1_outcome import privacy_plan
 
 @dataclass
 class Study:
-    """One seed of a study. seconds: of every stage, as it was when it was really done."""
+    """One seed of a study. data: digest of the devices' data; seconds: of every stage, as it was when it was really
+    done.
+    """
 
     scenario: Scenario
     paths: RunPaths
     splits: Splits
+    data: str
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
@@ -57,13 +60,16 @@ class Study:
     def stage(self, name: str, decides: object, work: Callable[[], Any], modules: Sequence[str] = ()) -> Any:
         """The result of a stage, kept or done now.
 
-        decides: everything that does, but for the data and the code; modules: as in :meth:`Checkpoints.key`.
+        decides: everything that does, but for the data and the code; modules: as in :func:`stage_key`.
         """
-        result, seconds = self.checkpoints.stage(name, decides, work, modules)
-        if seconds is None:
-            self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
-        else:
-            self.seconds[name] = seconds
+        key = stage_key(self.data, decides, modules)
+        kept = self.checkpoints.read({name: key})
+        if name in kept:
+            return kept[name]
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - start
+        self.checkpoints.write(name, key, result, self.seconds[name])
         return result
 
     def trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -76,12 +82,9 @@ class Study:
             BudgetError: some device can hold no block of the first trial.
             FlPeelError: whatever stopped the server's side, or the engine.
         """
-        keys = {trial.name: self.checkpoints.key(_content(trial)) for trial in trials}
-        results = {name: self.checkpoints.read(name, key) for name, key in keys.items()}
-        missing = [trial for trial in trials if results[trial.name] is None]
-        for trial in trials:
-            if trial not in missing:
-                self.on_event(Event(trial.name, 1, 1, "resumed from an earlier run"))
+        keys = {trial.name: stage_key(self.data, _content(trial)) for trial in trials}
+        results = self.checkpoints.read(keys)
+        missing = [trial for trial in trials if trial.name not in results]
         if missing:
             self._require_plans(missing)
             if self.scenario.pretraining.model != "spectral":
@@ -160,4 +163,6 @@ def open_study(
         paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
         splits = study_splits(scenario, paths)
         with owned_store(folder) as store:
-            yield Study(scenario, paths, splits, Checkpoints(store, data_digest(splits), fresh=fresh), on_event)
+            yield Study(
+                scenario, paths, splits, data_digest(splits), Checkpoints(store, on_event, fresh=fresh), on_event
+            )

@@ -108,6 +108,12 @@ def sweep(
     if space is not None:
         optuna()
     plans = how.planned(settings_of(asked) if space is None else space.edges)
+    first = plans[0].scenario
+    if space is not None and not (first.refinement.rounds and first.data.validation_share):
+        raise ScenarioError(
+            "--search: needs validation recall after the last round, which is not measured; raise "
+            "refinement.rounds and data.validation_share above 0"
+        )
     with owned_store(how.out / CHECKPOINTS) as store:
         if space is None:
             settings = []
@@ -115,7 +121,7 @@ def sweep(
                 settings.append((plan, how.measured(plan, store)))
                 on_event(Event("sweep", number, len(plans), plan.setting.label))
         else:
-            settings = _searched(how, store, space, plans[0].scenario, trials)
+            settings = _searched(how, store, space, trials)
         result = _result([plan for plan, _ in settings], [measured for _, measured in settings], command)
         if looked_for:
             result = replace(result, search=looked_for, trials=trials)
@@ -124,14 +130,9 @@ def sweep(
 
 
 def _searched(
-    how: SweepRunner, store: Store, space: Space, first: Scenario, trials: int
+    how: SweepRunner, store: Store, space: Space, trials: int
 ) -> list[tuple[PlannedSetting, MeasuredSetting]]:
-    """The settings of a search, each once, in the order of trials. first: one of its scenarios."""
-    if not (first.refinement.rounds and first.data.validation_share):
-        raise ScenarioError(
-            "--search: needs validation recall after the last round, which is not measured; raise "
-            "refinement.rounds and data.validation_share above 0"
-        )
+    """The settings of a search, each once, in the order of trials."""
     own = load_scenario(how.source, space.fixed, seed=how.seed)
     tried: dict[Setting, tuple[PlannedSetting, MeasuredSetting]] = {}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,7 +23,6 @@ from fl_peel.attacks.canary import worst_canary
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.store import Store
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
@@ -32,7 +31,7 @@ from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.checkpoints import Checkpoints, data_digest, decisive
+from simulations.studies.checkpoints import Checkpoints, data_digest, decisive, stage_key
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import study_splits
@@ -98,15 +97,19 @@ def audit(
             privacy_plan(row.scenario, paths)
             _require_replay(row)
         with owned_store(frame.out / CHECKPOINTS) as store:
-            kept = AuditCheckpoints.from_frame(frame, store, chosen, paths, settings, names)
-            done_rows = kept.read()
+            checkpoints = Checkpoints(store, frame.on_event, fresh=frame.fresh)
+            keys = {row.name: row_key(row, paths, settings, names) for row in chosen}
+            done_rows = checkpoints.read(keys)
             missing = [row for row in chosen if row.name not in done_rows]
+
+            def save(row: dict[str, Any], seconds: float) -> Any:
+                return checkpoints.write(row["mechanism"], keys[row["mechanism"]], row, seconds)
+
+            def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
+                rows = audited(grid, missing, paths, settings, names, on_event, save)
+                return {row["mechanism"]: row for row in rows}
+
             if missing:
-
-                def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
-                    rows = audited(grid, missing, paths, settings, names, on_event, kept)
-                    return {row["mechanism"]: row for row in rows}
-
                 done_rows |= simulated(scenario, paths, frame.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
     result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
@@ -114,56 +117,14 @@ def audit(
     return result
 
 
-@dataclass(frozen=True)
-class AuditCheckpoints:
-    """Rows of an audit that are done. keys: everything that decides each, by name."""
-
-    checkpoints: Checkpoints
-    keys: Mapping[str, Any]
-    on_event: OnEvent = silent
-
-    @staticmethod
-    def from_frame(
-        frame: Frame,
-        store: Store,
-        rows: Sequence[AuditRow],
-        run_paths: RunPaths,
-        settings: AuditSettings,
-        names: Sequence[str],
-    ) -> AuditCheckpoints:
-        """Find the checkpoint of each row by what decides it: its scenario with the devices' data, what is watched, the
-        attacks, code and versions; not which other rows there are.
-        """
-        watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
-        keys = {}
-        for row in rows:
-            data = data_digest(study_splits(row.scenario, run_paths))
-            evaluation = row.scenario.evaluation.model_dump(mode="json")
-            content = [decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
-            keys[row.name] = Checkpoints(store, data).key(content)
-        return AuditCheckpoints(Checkpoints(store, "", fresh=frame.fresh), keys, frame.on_event)
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Read the rows that are done, by name; where a checkpoint is of something else, an event says so, and the row
-        is run anew.
-        """
-        rows = {}
-        for name, key in self.keys.items():
-            row = self.checkpoints.read(f"audit {name}", key)
-            if row is not None:
-                rows[name] = row
-                self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
-            elif not self.checkpoints.fresh and self.checkpoints.store.others(f"audit {name}", key):
-                self.on_event(
-                    Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
-                )
-        return rows
-
-    def save(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Keep a row; returns it as it is read."""
-        name, key = f"audit {row['mechanism']}", self.keys[row["mechanism"]]
-        self.checkpoints.write(name, key, row, seconds)
-        return self.checkpoints.read(name, key) or row
+def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:
+    """Return everything that decides a row: its scenario with the devices' data, what is watched, the attacks, code and
+    versions; not which other rows there are.
+    """
+    watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
+    evaluation = row.scenario.evaluation.model_dump(mode="json")
+    content = ["audit", decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
+    return stage_key(data_digest(study_splits(row.scenario, paths)), content)
 
 
 def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
@@ -205,10 +166,10 @@ def audited(
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent = silent,
-    kept: AuditCheckpoints | None = None,
+    save: Callable[[dict[str, Any], float], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. kept: where each goes as
-    soon as it is there.
+    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. save: keeps each, with
+    its seconds, as soon as it is there, and returns it as it will be read.
     """
     first = rows[0].scenario
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
@@ -217,7 +178,7 @@ def audited(
     for number, row in enumerate(rows, start=1):
         start = time.perf_counter()
         one = _one(grid, nodes, row, paths, settings, names, on_event)
-        results.append(one if kept is None else kept.save(one, time.perf_counter() - start))
+        results.append(one if save is None else save(one, time.perf_counter() - start))
         on_event(Event("audit", number, len(rows), row.name))
     return results
 

@@ -342,8 +342,8 @@ def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path):
     done = []
 
     def stage(data, content):
-        checkpoints = Checkpoints(Store(tmp_path), data)
-        return checkpoints.stage("one", content, lambda: done.append(1) or len(done))[0]
+        study = studies.Study(None, None, None, data, Checkpoints(Store(tmp_path)))
+        return study.stage("one", content, lambda: done.append(1) or len(done))
 
     assert [stage("a", 1), stage("a", 1), stage("a", 2), stage("b", 1), stage("a", 1)] == [1, 1, 2, 3, 1]
     for entry in Store(tmp_path).entries():
