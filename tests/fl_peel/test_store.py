@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fl_peel import store as module
+from fl_peel.file_lock import locked
 from fl_peel.store import ENTRY, Store
 from tests.helpers.root import ROOT
 
@@ -205,3 +207,19 @@ def test_a_store_has_one_owner_until_that_process_ends(store):
             assert store.strangers() == []
         with store.locked(), pytest.raises(BlockingIOError), store.locked():
             pass
+
+
+def test_who_waited_for_a_lock_whose_file_was_removed_holds_a_new_one(tmp_path):
+    """As who waits while a run ends and clears its folder: two would think that they are alone."""
+    path = tmp_path / "lock"
+
+    def hold() -> bool:
+        with locked(path):
+            return path.exists()
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path):
+            waiting = pool.submit(hold)
+            time.sleep(0.2)
+            path.unlink()
+        assert waiting.result()
