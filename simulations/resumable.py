@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import yaml
 
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
@@ -25,7 +29,6 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import LOCK, Content, Entry, Store
 from simulations.engine.inputs import MODEL
 from simulations.engine.versions import versions
-from simulations.studies.checkpoints import data_digest, fleet_digests
 
 NAME, RUN = ".unfinished", "run"
 """Folder of what a run keeps until it is finished; name of the entry in it whose key is that run."""
@@ -123,6 +126,52 @@ def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
     }
 
 
+def data_digest(splits: Splits | Timeline) -> str:
+    """Digest of the three splits of all devices, or of all that they do as time goes by."""
+    digest = hashlib.blake2b(digest_size=10)
+    if isinstance(splits, Timeline):
+        for column in (splits.users, splits.items, splits.times, splits.edges, splits.before):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+    for part in (splits.train, splits.validation, splits.test):
+        digest.update(np.ascontiguousarray(part.indptr).tobytes())
+        digest.update(np.ascontiguousarray(part.items).tobytes())
+    return f"{splits.num_items}-{digest.hexdigest()}"
+
+
+def fleet_digests(scenario: Scenario) -> list[list[str]]:
+    """Return the digests of the files of a scenario's fleet, one list for each entry."""
+    fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
+    return [_file_digests(entry) for entry in fleet]
+
+
+def _file_digests(entry: str) -> list[str]:
+    """Return the digests of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values
+    that it names.
+
+    Fleets that ship are found with the sources.
+    """
+    path = next((Path(text) for text in (entry, entry.rpartition(":")[0]) if Path(text).is_file()), None)
+    if path is None:
+        return []
+    text = path.read_text(encoding="utf-8-sig")
+    named = {os.path.join(path.parent, os.path.expanduser(word)) for word in _words(yaml.safe_load(text))}
+    files = [path, *(Path(file) for file in sorted(named) if os.path.isfile(file))]
+    return [hashlib.blake2b(file.read_bytes(), digest_size=10).hexdigest() for file in files]
+
+
+def _words(node: object) -> Iterator[str]:
+    """Yield every text value of a YAML document."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from _words(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _words(value)
+
+
 def mark_finished(
     store: Store, results: Path, about: dict[str, Any], value: Any = None, files: Mapping[str, Content] | None = None
 ) -> None:
@@ -168,6 +217,8 @@ __all__ = [
     "NAME",
     "SEED",
     "about_run",
+    "data_digest",
+    "fleet_digests",
     "mark_finished",
     "owned_store",
     "read_finished",

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-
-from fl_peel.data.interactions import Splits
-from fl_peel.data.timeline import Timeline
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.package_check import PACKAGES, code_digest, own_root
 from fl_peel.plugins import all_added
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
 from simulations.report.result_files import to_plain
+from simulations.resumable import fleet_digests
 
 
 @dataclass(frozen=True)
@@ -101,19 +96,6 @@ def _source_files(name: str) -> list[Path] | list[None]:
     return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
 
 
-def data_digest(splits: Splits | Timeline) -> str:
-    """Digest of the three splits of all devices, or of all that they do as time goes by."""
-    digest = hashlib.blake2b(digest_size=10)
-    if isinstance(splits, Timeline):
-        for column in (splits.users, splits.items, splits.times, splits.edges, splits.before):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        return digest.hexdigest()
-    for part in (splits.train, splits.validation, splits.test):
-        digest.update(np.ascontiguousarray(part.indptr).tobytes())
-        digest.update(np.ascontiguousarray(part.items).tobytes())
-    return f"{splits.num_items}-{digest.hexdigest()}"
-
-
 def decisive(scenario: Scenario) -> dict[str, Any]:
     """Return the part of a scenario that decides a study's figures: not its name, not the machine, not the report's own
     parts.
@@ -122,39 +104,6 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
         content.pop(key, None)
     return content | {"device": scenario.engine.device, "fleet files": fleet_digests(scenario)}
-
-
-def fleet_digests(scenario: Scenario) -> list[list[str]]:
-    """Return the digests of the files of a scenario's fleet, one list for each entry."""
-    fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
-    return [_file_digests(entry) for entry in fleet]
-
-
-def _file_digests(entry: str) -> list[str]:
-    """Return the digests of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values
-    that it names.
-
-    Fleets that ship are found with the sources.
-    """
-    path = next((Path(text) for text in (entry, entry.rpartition(":")[0]) if Path(text).is_file()), None)
-    if path is None:
-        return []
-    text = path.read_text(encoding="utf-8-sig")
-    named = {os.path.join(path.parent, os.path.expanduser(word)) for word in _words(yaml.safe_load(text))}
-    files = [path, *(Path(file) for file in sorted(named) if os.path.isfile(file))]
-    return [hashlib.blake2b(file.read_bytes(), digest_size=10).hexdigest() for file in files]
-
-
-def _words(node: object) -> Iterator[str]:
-    """Yield every text value of a YAML document."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for value in node.values():
-            yield from _words(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _words(value)
 
 
 def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:

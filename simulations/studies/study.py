@@ -19,8 +19,8 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_data, check_devices, require_items
-from simulations.resumable import CHECKPOINTS, owned_store
-from simulations.studies.checkpoints import Checkpoints, data_digest, decisive, stage_key
+from simulations.resumable import CHECKPOINTS, data_digest, owned_store
+from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes

@@ -240,8 +240,7 @@ def populations(study: Study) -> list[Variation]:
     for number in POPULATIONS:
         people = Population(base.seed, number, NUM_ITEMS, num_groups=WORLDS)
         folder = study.checkpoints.store.folder / f"population-{number}-{base.seed}"
-        if not (folder / "num_items.npy").is_file():  # the last that is written
-            people.write(folder)
+        people.write(folder)  # each time: nobody has checked what lies there
         data = {"name": None, "path": str(folder.absolute()), "min_rating": None}
         noised = {"delta": min(base.privacy.delta, 0.1 / number)}
         for words, privacy in (

@@ -26,12 +26,12 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
-from simulations.resumable import CHECKPOINTS, owned_store
+from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.checkpoints import Checkpoints, data_digest, decisive, stage_key
+from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
 from simulations.studies.study import study_splits

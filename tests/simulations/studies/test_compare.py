@@ -476,7 +476,7 @@ def test_a_fleet_with_one_budget_has_it(scenario, tmp_path):
 
 def test_the_data_decides_too():
     from fl_peel.data.interactions import Splits
-    from simulations.studies.checkpoints import data_digest
+    from simulations.resumable import data_digest
 
     items = UserItems(np.array([0, 2]), np.array([1, 2], np.int32))
     other = UserItems(np.array([0, 2]), np.array([1, 3], np.int32))
