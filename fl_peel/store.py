@@ -95,6 +95,7 @@ class Store:
             entry = _entry(place)
             for file in entry.files.values():
                 if _digest(_chunks(file)) != file.name:
+                    file.unlink()  # so that it is written again
                     raise ValueError("a digest does not fit")
         except DAMAGED as error:
             self.on_damaged(f"{place}: damaged ({str(error)[:80] or type(error).__name__})")
@@ -127,8 +128,10 @@ class Store:
         for place in self._folders():
             try:
                 entries.append(_entry(place))
+            except FileNotFoundError:  # it is being written, or removed
+                continue
             except DAMAGED:
-                entries.append(Entry(place.name, "damaged", None, {}, place.stat().st_mtime, place))
+                entries.append(Entry(place.name, "damaged", None, {}, 0.0, place))
         return sorted(entries, key=lambda entry: entry.made)
 
     def others(self, name: str, key: Any = None) -> bool:
