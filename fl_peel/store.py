@@ -14,7 +14,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,7 @@ that those of one file are in memory at a time.
 """
 ENTRY, LOCK, PART = "entry", "lock", ".part"
 _FOLDER = re.compile(r".+-[0-9a-f]{16}")
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES, MOST_AT_ONCE = 1 << 20, 16
 DAMAGED = (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, SafetensorError)
 """What reading an entry may raise that is not as it was written."""
 _DTYPES = {
@@ -116,7 +117,9 @@ class Store:
                 listed = {path: _put(place, content) for path, content in (files or {}).items()}
                 content = {"name": name, "key": key, "made": time.time(), "value": value, "files": listed}
                 data = json.dumps(content).encode()
-                _replace(place / ENTRY, iter((_digest([data]).encode() + b"\n", data)))
+                _finish(list(place.glob(f"*{PART}")))
+                _write(place / f"{ENTRY}{PART}", [_digest([data]).encode() + b"\n", data])
+                _finish([place / f"{ENTRY}{PART}"])
             finally:
                 _sweep(place)
 
@@ -183,23 +186,36 @@ def _entry(place: Path) -> Entry:
 
 
 def _put(place: Path, content: Content) -> str:
-    """Write a file, unless it is there; return its name."""
+    """Write a file aside, unless it is there; return its name."""
     made = content() if callable(content) else content
     name = _digest(_chunks(made))
     if not (place / name).exists():
-        _replace(place / name, _chunks(made))
+        _write(place / f"{name}{PART}", _chunks(made))
     return name
 
 
-def _replace(path: Path, chunks: Iterator[bytes | memoryview]) -> None:
-    """Write a file aside, bring it to the disk, and rename it."""
-    part = path.parent / PART
-    with part.open("wb") as file:
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    with path.open("wb") as file:
         for chunk in chunks:
             file.write(chunk)
-        file.flush()
+
+
+def _finish(parts: list[Path]) -> None:
+    """Bring files to the disk, and give them their names."""
+    _at_once(_sync, parts)
+    for part in parts:
+        os.replace(part, part.with_suffix(""))
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(part, path)
+
+
+def _at_once(work: Callable[[Path], None], files: list[Path]) -> None:
+    """Do the same with many files: a disk that is asked for one after the other takes much longer."""
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        list(pool.map(work, files))
 
 
 def _sweep(place: Path) -> None:
@@ -207,12 +223,10 @@ def _sweep(place: Path) -> None:
     listed: set[str] = set()
     with suppress(*DAMAGED):
         listed = {file.name for file in _entry(place).files.values()}
-    for file in place.iterdir():
-        if file.name not in {ENTRY, *listed}:
-            file.unlink(missing_ok=True)
+    _at_once(Path.unlink, [file for file in place.iterdir() if file.name not in {ENTRY, *listed}])
 
 
-def _digest(chunks: Iterator[bytes | memoryview] | list[bytes]) -> str:
+def _digest(chunks: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for chunk in chunks:
         digest.update(chunk)
