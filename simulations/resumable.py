@@ -21,12 +21,14 @@ import yaml
 
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
+from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ReportError
 from fl_peel.file_lock import NO_LOCKS
 from fl_peel.json_codec import laid_flat
 from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import LOCK, Content, Entry, Store
+from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import MODEL
 from simulations.engine.versions import versions
 
@@ -93,7 +95,7 @@ def resumable_folder(
         differs = what_differs(kept.key, about) if kept is not None else ""
         if differs:
             raise ReportError(
-                f"{out}: holds an unfinished run, with {differs}; give another --out, or --fresh to start from scratch"
+                f"{out}: holds an unfinished run, with {differs}; give another --out, or --fresh, which discards it"
             )
         try:
             if kept is None:
@@ -124,6 +126,13 @@ def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
         "code": code_digest(own_root()),
         "versions": versions(),
     }
+
+
+def about_seed(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
+    """Return the same of one of several seeds, whose data is read for it."""
+    with run_folder() as run_dir:
+        read = device_splits if scenario.data.timeline is None else device_timeline
+        return about_run(scenario, read(scenario, data_folder(data_dir), str(run_dir)))
 
 
 def data_digest(splits: Splits | Timeline) -> str:
@@ -217,6 +226,7 @@ __all__ = [
     "NAME",
     "SEED",
     "about_run",
+    "about_seed",
     "data_digest",
     "fleet_digests",
     "mark_finished",

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.serverapp import Grid
 
 from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
-from fl_peel.device_storage import device_splits
 from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.model.model import load
@@ -42,7 +41,7 @@ from simulations.report.result_writer import write_results
 from simulations.resumable import (
     CHECKPOINTS,
     SEED,
-    about_run,
+    about_seed,
     mark_finished,
     owned_store,
     read_finished,
@@ -159,7 +158,7 @@ def run_seeds(
             one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
             place = out / f"{SEED}{number}"
             on_seed_event = with_seed(number, on_event)
-            about = _about(one, data_dir)
+            about = about_seed(one, data_dir)
             if not fresh and read_finished(store, place, about):
                 on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
                 result = read_report(place)
@@ -182,12 +181,6 @@ def run_seeds(
         write_seeds(out, together)
         store.remove(SEED)
     return together
-
-
-def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Return what identifies a scenario's run, with its data."""
-    with run_folder() as run_dir:
-        return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
 
 
 def save(

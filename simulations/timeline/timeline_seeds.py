@@ -11,20 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.callbacks import Callback
-from fl_peel.device_storage import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.json_codec import to_plain
 from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.seeds import METHOD, Figure, figure_text
-from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import require_folders
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.result_files import json_bytes
 from simulations.report.result_writer import write_results
 from simulations.report.tables.table_view import TableView
-from simulations.resumable import CHECKPOINTS, SEED, about_run, mark_finished, owned_store, read_finished
+from simulations.resumable import CHECKPOINTS, SEED, about_seed, mark_finished, owned_store, read_finished
 from simulations.timeline.run_timeline import run_with_replicates
 from simulations.timeline.timeline_labels import BASES, LABELS
 from strategies.timeline.schema import TimelineResult
@@ -79,7 +77,7 @@ def run_timeline_seeds(
         for number in range(scenario.seed, scenario.seed + seeds):
             one = scenario.model_copy(update={"seed": number})
             place, on_seed_event = out / f"{SEED}{number}", with_seed(number, on_event)
-            about = _about(one, data_dir)
+            about = about_seed(one, data_dir)
             kept = None if fresh else read_finished(store, place, about)
             if kept is not None:
                 on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
@@ -102,12 +100,6 @@ def run_timeline_seeds(
         write_timeline_seeds(out, together)
         store.remove(SEED)
     return together
-
-
-def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Return what identifies a scenario's timeline, with its data."""
-    with run_folder() as run_dir:
-        return about_run(scenario, device_timeline(scenario, data_folder(data_dir), str(run_dir)))
 
 
 def timeline_seeds(
