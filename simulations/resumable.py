@@ -1,72 +1,116 @@
-"""The folder of a run that is not finished: what it has done so far, and which run it is.
+"""What a folder of results keeps of work that is not finished, and which work it is.
 
-It lies in the folder that results go to and is gone when they are there. The same command goes on from it; one whose
-scenario, data, fleet or version differs is refused with a line that says what differs. Of several seeds, those that are
-done are marked with the same description, until all are.
+It is a :class:`fl_peel.store.Store` in that folder. That of a run is gone when its results are there. The same command
+goes on from it; a run whose scenario, data, fleet or version differs is refused with a line that says what differs. Of
+several seeds or settings, those that are done are known by the digests of their results.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
+import numpy as np
+import yaml
 
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
-from fl_peel.errors import FlPeelError, ReportError
+from fl_peel.device_storage import device_splits, device_timeline
+from fl_peel.errors import ReportError
+from fl_peel.file_lock import NO_LOCKS
 from fl_peel.json_codec import laid_flat
 from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.folders import OWNER, Owner
+from fl_peel.store import LOCK, Content, Entry, Store
+from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import MODEL
 from simulations.engine.versions import versions
-from simulations.report.result_files import json_bytes, write_files
-from simulations.studies.checkpoints import data_digest, fleet_digests
 
-Done = TypeVar("Done")
-NAME = ".unfinished"
-ABOUT = "about.json"
-DONE = ".done.json"
+NAME, RUN = ".unfinished", "run"
+"""Folder of what a run keeps until it is finished; name of the entry in it whose key is that run."""
+CHECKPOINTS = "checkpoints"
+"""Folder of the rows of studies that are done, of seeds and of settings, in that of their results."""
+SEED = "seed-"
+"""Prefix of the names of the folders of seeds."""
+READ_AGAIN = ("report.json", "per-device.parquet", "seeds.json", "timeline.json")
+"""Files of results that are read when a seed or a setting is not run again."""
+
+
+@contextmanager
+def owned_store(folder: Path) -> Iterator[Store]:
+    """A store in a folder of results, held as by the one process that writes there; the folder is gone afterwards where
+    nothing is in it.
+
+    Raises:
+        ReportError: another process holds it, or it cannot be written.
+    """
+    store = Store(folder)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(store.locked())
+        except BlockingIOError:
+            raise ReportError(
+                f"{folder.parent}: another process is writing a run there; wait for it, or give another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise ReportError(f"{folder}: cannot write here ({error}); give another --out") from error
+        try:
+            yield store
+        finally:
+            if folder.is_dir() and {one.name for one in folder.iterdir()} <= {LOCK}:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
 def resumable_folder(
     out: Path | None, scenario: Scenario, splits: Splits | Timeline, *, fresh: bool = False
 ) -> Iterator[str]:
-    """The folder ("" where there is no ``out``), in which an earlier try of the same run may have left something; gone
-    when the block ends well, and left as it is when it does not. fresh: what is there is removed first.
+    """The folder ("" where there is no ``out``) of the checkpoints of a run, in which an earlier try may have left
+    some; gone when the block ends well, and left as it is when it does not. fresh: what is there is removed first.
 
     Raises:
-        ReportError: another run is at work there, or it holds what another run has left.
+        ReportError: another process works there, or it holds what another run has left, or files of somebody else.
     """
     if out is None:
         yield ""
         return
-    folder = out / NAME
-    _refuse_a_second(folder)
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    about = about_run(scenario, splits)
-    differs = what_differs(folder, about)
-    if differs:
+    strangers = [name for name in Store(out / NAME).strangers() if name != MODEL]
+    if strangers:
         raise ReportError(
-            f"{out}: holds an unfinished run, with {differs}; give --fresh to start from scratch, or another --out"
+            f"{out / NAME / strangers[0]}: this version of fl-peel did not write it; move {NAME} elsewhere, or give "
+            "another --out"
         )
-    owner = dataclasses.asdict(Owner.from_process(psutil.Process()))
-    write_files(folder, {ABOUT: json_bytes(about), OWNER: json_bytes(owner)})
-    try:
-        yield str(folder)
-    except BaseException:
-        (folder / OWNER).unlink(missing_ok=True)
-        if {one.name for one in folder.iterdir()} <= {ABOUT}:  # it came to nothing
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    with owned_store(out / NAME) as store:
+        if fresh:
+            store.remove()
+        about = about_run(scenario, splits)
+        kept = next((entry for entry in store.entries() if entry.name == RUN), None)
+        differs = what_differs(kept.key, about) if kept is not None else ""
+        if differs:
+            raise ReportError(
+                f"{out}: holds an unfinished run, with {differs}; give another --out, or --fresh, which discards it"
+            )
+        try:
+            if kept is None:
+                store.remove()  # nobody knows what it is of
+                store.write(RUN, about)
+        except OSError as error:
+            raise ReportError(f"{out}: cannot write here ({error}); give another --out") from error
+        done = False
+        try:
+            yield str(store.folder)
+            done = True
+        finally:
+            if done or all(entry.name == RUN for entry in store.entries()):  # or it came to nothing
+                store.remove()
+                shutil.rmtree(store.folder / MODEL, ignore_errors=True)
 
 
 def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
@@ -84,38 +128,86 @@ def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:
     }
 
 
-def mark_completed(out: Path, about: dict[str, Any]) -> None:
-    """Mark a folder of results with the run that it is of."""
-    write_files(out, {DONE: json_bytes(about)})
+def about_seed(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
+    """Return the same of one of several seeds, whose data is read for it."""
+    with run_folder() as run_dir:
+        read = device_splits if scenario.data.timeline is None else device_timeline
+        return about_run(scenario, read(scenario, data_folder(data_dir), str(run_dir)))
 
 
-def is_completed(out: Path, about: dict[str, Any]) -> bool:
-    """Return whether a folder is marked as having the results of just this run."""
-    try:
-        described = json.loads((out / DONE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(described == json.loads(json.dumps(about)))
+def data_digest(splits: Splits | Timeline) -> str:
+    """Digest of the three splits of all devices, or of all that they do as time goes by."""
+    digest = hashlib.blake2b(digest_size=10)
+    if isinstance(splits, Timeline):
+        for column in (splits.users, splits.items, splits.times, splits.edges, splits.before):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+    for part in (splits.train, splits.validation, splits.test):
+        digest.update(np.ascontiguousarray(part.indptr).tobytes())
+        digest.update(np.ascontiguousarray(part.items).tobytes())
+    return f"{splits.num_items}-{digest.hexdigest()}"
 
 
-def read_completed(out: Path, about: dict[str, Any], read: Callable[[], Done]) -> Done | None:
-    """Read a folder with the results of just this run; return None where it has none, or its files are damaged."""
-    if not is_completed(out, about):
-        return None
-    try:
-        return read()
-    except FlPeelError:
-        return None
+def fleet_digests(scenario: Scenario) -> list[list[str]]:
+    """Return the digests of the files of a scenario's fleet, one list for each entry."""
+    fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
+    return [_file_digests(entry) for entry in fleet]
 
 
-def what_differs(folder: Path, about: dict[str, Any]) -> str:
-    """Return what differs from the folder, in words; "" where nothing does, or nothing readable was left."""
-    try:
-        there = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    if not isinstance(there, dict) or not there.keys() >= about.keys():
-        return ""
+def _file_digests(entry: str) -> list[str]:
+    """Return the digests of a fleet file, whole or one class of it (``fleet.yaml:class``), and of the traces and values
+    that it names.
+
+    Fleets that ship are found with the sources.
+    """
+    path = next((Path(text) for text in (entry, entry.rpartition(":")[0]) if Path(text).is_file()), None)
+    if path is None:
+        return []
+    text = path.read_text(encoding="utf-8-sig")
+    named = {os.path.join(path.parent, os.path.expanduser(word)) for word in _words(yaml.safe_load(text))}
+    files = [path, *(Path(file) for file in sorted(named) if os.path.isfile(file))]
+    return [hashlib.blake2b(file.read_bytes(), digest_size=10).hexdigest() for file in files]
+
+
+def _words(node: object) -> Iterator[str]:
+    """Yield every text value of a YAML document."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from _words(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _words(value)
+
+
+def mark_finished(
+    store: Store, results: Path, about: dict[str, Any], value: Any = None, files: Mapping[str, Content] | None = None
+) -> None:
+    """Keep that a folder has the results of just this run. value, files: what else is kept of it, as in
+    :meth:`fl_peel.store.Store.write`.
+    """
+    with suppress(OSError):  # it will be run again
+        store.write(results.name, about, {"results": _digests(results), "value": value}, files)
+
+
+def read_finished(store: Store, results: Path, about: dict[str, Any]) -> Entry | None:
+    """Return what was kept of a run, if its folder has its results as they were written."""
+    entry = store.read(results.name, about)
+    return entry if entry is not None and entry.value["results"] == _digests(results) else None
+
+
+def _digests(results: Path) -> dict[str, str]:
+    """Return the digests of the files of results that are read again."""
+    files = [file for file in sorted(results.rglob("*")) if file.name in READ_AGAIN]
+    return {
+        file.relative_to(results).as_posix(): hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        for file in files
+    }
+
+
+def what_differs(there: dict[str, Any], about: dict[str, Any]) -> str:
+    """Return by what another run differs from one, in words; "" where by nothing."""
     for what, mine in json.loads(json.dumps(about)).items():
         theirs = there.get(what)
         if theirs == mine:
@@ -129,26 +221,17 @@ def what_differs(folder: Path, about: dict[str, Any]) -> str:
     return ""
 
 
-def _refuse_a_second(folder: Path) -> None:
-    try:
-        owner = Owner(**json.loads((folder / OWNER).read_text(encoding="utf-8")))
-        at_work = not owner.is_gone() and owner != Owner.from_process(psutil.Process())
-    except (OSError, ValueError, TypeError):
-        return
-    if at_work:
-        raise ReportError(
-            f"{folder.parent}: process {owner.pid} of {owner.machine.split()[0]} is writing a run there; wait for it, "
-            f"or give another --out (if that machine is gone, remove {folder})"
-        )
-
-
 __all__ = [
-    "DONE",
+    "CHECKPOINTS",
     "NAME",
+    "SEED",
     "about_run",
-    "is_completed",
-    "mark_completed",
-    "read_completed",
+    "about_seed",
+    "data_digest",
+    "fleet_digests",
+    "mark_finished",
+    "owned_store",
+    "read_finished",
     "resumable_folder",
     "what_differs",
 ]

@@ -13,13 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.serverapp import Grid
 
 from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
-from fl_peel.device_storage import device_splits
 from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.model.model import load
@@ -39,7 +38,15 @@ from simulations.engine.inputs import (
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.report.result_writer import write_results
-from simulations.resumable import DONE, about_run, mark_completed, read_completed, resumable_folder
+from simulations.resumable import (
+    CHECKPOINTS,
+    SEED,
+    about_seed,
+    mark_finished,
+    owned_store,
+    read_finished,
+    resumable_folder,
+)
 from simulations.scenario_files import load_scenario
 from simulations.trackers.registry import watched
 from simulations.trackers.tracked_figures import figures_on_test
@@ -134,6 +141,7 @@ def run_seeds(
     """
     from simulations.differences.seed_runs import SeedRuns
     from simulations.differences.seeds import seeds_result, write_seeds
+    from simulations.report.run_files import read_report
 
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
@@ -144,53 +152,35 @@ def run_seeds(
     out = require_folders(out, scenario, seeds)
     scenario = checked(scenario, out, working_dir=Path.cwd())
     evaluation = scenario.evaluation.model_copy(update={"per_device": True})
-    by_seed = []
-    for number in range(scenario.seed, scenario.seed + seeds):
-        one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
-        place = out / f"seed-{number}"
-        on_seed_event = with_seed(number, on_event)
-        about = _about(one, data_dir)
-        result = None if fresh else _completed_before(place, about)
-        if result is None:
-            result = run(
-                one,
-                data_dir=data_dir,
-                out=place,
-                cache_dir=cache_dir,
-                on_event=on_seed_event,
-                callbacks=callbacks,
-                command=command,
-                fresh=fresh,
-            )
-            mark_completed(place, about)
-        else:
-            on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
-        by_seed.append((number, result, PerDevice.read(place / FILE)))
-    numbers, results, devices = zip(*by_seed, strict=True)
-    runs = SeedRuns(str(out), numbers, devices, results[0].scenario)
-    together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
-    write_seeds(out, together)
-    for number in numbers:
-        (out / f"seed-{number}" / DONE).unlink(missing_ok=True)
+    with owned_store(out / CHECKPOINTS) as store:
+        by_seed = []
+        for number in range(scenario.seed, scenario.seed + seeds):
+            one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
+            place = out / f"{SEED}{number}"
+            on_seed_event = with_seed(number, on_event)
+            about = about_seed(one, data_dir)
+            if not fresh and read_finished(store, place, about):
+                on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
+                result = read_report(place)
+            else:
+                result = run(
+                    one,
+                    data_dir=data_dir,
+                    out=place,
+                    cache_dir=cache_dir,
+                    on_event=on_seed_event,
+                    callbacks=callbacks,
+                    command=command,
+                    fresh=fresh,
+                )
+                mark_finished(store, place, about)
+            by_seed.append((number, result, PerDevice.read(place / FILE)))
+        numbers, results, devices = zip(*by_seed, strict=True)
+        runs = SeedRuns(str(out), numbers, devices, results[0].scenario)
+        together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
+        write_seeds(out, together)
+        store.remove(SEED)
     return together
-
-
-def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Return what identifies a scenario's run, with its data."""
-    with run_folder() as run_dir:
-        return about_run(scenario, device_splits(scenario, data_folder(data_dir), str(run_dir)))
-
-
-def _completed_before(place: Path, about: dict[str, Any]) -> RunResult | None:
-    """The result of this very run that lies there; None where none does, or its files are damaged."""
-
-    from simulations.report.run_files import read_report
-
-    def read() -> RunResult:
-        PerDevice.read(place / FILE)
-        return read_report(place / "report.json")
-
-    return read_completed(place, about, read)
 
 
 def save(

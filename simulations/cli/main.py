@@ -18,6 +18,7 @@ import typer
 from fl_peel import __version__
 from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
+from simulations.cli.cache import cache
 from simulations.cli.console import one_line
 from simulations.cli.data import data_app
 from simulations.cli.demo import demo, report
@@ -52,6 +53,7 @@ app.command()(export)
 app.command(name="serve-device")(serve_device)
 app.command()(deploy)
 app.command()(report)
+app.command()(cache)
 
 
 def _version(wanted: bool) -> None:

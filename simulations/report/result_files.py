@@ -8,14 +8,18 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fl_peel.errors import ReportError
+from fl_peel.file_lock import owned_folder, remove_abandoned
+
+STAGING = ".report-"
+"""Prefix of the name of a folder in which files are written before they are moved."""
 
 
 def to_plain(value: Any, where: str = "result") -> Any:
@@ -68,26 +72,26 @@ def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iter
     """
     is_new = not out_dir.exists()
     place = out_dir.parent if is_new else out_dir
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".report-", dir=place))
-    except OSError as error:
-        raise ReportError(f"{out_dir}: cannot write here ({error}); give another --out") from error
-    try:
-        for name, data in contents.items():
-            file = staging / "new" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(data, Path):
-                _linked_or_copied(data, file)
-            else:
-                file.write_bytes(data)
-        if not (is_new and _renamed(staging / "new", out_dir)):
-            _replace_all(staging, out_dir, list(contents), list(stale))
-        return [out_dir / name for name in contents]
-    except OSError as error:
-        raise ReportError(f"{out_dir}: cannot write ({error}); the old files are as they were") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(owned_folder(place, STAGING))
+        except OSError as error:
+            raise ReportError(f"{out_dir}: cannot write here ({error}); give another --out") from error
+        try:
+            for name, data in contents.items():
+                file = staging / "new" / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(data, Path):
+                    _linked_or_copied(data, file)
+                else:
+                    file.write_bytes(data)
+            if not (is_new and _renamed(staging / "new", out_dir)):
+                _replace_all(staging, out_dir, list(contents), list(stale))
+        except OSError as error:
+            raise ReportError(f"{out_dir}: cannot write ({error}); the old files are as they were") from error
+    remove_abandoned(place, STAGING)
+    return [out_dir / name for name in contents]
 
 
 def _linked_or_copied(source: Path, target: Path) -> None:

@@ -14,29 +14,29 @@ from flwr.serverapp import Grid
 from fl_peel.data.interactions import Splits
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, ScenarioError
-from fl_peel.events import Event, OnEvent, silent
+from fl_peel.events import OnEvent, silent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_data, check_devices, require_items
-from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
-from simulations.studies.sources import plugin_modules
+from simulations.resumable import CHECKPOINTS, data_digest, owned_store
+from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
 
-FEDERATED = ("strategies.evaluation.trials", "clients.client_app")
-"""Modules that a federated trial enters: the server's side and the nodes'."""
-
 
 @dataclass
 class Study:
-    """One seed of a study. seconds: of every stage, as it was when it was really done."""
+    """One seed of a study. data: digest of the devices' data; seconds: of every stage, as it was when it was really
+    done.
+    """
 
     scenario: Scenario
     paths: RunPaths
     splits: Splits
+    data: str
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
@@ -57,16 +57,19 @@ class Study:
             self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
         return self._prepared[0]
 
-    def stage(self, name: str, decides: object, modules: Sequence[str], work: Callable[[], Any]) -> Any:
+    def stage(self, name: str, decides: object, work: Callable[[], Any], modules: Sequence[str] = ()) -> Any:
         """The result of a stage, kept or done now.
 
-        decides: everything that does, but for the data and the sources; modules: that the work enters.
+        decides: everything that does, but for the data and the code; modules: as in :func:`stage_key`.
         """
-        result, seconds = self.checkpoints.stage(name, decides, modules, work)
-        if seconds is None:
-            self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
-        else:
-            self.seconds[name] = seconds
+        key = stage_key(self.data, decides, modules)
+        kept = self.checkpoints.read({name: key})
+        if name in kept:
+            return kept[name]
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = time.perf_counter() - start
+        self.checkpoints.write(name, key, result, self.seconds[name])
         return result
 
     def trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -79,13 +82,9 @@ class Study:
             BudgetError: some device can hold no block of the first trial.
             FlPeelError: whatever stopped the server's side, or the engine.
         """
-        modules = (*FEDERATED, *plugin_modules())
-        paths = {trial.name: self.checkpoints.path(trial.name, _content(trial), modules) for trial in trials}
-        results = {name: self.checkpoints.read(path) for name, path in paths.items()}
-        missing = [trial for trial in trials if results[trial.name] is None]
-        for trial in trials:
-            if trial not in missing:
-                self.on_event(Event(trial.name, 1, 1, "resumed from an earlier run"))
+        keys = {trial.name: stage_key(self.data, _content(trial)) for trial in trials}
+        results = self.checkpoints.read(keys)
+        missing = [trial for trial in trials if trial.name not in results]
         if missing:
             self._require_plans(missing)
             if self.scenario.pretraining.model != "spectral":
@@ -97,7 +96,7 @@ class Study:
                 if trial is trials[0] and "note" in result:
                     raise BudgetError(result["note"])
                 seconds = time.perf_counter() - start
-                self.checkpoints.write(paths[trial.name], result, seconds)
+                self.checkpoints.write(trial.name, keys[trial.name], result, seconds)
                 self.seconds[trial.name] = seconds
                 start = time.perf_counter()
 
@@ -163,4 +162,7 @@ def open_study(
     with run_folder() as run_dir:
         paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
         splits = study_splits(scenario, paths)
-        yield Study(scenario, paths, splits, Checkpoints(folder, data_digest(splits), fresh=fresh), on_event)
+        with owned_store(folder) as store:
+            yield Study(
+                scenario, paths, splits, data_digest(splits), Checkpoints(store, on_event, fresh=fresh), on_event
+            )

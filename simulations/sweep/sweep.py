@@ -12,10 +12,11 @@ from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import Store
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
-from simulations.resumable import DONE, about_run, mark_completed, read_completed
+from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
 from simulations.sweep.schema import SweepResult
@@ -55,14 +56,12 @@ class SweepRunner:
         """Plan settings, as :func:`planned` does."""
         return planned(self.source, settings, self.out, self.seeds, self.seed, self.data_dir)
 
-    def measured(self, plan: PlannedSetting) -> MeasuredSetting:
-        """Run a setting, or read what an earlier sweep has left of it."""
+    def measured(self, plan: PlannedSetting, store: Store) -> MeasuredSetting:
+        """Run a setting, or read what an earlier sweep has left of it. store: which settings are done."""
         on_setting_event = _with_setting(plan.setting, self.on_event)
-        measured = None if self.fresh else _completed_before(plan)
-        if measured is not None:
+        if not self.fresh and read_finished(store, plan.folder, plan.about):
             on_setting_event(Event("report", 1, 1, "resumed from an earlier sweep"))
-            return measured
-        (plan.folder / DONE).unlink(missing_ok=True)  # of other runs there, which are replaced now
+            return MeasuredSetting.read(plan.folder, plan.setting)
         run_seeds(
             plan.scenario,
             seeds=self.seeds,
@@ -74,9 +73,8 @@ class SweepRunner:
             command=self.command,
             fresh=self.fresh,
         )
-        measured = MeasuredSetting.read(plan.folder, plan.setting)
-        mark_completed(plan.folder, plan.about)
-        return measured
+        mark_finished(store, plan.folder, plan.about)
+        return MeasuredSetting.read(plan.folder, plan.setting)
 
 
 def sweep(
@@ -106,37 +104,42 @@ def sweep(
     """
     how = SweepRunner(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
     looked_for = tuple(searched)
-    if looked_for:
-        settings = _searched(how, space_of(looked_for, asked), trials)
-    else:
-        settings = []
-        plans = how.planned(settings_of(asked))
-        for number, plan in enumerate(plans, start=1):
-            settings.append((plan, how.measured(plan)))
-            on_event(Event("sweep", number, len(plans), plan.setting.label))
-    result = _result([plan for plan, _ in settings], [measured for _, measured in settings], command)
-    if looked_for:
-        result = replace(result, search=looked_for, trials=trials)
-    write_sweep(how.out, result)
-    return result
-
-
-def _searched(how: SweepRunner, space: Space, trials: int) -> list[tuple[PlannedSetting, MeasuredSetting]]:
-    """The settings of a search, each once, in the order of trials."""
-    optuna()
-    first = how.planned(space.edges)[0].scenario
-    if not (first.refinement.rounds and first.data.validation_share):
+    space = space_of(looked_for, asked) if looked_for else None
+    if space is not None:
+        optuna()
+    plans = how.planned(settings_of(asked) if space is None else space.edges)
+    first = plans[0].scenario
+    if space is not None and not (first.refinement.rounds and first.data.validation_share):
         raise ScenarioError(
             "--search: needs validation recall after the last round, which is not measured; raise "
             "refinement.rounds and data.validation_share above 0"
         )
+    with owned_store(how.out / CHECKPOINTS) as store:
+        if space is None:
+            settings = []
+            for number, plan in enumerate(plans, start=1):
+                settings.append((plan, how.measured(plan, store)))
+                on_event(Event("sweep", number, len(plans), plan.setting.label))
+        else:
+            settings = _searched(how, store, space, trials)
+        result = _result([plan for plan, _ in settings], [measured for _, measured in settings], command)
+        if looked_for:
+            result = replace(result, search=looked_for, trials=trials)
+        write_sweep(how.out, result)
+    return result
+
+
+def _searched(
+    how: SweepRunner, store: Store, space: Space, trials: int
+) -> list[tuple[PlannedSetting, MeasuredSetting]]:
+    """The settings of a search, each once, in the order of trials."""
     own = load_scenario(how.source, space.fixed, seed=how.seed)
     tried: dict[Setting, tuple[PlannedSetting, MeasuredSetting]] = {}
 
     def validation_of(setting: Setting) -> float:
         if setting not in tried:
             (plan,) = how.planned([setting])
-            tried[setting] = plan, how.measured(plan)
+            tried[setting] = plan, how.measured(plan, store)
         reached = tried[setting][1].validation
         if reached is None:
             raise ScenarioError(f"--search: {setting.label} has no validation recall; give another --search")
@@ -191,13 +194,6 @@ def planned(
             about = about_run(one, splits) | {"seeds": seeds}
         plans.append(PlannedSetting(setting, one, folder, about))
     return plans
-
-
-def _completed_before(plan: PlannedSetting) -> MeasuredSetting | None:
-    """Return what an earlier sweep has left of this very setting; None where there is nothing, or its files are
-    damaged.
-    """
-    return read_completed(plan.folder, plan.about, lambda: MeasuredSetting.read(plan.folder, plan.setting))
 
 
 def _with_setting(setting: Setting, on_event: OnEvent) -> OnEvent:

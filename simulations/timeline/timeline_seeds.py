@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.callbacks import Callback
-from fl_peel.device_storage import device_timeline
-from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.json_codec import to_plain
+from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.scenario.scenario import Scenario
 from simulations.differences.seeds import METHOD, Figure, figure_text
-from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import require_folders
 from simulations.report.render import provenance, render, scenario_name
 from simulations.report.result_files import json_bytes
 from simulations.report.result_writer import write_results
 from simulations.report.tables.table_view import TableView
-from simulations.resumable import DONE, about_run, mark_completed, read_completed
+from simulations.resumable import CHECKPOINTS, SEED, about_seed, mark_finished, owned_store, read_finished
 from simulations.timeline.run_timeline import run_with_replicates
 from simulations.timeline.timeline_labels import BASES, LABELS
-from strategies.run.checkpoints import DAMAGED, opened, seal
 from strategies.timeline.schema import TimelineResult
 
 Doubles = NDArray[np.float64]
-NAME = "timeline-seeds"
-WHOLE = ".whole.kept"
-"""Suffix of the file that holds a finished seed until all seeds are finished: its result and its replicates."""
+NAME, REPLICATES = "timeline-seeds", "replicates"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,52 +73,33 @@ def run_timeline_seeds(
     """
     out = require_folders(out, scenario, seeds)
     results, drawn = [], []
-    for number in range(scenario.seed, scenario.seed + seeds):
-        one = scenario.model_copy(update={"seed": number})
-        place, on_seed_event = out / f"seed-{number}", with_seed(number, on_event)
-        about = _about(one, data_dir)
-        outcome = None if fresh else read_completed(place, about, partial(_read_whole, place))
-        if outcome is None:
-            outcome = run_with_replicates(
-                one,
-                data_dir=data_dir,
-                out=place,
-                on_event=on_seed_event,
-                callbacks=callbacks,
-                command=command,
-                fresh=fresh,
-            )
-            seal(place / WHOLE, outcome)
-            mark_completed(place, about)
-        else:
-            on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
-        results.append(outcome[0])
-        drawn.append(outcome[1])
-    together = timeline_seeds(results, drawn, command)
-    write_timeline_seeds(out, together)
-    for result in results:
-        for name in (DONE, WHOLE):
-            (out / f"seed-{result.seed}" / name).unlink(missing_ok=True)
+    with owned_store(out / CHECKPOINTS) as store:
+        for number in range(scenario.seed, scenario.seed + seeds):
+            one = scenario.model_copy(update={"seed": number})
+            place, on_seed_event = out / f"{SEED}{number}", with_seed(number, on_event)
+            about = about_seed(one, data_dir)
+            kept = None if fresh else read_finished(store, place, about)
+            if kept is not None:
+                on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
+                result, replicates = from_nodes(kept.value["value"], kept.arrays(REPLICATES))
+            else:
+                result, replicates = run_with_replicates(
+                    one,
+                    data_dir=data_dir,
+                    out=place,
+                    on_event=on_seed_event,
+                    callbacks=callbacks,
+                    command=command,
+                    fresh=fresh,
+                )
+                value, arrays = to_nodes((result, replicates))
+                mark_finished(store, place, about, value, {REPLICATES: arrays})
+            results.append(result)
+            drawn.append(replicates)
+        together = timeline_seeds(results, drawn, command)
+        write_timeline_seeds(out, together)
+        store.remove(SEED)
     return together
-
-
-def _about(scenario: Scenario, data_dir: str | Path | None) -> dict[str, Any]:
-    """Return what identifies a scenario's timeline, with its data."""
-    with run_folder() as run_dir:
-        return about_run(scenario, device_timeline(scenario, data_folder(data_dir), str(run_dir)))
-
-
-def _read_whole(place: Path) -> tuple[TimelineResult, dict[str, Doubles]]:
-    """Read what a finished seed left for the others.
-
-    Raises:
-        ReportError: it is not there, or damaged.
-    """
-    try:
-        result, drawn = opened((place / WHOLE).read_bytes())
-    except DAMAGED as error:
-        raise ReportError(f"{place / WHOLE}: damaged; give --fresh to replay that seed again") from error
-    return result, drawn
 
 
 def timeline_seeds(

@@ -1,53 +1,56 @@
 """Checkpoints that a run keeps as it goes, so that one that was killed continues where it was, to the same figures.
 
-A stage that is done leaves one file: what came of it and, where devices changed, a copy of their disks beside it. A
-refinement leaves one such file after every round, in place of the last. A file appears whole or not at all, and holds
-its own digest: one that is damaged counts as not there, and its stage is done again.
-
-The content of a file is a value of :mod:`strategies.run.checkpoint_codec`, compressed: statistics of blocks are mostly
-nought.
+A stage that is done leaves one entry of a :class:`fl_peel.store.Store`: what came of it and, where devices changed,
+copies of their disks. A refinement leaves one after every round, in place of the last: what rounds change is kept as it
+is, but for item tables. Of these, only rows that some round may have changed since the start, which is made anew. That
+bounds what a round leaves on the disk by what its devices trained; the tables never are in memory together.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel.events import Event, OnEvent, silent
-from strategies.run.checkpoint_codec import Live, read_value, write_value
-from strategies.run.row_file import RowFile
+from fl_peel.mmap_arrays import drop_pages_now
+from fl_peel.object_codec import Live, from_nodes, to_nodes
+from fl_peel.store import DAMAGED, Arrays, Content, Entry, Store
+from strategies.groups.group_tables import FloatArray
+from strategies.rounds.acceptance import AcceptanceTest
+from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import RunPaths, StageTimes
 
 Result = TypeVar("Result")
 
-MAGIC = b"fl-peel kept 1\n"
-DIGEST_BYTES = 16
-HEAD_BYTES = len(MAGIC) + DIGEST_BYTES
-CODEC = "lz4"
 DISKS = ("nodes", "artifacts")
 """Folders of a run in which devices change something."""
-STEPS = "step-"
-"""Names of what is kept within a stage, until the stage is."""
+COPIES, ARRAYS, ROWS = "disks", "arrays", "rows"
+STEPS, ROUNDS = "step-", "rounds"
+"""Names of what is kept within a stage: of steps, until the stage is, and of rounds."""
 SECRETS = "secure"
 """Folders within, of secrets that last as long as a round."""
-DAMAGED = (
-    *(OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, ImportError),
-    *(MemoryError, OverflowError, RecursionError),
-)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A value that was kept, which may be None, and the entry that it was in."""
+
+    value: Any
+    entry: Entry
 
 
 @dataclass
 class RunCheckpoints:
-    """The files of one run. folder: None keeps nothing; run_dir: where devices' disks are; stages: what stages took,
-    which goes on, too.
+    """The checkpoints of one run. folder: None keeps nothing; run_dir: where devices' disks are; stages: what stages
+    took, which goes on, too.
     """
 
     folder: Path | None
@@ -66,139 +69,156 @@ class RunCheckpoints:
         """Return the result of a stage that is done, or of ``work``, whose result is then kept. disks: whether devices
         change in it; timed: name under which its seconds count, None where ``work`` sees to it.
         """
-        entry = self.read(name)
-        if entry is not None:
+        kept = self.read(name)
+        if kept is not None:
             self.on_event(Event(name, 1, 1, "resumed from a checkpoint"))
-            return entry.value  # type: ignore[no-any-return]
+            return kept.value  # type: ignore[no-any-return]
         with nullcontext() if timed is None else self.stages(timed):
             result = work()
-        self.write(name, lambda rows: result, disks=disks)
-        self._forget_steps()
+        self.write(name, result, disks=disks)
+        if self.folder is not None:
+            Store(self.folder).remove(STEPS)  # they were of a stage that is done
         return result
 
-    def read(self, name: str, live: Live | None = None, check: Check | None = None) -> Checkpoint | None:
-        """Return what was kept under a name, with the devices' disks as they were then; None where nothing complete
-        was. check: checks the rows that a value was kept with.
+    def read(self, name: str, key: Any = None, live: Live | None = None) -> Checkpoint | None:
+        """Return what was kept under a name and a key, with the devices' disks as they were then; None where nothing
+        whole was.
         """
         if self.folder is None:
             return None
+
+        def on_damaged(line: str) -> None:
+            self.on_event(Event(name, 0, 1, f"{line}: computed again"))
+
+        entry = Store(self.folder, on_damaged).read(name, key)
+        if entry is None:
+            return None
         try:
-            data = (self.folder / f"{name}.kept").read_bytes()
-            content = opened(data, live)
-            number, seconds, value = content["number"], content["seconds"], content["value"]
-            rows = RowFile(self._rows(name, number or 0))
-            if check is not None:
-                check(value, rows)
-            if number is not None:
-                self._restore(self.folder / f"{name}.disks-{number}")
-        except FileNotFoundError:
+            value = from_nodes(entry.value["object"], entry.arrays(ARRAYS), live)
+            if entry.value["disks"]:
+                self._restore(entry)
+        except (*DAMAGED, ImportError) as error:
+            on_damaged(f"{entry.folder}: damaged ({str(error)[:80]})")
             return None
-        except DAMAGED as error:
-            self.on_event(Event(name, 0, 1, f"the checkpoint is damaged ({str(error)[:80]}): computed again"))
-            return None
-        self.stages.seconds.update(seconds)
-        return Checkpoint(value, rows)
+        self.stages.seconds.update(entry.value["seconds"])
+        return Checkpoint(value, entry)
 
     def write(
-        self, name: str, value: Callable[[RowFile], object], *, disks: bool, number: int = 0, live: Live | None = None
+        self,
+        name: str,
+        value: object,
+        *,
+        key: Any = None,
+        disks: bool = False,
+        live: Live | None = None,
+        files: Mapping[str, Content] | None = None,
     ) -> None:
-        """Keep a value under a name, in place of an earlier one. value: of a file that it may write rows to; number:
-        another one each time that disks are kept.
+        """Keep a value under a name and a key, in place of an earlier one. disks: whether with the devices' disks;
+        live: objects that are there again when it is read.
         """
         if self.folder is None:
             return
         try:
-            content_value = value(RowFile(self._rows(name, number)))
-            content = {
-                "number": number if disks else None,
-                "seconds": dict(self.stages.seconds),
-                "value": content_value,
-            }
-            if disks:
-                self._copy(self.folder / f"{name}.disks-{number}")
-            part = self.folder / f".{name}.part"
-            seal(part, content, live)
-            os.replace(part, self.folder / f"{name}.kept")
-            for old in self.folder.glob(f"{name}.disks-*"):
-                if not disks or old.name != f"{name}.disks-{number}":
-                    shutil.rmtree(old, ignore_errors=True)
+            plain, arrays = to_nodes(value, live)
+            content = {"object": plain, "disks": disks, "seconds": self.stages.seconds}
+            copies = self._copies() if disks else {}
+            Store(self.folder).write(name, key, content, {ARRAYS: arrays, **(files or {}), **copies})
         except (OSError, TypeError, RecursionError) as error:
             self.on_event(Event(name, 1, 1, f"the checkpoint cannot be written ({str(error)[:80]})"))
 
-    def _forget_steps(self) -> None:
-        """They were of a stage that is done."""
-        for one in [] if self.folder is None else list(self.folder.glob(f"{STEPS}*")):
-            shutil.rmtree(one, ignore_errors=True) if one.is_dir() else one.unlink(missing_ok=True)
+    def _copies(self) -> dict[str, Path]:
+        """Return the files of the devices' disks, by their paths in an entry."""
+        files = [file for disk in DISKS for file in sorted((self.run_dir / disk).rglob("*")) if file.is_file()]
+        paths = [file.relative_to(self.run_dir) for file in files]
+        return {f"{COPIES}/{path.as_posix()}": self.run_dir / path for path in paths if SECRETS not in path.parts}
 
-    def _rows(self, name: str, number: int) -> Path:
-        """Two files in turn: the one that the last value was kept with stays as it is."""
-        assert self.folder is not None
-        return self.folder / f"{name}.rows-{number % 2}"
-
-    def _copy(self, target: Path) -> None:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        for disk in DISKS:
-            if (self.run_dir / disk).is_dir():
-                shutil.copytree(self.run_dir / disk, target / disk, ignore=shutil.ignore_patterns(SECRETS))
-
-    def _restore(self, source: Path) -> None:
+    def _restore(self, entry: Entry) -> None:
         """Files are replaced, each by a new one: what a process has mapped stays as it was."""
-        if not source.is_dir():
-            raise FileNotFoundError(f"{source.name} is not there")
         for disk in DISKS:
-            if (source / disk).is_dir():
-                shutil.rmtree(self.run_dir / disk, ignore_errors=True)
-                shutil.copytree(source / disk, self.run_dir / disk)
+            shutil.rmtree(self.run_dir / disk, ignore_errors=True)
+        for path, copy in entry.files.items():
+            if path.startswith(f"{COPIES}/"):
+                target = self.run_dir / path.removeprefix(f"{COPIES}/")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(copy, target)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A value that was kept; there may be one that is None."""
+class RoundCheckpoints:
+    """The rounds of one refinement that is about to begin. acceptance: what compares them, if anything does."""
 
-    value: Any
-    rows: RowFile
+    def __init__(self, checkpoints: RunCheckpoints, strategy: PeelStrategy, acceptance: AcceptanceTest | None) -> None:
+        self._checkpoints, self._strategy, self._acceptance = checkpoints, strategy, acceptance
+        self._key = {"begin": strategy.federation.begin, "scenario": strategy.scenario.model_dump(mode="json")}
+        strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
+
+    def resume(self) -> int:
+        """Take up what was kept; returns how many rounds are done."""
+        kept = self._checkpoints.read(ROUNDS, self._key, self._live())
+        if kept is None:
+            return 0
+        strategy, value = self._strategy, kept.value
+        strategy.changed = value["changed"]
+        strategy.controller, strategy.contents, strategy.channel, strategy.rounds = value["parts"]
+        strategy.states[:] = value["states"]
+        for state in strategy.states:
+            state.drop_pages()
+        if self._acceptance is not None:
+            self._acceptance.resume(value["acceptance"])
+        done: int = value["done"]
+        for number, (table, changed) in enumerate(self._tables(done)):
+            table[changed] = kept.entry.arrays(f"{ROWS}-{number}")[ROWS]
+            drop_pages_now(table)
+        return done
+
+    def after(self, server_round: int) -> None:
+        """Keep what there is after a round."""
+        strategy = self._strategy
+        value = {
+            "done": server_round,
+            "changed": strategy.changed,
+            "parts": (strategy.controller, strategy.contents, strategy.channel, strategy.rounds),
+            "states": list(strategy.states),
+            "acceptance": self._acceptance.state() if self._acceptance is not None else None,
+        }
+        tables = enumerate(self._tables(server_round))
+        rows = {f"{ROWS}-{number}": partial(_changed_rows, table, changed) for number, (table, changed) in tables}
+        self._checkpoints.write(ROUNDS, value, key=self._key, disks=True, live=self._live(), files=rows)
+
+    def _tables(self, done: int) -> list[tuple[FloatArray, NDArray[np.bool_]]]:
+        """Tables (I, d) that are not as they began, and which of their rows (I,) may have changed."""
+        strategy, acceptance = self._strategy, self._acceptance
+        assert strategy.changed is not None
+        tables = [(state.table, changed) for state, changed in zip(strategy.states, strategy.changed, strict=True)]
+        if acceptance is not None and done < strategy.scenario.refinement.rounds:  # then nothing is taken back any more
+            groups = acceptance.accepted_groups
+            tables += [(acceptance.accepted_states[group].table, strategy.changed[group]) for group in groups]
+        return tables
+
+    def _live(self) -> Live:
+        """Return the objects that exist before the first round: parties, and every table as it starts, in which rows
+        change.
+        """
+        strategy, federation = self._strategy, self._strategy.federation
+        live: dict[str, object] = {
+            "federation": federation,
+            "nodes": federation.nodes,
+            "members": federation.members,
+            "layout": federation.layout,
+            "setting": federation.setting,
+            "scenario": federation.scenario,
+            "plan": strategy.contents.plan,
+        }
+        live |= {f"table-{group}": state.table for group, state in enumerate(strategy.states)}
+        live |= {"shelf": strategy.states[0].shelf} if strategy.states else {}
+        if self._acceptance is not None:
+            live |= {f"kept-{group}": state.table for group, state in enumerate(self._acceptance.accepted_states)}
+        return live
 
 
-Check = Callable[[Any, RowFile], None]
-"""Whether rows are those of a value: a ValueError, where they are not."""
+def _changed_rows(table: FloatArray, changed: NDArray[np.bool_]) -> Arrays:
+    rows = table[changed]
+    drop_pages_now(table)
+    return {ROWS: rows}
 
 
-def seal(path: Path, content: object, live: Live | None = None) -> None:
-    """Write a content to a file, after its digest.
-
-    Raises:
-        OSError: it cannot be written.
-        TypeError, RecursionError: it holds something that is no value, or itself.
-    """
-    with pa.OSFile(os.fspath(path), "wb") as file:
-        file.write(MAGIC + bytes(DIGEST_BYTES))
-        with pa.CompressedOutputStream(file, CODEC) as stream:
-            write_value(stream, content, {} if live is None else live)
-    with path.open("r+b") as written:
-        written.seek(HEAD_BYTES)
-        digest = hashlib.file_digest(written, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
-        written.seek(len(MAGIC))
-        written.write(digest)
-
-
-def opened(data: bytes, live: Live | None = None) -> Any:
-    """Return the content of what :func:`seal` wrote.
-
-    Raises:
-        ValueError: it is none of ours, or damaged.
-        Exception: those of ``DAMAGED``: it was sealed by somebody else.
-    """
-    if len(data) < HEAD_BYTES or not data.startswith(MAGIC):
-        raise ValueError("not a kept stage of this version")
-    if data[len(MAGIC) : HEAD_BYTES] != _digest(data[HEAD_BYTES:]):
-        raise ValueError("its digest does not fit")
-    with pa.CompressedInputStream(pa.BufferReader(memoryview(data)[HEAD_BYTES:]), CODEC) as stream:
-        return read_value(memoryview(stream.read()), {} if live is None else live)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-
-
-__all__ = ["RunCheckpoints"]
+__all__ = ["RoundCheckpoints", "RunCheckpoints"]

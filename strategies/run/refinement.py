@@ -22,9 +22,8 @@ from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.choice import channel_of, contents_of
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.checkpoints import RoundCheckpoints, RunCheckpoints
 from strategies.run.joining import join, warn_of_small_groups
-from strategies.run.round_checkpoints import RoundCheckpoints
 from strategies.run.run_paths import RunPaths
 from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
 

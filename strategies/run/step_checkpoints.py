@@ -1,14 +1,14 @@
 """A stage 1 by devices that goes on after the last step that was kept.
 
-The server computes the same from the same sums, so what devices added up to in each step is all that is kept, one file
+The server computes the same from the same sums, so what devices added up to in each step is all that is kept, an entry
 a step, and where the step left the clock and the accounts. A run that goes on computes from the first step on and asks
-devices from the first that is not there. The files are gone when the stage is kept as a whole. Moments, the last sums,
-are as many as the tables that are made of them: they are asked for again.
+devices from the first that is not there. The entries are gone when the stage is kept as a whole. Moments, the last
+sums, are as many as the tables that are made of them: they are asked for again.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,7 +40,8 @@ class CheckpointedSteps(ChannelWrapper):
             yield from self.channel.ask(step, sent, opened)
             return
         self._completed += 1
-        entry = self.checkpoints.read(self._name)
+        name, key = f"{STEPS}{self._completed}", self._key
+        entry = self.checkpoints.read(name, key)
         if entry is not None:
             if self._completed == 1:
                 self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
@@ -54,13 +55,12 @@ class CheckpointedSteps(ChannelWrapper):
         if isinstance(self.channel, NoisedSteps):
             content["taken"] = dict(self.channel.taken)
         # devices have their vectors on their disks
-        self.checkpoints.write(self._name, lambda rows: content, disks=isinstance(step, VectorsStep))
+        self.checkpoints.write(name, content, key=key, disks=isinstance(step, VectorsStep))
         yield (0, step.num_pieces), sums
 
     @property
-    def _name(self) -> str:
-        of: dict[str, Any] = {"scenario": self.devices.setting.scenario, "begin": self.devices.begin}
-        return f"{STEPS}{hashlib.blake2b(repr(of).encode(), digest_size=6).hexdigest()}-{self._completed}"
+    def _key(self) -> dict[str, Any]:
+        return {"begin": self.devices.begin, "scenario": json.loads(self.devices.setting.scenario)}
 
 
 __all__ = ["CheckpointedSteps"]

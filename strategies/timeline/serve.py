@@ -196,16 +196,15 @@ class _TimelineRun:
     def keep(self, checkpoints: RunCheckpoints) -> None:
         """Keep what there is after a period, in place of what was after the one before."""
         content = {name: getattr(self, name) for name in RESUMED}
-        number = len(self.periods)
-        checkpoints.write("timeline", lambda rows: content, disks=True, number=number, live={"nodes": self.nodes})
+        checkpoints.write("timeline", content, disks=True, live={"nodes": self.nodes})
 
     def resume(self, checkpoints: RunCheckpoints) -> int:
         """Take up what was kept; returns how many periods are done."""
-        entry = checkpoints.read("timeline", {"nodes": self.nodes})
-        if entry is None:
+        kept = checkpoints.read("timeline", live={"nodes": self.nodes})
+        if kept is None:
             return 0
         for name in RESUMED:
-            setattr(self, name, entry.value[name])
+            setattr(self, name, kept.value[name])
         assert self.served is not None, "somebody is served in every period"
         self.served = self.served.at(self.paths)
         return len(self.periods)

@@ -13,47 +13,74 @@ from typing import Any
 
 import pytest
 
-from simulations.resumable import NAME
+from fl_peel.store import Store
+from simulations.resumable import CHECKPOINTS, NAME
 from tests.helpers import without_ray
+from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.strategies.run.test_checkpoints import timeless
 
-CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=4")
 ENGINE, NONE = "simulations.cli.main", without_ray.MODULE
 """Modules that are the command line: on Ray, and with nodes in its own process."""
+CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=4")
+RUN = ["run", "tiny.yaml", "--no-cache", *(word for change in CHANGES for word in ("--set", change))]
+TIMELINE_RUN = ["run", "timeline.yaml", "--set", "data.timeline.periods=2", "--nodes", "2"]
+AUDIT = ["audit", "tiny.yaml", "--only", "none; clipping", "--devices", "40", "--rounds", "2", "--budget", "50%"]
+AUDIT += ["--attacks", "touched-rows", "--canary-trials", "100"]
 
 
-def words(scenario: Path, out: Path) -> list[str]:
-    changes = [word for change in CHANGES for word in ("--set", change)]
-    return ["run", str(scenario), "--out", str(out), "--no-cache", *changes]
+@pytest.fixture
+def folder(tiny, tmp_path, monkeypatch):
+    """A folder with both scenarios."""
+    (tmp_path / "planted-fleet.yaml").write_text(FLEET)
+    (tmp_path / "rows.csv").write_text(csv_of(planted()))
+    timeline = TIMELINE.format(path=tmp_path / "rows.csv", fleet=tmp_path / "planted-fleet.yaml")
+    (tmp_path / "timeline.yaml").write_text(timeline)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def report(out: Path) -> Any:
+def report(file: Path) -> Any:
     """All that does not depend on the hour."""
-    return timeless(json.loads((out / "report.json").read_text()), and_not={"peak_rss_bytes", "command"})
+    return timeless(json.loads(file.read_text()), and_not={"peak_rss_bytes", "command"})
+
+
+def killed_at(reached: str, place: Path, module: str, words: list[str]) -> None:
+    """Kill a command as soon as an entry is there, and what it has started with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=without_ray.environment(),
+    )
+    while reached not in {entry.name for entry in Store(place).entries()}:
+        assert process.poll() is None, f"it ended before {reached}"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @pytest.mark.engine
 @pytest.mark.faults
-def test_killed_in_every_part_of_a_run_it_ends_in_the_same_report(tiny, tmp_path, command_line):
-    """While rounds go on, nodes are killed with it that are processes of their own."""
-    assert command_line(*words(tiny, tmp_path / "whole"))[0] == 0
-    out = tmp_path / "out"
-    for reached, module in (("stage-1.kept", NONE), ("rounds-*.disks-2", ENGINE), ("evaluation.kept", NONE)):
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *words(tiny, out)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=without_ray.environment(),
-        )
-        while not list((out / NAME).glob(reached)):
-            assert process.poll() is None, f"it ended before {reached}"
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (out / "report.json").exists()
-    code, _, events = command_line(*words(tiny, out))
-    assert code == 0, events
-    assert "resumed from a checkpoint" in events
-    assert report(out) == report(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("words", "kept", "kills", "name"),
+    [
+        (RUN, NAME, (("stage-1", NONE), ("rounds", ENGINE), ("evaluation", NONE)), "report.json"),
+        (TIMELINE_RUN, NAME, (("timeline", NONE),), "timeline.json"),
+        (AUDIT, CHECKPOINTS, (("none", NONE),), "audit.json"),
+    ],
+    ids=["run", "timeline", "audit"],
+)
+def test_killed_again_and_again_it_ends_in_the_same_report_on_the_engine(words, kept, kills, name, folder):
+    """As that of one whose nodes are in its own process, and which nobody kills."""
+    out = folder / "out"
+    for reached, module in kills:
+        killed_at(reached, out / kept, module, [*words, "--out", str(out)])
+        assert not (out / name).exists()
+    command = [sys.executable, "-m", ENGINE, *words, "--out", str(out)]
+    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    assert "resumed from " in again.stderr
+    command = [sys.executable, "-m", NONE, *words, "--out", str(folder / "whole")]
+    subprocess.run(command, check=True, capture_output=True, env=without_ray.environment())
+    assert report(out / name) == report(folder / "whole" / name)
     assert not (out / NAME).exists()

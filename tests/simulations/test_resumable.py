@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import ReportError
+from fl_peel.store import ENTRY, Store
 from simulations import resumable as module
-from simulations.engine.folders import OWNER, Owner
-from simulations.resumable import NAME, about_run, is_completed, mark_completed, resumable_folder
+from simulations.resumable import (
+    CHECKPOINTS,
+    NAME,
+    about_run,
+    mark_finished,
+    owned_store,
+    read_finished,
+    resumable_folder,
+)
 from simulations.scenario_files import load_scenario
+from tests.helpers.root import ROOT
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def stop_in(out: Path, scenario, splits) -> None:
 
     def stopped() -> None:
         with resumable_folder(out, scenario, splits) as folder:
-            (Path(folder) / "stage-1.kept").write_bytes(b"something")
+            Store(Path(folder)).write("stage-1", None, "something")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -42,7 +47,7 @@ def test_what_is_left_is_there_for_the_same_run_and_gone_when_it_is_done(tiny, s
     stop_in(out, scenario, splits)
     renamed = scenario.model_copy(update={"name": "another", "question": "Another?"})
     with resumable_folder(out, renamed, splits) as folder:
-        assert (Path(folder) / "stage-1.kept").read_bytes() == b"something"
+        assert Store(Path(folder)).read("stage-1").value == "something"
     assert not (out / NAME).exists()
 
 
@@ -64,11 +69,11 @@ def test_another_scenario_is_refused_by_its_key(change, output, tiny, splits, tm
     stop_in(tmp_path / "out", load_scenario(tiny), splits)
     output = output.removeprefix("scenario.")
     with (
-        pytest.raises(ReportError, match=rf"unfinished run, with {output}.*--fresh"),
+        pytest.raises(ReportError, match=rf"unfinished run, with {output}.*another --out, or --fresh"),
         resumable_folder(tmp_path / "out", load_scenario(tiny, [change]), splits),
     ):
         pass
-    assert (tmp_path / "out" / NAME / "stage-1.kept").is_file()  # nothing of it is lost
+    assert Store(tmp_path / "out" / NAME).read("stage-1") is not None, "nothing of it is lost"
 
 
 def test_other_data_another_fleet_and_other_code_are_refused(tiny, splits, tmp_path, monkeypatch):
@@ -98,7 +103,7 @@ def test_fresh_starts_anew(tiny, splits, tmp_path):
     stop_in(tmp_path / "out", load_scenario(tiny), splits)
     other = load_scenario(tiny, ["seed=4"])
     with resumable_folder(tmp_path / "out", other, splits, fresh=True) as folder:
-        assert not (Path(folder) / "stage-1.kept").exists()
+        assert Store(Path(folder)).read("stage-1") is None
 
 
 def test_a_run_that_came_to_nothing_leaves_nothing(tiny, splits, tmp_path):
@@ -107,39 +112,68 @@ def test_a_run_that_came_to_nothing_leaves_nothing(tiny, splits, tmp_path):
     assert not (tmp_path / "out" / NAME).exists()
 
 
+RUNNING = """
+import sys
+from pathlib import Path
+from simulations.resumable import owned_store
+
+with owned_store(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+
+
 def test_two_runs_do_not_write_into_one_folder(tiny, splits, tmp_path):
+    """The other one is killed, as with the container that it was in: nothing of it stands in the way then."""
     scenario, out = load_scenario(tiny), tmp_path / "out"
     stop_in(out, scenario, splits)
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    try:
-        owner = Owner.from_process(psutil.Process(other.pid))
-        (out / NAME / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNNING, out / NAME], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
         with (
-            pytest.raises(ReportError, match=rf"process {other.pid} of \S+ is writing a run there"),
+            pytest.raises(ReportError, match=r"out: another process is writing a run there; wait for it, or give"),
             resumable_folder(out, scenario, splits, fresh=True),
         ):
             pass
-        assert (out / NAME / "stage-1.kept").is_file()
-    finally:
+        assert Store(out / NAME).read("stage-1") is not None
         other.kill()
-        other.wait()
-    with resumable_folder(out, scenario, splits):  # that process is gone
-        pass
+    with resumable_folder(out, scenario, splits) as folder:
+        assert Store(Path(folder)).read("stage-1") is not None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"pid": 1}', '{"pid": PID}'])
-def test_what_says_nothing_of_a_living_run_stops_nobody(text, tiny, splits, tmp_path):
-    text = text.replace("PID", str(os.getpid()))
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_of_somebody_else_is_not_touched(fresh, tiny, splits, tmp_path):
     (tmp_path / "out" / NAME).mkdir(parents=True)
-    (tmp_path / "out" / NAME / OWNER).write_text(text)
-    (tmp_path / "out" / NAME / "about.json").write_text(text)
-    with resumable_folder(tmp_path / "out", load_scenario(tiny), splits):
+    (tmp_path / "out" / NAME / "thesis.txt").write_text("mine")
+    with (
+        pytest.raises(ReportError, match=r"thesis\.txt: this version of fl-peel did not write it; move \.unfinished"),
+        resumable_folder(tmp_path / "out", load_scenario(tiny), splits, fresh=fresh),
+    ):
         pass
+    assert [file.name for file in (tmp_path / "out").rglob("*")] == [NAME, "thesis.txt"]
 
 
-def test_a_seed_that_is_done_is_known_by_what_it_is(tiny, splits, tmp_path):
-    about = about_run(load_scenario(tiny), splits)
-    assert not is_completed(tmp_path, about)
-    mark_completed(tmp_path, about)
-    assert is_completed(tmp_path, about)
-    assert not is_completed(tmp_path, about_run(load_scenario(tiny, ["seed=1"]), splits))
+def test_what_is_of_a_run_that_nobody_knows_is_not_gone_on_from(tiny, splits, tmp_path):
+    stop_in(tmp_path / "out", load_scenario(tiny), splits)
+    store = Store(tmp_path / "out" / NAME)
+    (run,) = [entry for entry in store.entries() if entry.name == "run"]
+    (run.folder / ENTRY).write_bytes(b"damaged")
+    with resumable_folder(tmp_path / "out", load_scenario(tiny), splits):
+        assert store.read("stage-1") is None
+
+
+def test_results_are_known_by_what_they_are_of_and_by_what_is_in_them(tiny, splits, tmp_path):
+    about, results = about_run(load_scenario(tiny), splits), tmp_path / "seed-0"
+    (results / "deeper").mkdir(parents=True)
+    for file in (results / "report.json", results / "deeper" / "report.json"):
+        file.write_text("1")
+    with owned_store(tmp_path / CHECKPOINTS) as store:
+        assert read_finished(store, results, about) is None
+        mark_finished(store, results, about, "more")
+        assert read_finished(store, results, about).value["value"] == "more"
+        assert read_finished(store, results, about_run(load_scenario(tiny, ["seed=1"]), splits)) is None
+        (results / "notes.txt").write_text("2")
+        assert read_finished(store, results, about) is not None
+        file.write_text("2")
+        assert read_finished(store, results, about) is None

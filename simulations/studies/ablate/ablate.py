@@ -239,9 +239,8 @@ def populations(study: Study) -> list[Variation]:
         return []
     for number in POPULATIONS:
         people = Population(base.seed, number, NUM_ITEMS, num_groups=WORLDS)
-        folder = study.checkpoints.folder / f"population-{number}-{base.seed}"
-        if not (folder / "num_items.npy").is_file():  # the last that is written
-            people.write(folder)
+        folder = study.checkpoints.store.folder / f"population-{number}-{base.seed}"
+        people.write(folder)  # each time: nobody has checked what lies there
         data = {"name": None, "path": str(folder.absolute()), "min_rating": None}
         noised = {"delta": min(base.privacy.delta, 0.1 / number)}
         for words, privacy in (

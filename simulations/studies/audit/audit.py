@@ -8,10 +8,9 @@ mechanism adds noise, canary devices bound its epsilon from below. A row that is
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -27,23 +26,21 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
+from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.checkpoints import CHECKPOINTS, Checkpoints, data_digest, decisive
+from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
 from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
-from simulations.studies.sources import plugin_modules
-from simulations.studies.study import FEDERATED, study_splits
+from simulations.studies.study import study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 from strategies.run.stage1_outcome import privacy_plan
 
 CANARY = "canary"
-AUDITED = ("simulations.studies.audit.audit", *FEDERATED)
-"""Modules that a row enters: the attacks, and what a trial does."""
 
 
 @dataclass(frozen=True)
@@ -99,74 +96,35 @@ def audit(
             devices = int((study_splits(row.scenario, paths).test.counts() > 0).sum())
             privacy_plan(row.scenario, paths)
             _require_replay(row)
-        kept = AuditCheckpoints.from_frame(frame, chosen, paths, settings, names)
-        done_rows = kept.read()
-        missing = [row for row in chosen if row.name not in done_rows]
-        if missing:
+        with owned_store(frame.out / CHECKPOINTS) as store:
+            checkpoints = Checkpoints(store, frame.on_event, fresh=frame.fresh)
+            keys = {row.name: row_key(row, paths, settings, names) for row in chosen}
+            done_rows = checkpoints.read(keys)
+            missing = [row for row in chosen if row.name not in done_rows]
+
+            def save(row: dict[str, Any], seconds: float) -> Any:
+                return checkpoints.write(row["mechanism"], keys[row["mechanism"]], row, seconds)
 
             def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
-                rows = audited(grid, missing, paths, settings, names, on_event, kept)
+                rows = audited(grid, missing, paths, settings, names, on_event, save)
                 return {row["mechanism"]: row for row in rows}
 
-            done_rows |= simulated(scenario, paths, frame.on_event, server=server)
+            if missing:
+                done_rows |= simulated(scenario, paths, frame.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
     result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
     write_audit(result, frame.out)
     return result
 
 
-@dataclass(frozen=True)
-class AuditCheckpoints:
-    """Rows of an audit that are done. paths: where each is kept, by name."""
-
-    checkpoints: Checkpoints
-    paths: Mapping[str, Path]
-    on_event: OnEvent = silent
-
-    @staticmethod
-    def from_frame(
-        frame: Frame, rows: Sequence[AuditRow], run_paths: RunPaths, settings: AuditSettings, names: Sequence[str]
-    ) -> AuditCheckpoints:
-        """Find the checkpoint of each row by what decides it: its scenario with the devices' data, what is watched, the
-        attacks, code and versions; not which other rows there are.
-        """
-        watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
-        modules = (*AUDITED, *plugin_modules())
-        folder, paths = frame.out / CHECKPOINTS, {}
-        for row in rows:
-            data = data_digest(study_splits(row.scenario, run_paths))
-            evaluation = row.scenario.evaluation.model_dump(mode="json")
-            content = [decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
-            paths[row.name] = Checkpoints(folder, data).path(f"audit-{_as_file(row.name)}", content, modules)
-        return AuditCheckpoints(Checkpoints(folder, "", fresh=frame.fresh), paths, frame.on_event)
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Read the rows that are done, by name; where a checkpoint is of something else, an event says so, and the row
-        is run anew.
-        """
-        rows = {}
-        for name, path in self.paths.items():
-            row = self.checkpoints.read(path)
-            if row is not None:
-                rows[name] = row
-                self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
-            elif not self.checkpoints.fresh and self.checkpoints.others(path):
-                self.on_event(
-                    Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
-                )
-        return rows
-
-    def save(self, row: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Keep a row; returns it as it is read."""
-        path = self.paths[row["mechanism"]]
-        self.checkpoints.write(path, row, seconds)
-        return self.checkpoints.read(path) or row
-
-
-def _as_file(name: str) -> str:
-    """A row's name as a part of a file's: users may name theirs as they like."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in name)[:40]
-    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:
+    """Return everything that decides a row: its scenario with the devices' data, what is watched, the attacks, code and
+    versions; not which other rows there are.
+    """
+    watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
+    evaluation = row.scenario.evaluation.model_dump(mode="json")
+    content = ["audit", decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]
+    return stage_key(data_digest(study_splits(row.scenario, paths)), content)
 
 
 def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
@@ -208,10 +166,10 @@ def audited(
     settings: AuditSettings,
     names: Sequence[str],
     on_event: OnEvent = silent,
-    kept: AuditCheckpoints | None = None,
+    save: Callable[[dict[str, Any], float], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. kept: where each goes as
-    soon as it is there.
+    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. save: keeps each, with
+    its seconds, as soon as it is there, and returns it as it will be read.
     """
     first = rows[0].scenario
     root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
@@ -220,7 +178,7 @@ def audited(
     for number, row in enumerate(rows, start=1):
         start = time.perf_counter()
         one = _one(grid, nodes, row, paths, settings, names, on_event)
-        results.append(one if kept is None else kept.save(one, time.perf_counter() - start))
+        results.append(one if save is None else save(one, time.perf_counter() - start))
         on_event(Event("audit", number, len(rows), row.name))
     return results
 

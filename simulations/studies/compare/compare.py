@@ -44,10 +44,6 @@ that none is measured on tables that were made for another.
 """
 GLOBAL_SELECTORS = {"global-popularity": "popular-items", "random": "random-blocks", "energy": "magnitude-blocks"}
 """Fixed orders of one table for everybody, and the names of the methods they make."""
-COMPETING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.compete")
-"""Modules that a rival's stage enters, besides the module of the rival itself."""
-REFINING = ("strategies.run.stage1_outcome", "strategies.groups.start", "strategies.rivals.central")
-"""Modules that central refinement enters."""
 
 
 def compare(
@@ -131,14 +127,14 @@ def _one_seed(
 
         what = [repr(rival), [dataclasses.astuple(request) for request in requests]]
         decides = [decisive_of_starts(study.scenario), what]
-        served = study.stage(rival.name, decides, (*COMPETING, *modules_of(rival)), work)
+        served = study.stage(rival.name, decides, work, modules_of(rival))
         return [{"method": rival.name, "group_aware": rival.group_aware, **flat(row)} for row in served]
 
     for rival, precisions in rivals:
         requests = [Request(p, share, budget_of(study, share)) for p in precisions for share in shares]
         rows += [{**row, "ceiling": rival.ceiling} for row in competed(rival, requests)]
     looked_up_to = [ceiling_row(row) for rival in ceilings for row in competed(rival, [UNLIMITED])]
-    central = study.stage("central refinement", decisive(study.scenario), REFINING, lambda: refined(study, material))
+    central = study.stage("central refinement", decisive(study.scenario), lambda: refined(study, material))
     full = results["peel"]["full_table"]
     return {
         "rows": [{"ceiling": False, **row} for row in rows],
@@ -198,8 +194,8 @@ def single_budget_fleet(study: Study, share: float) -> str:
         "profiles": [{"name": "single-budget", "memory": {"table_share": share}, "availability": round(there, 4)}]
     }
     name = f"single-budget-{share:g}-{there:.4f}.yaml"
-    write_files(study.checkpoints.folder, {name: yaml.safe_dump(content).encode()})
-    return str((study.checkpoints.folder / name).absolute())
+    write_files(study.checkpoints.store.folder, {name: yaml.safe_dump(content).encode()})
+    return str((study.checkpoints.store.folder / name).absolute())
 
 
 def named_rows(

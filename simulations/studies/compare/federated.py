@@ -46,8 +46,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 WHOLE: tuple[Precision, ...] = ("fp32", "int8")
 """Precisions of the rivals' full tables."""
 METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Fcf(), PFedRec(), HeteFedRec())
-ENTERED = ("strategies.rivals.federated.tuning", "simulations.studies.compare.federated")
-"""Modules that a rival's stage enters, besides the module of the rival itself."""
 MEANS = ("bytes_down_mean", "bytes_up_mean", "stored_bytes_mean", "rounds")
 """Columns of rows, besides metrics, that are averaged over seeds."""
 
@@ -121,7 +119,7 @@ def _one_seed(
         def work(method: Federated[Any] = method) -> dict[str, Any]:
             return served_rows(method, federated_context(study), shares, effort)
 
-        served = study.stage(method.name, what, (*ENTERED, type(method).__module__), work)
+        served = study.stage(method.name, what, work, (type(method).__module__,))
         rows += served["rows"]
         tuning[method.name] = {key: served[key] for key in ("setting", "own_rows", "tried")}
     full = {**peel["full_table"]["refined"], "bytes": peel["full_table"]["bytes"]}

@@ -1,13 +1,12 @@
 """Pretrained tables kept by content: what changes the key, and what a damaged file does."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+import json
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from fl_peel.pretraining.cache import DIGEST, _digest, pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import PRETRAINING
@@ -22,14 +21,12 @@ TABLES = PretrainedEmbeddings(
 )
 
 
-def key(collected=COLLECTED, num_items=4, config=CONFIG, seed=0, device="cpu") -> str:
+def key(collected=COLLECTED, num_items=4, config=CONFIG, seed=0, device="cpu"):
     return pretraining_key(collected, num_items, config, seed, device)
 
 
 def test_the_same_content_has_the_same_key():
     assert key() == key(rows_of([0, 1], [2], []), config=PRETRAINING)
-    assert len(key()) == 32
-    assert set(key()) <= set("0123456789abcdef")
 
 
 def test_everything_that_decides_the_tables_changes_the_key():
@@ -46,7 +43,7 @@ def test_everything_that_decides_the_tables_changes_the_key():
         value = getattr(CONFIG, field.name)
         other = value + 1 if isinstance(value, int | float) else f"{value}-other"
         changed.append(key(config=dataclasses.replace(CONFIG, **{field.name: other})))
-    assert len({key(), *changed}) == 1 + len(changed)
+    assert len({json.dumps(one) for one in (key(), *changed)}) == 1 + len(changed)
 
 
 @pytest.mark.parametrize("name", ["code_paths", "np.__version__", "scipy.__version__", "torch.__version__"])
@@ -58,115 +55,31 @@ def test_so_does_what_computes_them(name, monkeypatch):
 
 
 def test_tables_come_back_bit_for_bit(tmp_path):
-    write_tables(tmp_path / "new" / "folder", "k", TABLES)
-    again = read_tables(tmp_path / "new" / "folder", "k")
-    assert again is not None
-    for name in ("users", "items"):
-        assert (getattr(again, name) == getattr(TABLES, name)).all()
-        assert getattr(again, name).dtype == np.float32
-    assert again.temperature == TABLES.temperature
-    assert again.history == TABLES.history
-    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["k.safetensors"]
-
-
-def test_tables_without_epochs(tmp_path):
-    write_tables(tmp_path, "k", dataclasses.replace(TABLES, history=()))
-    again = read_tables(tmp_path, "k")
-    assert again is not None
-    assert again.history == ()
-
-
-def test_slices_of_larger_arrays_are_kept_as_they_read(tmp_path):
-    wide = np.arange(24, dtype=np.float32).reshape(4, 6)
-    write_tables(tmp_path, "k", dataclasses.replace(TABLES, items=wide[:, ::3], users=np.asfortranarray(wide)))
-    again = read_tables(tmp_path, "k")
-    assert again is not None
-    assert (again.items == wide[:, ::3]).all()
-    assert (again.users == wide).all()
-
-
-def test_there_may_be_none(tmp_path):
-    assert read_tables(tmp_path, "k") is None
-    assert read_tables(tmp_path / "no folder", "k") is None
+    assert read_tables(tmp_path / "new" / "folder", key()) is None
+    for tables in (TABLES, dataclasses.replace(TABLES, history=())):
+        write_tables(tmp_path / "new" / "folder", key(), tables)
+        again = read_tables(tmp_path / "new" / "folder", key())
+        assert again is not None
+        for name in ("users", "items"):
+            assert (getattr(again, name) == getattr(tables, name)).all()
+            assert getattr(again, name).dtype == np.float32
+        assert again.temperature == tables.temperature
+        assert again.history == tables.history
 
 
 def test_a_damaged_file_is_as_good_as_none_and_told_in_one_line(tmp_path, caplog):
-    """Zeroed numbers, a flipped bit anywhere, even in the shape: not only what safetensors finds."""
-    write_tables(tmp_path, "k", TABLES)
-    path = tmp_path / "k.safetensors"
-    whole = path.read_bytes()
-    damages = [b"", b"not at all", whole[:-1], whole[:20], b"\xff" * len(whole), whole[:-24] + bytes(24)]
-    damages += [whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :] for at in range(8, len(whole))]
-    for damaged in damages:
-        path.write_bytes(damaged)
-        caplog.clear()
-        kept = read_tables(tmp_path, "k")
-        if kept is None:
-            (record,) = caplog.records
-            assert record.getMessage().startswith(f"{path}: cached tables are damaged (")
-            assert record.getMessage().endswith("); pretraining again")
-            assert "\n" not in record.getMessage()
-        else:  # spaces that safetensors pads its header with
-            assert all((getattr(kept, name) == getattr(TABLES, name)).all() for name in ("users", "items"))
-            assert (kept.temperature, kept.history) == (TABLES.temperature, TABLES.history)
-    path.write_bytes(whole)
-    assert read_tables(tmp_path, "k") is not None
-
-
-def test_a_file_without_a_digest_is_written_anew(tmp_path):
-    write_tables(tmp_path, "k", TABLES)
-    save_file(load_file(tmp_path / "k.safetensors"), tmp_path / "k.safetensors")
-    assert read_tables(tmp_path, "k") is None
-    write_tables(tmp_path, "k", TABLES)
-    assert read_tables(tmp_path, "k") is not None
-
-
-def test_several_that_write_at_once_leave_one_whole_file(tmp_path):
-    """As runs that find the same cache cold; whoever reads meanwhile finds nothing or all of it."""
-    with ThreadPoolExecutor(4) as pool:
-        writing = [pool.submit(write_tables, tmp_path, "k", TABLES) for _ in range(40)]
-        reading = [pool.submit(read_tables, tmp_path, "k") for _ in range(40)]
-    assert all(done.exception() is None for done in writing)
-    result = [done.result() for done in reading] + [read_tables(tmp_path, "k")]
-    assert all((kept.items == TABLES.items).all() for kept in result if kept is not None)
-    assert result[-1] is not None
-    assert [path.name for path in tmp_path.iterdir()] == ["k.safetensors"]
-
-
-@pytest.mark.parametrize("name", ["users", "items", "temperature", "loss"])
-def test_a_file_that_lacks_something_is_as_good_as_none(tmp_path, name):
-    write_tables(tmp_path, "k", TABLES)
-    tensors = load_file(tmp_path / "k.safetensors")
-    fewer = {other: tensor for other, tensor in tensors.items() if other != name}
-    save_file(fewer, tmp_path / "k.safetensors", {DIGEST: _digest(fewer)})
-    assert read_tables(tmp_path, "k") is None
-
-
-def test_an_empty_temperature_is_as_good_as_none(tmp_path):
-    write_tables(tmp_path, "k", TABLES)
-    tensors = load_file(tmp_path / "k.safetensors")
-    tensors["temperature"] = np.zeros(0)
-    save_file(tensors, tmp_path / "k.safetensors", {DIGEST: _digest(tensors)})
-    assert read_tables(tmp_path, "k") is None
-
-
-def test_a_write_that_fails_leaves_what_was_there_and_stops_nobody(tmp_path, monkeypatch, caplog):
-    write_tables(tmp_path, "k", TABLES)
-
-    def full(tensors, name, metadata):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("fl_peel.pretraining.cache.save_file", full)
-    write_tables(tmp_path, "k", dataclasses.replace(TABLES, temperature=9.0))
-    assert "pretrained tables cannot be cached (no space left); the next run pretrains again" in caplog.text
-    again = read_tables(tmp_path, "k")
-    assert again is not None
-    assert again.temperature == 0.15
-    assert len(list(tmp_path.iterdir())) == 1
+    write_tables(tmp_path, key(), TABLES)
+    (folder,) = tmp_path.iterdir()
+    largest = max(folder.iterdir(), key=lambda file: file.stat().st_size if file.name != "entry" else 0)
+    data = largest.read_bytes()
+    largest.write_bytes(data[:-1] + bytes([data[-1] ^ 128]))  # another sign
+    assert read_tables(tmp_path, key()) is None
+    (record,) = caplog.records
+    assert record.getMessage() == f"{folder}: damaged (a digest does not fit); pretraining again"
 
 
 def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path, caplog):
     (tmp_path / "taken").write_text("a file")
-    assert read_tables(tmp_path / "taken" / "deeper", "k") is None
-    write_tables(tmp_path / "taken" / "deeper", "k", TABLES)
+    assert read_tables(tmp_path / "taken" / "deeper", key()) is None
+    write_tables(tmp_path / "taken" / "deeper", key(), TABLES)
     assert "deeper: pretrained tables cannot be cached" in caplog.text

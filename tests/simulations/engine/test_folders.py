@@ -1,18 +1,15 @@
 """The folder of a run: no room in it is one line; what killed runs left is swept, and nothing of a living one."""
 
-import dataclasses
-import json
 import os
 import signal
 import subprocess
 import sys
 
 import numpy as np
-import psutil
 import pytest
 
 from fl_peel.errors import ReportError
-from simulations.engine.folders import OWNER, Owner, run_folder, sweep
+from simulations.engine.folders import run_folder
 from tests.helpers.root import ROOT
 
 KILLED = """
@@ -31,14 +28,6 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def left(place, owner):
-    """A folder that somebody's run has, or had."""
-    folder = place / f"fl-peel-{len(list(place.iterdir()))}"
-    folder.mkdir()
-    (folder / OWNER).write_text(json.dumps(dataclasses.asdict(owner)))
-    return folder
-
-
 @pytest.mark.faults
 def test_the_next_run_sweeps_what_a_killed_one_left(temporary):
     environment = os.environ | {"TMPDIR": str(temporary)}
@@ -51,26 +40,14 @@ def test_the_next_run_sweeps_what_a_killed_one_left(temporary):
     assert not list(temporary.iterdir())
 
 
-def test_a_living_runs_folder_stays_and_one_whose_number_another_process_has_goes(temporary):
-    this = Owner.from_process(psutil.Process())
-    living = left(temporary, this)
-    parent = left(temporary, Owner.from_process(psutil.Process(os.getppid())))
-    elsewhere = left(temporary, dataclasses.replace(this, machine="another", pid=2**30))
-    ended = left(temporary, dataclasses.replace(this, pid=2**30))
-    recycled = left(temporary, dataclasses.replace(this, started_s=this.started_s - 60))
-    sweep(temporary)
-    assert all(folder.is_dir() for folder in (living, parent, elsewhere))
-    assert not any(folder.exists() for folder in (ended, recycled))
-
-
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"pid": 1}', '{"machine": "", "pid": "x", "started_s": 0}'])
-def test_a_folder_that_does_not_say_whose_it_is_stays(temporary, content):
-    folder = temporary / "fl-peel-compiled-0"
-    folder.mkdir()
-    if content is not None:
-        (folder / OWNER).write_text(content)
-    sweep(temporary)
-    assert folder.is_dir()
+def test_a_living_runs_folder_stays_and_one_that_is_not_a_runs(temporary):
+    (temporary / "fl-peel-compiled-0").mkdir()
+    with run_folder() as first:
+        with run_folder() as second:
+            assert first.is_dir()
+            assert second.is_dir()
+        assert first.is_dir()
+    assert [folder.name for folder in temporary.iterdir()] == ["fl-peel-compiled-0"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("400 requested and 100 written")])

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from fl_peel.errors import ReportError
+from fl_peel.file_lock import OWNED, owned_folder
 from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder, require_folders
 from simulations.listing import LIST, listed
+from simulations.report.result_files import STAGING
 from simulations.report.result_writer import write_results
 
 
@@ -62,6 +64,14 @@ def test_so_is_one_in_the_folder_of_a_later_seed(tiny_scenario, tmp_path):
     require_folders(tmp_path, tiny_scenario, 2)
     with pytest.raises(ReportError, match=r"seed-2/report\.json: the folder holds files that fl-peel did not write"):
         require_folders(tmp_path, tiny_scenario, 3)
+
+
+def test_what_a_killed_process_has_left_aside_goes_and_nothing_of_a_living_one(tmp_path):
+    with owned_folder(tmp_path, STAGING) as living:
+        (tmp_path / f"{STAGING}0").mkdir()
+        (tmp_path / f"{STAGING}0" / OWNED).touch()
+        write_results(tmp_path, {"report.json": b"1"})
+        assert {path.name for path in tmp_path.iterdir()} == {living.name, "report.json", LIST}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"files": 3}', "\x00"])

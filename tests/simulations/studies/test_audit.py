@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +24,6 @@ from simulations.studies.audit.report import audit_view, write_audit
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
-from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 
@@ -359,7 +353,7 @@ def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, star
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["scenario", "options", "data", "version"])
 def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, tmp_path, started, monkeypatch):
-    monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1].save({"mechanism": "none"}, 1.0)])
+    monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1]({"mechanism": "none"}, 1.0)])
     settings, events, changes = replace(SETTINGS, only=("none",)), [], []
     monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
     monkeypatch.setattr(module, "write_audit", lambda result, out: [])
@@ -377,33 +371,3 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
     ):
         audit(load_scenario(tiny, changes), out=tmp_path / "out", settings=settings, on_event=events.append)
         assert text in events[number].text
-
-
-@pytest.mark.engine
-@pytest.mark.faults
-def test_an_audit_that_is_killed_ends_in_the_same_figures_on_the_engine(tiny, tmp_path):
-    """As those of one whose nodes are in its own process, and which nobody kills."""
-    words = ["audit", str(tiny), "--only", "none; clipping", "--devices", "40", "--rounds", "2", "--budget", "50%"]
-    words += ["--attacks", "touched-rows", "--canary-trials", "100", "--out"]
-    without_engine = [sys.executable, "-m", without_ray.MODULE, *words]
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [*without_engine, str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=without_ray.environment(),
-    )
-    while not list(out.glob("checkpoints/audit-none-*.json")):
-        assert process.poll() is None, "it ended before"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "audit.json").exists()
-    command = [sys.executable, "-m", "simulations.cli.main", *words, str(out)]
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "resumed from an earlier run" in again.stderr
-    command = [*without_engine, str(tmp_path / "whole")]
-    subprocess.run(command, check=True, capture_output=True, env=without_ray.environment())
-    ours, theirs = (json.loads((one / "audit.json").read_text()) for one in (out, tmp_path / "whole"))
-    assert ours == theirs

@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 
 import numpy as np
 import pytest
 
+from fl_peel import plugins
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ScenarioError
 from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
+from fl_peel.store import Store
 from simulations.cli.console import read_budgets
 from simulations.engine.inputs import absolute
 from simulations.listing import LIST
@@ -18,7 +21,7 @@ from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import ablate_view, ratios_view
-from simulations.studies.checkpoints import Checkpoints, decisive, decisive_of_tables
+from simulations.studies.checkpoints import Checkpoints, code_behind, decisive, decisive_of_tables
 from simulations.studies.compare import central
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare.compare_rows import aggregated, summary
@@ -338,13 +341,41 @@ def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path):
     done = []
 
     def stage(data, content):
-        checkpoints = Checkpoints(tmp_path, data)
-        return checkpoints.stage("one", content, comparison.COMPETING, lambda: done.append(1) or len(done))[0]
+        study = studies.Study(None, None, None, data, Checkpoints(Store(tmp_path)))
+        return study.stage("one", content, lambda: done.append(1) or len(done))
 
     assert [stage("a", 1), stage("a", 1), stage("a", 2), stage("b", 1), stage("a", 1)] == [1, 1, 2, 3, 1]
-    for path in tmp_path.iterdir():
-        path.write_text(path.read_text()[:5])  # as a full disk leaves it
+    for entry in Store(tmp_path).entries():
+        (entry.folder / "entry").write_bytes(b"damaged")
     assert stage("a", 1) == 4
+
+
+def test_the_code_of_plug_ins_decides_too(tmp_path, monkeypatch):
+    """A package's, a module's, and never twice the same of what was typed into an interpreter."""
+    (tmp_path / "shop").mkdir()
+    for file in ("shop/__init__.py", "shop/rival.py", "single.py"):
+        (tmp_path / file).write_text("thing = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = EntryPoints(
+        [EntryPoint("tidal", "shop:thing", "fl_peel.budgets"), EntryPoint("gone", "nowhere:thing", "fl_peel.selectors")]
+    )
+    monkeypatch.setattr(plugins, "entry_points", lambda **wanted: points.select(**wanted) if wanted else points)
+
+    def digest(*modules):
+        code_behind.cache_clear()
+        return code_behind(modules)
+
+    before = digest("single")
+    assert digest("single") == before
+    (tmp_path / "shop" / "rival.py").write_text("thing = 2")
+    after = digest("single")
+    assert after != before
+    (tmp_path / "single.py").write_text("thing = 2")
+    assert digest("single") != after
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    assert digest("__main__") != digest("__main__")
+    assert code_behind(("__main__",)) == code_behind(("__main__",)), "within one process it is"
+    code_behind.cache_clear()
 
 
 def test_rivals_that_know_no_device_are_not_measured_anew_when_refinement_changes(tiny):
@@ -444,7 +475,7 @@ def test_a_fleet_with_one_budget_has_it(scenario, tmp_path):
 
 def test_the_data_decides_too():
     from fl_peel.data.interactions import Splits
-    from simulations.studies.checkpoints import data_digest
+    from simulations.resumable import data_digest
 
     items = UserItems(np.array([0, 2]), np.array([1, 2], np.int32))
     other = UserItems(np.array([0, 2]), np.array([1, 3], np.int32))

@@ -13,6 +13,7 @@ from simulations import runner
 from simulations.differences.diff import diff
 from simulations.listing import LIST
 from simulations.report.run_files import read_report
+from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario
 from simulations.sweep.sweep import sweep
 from simulations.sweep.sweep_page import sweep_page, sweep_plot
@@ -37,7 +38,7 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
         for selector in ("controller", "popularity")
     ]
     files = {f"sweep.{ending}" for ending in ("json", "csv", "html", "svg")}
-    assert {path.name for path in out.iterdir()} == {*folders, *files, LIST}
+    assert {path.name for path in out.iterdir()} == {*folders, *files, LIST, CHECKPOINTS}
     assert [(one.seed, one.refinement.local.batch_size, one.selector) for one in without_engine] == [
         (seed, size, selector) for size in (2, 4) for selector in ("controller", "popularity") for seed in (3, 4)
     ]

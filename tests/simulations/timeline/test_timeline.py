@@ -2,11 +2,7 @@
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,19 +10,18 @@ import pytest
 
 from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.store import Store
 from simulations import flower
 from simulations.listing import LIST
-from simulations.resumable import NAME
+from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from simulations.timeline import run_timeline as runs
 from simulations.timeline.report import timeline_tables
 from simulations.timeline.timeline_labels import LABELS
 from simulations.timeline.timeline_seeds import run_timeline_seeds
 from strategies.run.run_paths import RunPaths
-from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
-from tests.strategies.run.test_checkpoints import timeless
 
 
 def written(folder):
@@ -183,58 +178,25 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
     assert started == [0, 1, 1]
     assert events[0].text == "resumed from a checkpoint"
     assert result.lines == whole.lines
-    assert not list((tmp_path / "out").glob("seed-*/.*.kept"))
+    assert not (tmp_path / "out" / CHECKPOINTS).exists()
 
 
 def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monkeypatch):
     def stopped(scenario, place, on_event, *, server):
-        with open(f"{place.checkpoint_dir}/timeline.kept", "wb"):
-            raise KeyboardInterrupt
+        Store(Path(place.checkpoint_dir)).write("timeline")
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "simulated", stopped)
     with pytest.raises(KeyboardInterrupt):
         runs.run_timeline(load_scenario(file), out=tmp_path / "out")
     other = load_scenario(file, ["data.timeline.passes=2"])
-    with pytest.raises(ReportError, match=r"unfinished run, with data\.timeline\.passes=.* and not 2; give --fresh"):
+    with pytest.raises(ReportError, match=r"unfinished run, with data\.timeline\.passes=.* and not 2; give another"):
         runs.run_timeline(other, out=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         runs.run_timeline(other, out=tmp_path / "out", fresh=True)
     (tmp_path / "rows.csv").write_text(csv_of(planted(1)))
     with pytest.raises(ReportError, match="unfinished run, with other data"):
         runs.run_timeline(other, out=tmp_path / "out")
-
-
-@pytest.mark.engine
-@pytest.mark.faults
-def test_a_timeline_that_is_killed_ends_in_the_same_files_on_the_engine(two_seeds, tmp_path):
-    """As the command line replays it; to the last digit those of nodes in this process."""
-    _, whole, folder = two_seeds
-    words = ["run", str(folder / "timeline.yaml"), "--set", SHORT, "--nodes", "2", "--out", str(tmp_path / "out")]
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-m", without_ray.MODULE, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env=without_ray.environment(),
-    )
-    while not (out / NAME / "timeline.kept").exists():
-        assert process.poll() is None, "it ended before"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "timeline.json").exists()
-    command = [sys.executable, "-m", "simulations.cli.main", *words]
-    again = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
-    assert "resumed from a checkpoint" in again.stderr
-    assert "The last 2 periods" in again.stdout
-    assert not (out / NAME).exists()
-    assert (out / "timeline.html").is_file()
-    ours, theirs = (
-        timeless(json.loads((one / "timeline.json").read_text()), and_not={"peak_rss_bytes", "command"})
-        for one in (out, whole / "seed-0")
-    )
-    assert ours == theirs
 
 
 @pytest.mark.slow

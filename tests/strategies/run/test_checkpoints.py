@@ -10,20 +10,21 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel import wire
 from fl_peel.events import Event
+from fl_peel.object_codec import from_nodes, to_nodes
+from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups import group_tables
 from strategies.rounds import choice
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.open import OpenServerContents
-from strategies.run.checkpoints import CODEC, MAGIC, RunCheckpoints, _digest, opened, seal
+from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.server_app import serve
 from tests.helpers.examples import examples
@@ -118,7 +119,6 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
     rng = np.random.default_rng(len(kind))
     kept, most = tmp_path / "kept", messages // 2
-    kept.mkdir()
     for number in range(messages):  # each time at least joining and one stage, one step of a stage or one round
         result, count, _ = served(
             scenario, tmp_path / str(number), kept, stop_at=int(rng.integers(min(16, most), most + 1))
@@ -137,7 +137,6 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
     monkeypatch.setattr(group_tables, "MOST_UNSHELVED", 0)
     monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", 0)
     kept = tmp_path / "kept"
-    kept.mkdir()
     events: list[Event] = []
     with suppress(Stopped):
         serve(stopped_in(3), scenario, RunPaths("", str(tmp_path / "a"), "", str(kept)), events.append)
@@ -152,7 +151,6 @@ def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny,
 
 def test_what_is_done_is_not_done_again(tiny, tmp_path):
     scenario = load_scenario(tiny, KINDS["kept by some"])
-    (tmp_path / "kept").mkdir()
     _, messages, _ = served(scenario, tmp_path / "first", tmp_path / "kept")
     result, again, events = served(scenario, tmp_path / "second", tmp_path / "kept")
     assert again < messages / 2  # who is there, and joining
@@ -168,20 +166,19 @@ def test_of_item_tables_only_rows_that_devices_changed_are_kept(rule, tiny, tmp_
     changes = ["user_groups.count=8", "pretraining.embedding_dim=64", "blocks={item_groups: single}"]
     less = ["selector=popularity", "evaluation.budgets=[50%]", "elasticity.falls=[]", "fleet=[fleet.yaml:large]"]
     scenario = load_scenario(tiny, [*changes, *less, f"refinement.acceptance.rule={rule}"])
-    (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "run", tmp_path / "kept")
-    # one file, the disks of the last round, and rows of tables in two files in turn
-    assert len(list((tmp_path / "kept").glob("rounds-*"))) == 2 + min(scenario.refinement.rounds, 2)
-    (file,) = (tmp_path / "kept").glob("rounds-*.kept")
+    (entry,) = [entry for entry in Store(tmp_path / "kept").entries() if entry.name == "rounds"]
     live = defaultdict(lambda: np.zeros((60, 64), np.float32))
-    value = opened(file.read_bytes(), live)["value"]
+    value = from_nodes(entry.value["object"], entry.arrays("arrays"), live)
     rows = value["changed"].sum(axis=1)
     assert (rows < 60).all()
     if rule == "always":
         assert (rows > 0).any()
     else:
-        assert not rows[value["keeping"]["rounds_kept"] == 0].any()
-    assert [num_bytes for num_bytes, _ in value["sums"]] == (4 * 64 * rows).tolist()
+        assert not rows[value["acceptance"]["rounds_kept"] == 0].any()
+    kept = [entry.arrays(file)["rows"] for file in entry.files if file.startswith("rows-")]
+    assert [len(one) for one in kept] == rows.tolist()
+    assert (60, 64) not in {one.shape for one in entry.arrays("arrays").values()}, "no table is among the rest"
 
 
 class EveryRow(OpenServerContents):
@@ -196,7 +193,6 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
     monkeypatch.setattr(choice, "OpenServerContents", EveryRow)
     scenario = load_scenario(tiny, KINDS["kept by some"])
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
-    (tmp_path / "kept").mkdir()
     served(scenario, tmp_path / "stopped", tmp_path / "kept", stop_at=messages // 2)
     result, _, events = served(scenario, tmp_path / "again", tmp_path / "kept")
     assert any("resumed from a checkpoint" in event.text for event in events)
@@ -210,7 +206,6 @@ def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, t
     monkeypatch.setattr(better, lambda self, _: np.full(len(self.mean), next(answers)))
     scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
     whole, _, _ = served(scenario, tmp_path / "whole", "")
-    (tmp_path / "kept").mkdir()
     with pytest.raises(Stopped):
         serve(stopped_in(2), scenario, RunPaths("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
     result, _, _ = served(scenario, tmp_path / "again", tmp_path / "kept")
@@ -218,70 +213,34 @@ def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, t
     assert next(answers, None) is None
 
 
-def damaged_files(folder: Any) -> list[Any]:
-    return sorted(file for file in folder.iterdir() if file.suffix == ".kept" or ".rows-" in file.name)
-
-
-@pytest.mark.parametrize("damage", but_one_slow("flip", ["cut", "flip", "empty", "foreign"]))
-def test_a_damaged_file_is_done_again(damage, tiny, tmp_path):
-    scenario = load_scenario(tiny, KINDS["kept by some"])
-    (tmp_path / "kept").mkdir()
-    whole, _, _ = served(scenario, tmp_path / "first", tmp_path / "kept")
-    for file in damaged_files(tmp_path / "kept"):
-        data = bytearray(file.read_bytes())
-        match damage:
-            case "cut":
-                data = data[: len(data) // 2]
-            case "flip":
-                data[len(data) // 2] ^= 1
-            case "empty":
-                data = bytearray()
-            case "foreign":
-                data = bytearray(foreign("os", "system"))
-        file.write_bytes(bytes(data))
-    result, _, events = served(scenario, tmp_path / "second", tmp_path / "kept")
+@pytest.mark.parametrize("damaged", but_one_slow("disks/", ["disks/", "arrays", "rows-"]))
+def test_what_is_damaged_is_done_again(damaged, tiny, tmp_path):
+    """Signs flipped in copies of devices' disks, in the server's arrays, in rows of tables: in every entry at once."""
+    scenario, kept = load_scenario(tiny, KINDS["kept by some"]), tmp_path / "kept"
+    whole, _, _ = served(scenario, tmp_path / "first", kept)
+    files = {file for one in Store(kept).entries() for path, file in one.files.items() if path.startswith(damaged)}
+    for file in files:
+        file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 128]))
+    result, _, events = served(scenario, tmp_path / "second", kept)
     assert figures(result) == figures(whole)
-    assert any("damaged" in event.text for event in events)
+    assert any("damaged (a digest does not fit): computed again" in event.text for event in events)
 
 
 def kept_at(folder: Any) -> RunCheckpoints:
-    folder.mkdir(exist_ok=True)
     return RunCheckpoints(folder, folder, StageTimes())
 
 
-def foreign(module: str, name: str) -> bytes:
-    """A file with a right digest that names something to be made."""
-    node = ["object", module, name, {}]
-    head = json.dumps({"root": [1], "nodes": [["dict", []], [*node[:3], [0]]], "arrays": []}).encode()
-    content = pa.compress(len(head).to_bytes(8, "little") + head, CODEC, asbytes=True)
-    return MAGIC + _digest(content) + content
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "os.system",
-        "builtins.print",
-        "pathlib.Path",
-        "strategies.run.checkpoints.os",
-        "strategies.run.checkpoints.sealed",
-        "nowhere.It",
-    ],
-)
-def test_nothing_but_objects_of_our_classes_is_made(name, tmp_path):
-    kept = kept_at(tmp_path / "kept")
-    (tmp_path / "kept" / "it.kept").write_bytes(foreign(*name.rsplit(".", 1)))
-    assert kept.read("it") is None
-
-
 @examples(150)
-@given(content=st.binary(max_size=200), packed=st.booleans())
-def test_any_bytes_after_a_right_digest_are_a_value_or_none(content, packed, tmp_path_factory):
+@given(
+    nodes=st.lists(st.lists(st.none() | st.integers(-2, 9) | st.text() | st.lists(st.integers(-2, 9)))),
+    root=st.integers() | st.lists(st.integers(-2, 9)),
+)
+def test_whatever_has_a_right_digest_is_a_value_or_none(nodes, root, tmp_path_factory):
     kept = kept_at(tmp_path_factory.mktemp("kept"))
-    assert kept.folder is not None
-    if packed:
-        content = pa.compress(content, CODEC, asbytes=True)
-    (kept.folder / "it.kept").write_bytes(MAGIC + _digest(content) + content)
+    content = {"object": {"nodes": nodes, "root": root}, "disks": False, "seconds": {}}
+    Store(kept.folder).write("it", None, content, {"arrays": {}})
+    kept.read("it")
+    Store(kept.folder).write("it", None, nodes, {"arrays": {}})
     assert kept.read("it") is None
 
 
@@ -295,19 +254,14 @@ def test_a_value_that_is_none_is_one(tmp_path):
 def test_a_full_disk_keeps_nothing_and_stops_nothing(tmp_path):
     events: list[Event] = []
     kept = replace(kept_at(tmp_path / "kept"), on_event=events.append)
-    (tmp_path / "kept" / ".it.part").mkdir()  # in the way
+    (tmp_path / "kept").write_text("in the way")
     assert kept.stage("it", lambda: 7) == 7
     assert "the checkpoint cannot be written" in events[-1].text
 
 
-def sealed(content: object, folder: Any) -> bytes:
-    seal(folder / "sealed", content)
-    return (folder / "sealed").read_bytes()
-
-
-def test_what_is_kept_of_keeping_is_how_it_turned_out(tmp_path):
+def test_what_is_kept_of_keeping_is_how_it_turned_out():
     keeping = object.__new__(AcceptanceTest)
     keeping.accepted_rounds, keeping.comparisons, keeping._accepted_states = np.array([1, 0]), [], [print]
-    again = opened(sealed(keeping, tmp_path))
+    again = from_nodes(*to_nodes(keeping))
     assert again.accepted_rounds.tolist() == [1, 0]
     assert not hasattr(again, "_accepted_states")

@@ -76,7 +76,6 @@ def test_steps_that_are_done_are_not_asked_for_again(kind, tiny, tmp_path):
     order = list(steps)
     last = {step.partition(" ")[0]: step for step in order}
     kept = tmp_path / "kept"
-    kept.mkdir()
     asked: Counter[str] = Counter()
     for stop_at in sorted((last[name] for name in STOPPED_AT if name in last), key=order.index):
         stopped, before = served(scenario, tmp_path / f"stopped-{order.index(stop_at)}", kept, stop_at=stop_at)

@@ -1,8 +1,9 @@
-"""Values as bytes: what goes in comes out, once for what is one thing; what is no value is refused."""
+"""Objects as JSON and arrays: what goes in comes out, once for what is one thing; what is no value is refused."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections import namedtuple
 from dataclasses import dataclass
@@ -14,18 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.events import Event
+from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
-from strategies.run.checkpoint_codec import read_value, write_value
 from tests.helpers.settings import CONTROLLER
 
 
 def again(value: Any, live: Any = None, there: Any = None) -> Any:
     """The value, written and read. live: known when it is written; there: when it is read."""
-    file = io.BytesIO()
-    write_value(file, value, live or {})
-    return read_value(memoryview(file.getvalue()), (there if there is not None else live) or {})
+    plain, arrays = to_nodes(value, live)
+    return from_nodes(json.loads(json.dumps(plain)), arrays, there or live)
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -47,27 +47,12 @@ def test_numbers_keep_their_type_and_every_bit(value):
     assert type(result) is type(value)
 
 
-@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "<u2", "<i4", "<i8", "<u8", "<f2", "<f4", "<f8"])
-@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3)])
-def test_arrays_come_back_and_can_be_changed(dtype, shape):
-    array = np.asarray(np.random.default_rng(0).random(shape) * 5).astype(dtype)
-    assert isinstance(array, np.ndarray)
-    result = again({"it": array})["it"]
-    assert result.dtype == array.dtype
-    assert np.array_equal(result, array)
-    assert result.shape == shape
-    result[...] = 0
-
-
-def test_views_memory_maps_and_numbers_of_numpy(tmp_path):
-    np.save(tmp_path / "a.npy", np.arange(12).reshape(3, 4))
-    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
-    result = again([mapped, mapped.T[::2], np.float32(0.1), np.nan])
-    assert np.array_equal(result[0], mapped)
-    assert np.array_equal(result[1], mapped.T[::2])
-    assert result[2] == np.float32(0.1)
-    assert type(result[2]) is np.float32
-    assert math.isnan(result[3])
+def test_arrays_and_numbers_of_numpy_come_back():
+    array = np.arange(3)
+    result = again([array, np.float32(0.1), np.array(7)])
+    assert result[0] is array
+    assert (result[1], type(result[1])) == (np.float32(0.1), np.float32)
+    assert result[2].shape == ()
 
 
 def test_types_of_arrays_come_back():
@@ -83,10 +68,9 @@ def test_one_thing_stays_one_thing():
 
 def test_what_is_live_is_named_and_not_held():
     table, mine = np.ones(1000), np.zeros(1000)
-    file = io.BytesIO()
-    write_value(file, {"table": table, "none": None}, {"it": table, "nothing": None})
-    assert len(file.getvalue()) < 300
-    assert read_value(memoryview(file.getvalue()), {"it": mine})["table"] is mine
+    value = {"table": table, "none": None}
+    assert not to_nodes(value, {"it": table, "nothing": None})[1]
+    assert again(value, {"it": table, "nothing": None}, {"it": mine})["table"] is mine
 
 
 def test_objects_of_ours_come_back():
@@ -121,9 +105,18 @@ class Number(int):
 
 @pytest.mark.parametrize("value", [print, np, io.BytesIO(), Point(1, 2), Slotted(), Number(3), np.array(["a"]), 1j])
 def test_what_is_no_value_is_refused(value, monkeypatch):
-    monkeypatch.setattr("strategies.run.checkpoint_codec._roots", lambda: frozenset({"strategies", "tests"}))
+    monkeypatch.setattr("fl_peel.object_codec._roots", lambda: frozenset({"strategies", "tests"}))
     with pytest.raises(TypeError, match="is not kept"):
         again([value])
+
+
+@pytest.mark.parametrize(
+    "name", ["os.system", "builtins.print", "pathlib.Path", "fl_peel.store.os", "fl_peel.store.locked", "nowhere.It"]
+)
+def test_nothing_but_objects_of_our_classes_is_made(name):
+    node = ["object", *name.rsplit(".", 1), [0]]
+    with pytest.raises((TypeError, ImportError)):
+        from_nodes({"root": [1], "nodes": [["dict", []], node]}, {})
 
 
 def test_what_holds_itself_is_refused():

@@ -1,75 +1,55 @@
-"""Values as bytes, and back: what a run keeps, without pickling.
+"""Objects as JSON and arrays, and back: what a run keeps of its server's state, without pickling.
 
 A value is a tree of plain Python, NumPy arrays and objects of the project's own classes (or of packages that add to
-it); what occurs twice is one thing afterwards, too. It becomes a list of nodes in JSON and the arrays' bytes after it.
-To read one, classes are looked up by name and their objects filled, without calling them: bytes from elsewhere can
-hold wrong values, but name nothing to be run.
+it); what occurs twice is one thing afterwards, too. It becomes a list of nodes. To read one, classes are looked up by
+name and their objects filled, without calling them: a file from elsewhere can hold wrong values, but name nothing to be
+run.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import cache
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.package_check import PACKAGES
 from fl_peel.plugins import all_added
 
 Live = Mapping[str, object]
 """Objects that are there again when a value is read, by name: it refers to them and does not hold them."""
+Arrays = dict[str, NDArray[Any]]
 _PLAIN = (type(None), bool, int, float, str)
 _KINDS: dict[type, str] = {list: "list", tuple: "tuple", set: "set", frozenset: "frozenset"}
 _MADE = {kind: of for of, kind in _KINDS.items()}
-LENGTH_BYTES = 8
 
 
-def write_value(file: BinaryIO, value: object, live: Live) -> None:
-    """Write a value as bytes. live: objects in it that are written by name alone.
+def to_nodes(value: object, live: Live | None = None) -> tuple[Any, Arrays]:
+    """Return a value as JSON, and its arrays by name. live: objects in it that are written by name alone.
 
     Raises:
         TypeError: it holds something that is no value.
         RecursionError: it holds itself.
     """
-    nodes = _Nodes(live)
+    nodes = _Nodes({} if live is None else live)
     root = nodes.encode(value)
-    arrays = [{"dtype": array.dtype.str, "shape": array.shape} for array in nodes.arrays]
-    head = json.dumps({"root": root, "nodes": nodes.nodes, "arrays": arrays}).encode()
-    file.write(len(head).to_bytes(LENGTH_BYTES, "little"))
-    file.write(head)
-    for array in nodes.arrays:
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b"")
-        if array.flags.c_contiguous:
-            drop_pages_now(array)
+    return {"root": root, "nodes": nodes.nodes}, nodes.arrays
 
 
-def read_value(data: memoryview, live: Live) -> Any:
-    """Read the value that bytes stand for.
+def from_nodes(plain: Any, arrays: Arrays, live: Live | None = None) -> Any:
+    """Return the value that JSON and arrays stand for.
 
     Raises:
         ValueError, TypeError, KeyError, IndexError, AttributeError: they stand for none.
     """
-    start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
-    head = json.loads(bytes(data[LENGTH_BYTES:start]))
-    arrays: list[NDArray[Any]] = []
-    for about in head["arrays"]:
-        dtype, shape = np.dtype(about["dtype"]), [int(size) for size in about["shape"]]
-        if dtype.kind not in "biuf" or min(shape, default=0) < 0:
-            raise ValueError(f"no array of {dtype}")
-        stop = start + dtype.itemsize * math.prod(shape)
-        arrays.append(np.frombuffer(data[start:stop], dtype).reshape(shape).copy())
-        start = stop
     made: list[Any] = []
-    for node in head["nodes"]:
-        made.append(_made(node, made, arrays, live))
-    return _value(head["root"], made)
+    for node in plain["nodes"]:
+        made.append(_made(node, made, arrays, {} if live is None else live))
+    return _value(plain["root"], made)
 
 
 class _Nodes:
@@ -77,7 +57,7 @@ class _Nodes:
 
     def __init__(self, live: Live) -> None:
         self.nodes: list[list[Any]] = []
-        self.arrays: list[NDArray[Any]] = []
+        self.arrays: Arrays = {}
         self._names = {id(one): name for name, one in live.items() if one is not None}
         self._known: dict[int, int] = {}
         self._held: list[object] = []  # so that no other thing gets an id that is known
@@ -106,8 +86,9 @@ class _Nodes:
             array = np.asarray(value)
             if array.dtype.kind not in "biuf":
                 raise TypeError(f"an array of {array.dtype} is not kept")
-            self.arrays.append(array)
-            return ["array" if isinstance(value, np.ndarray) else "scalar", len(self.arrays) - 1]
+            name = str(len(self.arrays))
+            self.arrays[name] = array
+            return ["array" if isinstance(value, np.ndarray) else "scalar", name]
         if isinstance(value, np.dtype):
             return ["dtype", value.str]
         cls = type(value)
@@ -121,16 +102,16 @@ class _Nodes:
         return ["object", cls.__module__, cls.__qualname__, self.encode(state)]
 
 
-def _made(node: list[Any], made: list[Any], arrays: list[NDArray[Any]], live: Live) -> Any:
+def _made(node: list[Any], made: list[Any], arrays: Arrays, live: Live) -> Any:
     match node:
         case ["live", str(name)]:
             return live[name]
         case ["dict", pairs]:
             return {_value(key, made): _value(one, made) for key, one in pairs}
-        case ["array", int(number)]:
-            return arrays[number]
-        case ["scalar", int(number)]:
-            return arrays[number][()]
+        case ["array", str(name)]:
+            return arrays[name]
+        case ["scalar", str(name)]:
+            return arrays[name][()]
         case ["dtype", str(name)]:
             return np.dtype(name)
         case ["enum", str(module), str(name), str(member)]:
@@ -187,4 +168,4 @@ def _roots() -> frozenset[str]:
     return frozenset((*PACKAGES, *added))
 
 
-__all__ = ["Live", "own_class", "read_value", "write_value"]
+__all__ = ["Live", "from_nodes", "own_class", "to_nodes"]

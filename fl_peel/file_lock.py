@@ -1,0 +1,81 @@
+"""Locks between processes, held by the operating system: a lock ends with its process, however that ends."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""Errors of a file system that has no locks, or none of folders."""
+OWNED = "owned"
+"""Name of a file in a folder from when its process holds its lock."""
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, or of a file, which is made where it is not there and stays. wait: for whoever else
+    holds it; where there are no locks, one who would wait goes on without one.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and nobody waits.
+        OSError: it cannot be opened, or there are no locks, and nobody would wait.
+    """
+    file = _acquire(path, wait)
+    while file is None:
+        file = _acquire(path, wait)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _acquire(path: Path, wait: bool) -> int | None:
+    """Return the open, locked file; None where its former owner has just removed it, so that nobody else sees it."""
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if not wait or error.errno not in NO_LOCKS:
+                raise
+        if os.path.samestat(os.fstat(file), os.stat(path)):
+            return file
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+@contextmanager
+def owned_folder(place: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder, gone when the block ends, or with :func:`remove_abandoned` where its process was killed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    try:
+        with locked(folder):
+            (folder / OWNED).touch()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned(place: Path, prefix: str) -> None:
+    """Remove the folders of :func:`owned_folder` whose processes have ended: nobody holds them."""
+    for mark in place.glob(f"{prefix}*/{OWNED}"):
+        with suppress(OSError), locked(mark.parent, wait=False):
+            shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+__all__ = ["NO_LOCKS", "locked", "owned_folder", "remove_abandoned"]
