@@ -108,7 +108,7 @@ class AcceptanceTest:
 
         together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), EVALUATED_BYTES)
         for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
-            for reply in replies:
+            for reply in replies.values():
                 sums += reply.sums
                 moved += reply.download_bytes
         effects = Effects.from_sums(sums)
