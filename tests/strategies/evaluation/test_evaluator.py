@@ -384,7 +384,7 @@ def test_questions_about_the_same_lists_are_asked_together():
             return places
 
     def ask_each(kind, reply, contents):
-        return [[Whole([asked.append(content(0).payload) or 1])] for content in contents]
+        return [{0: Whole([asked.append(content(0).payload) or 1])} for content in contents]
 
     evaluator.federation.nodes.ask_each = ask_each
     result = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
