@@ -16,11 +16,11 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.exchange.array_specs import MessageContext
-from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
-from strategies.nodes.members import Members
+from strategies.nodes.members import Members, bounds_of
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
@@ -272,7 +272,6 @@ class Evaluator:
         here = self.federation.nodes.partitions_of(members.devices) == partition
         reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)
         single = members.devices[reached if request.per_device else np.zeros_like(reached)]
-        hosted = int(here.sum())
         sizes = {
             "X": len(request.budgets),
             "C": len(members.class_names),
@@ -280,8 +279,7 @@ class Evaluator:
             "groups": max(int(members.groups[here].max(initial=-1)), *groups) + 1,
             "B": request.replicates,
             "M": len(single),
-            "hosted": hosted,
-            "metrics": hosted * int(SUM_SCALE),
+            **bounds_of(int(here.sum())),
         }
         return MessageContext(sizes, {"devices": single})
 
