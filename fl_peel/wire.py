@@ -55,7 +55,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError
 from fl_peel.exchange.array_specs import TOTAL, WHOLE, ArraySpec, fields_of, name_of, plain_of, summed
-from fl_peel.exchange.columns import IntColumns
+from fl_peel.exchange.columns import SUM_SCALE, IntColumns
 from fl_peel.exchange.counters import (
     ClassCounts,
     ClockCounts,
@@ -133,6 +133,9 @@ _STEPS = {
     **dict.fromkeys(("devices", "counted", "violations", "grew", "shrank", "reselected", "rigid_empty"), _IN_CELLS),
     **dict.fromkeys(("recall_before", "recall_after"), _metric("reselected")),
     **dict.fromkeys(("recall", "recall_square", "rigid_recall", "rigid_square"), _metric("counted")),
+}
+_STEPS_OF_ONE = {
+    name: dataclasses.replace(spec, most=1 if spec is _IN_CELLS else int(SUM_SCALE)) for name, spec in _STEPS.items()
 }
 _METRICS = {"devices": _IN_CELLS, **dict.fromkeys(("recall", "ndcg", "square"), _metric("devices"))}
 _PAIRED = {
@@ -573,7 +576,7 @@ class MovingReply:
 
     steps: Annotated[StepCounts, ArraySpec(("T", "C"), least=0, most=TOTAL, columns=_STEPS)]
     traced: Annotated[StepTraces, ArraySpec(("traces",), columns=_TRACED)]
-    trace_steps: Annotated[StepCounts, ArraySpec(("traces",), least=0, most=TOTAL, columns=_STEPS)]
+    trace_steps: Annotated[StepCounts, ArraySpec(("traces",), least=0, most=TOTAL, columns=_STEPS_OF_ONE)]
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
