@@ -45,11 +45,13 @@ SENT = {
 
 
 class Lying(LoopbackGrid):
-    """``lie`` makes another answer of one node's answers of some kind (None: any but the first): an error, or another content."""
+    """``lie`` makes another answer of one node's answers of some kind (None: any but the first): an error, or another content;
+    after so many ``honest`` ones.
+    """
 
-    def __init__(self, kind, lie):
+    def __init__(self, kind, lie, honest=0):
         super().__init__(NODES)
-        self._kind, self._lie = kind, lie
+        self._kind, self._lie, self._honest = kind, lie, honest
         self.asked = 0
 
     def _answer(self, message):
@@ -60,6 +62,8 @@ class Lying(LoopbackGrid):
         if kind != self._kind and (self._kind is not None or kind == wire.HELLO):
             return reply
         self.asked += 1
+        if self.asked <= self._honest:
+            return reply
         lie = self._lie(reply.content)
         return Message(lie, reply_to=message) if isinstance(lie, Error) else replying(reply, lie)
 
@@ -114,9 +118,9 @@ def no_pauses(monkeypatch):
 def lied(tiny, tmp_path):
     """Runs a scenario in which a node lies; returns its report as it is written, its result, and the grid."""
 
-    def run(mode, kind, lie, folder="lied"):
-        grid = Lying(kind, lie)
-        result = serve(grid, load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / folder)))
+    def run(mode, kind, lie, folder="lied", honest=0, more=()):
+        grid = Lying(kind, lie, honest)
+        result = serve(grid, load_scenario(tiny, [*MODES[mode], *more]), RunPaths("", str(tmp_path / folder)))
         return json.loads(report_contents(result)["report.json"]), result, grid
 
     return run
@@ -238,6 +242,18 @@ def test_a_node_that_is_refused_at_the_start_is_not_waited_for(lied, lie, line, 
     assert line in refused
     _, failed, _ = lied("clear", wire.JOIN, LIES["fails"], "failed")
     assert figures(result) == figures(failed)
+
+
+def test_tables_before_and_after_rounds_are_compared_on_the_same_devices(lied):
+    """A node that fails only when refined tables are evaluated; no round is accepted, so that both are the same."""
+    never = ["refinement.acceptance.confidence=0.9999999"]
+    late, _, grid = lied("clear", wire.EVALUATE, LIES["fails"], honest=2, more=never)
+    early, _, _ = lied("clear", wire.EVALUATE, LIES["fails"], "early", more=never)
+    assert grid.asked > 2
+    assert late["full_table"] == early["full_table"]
+    assert late["budgets"] == early["budgets"]
+    assert late["full_table"]["start"] == late["full_table"]["refined"]
+    assert late["full_table"]["gain"]["devices"] == (NODES - 1) * DEVICES
 
 
 def with_devices_in_two_places(content):
