@@ -45,8 +45,8 @@ SENT = {
 
 
 class Lying(LoopbackGrid):
-    """``lie`` makes another answer of one node's answers of some kind (None: any but the first): an error, or another content;
-    after so many ``honest`` ones.
+    """``lie`` makes another answer of one node's answers of some kind (None: any but the first), after so many
+    ``honest`` ones: an error, or another content.
     """
 
     def __init__(self, kind, lie, honest=0):
