@@ -10,7 +10,7 @@ LOCK := $(if $(LOCKED),requirements.lock)
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
 
-.PHONY: run test test-all test-rest golden lint docs lock mutants clean
+.PHONY: run test test-all test-rest hostile golden lint docs lock mutants clean
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
@@ -34,13 +34,17 @@ test: $(INSTALLED)-dev
 
 # everything, and properties on all their examples
 test-all: $(INSTALLED)-dev
-	$(PYTEST) $(ALL) -m "not deployment" $(if $(DURATIONS),--durations=$(DURATIONS))
+	$(PYTEST) $(ALL) -m "not deployment and not hostile" $(if $(DURATIONS),--durations=$(DURATIONS))
 	$(DEPLOYMENTS)
 
 # what `make test` leaves of `make test-all`
 test-rest: $(INSTALLED)-dev
-	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not deployment"
+	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not deployment and not hostile"
 	$(DEPLOYMENTS)
+
+# what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know
+hostile: $(INSTALLED)-dev
+	$(PYTEST) -m hostile
 
 # figures to the last digit (CONTRIBUTING.md): as committed, or as of BASE=commit; RECORD=1 writes those to commit;
 # DATA=folder: also the other data sets that lie there; SCENARIOS="ml-100k compare" for some

@@ -52,7 +52,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError
 from fl_peel.exchange.array_specs import TOTAL, ArraySpec, fields_of, name_of, plain_of
-from fl_peel.exchange.columns import IntColumns
+from fl_peel.exchange.columns import SUM_SCALE, IntColumns
 from fl_peel.exchange.counters import (
     ClassCounts,
     ClockCounts,
@@ -109,12 +109,34 @@ _COUNT = ArraySpec(least=0, most=TOTAL)
 _SIZE = ArraySpec(least=0)
 _COLUMNS = ArraySpec(least=0, most=1 << 24)
 _HOSTED = ArraySpec(least=0, most="hosted")
+_IN_CELLS = ArraySpec(least=0, most="hosted", cells=1)
 _SECONDS = ArraySpec(least=0)
 _ROUND = ArraySpec(least=0, most=MOST_ROUNDS)
 _DEVICES = ArraySpec(("N",), least=0, among="devices", ascending=True)
 _WAITS = ArraySpec(("W",), least=0, most=TOTAL)
 _BY_CLASS = ArraySpec(("C",), least=0, most=TOTAL)
 _KEYS = ArraySpec(("N", 32))
+
+
+def _metric(devices: str, least: int | str = 0) -> ArraySpec:
+    """Sums of a metric over devices. devices: the column that counts these."""
+    return ArraySpec(least=least, most="metrics", of=devices)
+
+
+_STEPS = {
+    **dict.fromkeys(("devices", "counted", "violations", "grew", "shrank", "reselected", "rigid_empty"), _IN_CELLS),
+    **dict.fromkeys(("recall_before", "recall_after"), _metric("reselected")),
+    **dict.fromkeys(("recall", "recall_square", "rigid_recall", "rigid_square"), _metric("counted")),
+}
+_STEPS_OF_ONE = {
+    name: dataclasses.replace(spec, most=1 if spec is _IN_CELLS else int(SUM_SCALE)) for name, spec in _STEPS.items()
+}
+_METRICS = {"devices": _IN_CELLS, **dict.fromkeys(("recall", "ndcg", "square"), _metric("devices"))}
+_PAIRED = {
+    "devices": ArraySpec(least=0, most="hosted", cells=0),
+    "difference": _metric("devices", least="-metrics"),
+    "square": _metric("devices"),
+}
 _TRACED = {"device": ArraySpec(among="devices"), "device_class": ArraySpec(within="C"), "step": ArraySpec(within="T")}
 
 
@@ -344,8 +366,13 @@ class RefreshRequest:
 class RefreshReply:
     """Reply to a refresh. refreshed: (X, C); short: devices whose list ended before their budget did."""
 
-    refreshed: Annotated[RefreshCounts, ArraySpec(("X", "C"), least=0, most=TOTAL)]
-    short: Annotated[int, _COUNT]
+    refreshed: Annotated[
+        RefreshCounts,
+        ArraySpec(
+            ("X", "C"), least=0, most=TOTAL, columns=dict.fromkeys(("devices", "violations", "moved"), _IN_CELLS)
+        ),
+    ]
+    short: Annotated[int, _HOSTED]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
         """Return the reply for both sets of devices."""
@@ -384,13 +411,26 @@ class EvaluateReply:
     ended before the budget did.
     """
 
-    sums: Annotated[MetricSums, ArraySpec(("X", "C", "groups"), least=0, most="metrics", columns={"devices": _HOSTED})]
+    sums: Annotated[MetricSums, ArraySpec(("X", "C", "groups"), columns=_METRICS)]
     stored_max: Annotated[NDArray[np.int64], ArraySpec(("X",), least=0)]
-    owned: Annotated[OwnCounts, ArraySpec(("X", "C"), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _HOSTED})]
-    spread: Annotated[Histogram, ArraySpec(("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _HOSTED})]
+    owned: Annotated[
+        OwnCounts,
+        ArraySpec(
+            ("X", "C"),
+            least="-hosted",  # UNLIMITED is the budget -1
+            most=TOTAL,
+            columns={"devices": _IN_CELLS, "stored_bytes": _COUNT, "violations": _IN_CELLS},
+        ),
+    ]
+    spread: Annotated[
+        Histogram,
+        ArraySpec(
+            ("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _IN_CELLS, "sums": _metric("counts")}
+        ),
+    ]
     replicates: Replicates
     single: DeviceFigures
-    short: Annotated[int, _COUNT]
+    short: Annotated[int, _HOSTED]
 
     def by_budget(self) -> MetricSums:
         """Return the metrics of all devices under each budget, (X,)."""
@@ -452,9 +492,9 @@ class MovingReply:
     single devices at single steps; step_s: seconds of a step of the fleet's clock.
     """
 
-    steps: Annotated[StepCounts, ArraySpec(("T", "C"), least=0, most=TOTAL)]
+    steps: Annotated[StepCounts, ArraySpec(("T", "C"), least=0, most=TOTAL, columns=_STEPS)]
     traced: Annotated[StepTraces, ArraySpec(("traces",), columns=_TRACED)]
-    trace_steps: Annotated[StepCounts, ArraySpec(("traces",), least=0, most=TOTAL)]
+    trace_steps: Annotated[StepCounts, ArraySpec(("traces",), least=0, most=TOTAL, columns=_STEPS_OF_ONE)]
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
@@ -485,9 +525,7 @@ class CompareReply:
     devices fetched for it.
     """
 
-    sums: Annotated[
-        PairedSums, ArraySpec(("G",), least=f"-{TOTAL}", most=TOTAL, columns={"devices": _COUNT, "square": _COUNT})
-    ]
+    sums: Annotated[PairedSums, ArraySpec(("G",), columns=_PAIRED)]
     download_bytes: Annotated[int, _COUNT]
 
 
@@ -506,8 +544,8 @@ class KeepRequest:
 class KeepReply:
     """Reply with the numbers of devices that kept their state, and that restored it."""
 
-    accepted: Annotated[int, _COUNT]
-    restored: Annotated[int, _COUNT]
+    accepted: Annotated[int, _HOSTED]
+    restored: Annotated[int, _HOSTED]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -22,7 +21,8 @@ from strategies.evaluation.poisoning import measure_poisoning
 from strategies.figures.clock import time_to_recall
 from strategies.figures.per_device import FILE
 from strategies.figures.run_figures import (
-    FullTableReplies,
+    EvaluationReplies,
+    StartReplies,
     budget_rows,
     bytes_per_device,
     device_class_rows,
@@ -111,16 +111,24 @@ def serve(
     start = checkpoints.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
-    reused = None if start.parts is None or keeping is None else start.parts.without(keeping.accepted_groups)
     extra = tier_rows(evaluator) | fall_rows(evaluator)
-    evaluation = checkpoints.stage(
-        "evaluation", lambda: evaluated(evaluator, on_event, extra, reused), disks=True, timed="evaluation"
+
+    def on_test() -> EvaluationReplies:
+        unchanged = start.unchanged
+        reused = None
+        if unchanged is not None and keeping is not None:
+            reused = unchanged.without(keeping.accepted_groups, nodes.excluded)
+        return evaluated(evaluator, on_event, extra, reused)
+
+    evaluation, excluded = checkpoints.stage(
+        "evaluation", lambda: (nodes.settled(on_test), dict(nodes.excluded)), disks=True, timed="evaluation"
     )
+    nodes.excluded.update(excluded)
     if paths.model_dir:
         with stages("model"):
             num_bytes = save_model(strategy, prepared, paths)
         on_event(Event("model", 1, 1, f"{num_bytes / 1e6:,.1f} MB"))
-    replies = replace(start, refined=evaluation.refined)
+    replies = start.replies(evaluation.refined, nodes.excluded)
     if scenario.evaluation.per_device:
         test = device_splits(scenario, paths.data_dir, paths.run_dir).test
         per_device(evaluator, evaluation, replies, test).write(Path(paths.run_dir) / FILE)
@@ -173,21 +181,16 @@ def serve(
             blocks=prepared.layout.num_blocks,
             devices=num_devices,
             items=prepared.layout.num_items,
+            excluded_nodes={str(node): failure for node, failure in sorted(nodes.excluded.items())} or None,
         ),
     )
 
 
-def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> FullTableReplies:
+def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> StartReplies:
     """Return the replies about full tables before any round, where the scenario wants to know."""
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
-        return FullTableReplies(None, None, None, None)
+        return StartReplies()
     table, validated = prepared.global_table, bool(scenario.data.validation_share)
-    parts = evaluator.full_tables(with_validation=validated)
-    return FullTableReplies(
-        None if table is None else evaluator.full_table(table),
-        parts.whole.only(slice(0, 1)),
-        parts.whole.only(slice(1, 2)) if validated else None,
-        None,
-        parts.only(slice(0, 1)),
-    )
+    globally = None if table is None else evaluator.global_table(table)
+    return StartReplies(globally, evaluator.full_tables(with_validation=validated), validated)

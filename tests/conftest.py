@@ -69,7 +69,7 @@ LONGEST = tuple(
     )
 )
 """Files of half a minute and more in ``make test-all``, the longest first."""
-SLOW_KINDS = ("engine", "faults", "deployment")
+SLOW_KINDS = ("engine", "faults", "deployment", "hostile")
 """Markers of tests that only ``make test-all`` runs, but for those that are marked ``smoke`` besides."""
 
 

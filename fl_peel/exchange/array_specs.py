@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.errors import MessageError
-from fl_peel.exchange.columns import IntColumns
+from fl_peel.exchange.columns import SUM_SCALE, IntColumns
 
 Number = int | float | str
 """A number, or the name of a size."""
@@ -36,6 +36,9 @@ class ArraySpec:
     numbers, ascending, that it may have; ascending: each number larger than the last one; by: name of an array whose
     numbers come first in that order; dtypes: where it is not the field's; columns: of columns, ranges of some of them;
     may_lack: nothing is wrong without it; choices, pattern: of a text.
+
+    Of a column of counts, cells: so many leading axes have cells, in each of which the counts add up to ``most`` at
+    most; of a sum of metrics, of: the column that says how many devices it is a sum over.
     """
 
     shape: tuple[int | str, ...] | None = None
@@ -50,6 +53,8 @@ class ArraySpec:
     may_lack: bool = False
     choices: tuple[str, ...] = ()
     pattern: str | None = None
+    cells: int | None = None
+    of: str | None = None
 
 
 def summed(*shape: int | str, least: Number | None = None, **more: Any) -> ArraySpec:
@@ -144,9 +149,19 @@ class ArrayChecker:
             column = np.asarray(getattr(columns, name))
             self._shape(column.shape, of, f"{where}.{name}")
             self.values(column, of.columns.get(name, of), f"{where}.{name}")
+            self._together(column, columns, of.columns.get(name, of), f"{where}.{name}")
             wanted = self.known.totals.get(f"{path}.{name}")
             if wanted is not None and int(column.sum()) != wanted:
                 raise MessageError(f"{where}.{name}: adds up to {int(column.sum())}, not {wanted}")
+
+    def _together(self, column: NDArray[np.int64], columns: IntColumns, of: ArraySpec, where: str) -> None:
+        """Numbers that are possible each by itself, but not together."""
+        if of.cells is not None and of.most is not None:
+            most, total = self._named(of.most), column.sum(axis=tuple(range(of.cells, column.ndim)))
+            if (total > most).any():
+                raise MessageError(f"{where}: adds up to {int(total.max())}, which is more than {most}")
+        if of.of is not None and (np.abs(column) > getattr(columns, of.of) * SUM_SCALE).any():
+            raise MessageError(f"{where}: more than {of.of} can add up to")
 
     def number(self, value: float, of: ArraySpec, where: str) -> None:
         """A number alone.

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+SUM_SCALE = float(1 << 32)
+"""Metric sums are int64 in units of 2**-32, so that merging is exact and order-free."""
 
 
 @lru_cache(maxsize=64)

@@ -97,6 +97,17 @@ class DeviceTraces(IntColumns):
         return self.joined([self, other])
 
 
+_HOSTED = ArraySpec(least=0, most="hosted", cells=0)
+_METRIC = ArraySpec(least=0, most="metrics", of="evaluated")
+_OUTCOMES = ("sampled", "unavailable", "excluded", "stragglers", "memory_dropouts", "memory_drops", "evaluated")
+_CLOCK = {**dict.fromkeys(_OUTCOMES, _HOSTED), "recall": _METRIC}
+_TOTALS = {
+    **dict.fromkeys(("trained", "evaluated"), _HOSTED),
+    **dict.fromkeys(("recall", "ndcg"), _METRIC),
+    "loss": ArraySpec(least=f"-{TOTAL}", most=TOTAL),
+}
+
+
 @dataclass(frozen=True)
 class RoundCounts:
     """All that a round counts besides updates; of disjoint sets of devices it adds up with ``+``.
@@ -104,11 +115,9 @@ class RoundCounts:
     slowest_us: virtual microseconds of the slowest device whose update counts; traces: of devices the report follows.
     """
 
-    classes: Annotated[ClassCounts, ArraySpec(("C",), least=0, most=TOTAL)]
-    clock: Annotated[ClockCounts, ArraySpec(("C",), least=0, most=TOTAL)]
-    totals: Annotated[
-        RoundTotals, ArraySpec((), least=0, most=TOTAL, columns={"loss": ArraySpec(least=f"-{TOTAL}", most=TOTAL)})
-    ]
+    classes: Annotated[ClassCounts, ArraySpec(("C",), least=0, most=TOTAL, columns={"devices": _HOSTED})]
+    clock: Annotated[ClockCounts, ArraySpec(("C",), least=0, most=TOTAL, columns=_CLOCK)]
+    totals: Annotated[RoundTotals, ArraySpec((), least=0, most=TOTAL, columns=_TOTALS)]
     slowest_us: Annotated[int, ArraySpec(least=0, most=TOTAL)]
     traces: Annotated[
         DeviceTraces,

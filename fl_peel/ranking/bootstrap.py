@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fl_peel import kernels
-from fl_peel.exchange.array_specs import TOTAL, ArraySpec
+from fl_peel.exchange.array_specs import ArraySpec
 from fl_peel.exchange.columns import IntArray
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import SUM_SCALE
@@ -36,6 +36,8 @@ LIMITS = np.cumsum([1 / math.factorial(k) for k in range(12)]) / math.e
 """Distribution function of Poisson(1), by additions and a division alone: the same bits on every machine. A weight
 above 12, of which there is one in 10**10, counts as 12.
 """
+MOST_WEIGHT = len(LIMITS)
+"""Largest weight of a device in a replicate."""
 AT_ONCE = 1 << 19
 """Devices whose sums stay below 2**53, the whole numbers that floating point adds up exactly."""
 
@@ -46,9 +48,9 @@ class Replicates:
     devices (B,) that count. Those of disjoint sets of devices add up.
     """
 
-    recall: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most=TOTAL)]
-    ndcg: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most=TOTAL)]
-    devices: Annotated[IntArray, ArraySpec(("B",), least=0, most=TOTAL)]
+    recall: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most="drawn metrics")]
+    ndcg: Annotated[IntArray, ArraySpec(("X", "B"), least=0, most="drawn metrics")]
+    devices: Annotated[IntArray, ArraySpec(("B",), least=0, most="drawn")]
 
     @staticmethod
     def from_devices(

@@ -17,13 +17,11 @@ from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.columns import Counters
+from fl_peel.exchange.columns import SUM_SCALE, Counters
 from fl_peel.training.settings import torch_device
 
 TILE_ROWS = 64
 """Rows that the compiled loop scores side by side."""
-SUM_SCALE = float(1 << 32)
-"""Metric sums are int64 in units of 2**-32, so that merging is exact and order-free."""
 
 
 def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,11 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.exchange.array_specs import MessageContext
-from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Quality
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
-from strategies.nodes.members import Members
+from strategies.nodes.members import Members, bounds_of
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
@@ -69,10 +69,13 @@ class BudgetRequest:
 
 @dataclass(frozen=True)
 class EvaluationParts:
-    """The replies about user groups' tables, message by message. groups: user groups of each message."""
+    """The replies about user groups' tables, message by message, and node by node where that is wanted. groups: user
+    groups of each message; nodes: partition of the node that each reply is from, -1 for the sum over all nodes.
+    """
 
     groups: tuple[tuple[int, ...], ...]
     replies: tuple[wire.EvaluateReply, ...]
+    nodes: tuple[int, ...]
 
     @property
     def whole(self) -> wire.EvaluateReply:
@@ -81,18 +84,24 @@ class EvaluationParts:
 
     def only(self, places: slice) -> EvaluationParts:
         """Return the replies under some of the budgets only."""
-        return EvaluationParts(self.groups, tuple(reply.only(places) for reply in self.replies))
+        return replace(self, replies=tuple(reply.only(places) for reply in self.replies))
 
-    def without(self, changed: Container[int]) -> EvaluationParts:
-        """Return the replies of messages about none of these user groups."""
-        kept = [place for place, some in enumerate(self.groups) if not any(group in changed for group in some)]
-        return EvaluationParts(
-            tuple(self.groups[place] for place in kept), tuple(self.replies[place] for place in kept)
-        )
+    def without(self, changed: Container[int] = (), excluded: Container[int] = ()) -> EvaluationParts:
+        """Return the replies of messages about none of the ``changed`` user groups, but of no ``excluded`` node."""
+        kept = [
+            place
+            for place, some in enumerate(self.groups)
+            if self.nodes[place] not in excluded and not any(group in changed for group in some)
+        ]
+        return EvaluationParts(*(tuple(parts[place] for place in kept) for parts in self._columns))
 
     def __add__(self, other: EvaluationParts) -> EvaluationParts:
         """These messages and those."""
-        return EvaluationParts(self.groups + other.groups, self.replies + other.replies)
+        return EvaluationParts(*(mine + theirs for mine, theirs in zip(self._columns, other._columns, strict=True)))
+
+    @property
+    def _columns(self) -> tuple[tuple[Any, ...], ...]:
+        return self.groups, self.replies, self.nodes
 
 
 @dataclass(frozen=True)
@@ -191,8 +200,11 @@ class Evaluator:
         on_validation: int = 0,
         stored: int = -1,
         groups: Iterable[int] | None = None,
+        by_node: bool = False,
     ) -> EvaluationParts:
-        """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all."""
+        """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all;
+        by_node: whether the replies of nodes are kept apart.
+        """
         scenario, layout = self.scenario, self.layout
         coded = precision or scenario.blocks.precision
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
@@ -237,14 +249,22 @@ class Evaluator:
                     yield asked(groups)
 
             nodes = self.federation.nodes
-            replies = [reduce(add, one) for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())]
-            parts = EvaluationParts((), ())
-            for groups, reply in zip(together, replies, strict=True):
-                part = EvaluationParts((tuple(groups),), (reply,))
-                parts += served(groups, 2 * reach) if reach is not None and reply.short else part
+            replies = [
+                one if by_node else {-1: reduce(add, one.values())}
+                for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())
+            ]
+            parts = EvaluationParts((), (), ())
+            for groups, by_partition in zip(together, replies, strict=True):
+                if reach is not None and any(reply.short for reply in by_partition.values()):
+                    parts += served(groups, 2 * reach if 2 * reach < whole else None)
+                else:
+                    many = (tuple(groups),) * len(by_partition)
+                    parts += EvaluationParts(many, tuple(by_partition.values()), tuple(by_partition))
             return parts
 
-        return served(weights if groups is None else groups, self._reach(budgets, rooms))
+        whole = int(layout.block_bytes(coded).sum())
+        some = list(weights if groups is None else groups)
+        return self.federation.nodes.settled(lambda: served(some, self._reach(budgets, rooms)))
 
     def _known(self, request: wire.EvaluateRequest, partition: int) -> MessageContext:
         """Return what a node's right answer looks like: how many devices it hosts, and the user groups they are in."""
@@ -252,7 +272,6 @@ class Evaluator:
         here = self.federation.nodes.partitions_of(members.devices) == partition
         reached = here if wire.EVERYBODY in groups else here & np.isin(members.groups, groups)
         single = members.devices[reached if request.per_device else np.zeros_like(reached)]
-        hosted = int(here.sum())
         sizes = {
             "X": len(request.budgets),
             "C": len(members.class_names),
@@ -260,10 +279,13 @@ class Evaluator:
             "groups": max(int(members.groups[here].max(initial=-1)), *groups) + 1,
             "B": request.replicates,
             "M": len(single),
-            "hosted": hosted,
-            "metrics": hosted * int(SUM_SCALE),
+            **bounds_of(int(here.sum())),
         }
         return MessageContext(sizes, {"devices": single})
+
+    def global_table(self, table: NDArray[np.float32]) -> EvaluationParts:
+        """Evaluate every device with the same whole fp32 table (I, d) on the test, node by node."""
+        return self.in_parts([wire.UNLIMITED], precision="fp32", everybody=table, per_device=True, by_node=True)
 
     def own_budgets(self) -> wire.EvaluateReply:
         """Evaluate every device under its own budget of the moment."""
@@ -271,7 +293,7 @@ class Evaluator:
 
     def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> EvaluationParts:
         """Evaluate every device with the whole fp32 table of its user group, message by message: on the test and also
-        on validation.
+        on validation; node by node, so that those of one that is excluded later can be left out.
         """
         return self.in_parts(
             [wire.UNLIMITED] * (1 + with_validation),
@@ -279,6 +301,7 @@ class Evaluator:
             per_device=True,
             on_validation=int(with_validation),
             groups=groups,
+            by_node=True,
         )
 
     def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:

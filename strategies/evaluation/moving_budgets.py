@@ -30,6 +30,7 @@ from strategies.figures.schema import (
     OverTime,
 )
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
+from strategies.nodes.members import bounds_of
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.run.refinement import Refine
 
@@ -153,7 +154,7 @@ def follow(
 
     together = packed_batches(np.unique(groups).tolist(), pack, message_bytes)
     replies = evaluator.federation.nodes.ask_each(wire.MOVING, wire.MovingReply, map(asked, together))
-    return reduce(add, itertools.chain.from_iterable(replies))
+    return reduce(add, itertools.chain.from_iterable(one.values() for one in replies))
 
 
 def _asked(evaluator: Evaluator, who: FollowPlan, traced: IntArray, batch: dict[int, wire.Arrays]) -> Content:
@@ -175,7 +176,9 @@ def _asked(evaluator: Evaluator, who: FollowPlan, traced: IntArray, batch: dict[
             who.keeps,
         )
         known = MessageContext(
-            {"C": len(evaluator.members.class_names)}, {"devices": np.intersect1d(mine, traced)}, agreed=("T",)
+            {"C": len(evaluator.members.class_names), **bounds_of(len(mine))},
+            {"devices": np.intersect1d(mine, traced)},
+            agreed=("T", "step_s"),
         )
         return NodeRequest(payload, known)
 

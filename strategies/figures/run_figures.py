@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
@@ -132,16 +132,42 @@ def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.Ev
 
 
 @dataclass(frozen=True)
+class StartReplies:
+    """The replies about full tables before any round, node by node: the global one and the groups' tables; None where
+    there is none. validated: whether the latter were evaluated on validation items, too.
+    """
+
+    globally: EvaluationParts | None = None
+    groups: EvaluationParts | None = None
+    validated: bool = False
+
+    @property
+    def unchanged(self) -> EvaluationParts | None:
+        """Return the replies about the groups' tables on the test."""
+        return None if self.groups is None else self.groups.only(slice(0, 1))
+
+    def replies(self, refined: wire.EvaluateReply | None, excluded: Container[int]) -> FullTableReplies:
+        """Return the replies about all full tables, of nodes that are not ``excluded``. refined: after all rounds."""
+        both = (self.globally, self.groups)
+        globally, groups = (None if one is None else one.without(excluded=excluded) for one in both)
+        return FullTableReplies(
+            None if globally is None else globally.whole,
+            None if groups is None else groups.only(slice(0, 1)).whole,
+            None if groups is None or not self.validated else groups.only(slice(1, 2)).whole,
+            refined,
+        )
+
+
+@dataclass(frozen=True)
 class FullTableReplies:
     """The replies about full tables: the global one, the groups' tables before refinement (also on validation items)
-    and after it; None where there is none. parts: those before refinement, message by message.
+    and after it; None where there is none.
     """
 
     globally: wire.EvaluateReply | None
     start: wire.EvaluateReply | None
     start_validation: wire.EvaluateReply | None
     refined: wire.EvaluateReply | None
-    parts: EvaluationParts | None = None
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:
@@ -363,6 +389,7 @@ def _comparison(one: Comparison) -> ComparisonRow:
 __all__ = [
     "EvaluationReplies",
     "FullTableReplies",
+    "StartReplies",
     "budget_rows",
     "bytes_per_device",
     "device_class_rows",

@@ -656,7 +656,9 @@ class SecureAggregationResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvironmentResult:
-    """Size of the run and, where it is known, its machine."""
+    """Size of the run and, where it is known, its machine. excluded_nodes: failures of the nodes that the run went on
+    without, by partition; where some failed when figures had been taken, these are still of their devices, too.
+    """
 
     nodes: Count
     user_groups: Count
@@ -668,6 +670,7 @@ class EnvironmentResult:
     system: str | None = None
     engine: str = "simulation"
     """Flower engine; ``deployment``: nodes were SuperNodes."""
+    excluded_nodes: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.randomness import rng_for
+from fl_peel.ranking.bootstrap import MOST_WEIGHT
+from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.scenario.scenario import Scenario
 
 
@@ -23,6 +25,19 @@ class Members:
     def groups_of(self, devices: NDArray[np.int64]) -> NDArray[np.int32]:
         """User groups of some of the devices (N,)."""
         return np.asarray(self.groups[np.searchsorted(self.devices, devices)])
+
+
+def bounds_of(devices: int) -> dict[str, int]:
+    """Return what so many devices can add up to, by the names that messages use: "hosted" for their number, "metrics"
+    for recall or the like; "drawn" and "drawn metrics" for these in a replicate of the bootstrap.
+    """
+    metrics = devices * int(SUM_SCALE)
+    return {
+        "hosted": devices,
+        "metrics": metrics,
+        "drawn": devices * MOST_WEIGHT,
+        "drawn metrics": metrics * MOST_WEIGHT,
+    }
 
 
 NUM_TRACED = 6

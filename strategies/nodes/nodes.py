@@ -16,13 +16,14 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel import errors, wire
-from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError, SecureAggregationError
+from fl_peel.errors import EngineError, FlPeelError, MessageError
 from fl_peel.exchange.array_specs import MOST, TOTAL, MessageContext, check
 from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 
 logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
+Result = TypeVar("Result")
 PULL_INTERVAL_S = 0.01
 """Seconds between looks for replies in simulation."""
 
@@ -60,14 +61,14 @@ class _SentRequest:
 
 @dataclass(frozen=True)
 class NodeReply(Generic[Reply]):
-    """A node's right reply, with the sizes that were found in it; or else what went wrong. came: whether the node sent
-    anything but a failure; lost: whether somebody else said so, as the node is not there; about: as in the
-    question.
+    """A node's right reply, with what it must have in common with the others; or else what went wrong. came: whether
+    the node sent anything but a failure; lost: whether somebody else said so, as the node is not there; about: as in
+    the question.
     """
 
     partition: int
     reply: Reply | None
-    sizes: Mapping[str, int]
+    agreed: Mapping[str, int | float | str]
     error: FlPeelError | None = None
     came: bool = True
     lost: bool = False
@@ -85,7 +86,11 @@ class Nodes:
     noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice; hello: what
     a node is asked that comes later, in place of one that was lost; patience_s: how long that is waited for, 0 where
     no node comes later; own: which devices each node hosts, where nodes have their interactions: else they are dealt
-    out one by one.
+    out one by one; excluded: partitions that are not asked any more, each with its failure.
+
+    What a node reports is data about that node: whatever it answers, or names as a mistake, at worst excludes it and
+    its devices from the rest of the run. The run ends where at least half of the nodes, or of the devices that they
+    host, would be excluded.
     """
 
     grid: Grid
@@ -95,6 +100,7 @@ class Nodes:
     hello: Hello | None = None
     patience_s: float = 0.0
     own: tuple[range, ...] = ()
+    excluded: dict[int, str] = field(default_factory=dict)
     _open: dict[str, _SentRequest] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
     _refused: set[int] = field(default_factory=set, repr=False, compare=False)
@@ -124,40 +130,40 @@ class Nodes:
     ) -> Nodes:
         """Find the node of every partition. catalogue: ids of all items, where nodes have their own interactions.
 
+        A node that fails, or whose answer is wrong, is refused; after ``patience_s`` the run goes on without the
+        partitions that nobody answers for, as :class:`Nodes` says.
+
         Raises:
-            EngineError: not all partitions answered in time, or nodes run another copy of the packages.
-            MessageError: a node's answer is none, or another one's.
+            EngineError: at least half of the partitions did not answer in time.
+            FlPeelError: the failure of the first node that is refused, where as many are.
         """
         deadline = time.monotonic() + patience_s
         if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
             grid.pull_interval = PULL_INTERVAL_S
         returning_s = float(getattr(grid, "patience_s", 0.0))  # of a deployment's
         hello = Hello(wire.HelloRequest(scenario, catalogue=catalogue), root)
-        node_ids: dict[int, int] = {}
-        own: dict[int, range] = {}
-        wanted: int | None = None
+        found = _FoundNodes()
         while True:
-            asked = [node for node in grid.get_node_ids() if node not in node_ids.values()]
+            asked = [node for node in grid.get_node_ids() if node not in found.known]
             for reply in hello.ask(grid, asked, min(timeout_s, patience_s)):
                 node = reply.metadata.src_node_id
-                if reply.has_error():
-                    if returning_s and node not in asked:
-                        continue  # one that was lost before the run began
-                    raise failure(reply, f"node {node}")
-                answer = hello.checked(reply, wanted)
-                if node_ids.setdefault(answer.partition, node) != node:
-                    raise EngineError(f"two nodes claim to be partition {answer.partition}; number them from 0")
-                wanted = answer.num_partitions
-                own[answer.partition] = _own_range(answer)
-            if wanted is not None and set(node_ids) >= set(range(wanted)):
+                if reply.has_error() and returning_s and node not in asked:
+                    continue  # one that was lost before the run began
+                found.take(node, hello, reply)
+            found.judge()
+            # all that there are have answered, so that nobody is on the way
+            late = time.monotonic() > deadline or (found.refused and found.known >= set(grid.get_node_ids()))
+            if found.are_all or (late and found.are_most):
                 drawn = Scenario.from_json(scenario).privacy
-                ids = tuple(node_ids[partition] for partition in range(wanted))
                 noise_is_drawn = drawn.noised and drawn.noise_source == "system"
-                theirs = _without_gaps(own) if catalogue else ()
-                return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s, theirs)
-            if time.monotonic() > deadline:
+                theirs = _without_gaps(found.own()) if catalogue else ()
+                ids, missing = found.ids(), found.missing()
+                if missing:
+                    logger.warning("the run goes on without nodes %s, which did not answer", [*missing])
+                return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s, theirs, missing)
+            if late:
                 raise EngineError(
-                    f"{len(node_ids)} of {wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
+                    f"{len(found.answers)} of {found.wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
                     "start the missing nodes or look for their errors in the log above"
                 )
             time.sleep(0.5)
@@ -176,8 +182,6 @@ class Nodes:
             if reply.has_error() and node not in strangers:
                 continue  # it is gone again
             try:
-                if reply.has_error():
-                    raise failure(reply, f"node {node}")
                 answer = hello.checked(reply, len(self.ids))
                 partition = answer.partition
                 if self.own and _own_range(answer) != self.own[partition]:
@@ -192,7 +196,7 @@ class Nodes:
     def messages(self, kind: str, content: Content) -> Iterable[Message]:
         """One message for each partition for which ``content`` has a question."""
         for partition, node in enumerate(self.ids):
-            asked = content(partition)
+            asked = None if partition in self.excluded else content(partition)
             if asked is not None:
                 # Flower brings the group back with the reply, also with one that the SuperLink makes for a dead node
                 number = str(next(self._numbers))
@@ -224,7 +228,7 @@ class Nodes:
                 wrong = MessageError(f"{who} gave a wrong answer: {error}")
                 yield NodeReply(sent.partition, None, {}, wrong, about=sent.about)
             else:
-                agreed = {name: sizes[name] for name in sent.known.agreed if name in sizes}
+                agreed = {name: sizes[name] if name in sizes else getattr(reply, name) for name in sent.known.agreed}
                 yield NodeReply(sent.partition, reply, agreed, about=sent.about)
 
     def _exchange(
@@ -238,32 +242,35 @@ class Nodes:
         return asked, _by_partition(self.answers(kind, reply_type, replies))
 
     def ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
-        """Ask nodes and wait for all of them; one that fails, or whose answer is wrong, is asked again a few times.
+        """Ask nodes and wait for all of them; one that fails, or whose answer is wrong, is asked again a few times, and
+        then excluded.
 
         Raises:
-            EngineError, MessageError: a node failed each time, or did not answer in time.
-            FlPeelError: a node found a mistake of the user's, which it names.
+            FlPeelError: the failure of one of so many nodes that the run cannot go on without them.
         """
-        return self._until_right(kind, reply_type, content, *self._exchange(kind, reply_type, content))
+        replies = self._until_right(kind, reply_type, content, *self._exchange(kind, reply_type, content))
+        return list(replies.values())
 
-    def ask_each(self, kind: str, reply_type: type[Reply], contents: Iterable[Content]) -> Iterator[list[Reply]]:
-        """As :meth:`ask` of one content after the other; nodes work on one while the server makes the next.
+    def ask_each(self, kind: str, reply_type: type[Reply], contents: Iterable[Content]) -> Iterator[dict[int, Reply]]:
+        """As :meth:`ask` of one content after the other, with replies by partition; nodes work on one while the server
+        makes the next.
 
         Raises:
-            EngineError, MessageError, FlPeelError: as :meth:`ask`.
+            FlPeelError: as :meth:`ask`.
         """
         asked: dict[int, dict[int, NodeRequest]] = {}
         answers: dict[int, dict[int, NodeReply[Reply]]] = {}
 
         def messages() -> Iterator[Message]:
             for place, content in enumerate(contents):
-                each = {partition: content(partition) for partition in range(len(self.ids))}
+                partitions = (partition for partition in range(len(self.ids)) if partition not in self.excluded)
+                each = {partition: content(partition) for partition in partitions}
                 asked[place] = {partition: replace(query, about=(place,)) for partition, query in each.items() if query}
                 answers[place] = {}
                 yield from self.messages(kind, asked[place].get)
 
         self.begin()
-        done: dict[int, list[Reply]] = {}
+        done: dict[int, dict[int, Reply]] = {}
         for answer in self.answers(kind, reply_type, self.grid.send_and_receive(messages(), timeout=self.timeout_s)):
             (place,) = answer.about
             answers[place][answer.partition] = answer
@@ -279,6 +286,16 @@ class Nodes:
                 else self._until_right(kind, reply_type, asked[place].get, list(asked[place]), answers[place])
             )
 
+    def settled(self, work: Callable[[], Result]) -> Result:
+        """Do work that asks nodes, and do it again whenever one was excluded meanwhile: all answers are then of the
+        same nodes.
+        """
+        while True:
+            before = len(self.excluded)
+            result = work()
+            if len(self.excluded) == before:
+                return result
+
     def _until_right(
         self,
         kind: str,
@@ -286,17 +303,17 @@ class Nodes:
         content: Content,
         asked: Sequence[int],
         right_answers: dict[int, NodeReply[Reply]],
-    ) -> list[Reply]:
+    ) -> dict[int, Reply]:
         """Right answers to what was asked of some partitions; right_answers: what these answered."""
         pauses_s, deadline = iter(PAUSES_S), time.monotonic() + self.patience_s
         while True:
+            asked = [partition for partition in asked if partition not in self.excluded]
             silent = [partition for partition in asked if partition not in right_answers]
             may_come = time.monotonic() < deadline
             if silent and not (may_come and self._may_have_answered(kind)):
-                raise EngineError(
-                    f"{len(silent)} of {len(asked)} nodes did not answer {kind} within "
-                    f"{self.timeout_s:.0f} s; raise engine.reply_timeout_s or look for their errors in the log"
-                )
+                self._exclude(kind, dict.fromkeys(silent, self._no_answer(kind, len(silent), len(asked))))
+                continue
+            right_answers = {partition: right_answers[partition] for partition in asked if partition in right_answers}
             right_answers |= _disagreeing(kind, right_answers)
             good = {partition: answer for partition, answer in right_answers.items() if answer.error is None}
             failed = [answer for answer in right_answers.values() if answer.error is not None]
@@ -304,16 +321,37 @@ class Nodes:
                 return _replies(right_answers)
             waits_for_lost = may_come and kind not in ONCE and all(answer.lost for answer in failed)
             pause_s = PAUSES_S[-1] if waits_for_lost else next(pauses_s, None)
+            hopeless = [one for one in failed if pause_s is None or not self._may_repeat(kind, one)]
+            if hopeless:
+                self._exclude(kind, {one.partition: one.error for one in hopeless if one.error is not None})
+                continue
             for answer in failed:
-                assert answer.error is not None, "of those that failed"
-                if pause_s is None or not self._may_repeat(kind, answer):
-                    raise answer.error
                 logger.warning("%s; it is asked again", answer.error)
             if silent:
                 logger.warning("nodes %s did not answer %s; they are asked again", silent, kind)
             time.sleep(pause_s or 0)
             again, answers = self._exchange(kind, reply_type, _of_others(good, content))
             asked, right_answers = [*good, *again], good | answers
+
+    def _no_answer(self, kind: str, silent: int, asked: int) -> EngineError:
+        return EngineError(
+            f"{silent} of {asked} nodes did not answer {kind} within {self.timeout_s:.0f} s; raise "
+            "engine.reply_timeout_s or look for their errors in the log"
+        )
+
+    def _exclude(self, kind: str, failed: Mapping[int, FlPeelError]) -> None:
+        """Go on without nodes that failed, and without their devices.
+
+        Raises:
+            FlPeelError: the failure of the first, where at least half of the nodes or devices would be excluded.
+        """
+        lost = {*self.excluded, *failed}
+        devices = sum(len(self.own[partition]) for partition in lost) if self.own else 0
+        if 2 * len(lost) >= len(self.ids) or (self.own and 2 * devices >= self.num_devices):
+            raise failed[min(failed)]
+        for partition, error in sorted(failed.items()):
+            logger.warning("%s; the run goes on without node %d and its devices", error, partition)
+            self.excluded[partition] = f"{kind}: {error}"
 
     def _may_repeat(self, kind: str, answer: NodeReply[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
@@ -329,8 +367,7 @@ class Nodes:
         """Ask nodes, once; replies by partition, ascending, of those that answer, and rightly.
 
         Raises:
-            ScenarioError: a node names a mistake.
-            SecureAggregationError: the devices of all nodes refuse.
+            FlPeelError: all nodes name a mistake, or the devices of all of them refuse.
         """
         asked, answers = self._exchange(kind, reply_type, content)
         answers |= _disagreeing(kind, answers)
@@ -357,12 +394,15 @@ class Hello:
         return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
 
     def checked(self, reply: Message, wanted: int | None) -> wire.HelloReply:
-        """Return what a node reported about itself.
+        """Return what a node reported about itself. wanted: how many nodes there are, None if that is not known yet.
 
         Raises:
             MessageError: it is no such answer, or another number of nodes than others say.
             EngineError: it runs another copy of the packages.
+            FlPeelError: the node names a mistake.
         """
+        if reply.has_error():
+            raise failure(reply, f"node {reply.metadata.src_node_id}")
         answer = _hello(reply, wanted)
         if answer.root != self.root and answer.code != code_digest(own_root()):
             raise EngineError(
@@ -370,6 +410,83 @@ class Hello:
                 f"the server, from {self.root}; install the same version, or start the SuperLink in another folder"
             )
         return answer
+
+
+@dataclass
+class _FoundNodes:
+    """Nodes that answered the first request. answers: by partition, with the node's id; refused: nodes whose answer was
+    wrong, with what was.
+    """
+
+    answers: dict[int, tuple[int, wire.HelloReply]] = field(default_factory=dict)
+    refused: dict[int, FlPeelError] = field(default_factory=dict)
+
+    @property
+    def known(self) -> set[int]:
+        """Return the ids of all nodes that need not be asked again."""
+        return {node for node, _ in self.answers.values()} | self.refused.keys()
+
+    @property
+    def wanted(self) -> int | None:
+        """Return how many nodes there are, as most say; None before any does."""
+        said = Counter(answer.num_partitions for _, answer in self.answers.values())
+        return said.most_common(1)[0][0] if said else None
+
+    @property
+    def are_all(self) -> bool:
+        """Return whether there is a node for every partition."""
+        return self.wanted is not None and not self.missing()
+
+    @property
+    def are_most(self) -> bool:
+        """Return whether there is one for more than half of them."""
+        return self.wanted is not None and 2 * len(self.missing()) < self.wanted
+
+    def missing(self) -> dict[int, str]:
+        """Return the partitions that have no node, each with the failure that excludes it."""
+        return {
+            partition: f"{wire.HELLO}: no node answered for it"
+            for partition in range(self.wanted or 0)
+            if partition not in self.answers
+        }
+
+    def ids(self) -> tuple[int, ...]:
+        """Return the node of every partition, 0 for none."""
+        return tuple(self.answers[partition][0] if partition in self.answers else 0 for partition in self._all)
+
+    def own(self) -> dict[int, range]:
+        """Return the devices that each node says it has."""
+        return {partition: _own_range(answer) for partition, (_, answer) in self.answers.items()}
+
+    @property
+    def _all(self) -> range:
+        return range(self.wanted or 0)
+
+    def take(self, node: int, hello: Hello, reply: Message) -> None:
+        """Take a node's answer, or refuse it."""
+        try:
+            answer = hello.checked(reply, None)
+            held = self.answers.setdefault(answer.partition, (node, answer))
+            if held[0] != node:
+                raise EngineError(f"two nodes claim to be partition {answer.partition}; number them from 0")
+        except FlPeelError as error:
+            self.refused[node] = error
+            logger.warning("%s; the node is refused", error)
+
+    def judge(self) -> None:
+        """Refuse nodes that know of another number of nodes than most.
+
+        Raises:
+            FlPeelError: the first failure, where at least half of the nodes are refused.
+        """
+        wanted = self.wanted
+        for partition, (node, answer) in list(self.answers.items()):
+            if answer.num_partitions != wanted:
+                del self.answers[partition]
+                self.refused[node] = _other_number(node, answer, wanted)
+                logger.warning("%s; the node is refused", self.refused[node])
+        if self.refused and 2 * len(self.refused) >= (wanted or 1):
+            raise next(iter(self.refused.values()))
 
 
 def _own_range(answer: wire.HelloReply) -> range:
@@ -401,8 +518,8 @@ def _are_right(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> bool:
     return all(answer.error is None for answer in answers.values()) and not _disagreeing(kind, answers)
 
 
-def _replies(answers: Mapping[int, NodeReply[Reply]]) -> list[Reply]:
-    return [answer.reply for _, answer in sorted(answers.items()) if answer.reply is not None]
+def _replies(answers: Mapping[int, NodeReply[Reply]]) -> dict[int, Reply]:
+    return {partition: answer.reply for partition, answer in sorted(answers.items()) if answer.reply is not None}
 
 
 def _of_others(known: Container[int], content: Content) -> Content:
@@ -423,28 +540,37 @@ def _hello(reply: Message, wanted: int | None) -> wire.HelloReply:
     except MessageError as error:
         raise MessageError(f"{who}: {error}") from None
     if answer.partition >= answer.num_partitions or wanted not in (None, answer.num_partitions):
-        raise MessageError(
-            f"{who}: it is partition {answer.partition} of {answer.num_partitions}, where others say "
-            f"{wanted or answer.num_partitions} partitions; start all nodes with one num-partitions, counted from 0"
-        )
+        raise _other_number(reply.metadata.src_node_id, answer, wanted)
     return answer
 
 
+def _other_number(node: int, answer: wire.HelloReply, wanted: int | None) -> MessageError:
+    return MessageError(
+        f"node {node} ({wire.HELLO}) gave a wrong answer: it is partition {answer.partition} of "
+        f"{answer.num_partitions}, where others say {wanted or answer.num_partitions} partitions; start all nodes "
+        "with one num-partitions, counted from 0"
+    )
+
+
 def _disagreeing(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
-    """Return the answers whose sizes differ from those of most right answers, as errors: all answers, where no sizes
-    are the most frequent ones.
+    """Return the answers that differ from most right answers in what all must have in common, as errors: all answers,
+    where nothing is the most frequent.
     """
-    good = {partition: tuple(sorted(one.sizes.items())) for partition, one in answers.items() if one.error is None}
+    good = {partition: tuple(sorted(one.agreed.items())) for partition, one in answers.items() if one.error is None}
     counts = Counter(good.values()).most_common(2)
     if len(counts) < 2:
         return {}
     most = counts[0][0] if counts[0][1] > counts[1][1] else None
     wrong = {
-        partition: MessageError(f"node {partition} ({kind}) gave a wrong answer: {dict(sizes)}, unlike others")
-        for partition, sizes in good.items()
-        if sizes != most
+        partition: MessageError(f"node {partition} ({kind}) gave a wrong answer: {_shown(agreed)}, unlike others")
+        for partition, agreed in good.items()
+        if agreed != most
     }
     return {partition: replace(answers[partition], reply=None, error=error) for partition, error in wrong.items()}
+
+
+def _shown(agreed: Iterable[tuple[str, int | float | str]]) -> str:
+    return ", ".join(f"{name} {' '.join(str(value).split())[:200]}" for name, value in agreed)
 
 
 def failure(reply: Message, who: str) -> FlPeelError:
@@ -468,8 +594,10 @@ def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
 
 
 def raise_or_log(errors: Iterable[FlPeelError], *, nobody: bool = False) -> None:
-    """Raise what every node would report again; log what befell some. nobody: no node did any better."""
+    """Log the failures of some nodes. nobody: no node did any better; then a mistake that all name, and would name in
+    every round again, is raised.
+    """
     for error in errors:
-        if isinstance(error, ScenarioError) or (nobody and isinstance(error, SecureAggregationError)):
+        if nobody and not isinstance(error, (EngineError, MessageError)):
             raise error
         logger.warning("%s", error)

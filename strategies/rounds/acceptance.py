@@ -104,11 +104,12 @@ class AcceptanceTest:
                 {group: self._packed(group, self._weights[group], self._accepted_states[group]) for group in some},
                 {group: self._packed(group, weights[group], states[group]) for group in some},
             )
-            return lambda partition: NodeRequest(request, MessageContext({"G": len(states)}))
+            sizes = {"G": len(states)}
+            return lambda partition: NodeRequest(request, MessageContext(sizes | strategy.federation.bounds(partition)))
 
         together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), EVALUATED_BYTES)
         for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
-            for reply in replies:
+            for reply in replies.values():
                 sums += reply.sums
                 moved += reply.download_bytes
         effects = Effects.from_sums(sums)
@@ -139,7 +140,10 @@ class AcceptanceTest:
         nobody = np.zeros(0, np.int64)
         decisions = {"accepted": nobody, "restored": nobody} | groups
         request = wire.KeepRequest(self.strategy.setting, **decisions)
-        self.strategy.nodes.ask(wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request))
+        bounds = self.strategy.federation.bounds
+        self.strategy.nodes.ask(
+            wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request, MessageContext(bounds(partition)))
+        )
 
 
 __all__ = ["AcceptanceTest", "Comparison"]

@@ -8,6 +8,7 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.exchange.array_specs import MessageContext
+from strategies.nodes.members import bounds_of
 from strategies.rounds.channel import Expects, IntArray, RoundDevices, ServerChannel
 from strategies.rounds.record import SentRound
 
@@ -34,7 +35,7 @@ class ClearServerChannel(ServerChannel):
         counts = {group: int((members == group).sum()) for group in request.groups}
         anything = MessageContext(arrays=None)
         return MessageContext(
-            {"C": self.federation.num_classes},
+            {"C": self.federation.num_classes, **bounds_of(len(request.devices))},
             {"traced": np.sort(request.traced)},
             groups={group: expects(sent, group, count) or anything for group, count in counts.items()},
             totals={"counts.clock.sampled": len(request.devices)},

@@ -11,7 +11,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
-from strategies.nodes.members import Members
+from strategies.nodes.members import Members, bounds_of
 from strategies.nodes.nodes import Nodes
 
 Result = TypeVar("Result")
@@ -36,6 +36,10 @@ class Federation:
     def num_classes(self) -> int:
         """Device classes, C."""
         return len(self.members.class_names)
+
+    def bounds(self, partition: int) -> dict[str, int]:
+        """Return what the devices of a node can add up to, as :func:`strategies.nodes.members.bounds_of` names it."""
+        return bounds_of(int((self.nodes.partitions_of(self.members.devices) == partition).sum()))
 
 
 def for_groups(work: Callable[[int], Result], groups: Iterable[int]) -> list[Result]:

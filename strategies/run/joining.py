@@ -9,7 +9,6 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.device_storage import device_splits
-from fl_peel.errors import EngineError
 from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
@@ -45,15 +44,16 @@ def join(scenario: Scenario, paths: RunPaths, prepared: Stage1Outcome, nodes: No
             if not whole:  # a node that has all of its devices in earlier parts joins nobody
                 payload = replace(payload, first=min(first, len(hosted[partition])), count=len(some))
             return NodeRequest(
-                payload, MessageContext({"N": len(some), "G": len(payload.centroids)}, {"devices": some})
+                payload,
+                MessageContext(
+                    {"N": len(some), "G": len(payload.centroids)}, {"devices": some}, agreed=("class_names",)
+                ),
             )
 
         replies += nodes.ask(wire.JOIN, wire.JoinReply, request)
-    names = {reply.class_names for reply in replies}
-    if len(names) > 1:
-        raise EngineError(f"nodes have different fleets: {sorted(names)}; give all of them the same fleet file")
     devices = np.concatenate([reply.devices for reply in replies])
     order = np.argsort(devices, kind="stable")
+    order = order[~np.isin(nodes.partitions_of(devices[order]), [*nodes.excluded])]
     return Members(
         devices[order],
         np.concatenate([reply.groups for reply in replies])[order],

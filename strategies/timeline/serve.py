@@ -479,8 +479,12 @@ class _TimelineRun:
             groups |= batch
         changed = self.published.changed
         request = wire.RefreshRequest(federation.setting, self.clock, precision, budgets, changed, groups, former)
-        known = MessageContext({"X": len(budgets), "C": len(evaluator.members.class_names)})
-        replies = self.nodes.ask(wire.REFRESH, wire.RefreshReply, lambda partition: NodeRequest(request, known))
+        sizes = {"X": len(budgets), "C": len(evaluator.members.class_names)}
+        replies = self.nodes.ask(
+            wire.REFRESH,
+            wire.RefreshReply,
+            lambda partition: NodeRequest(request, MessageContext(sizes | federation.bounds(partition))),
+        )
         return reduce(add, replies).refreshed
 
     def ask(

@@ -194,7 +194,7 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
         known.append([request_of(partition).known for partition in range(2)])
         lists = {group: {name: sent.numpy() for name, sent in list_.items()} for group, list_ in request.groups.items()}
         asked.append(dataclasses.replace(request, groups=lists))
-        return [Reply([]), Reply([len(asked)], int(1 in lists and len(lists[1]["blocks"]) < enough))]
+        return {0: Reply([]), 1: Reply([len(asked)], int(1 in lists and len(lists[1]["blocks"]) < enough))}
 
     scenario = types.SimpleNamespace(
         blocks=types.SimpleNamespace(precision="fp32"),
@@ -217,6 +217,7 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
             ask_each=lambda *what: [ask(*what[:2], content) for content in what[2]],
             partitions_of=lambda devices: devices % 2,
             ids=(7, 8),
+            settled=lambda work: work(),
             known=known,
         ),
     )
@@ -355,14 +356,17 @@ def test_full_tables_of_some_groups_in_parts_on_the_test_and_on_validation():
     ] * 2
     assert all(one.per_device for one in asked)
     assert [blocks(one) for one in asked] == [{0: list(range(30))}, {1: list(range(30))}]
-    assert (parts.groups, parts.replies) == (((0,), (1,)), (Reply([1]), Reply([2])))
+    nothing = Reply([])
+    assert (parts.groups, parts.nodes) == (((0,), (0,), (1,), (1,)), (0, 1, 0, 1))
+    assert parts.replies == (nothing, Reply([1]), nothing, Reply([2]))
     assert parts.whole == Reply([1, 2])
-    assert parts.without([1]).replies == (Reply([1]),)
+    assert parts.without([1]).replies == (nothing, Reply([1]))
+    assert parts.without(excluded=[0]).replies == (Reply([1]), Reply([2]))
     again = evaluator.full_tables(groups=[1])
     assert (asked[2].budgets.tolist(), asked[2].on_validation, list(asked[2].groups)) == ([wire.UNLIMITED], 0, [1])
     assert (parts.without([1]) + again).whole == Reply([1, 3])
     together = asking()[0].full_tables()
-    assert together.groups == ((0, 1),)
+    assert together.groups == ((0, 1), (0, 1))
     assert together.without([0]).replies == (), "the message is of both"
 
 
@@ -380,7 +384,7 @@ def test_questions_about_the_same_lists_are_asked_together():
             return places
 
     def ask_each(kind, reply, contents):
-        return [[Whole([asked.append(content(0).payload) or 1])] for content in contents]
+        return [{0: Whole([asked.append(content(0).payload) or 1])} for content in contents]
 
     evaluator.federation.nodes.ask_each = ask_each
     result = evaluator.together(rows, precision="fp16", selector="popularity", label="mine", artifacts=np.array([4]))
@@ -397,10 +401,10 @@ def test_questions_about_the_same_lists_are_asked_together():
 
 def test_parts_under_some_of_the_budgets_are_of_the_same_groups():
     parts = EvaluationParts(
-        ((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab")
+        ((0,), (1, 2)), tuple(types.SimpleNamespace(only=lambda places, of=of: (of, places)) for of in "ab"), (-1, -1)
     )
     some = slice(1, 3)
-    assert parts.only(some) == EvaluationParts(((0,), (1, 2)), (("a", some), ("b", some)))
+    assert parts.only(some) == EvaluationParts(((0,), (1, 2)), (("a", some), ("b", some)), (-1, -1))
 
 
 def test_what_has_no_room_needs_no_list():

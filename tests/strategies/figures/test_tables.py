@@ -174,11 +174,11 @@ def test_full_tables_that_did_not_change_are_not_asked_again():
 
     def full_tables(groups):
         asked.append(list(groups))
-        return EvaluationParts((tuple(groups),), (Reply("anew"),))
+        return EvaluationParts((tuple(groups),), (Reply("anew"),), (-1,))
 
     asked = []
     evaluator = SimpleNamespace(federation=SimpleNamespace(states=[None] * 4), full_tables=full_tables)
-    started = EvaluationParts(((0, 1), (2,)), (Reply("both"), Reply("two")))
+    started = EvaluationParts(((0, 1), (2,)), (Reply("both"), Reply("two")), (-1, -1))
     assert (_full_tables(evaluator, started), asked) == ("both two anew", [[3]])
     assert (_full_tables(evaluator, started.without([1])), asked) == ("two anew", [[3], [0, 1, 3]])
     assert _full_tables(evaluator, started.without(range(4))) == "anew"

@@ -178,6 +178,8 @@ def test_outside_the_rounds_a_node_is_asked_again(tiny, tmp_path, kind, change):
 
 
 def test_but_not_for_ever(tiny, tmp_path):
+    """Half of all nodes are too many to go on without."""
+
     def change(content):
         return with_array(content, "stored_max", lambda stored: stored - np.int64(2**40))
 
