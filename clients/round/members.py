@@ -17,10 +17,11 @@ from clients.round.round_context import RoundContext
 from clients.round.within_deadline import GroupDevices, GroupOutcome, Traffic, train_within_deadline
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray, UserItems
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import DeviceTraces, RoundCounts, RoundTotals
 from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.mmap_arrays import rows_at
-from fl_peel.ranking.top import SUM_SCALE, MetricSums, recall_ndcg
+from fl_peel.ranking.top import MetricSums, recall_ndcg
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from scipy import special
 
 from fl_peel import kernels
 from fl_peel.exchange.array_specs import ArraySpec
-from fl_peel.exchange.columns import IntArray
+from fl_peel.exchange.columns import SUM_SCALE, IntArray
 from fl_peel.randomness import device_seeds
-from fl_peel.ranking.top import SUM_SCALE
 
 Doubles = NDArray[np.float64]
 

@@ -14,8 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.columns import Counters, IntArray
-from fl_peel.ranking.top import SUM_SCALE
+from fl_peel.exchange.columns import SUM_SCALE, Counters, IntArray
 
 Doubles = NDArray[np.float64]
 

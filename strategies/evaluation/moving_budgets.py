@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.randomness import rng_for
-from fl_peel.ranking.top import SUM_SCALE, margin_of
+from fl_peel.ranking.top import margin_of
 from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, margins_of, overall_recall
 from strategies.figures.schema import (
     FULL_GLOBAL,

@@ -9,8 +9,8 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
-from fl_peel.ranking.top import SUM_SCALE
 from strategies.figures.schema import ClassCosts, RoundClock, TimeToRecall
 from strategies.rounds.record import RoundRecord
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.events import Event, OnEvent, silent
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals
 from fl_peel.privacy.sources import source_of
-from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.selectors import block_weights
 from strategies.nodes.batches import batches
 from strategies.nodes.nodes import NodeReply, NodeRequest, raise_or_log

@@ -7,10 +7,11 @@ import pytest
 from scipy import stats
 
 from fl_peel import kernels
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.randomness import device_seeds, mix64
 from fl_peel.ranking import bootstrap
 from fl_peel.ranking.bootstrap import Replicates, estimate, holm, interval, over
-from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from fl_peel.ranking.top import MetricSums
 
 GOLDEN = 0x9E3779B97F4A7C15
 

@@ -9,8 +9,8 @@ import pytest
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import (

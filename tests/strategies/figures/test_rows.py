@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
 from fl_peel.ranking.paired import PairedSums
-from fl_peel.ranking.top import SUM_SCALE, MetricSums
+from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import DeviceFigures
 from strategies.figures.intervals import MeasuredQuality
 from strategies.figures.per_device import digest
