@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -67,7 +67,8 @@ class MessageContext:
     """What the reader of a message knows. sizes: by name; numbers: by name, ascending; arrays: those that a message
     has by name, of a user group or of a step, None for anything; groups: of every user group that may be named, None
     for any; every_group: all of them must be; totals: what columns add up to, by their path; agreed: names of sizes
-    that are not known, but the same in all messages.
+    that are not known, but the same in all messages; together: what else is checked of a message whose parts are right,
+    raising a MessageError.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class MessageContext:
     every_group: bool = False
     totals: Mapping[str, int] = field(default_factory=dict)
     agreed: tuple[str, ...] = ()
+    together: Callable[[Any], None] | None = None
 
     def with_sizes(self, **sizes: int) -> MessageContext:
         """Return the context with more sizes."""
@@ -262,6 +264,8 @@ def check(message: object, known: MessageContext) -> dict[str, int]:
     """
     checked = ArrayChecker.from_context(known)
     _fields_within(message, checked, type(message).__name__)
+    if known.together is not None:
+        known.together(message)
     return checked.sizes
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
@@ -139,14 +139,15 @@ class StepDevices(Protocol):
 @dataclass(frozen=True)
 class SumField:
     """An array of a step's sum. axis: along which it is cut into pieces, None where it is not and comes with the first
-    part; counts: whether its numbers are of devices, and hence not below 0 but for noise; bits: of its words, None for
-    those of the terms.
+    part; counts: whether its numbers are of devices, and hence not below 0 but for noise; each: the most that a device
+    adds to one of these; bits: of its words, None for those of the terms.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int | None = None
     counts: bool = False
+    each: int = 1
     bits: Bits | None = None
 
     def shape_of(self, part: Part) -> tuple[int, ...]:
@@ -291,12 +292,21 @@ class Step(ABC):
         some = self.sums_of_part(terms, part)
         return tuple(Field(one.name, one.shape_of(part), one.bits or terms.units.bits) for one in some)
 
-    def reply_arrays(self, terms: StepTerms, part: Part) -> dict[str, ArraySpec]:
-        """Return the arrays of a node's right reply to a part."""
-        return {
-            one.name: summed(*one.shape_of(part), least=0 if one.counts and not terms.bounded else None)
-            for one in self.sums_of_part(terms, part)
-        }
+    def reply_arrays(self, terms: StepTerms, part: Part, devices: int) -> dict[str, ArraySpec]:
+        """Return the arrays of a right reply to a part, of a node with so many devices. Noise knows no ends."""
+        arrays = {}
+        for one in self.sums_of_part(terms, part):
+            whole = summed(*one.shape_of(part))
+            counted = one.counts and not terms.bounded
+            arrays[one.name] = replace(whole, least=0, most=devices * one.each) if counted else whole
+        return arrays
+
+    def check_together(self, sums: Arrays) -> None:  # noqa: B027, most steps have nothing to check
+        """Check numbers of a node's reply that are possible each by itself, but not together.
+
+        Raises:
+            MessageError: they cannot be true.
+        """
 
     def parts(self, terms: StepTerms, most_bytes: int) -> list[Part]:
         """Return parts of at most so many bytes each, of 8 for a number, or of one piece."""

@@ -191,7 +191,14 @@ class ChoiceStep(Step):
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`: shares under each filter, and how many devices answer, which bounded ones do not say."""
-        return SumField("won", (self.filters,), counts=True, bits=64), SumField("answered", (1,), counts=True, bits=64)
+        won = SumField("won", (self.filters,), counts=True, each=int(UNIT_SCALE), bits=64)
+        return won, SumField("answered", (1,), counts=True, bits=64)
+
+    def check_together(self, sums: Arrays) -> None:
+        """See :class:`Step`; bounded devices say nothing of how many they are."""
+        won, answered = int(sums["won"].max(initial=0)), int(sums["answered"][0])
+        if answered and won > answered * UNIT_SCALE:
+            raise MessageError(f"won: {won} is more than {answered} devices can add up to")
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None

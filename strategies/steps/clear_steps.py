@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -16,6 +16,7 @@ from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.steps.base import Arrays, Bools, Part, PartSums, Step, StepTerms
 from fl_peel.steps.contributors import packed_rows
+from strategies.nodes.members import bounds_of
 from strategies.nodes.nodes import NodeRequest, Nodes
 
 
@@ -75,12 +76,22 @@ class ClearSteps:
         self._begin(opened)
         for part in step.parts(self.terms, step.part_bytes):
             request = wire.StepRequest(**self._fields(step, sent, part, opened))
-            arrays = step.reply_arrays(self.terms, part)
-            known = MessageContext({"W": self.windows}, arrays=arrays, agreed=("C",))
-            replies = self.nodes.ask(wire.STEP, wire.StepReply, lambda _: NodeRequest(request, known))  # noqa: B023
+            known = partial(self._known, step, part)
+            replies = self.nodes.ask(wire.STEP, wire.StepReply, lambda place: NodeRequest(request, known(place)))  # noqa: B023
             if part[0] == 0 and step is step.question:
                 self._record(step, replies)
-            yield part, {name: sum_of([reply.sums[name] for reply in replies]) for name in arrays}
+            names = [one.name for one in step.sums_of_part(self.terms, part)]
+            yield part, {name: sum_of([reply.sums[name] for reply in replies]) for name in names}
+
+    def _known(self, step: Step, part: Part, partition: int) -> MessageContext:
+        """Return what the right answer of a node looks like."""
+        devices = len(self.nodes.hosted(partition, self.setting.num_devices))
+        return MessageContext(
+            {"W": self.windows, **bounds_of(devices)},
+            arrays=step.reply_arrays(self.terms, part, devices),
+            agreed=("C",),
+            together=lambda reply: step.check_together(reply.sums),
+        )
 
     def _begin(self, opened: Bools | None) -> None:
         """Move the clock on, unless this is the second part of a step, whose contributors were counted."""

@@ -8,6 +8,7 @@ from flwr.app import Array, Error, Message
 
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
+from fl_peel.steps.units import UNIT_SCALE
 from simulations.report.run_files import report_contents
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as nodes_module
@@ -37,7 +38,7 @@ ERRORS = {
 ENDS = {"largest": "max", "smallest": "min"}
 SENT = {
     "clear": (wire.JOIN, wire.ROUND, wire.EVALUATE, wire.COMPARE, wire.KEEP, wire.MOVING),
-    "federated": (wire.SUMS, wire.CHOICE, wire.JOIN, wire.EVALUATE),
+    "federated": (wire.STEP, wire.JOIN, wire.EVALUATE),
     "secure": (wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK),
     "bounded": (wire.ROUND,),
 }
@@ -138,7 +139,7 @@ def check_the_run_goes_on(lied, mode, kind, lie):
     if excluded or (kind == wire.ROUND and min(failures) == DEVICES):
         _, failed, _ = lied(mode, kind, LIES["fails"], "failed")
         assert figures(result) == figures(failed)
-    if lie in ERRORS and kind in (wire.JOIN, wire.EVALUATE, wire.SUMS, wire.CHOICE, wire.COMPARE, wire.MOVING):
+    if lie in ERRORS and kind in (wire.JOIN, wire.EVALUATE, wire.STEP, wire.COMPARE, wire.MOVING):
         assert excluded, "it never answered"
 
 
@@ -181,7 +182,7 @@ def test_nor_by_a_lie_in_every_message_it_sends(lied, seed):
         ("clear", wire.JOIN, "names ScenarioError"),
         ("clear", wire.ROUND, "names ScenarioError"),
         ("clear", wire.EVALUATE, "largest numbers"),
-        ("federated", wire.SUMS, "smallest numbers"),
+        ("federated", wire.STEP, "smallest numbers"),
     ],
 )
 def test_nor_do_the_worst_four(lied, mode, kind, lie):
@@ -254,6 +255,21 @@ def test_tables_before_and_after_rounds_are_compared_on_the_same_devices(lied):
     assert late["budgets"] == early["budgets"]
     assert late["full_table"]["start"] == late["full_table"]["refined"]
     assert late["full_table"]["gain"]["devices"] == (NODES - 1) * DEVICES
+
+
+def with_filters_that_win_more_than_there_is(content):
+    """Where a node chooses, it answers for one device, as if all of its devices had found all items."""
+    arrays, config = parts_of(content)
+    if "sums/won" in arrays:
+        arrays["sums/won"] = Array(np.full_like(arrays["sums/won"].numpy(), DEVICES * int(UNIT_SCALE)))
+        arrays["sums/answered"] = Array(np.ones_like(arrays["sums/answered"].numpy()))
+    return put_together(arrays, config)
+
+
+def test_a_filter_cannot_win_more_than_its_devices_have(lied):
+    report, _, _ = lied("federated", wire.STEP, with_filters_that_win_more_than_there_is)
+    (failure,) = report["environment"]["excluded_nodes"].values()
+    assert failure.endswith("is more than 1 devices can add up to")
 
 
 def with_devices_in_two_places(content):

@@ -258,7 +258,7 @@ def test_a_malformed_reply_or_request_is_refused_by_what_the_step_declares(name,
     step, sent, devices, terms = case(name, key)
     part = (0, step.num_pieces)
     replies = summed_up(step, sent, devices, terms)
-    reply = step.reply_arrays(terms, part)
+    reply = step.reply_arrays(terms, part, N)
     for arrays, specs in ((replies, reply), (sent, step.sent_arrays(terms, part))):
         known = MessageContext({"total": 2**60}, arrays=specs)
         ArrayChecker.from_context(known).group(arrays, "message")
