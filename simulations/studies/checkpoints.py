@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fl_peel.errors import ReportError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.package_check import PACKAGES, code_digest, own_root
 from fl_peel.plugins import all_added
@@ -53,9 +54,16 @@ class Checkpoints:
         return results
 
     def write(self, name: str, key: Any, result: Any, seconds: float) -> Any:
-        """Keep a result, whole or not at all; returns it as it will be read."""
+        """Keep a result, whole or not at all; returns it as it will be read.
+
+        Raises:
+            ReportError: the folder cannot be written.
+        """
         value = to_plain({"seconds": seconds, "result": result}, name)
-        self.store.write(name, key, value)
+        try:
+            self.store.write(name, key, value)
+        except OSError as error:
+            raise ReportError(f"{self.store.folder}: cannot write ({error}); the same command goes on later") from error
         self._written.append((name, key))
         return value["result"]
 

@@ -1,6 +1,7 @@
 """Comparisons and ablations on planted data: all rows and files, no budget exceeded, nothing trained twice."""
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
@@ -10,7 +11,7 @@ import pytest
 
 from fl_peel import plugins
 from fl_peel.data.interactions import UserItems
-from fl_peel.errors import BudgetError, ScenarioError
+from fl_peel.errors import BudgetError, ReportError, ScenarioError
 from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
@@ -337,7 +338,7 @@ def test_budgets_are_read_as_shares():
     assert read_budgets("1%, 0.1%,0.01") == (0.001, 0.01)
 
 
-def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path):
+def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path, monkeypatch):
     done = []
 
     def stage(data, content):
@@ -348,6 +349,9 @@ def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path):
     for entry in Store(tmp_path).entries():
         (entry.folder / "entry").write_bytes(b"damaged")
     assert stage("a", 1) == 4
+    monkeypatch.setattr("os.fsync", lambda file: os.stat("no such file"))
+    with pytest.raises(ReportError, match=r"cannot write \(.*No such file.*\); the same command goes on later"):
+        stage("a", 3)
 
 
 def test_the_code_of_plug_ins_decides_too(tmp_path, monkeypatch):
