@@ -16,7 +16,7 @@ from clients.node import joining
 from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
 from clients.node.requests import checked
 from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, node_error, refuse_paths, refuse_seeded_noise
-from clients.round import clear
+from clients.round import clear, masked_group
 from clients.round import masked as secure_round
 from clients.serving import acceptance
 from clients.serving import evaluate as ranking
@@ -204,7 +204,7 @@ def secure_keys(message: Message, context: Context) -> Message:
 @app.query("secure_shares")
 def secure_shares(message: Message, context: Context) -> Message:
     """Devices seal shares of their secrets for their neighbours."""
-    return _answer_for_devices(message, context, wire.SecureSharesRequest, secure_round.share_secrets)
+    return _answer_for_devices(message, context, wire.SecureSharesRequest, masked_group.share_secrets)
 
 
 @app.train("secure_round")
@@ -228,4 +228,4 @@ def secure_sums(message: Message, context: Context) -> Message:
 @app.query("secure_unmask")
 def secure_unmask(message: Message, context: Context) -> Message:
     """Devices open shares of their neighbours' secrets."""
-    return _answer_for_devices(message, context, wire.SecureUnmaskRequest, secure_round.open_shares)
+    return _answer_for_devices(message, context, wire.SecureUnmaskRequest, masked_group.open_shares)

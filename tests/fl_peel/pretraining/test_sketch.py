@@ -72,15 +72,6 @@ def test_a_device_counts_a_bucket_up_to_a_bound():
     assert sketch.rows_of(sp.csr_matrix(np.ones((1, 100)))).toarray().tolist() == [[MOST_ROWS]]
 
 
-def test_parts_add_up_to_the_whole_under_a_sketch(rows):
-    table = np.random.default_rng(1).standard_normal((NUM_ITEMS, 7)).astype(np.float32)
-    sketch = RowSketch.from_counts(rows.popularity(NUM_ITEMS), 0.3, 0, 1)
-    parts = [pass_sums(table, rows.select(np.arange(part, 80, 3)), 0.3, 2.0**20, sketch) for part in range(3)]
-    whole = pass_sums(table, rows, 0.3, 2.0**20, sketch)
-    assert whole.shape == (15, 7)
-    assert (sum(parts) == whole).all()
-
-
 def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(rows):
     """Noise of buckets is filtered out where few directions stand out."""
     asked = []

@@ -6,7 +6,7 @@ import pytest
 from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.device_storage import device_splits
-from fl_peel.errors import DataError, EngineError
+from fl_peel.errors import EngineError
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
@@ -119,18 +119,6 @@ def fleet(tmp_path, text: str) -> str:
 
 
 @pytest.mark.slow
-def test_devices_that_are_away_are_left_out_and_served(scenario, tmp_path):
-    scenario = changed(scenario, fleet=fleet(tmp_path, AWAY))
-    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
-    events = results[0].stage1
-    assert 20 < events.devices < 40
-    assert all(step.devices + step.unavailable == 40 * step.times for step in events.steps)
-    assert results[0].budgets[0].devices == 40
-    assert results[0].full_table.start.recall > 0.6
-
-
-@pytest.mark.slow
 def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
     """With a half always there and a half every other time, 3 windows miss an eighth of the latter."""
     scenario = changed(scenario, fleet=fleet(tmp_path, AWAY), pretraining={"open_rounds": 3})
@@ -229,22 +217,3 @@ def test_the_server_alone_takes_sums_of_what_is_collected(scenario, tmp_path):
     together, _ = served(scenario, tmp_path / "together")
     assert result.full_table == together.full_table
     assert figures(result)["budgets"] == figures(together)["budgets"]
-
-
-@pytest.mark.slow
-def test_devices_choose_the_filter_on_any_number_of_nodes(scenario, tmp_path):
-    free = changed(scenario, pretraining={"count_exponent": None, "value_exponent": None})
-    results = [served(free, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
-    chosen = results[0].stage1.filter
-    assert chosen == results[1].stage1.filter
-    assert chosen.recall > 0.3
-    assert {step.step: step.times for step in results[0].stage1.steps}["choice"] == 1
-    fixed = changed(
-        scenario,
-        pretraining={"count_exponent": chosen.count_exponent, "value_exponent": chosen.value_exponent},
-    )
-    assert served(fixed, tmp_path / "fixed")[0].full_table == results[0].full_table
-    few = changed(free, pretraining={"filter_devices": 1})
-    with pytest.raises(DataError, match=r"fewer of the requested devices have a validation item.*filter_devices"):
-        prepared(few, tmp_path / "few")

@@ -20,8 +20,8 @@ from fl_peel.steps.base import StepTerms
 from fl_peel.steps.user_groups import GroupsStep
 from strategies.steps.noised_steps import NoisedSteps
 from tests.helpers.gaussian import analytic_gaussian_delta
-from tests.helpers.runs import figures, served
-from tests.strategies.steps.test_clear_steps import AT_HOME, AWAY, SPECTRAL, changed, fleet, prepared
+from tests.helpers.runs import served
+from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
 from tests.strategies.steps.test_masked_steps import prepared as any_prepared
 from tests.strategies.steps.test_masked_steps import secure
 
@@ -189,13 +189,6 @@ def test_hardly_noised_tables_rank_as_well_as_those_in_the_clear(scenario, tmp_p
     result, _ = served(scenario, tmp_path / "run")
     assert result.full_table.start.recall > 0.65
     assert result.stage1.epsilon == pytest.approx(result.privacy.epsilon - 9.0)
-
-
-@pytest.mark.slow
-def test_devices_that_are_away_are_in_no_sum(scenario, tmp_path):
-    away = changed(private(scenario, **LOCAL), fleet=fleet(tmp_path, AWAY))
-    results = [served(away, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
 
 
 def test_dense_messages_have_a_word_for_whatever_anybody_might_say(scenario, tmp_path):

@@ -1,0 +1,239 @@
+"""What devices of a node do in secure aggregation, in a round and in a step alike: keys, shares, masks, opening.
+
+Each device goes through every stage by itself. The node adds up the masked vectors of its devices, which takes no
+secret, to spare the simulation their transfer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.node.cohort import Cohort
+from clients.round.secret_store import KEYS, MASKED, SHARED, Arrays, SecretStore
+from fl_peel.data.interactions import IntArray
+from fl_peel.errors import SecureAggregationError
+from fl_peel.secure import device_protocol as protocol
+from fl_peel.secure.device_protocol import HeldShares, Neighbour, Secrets
+from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, Occasion
+from fl_peel.secure.masks import MaskWords
+from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
+from fl_peel.secure.sharing import SHARE_BYTES
+from fl_peel.secure.vector import Values, VectorLayout
+from fl_peel.wire import (
+    Inbox,
+    MaskedSum,
+    OpenedShares,
+    SealedShares,
+    SecureSharesReply,
+    SecureSharesRequest,
+    SecureUnmaskReply,
+    SecureUnmaskRequest,
+)
+
+PREPARED = ("devices", "neighbours", "present")
+"""Arrays, (N,) each, that devices keep when their vector is sent, with the shares that they hold and the directory."""
+PUBLIC = ("channel_keys", "mask_keys")
+"""Arrays of the directory that devices keep between parts of their vector, with their private keys."""
+
+
+@dataclass
+class MaskedGroup:
+    """The devices (N,) of one group that send their vectors, or a part of these, and the masked sum so far.
+
+    known: what the devices keep of the round; start: bytes of the vector before this part; inbox: what their neighbours
+    sealed for them, None where it was opened with an earlier part; sent: places of those that are in the sum;
+    protocol_s: seconds that the protocol took.
+    """
+
+    cohort: Cohort
+    occasion: Occasion
+    known: Arrays
+    layout: VectorLayout
+    start: int = 0
+    inbox: Inbox | None = None
+    sent: list[int] = field(default_factory=list)
+    protocol_s: float = 0.0
+    _held: list[Mapping[int, HeldShares]] = field(default_factory=list)
+    _total: MaskWords = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._total = MaskWords.zeros(*self.layout.num_words)
+
+    def add(self, i: int, values: Values) -> None:
+        """Mask what device ``i`` contributes, and add it; the device opens what its neighbours sealed for it first."""
+        words, masked = self.layout.words(values), self.cohort.scenario.secure_aggregation.masked
+        began = time.perf_counter()
+        if self.inbox is not None:
+            self._held.append(received_shares(self.known, self.occasion, i, self.inbox) if masked else {})
+        if masked:
+            words = self._masked(i, words)
+        np.add(self._total.narrow, words.narrow, out=self._total.narrow)
+        np.add(self._total.wide, words.wide, out=self._total.wide)
+        self.sent.append(i)
+        self.protocol_s += time.perf_counter() - began
+
+    def _masked(self, i: int, words: MaskWords) -> MaskWords:
+        known, device = self.known, int(self.known["devices"][i])
+        slots = np.flatnonzero(known["present"][i]).tolist()
+        others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
+        needed, _ = needed_of(self.cohort.scenario, len(known["directory"]))
+        return protocol.mask_vector(words, secrets_of(known, i), self.occasion, device, others, needed, self.start)
+
+    def finish(self, stage: str = MASKED) -> MaskedSum:
+        """Return the sum; the devices in it keep the shares that they hold of their neighbours and, unless their whole
+        vector is sent, their own keys. stage: that is over.
+        """
+        names = PREPARED if self.inbox is not None else (*PREPARED, "index", "shares")
+        names = names if stage == MASKED else (*names, "private")
+        kept = {name: self.known[name][self.sent] for name in names}
+        if self.inbox is not None:
+            kept |= held_arrays(self._held, self.inbox.present.shape[1])
+        kept |= {name: self.known[name] for name in ("directory", *(() if stage == MASKED else PUBLIC))}
+        store = SecretStore.from_node_folder(self.cohort.folder)
+        store.save(self.occasion.server_round, self.occasion.group, stage, kept)
+        return MaskedSum(kept["devices"], self._total.narrow, self._total.wide)
+
+
+def make_keys(
+    cohort: Cohort, server_round: int, reached: IntArray, groups: NDArray[np.int32]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Fresh keys of devices (N,) in their user groups (N,): public ones (N, 32) of channels and of masks. What is
+    private they keep.
+    """
+    store, masked = SecretStore.from_node_folder(cohort.folder), cohort.scenario.secure_aggregation.masked
+    channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
+    private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
+    for i in range(len(reached) if masked else 0):
+        secrets = Secrets.fresh()
+        channel[i], mask[i] = (_bytes(key) for key in secrets.public_keys())
+        private[i] = _bytes(secrets.channel_key + secrets.mask_key_seed + secrets.self_seed)
+    for group in np.unique(groups).tolist():
+        mine = groups == group
+        store.save(server_round, group, KEYS, {"devices": cohort.devices[reached[mine]], "private": private[mine]})
+    return channel, mask
+
+
+def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesReply:
+    """Stage 2: every device seals a pair of shares for each of its neighbours. Groups that sit out are forgotten."""
+    store, scenario = SecretStore.from_node_folder(cohort.folder), cohort.scenario
+    store.forget(but_groups=request.groups, of_round=request.server_round)
+    start = time.perf_counter()
+    replies: dict[int, SealedShares] = {}
+    for group, given in request.groups.items():
+        occasion = Occasion(request.server_round, group)
+        kept = store.load(request.server_round, group, KEYS)
+        devices, neighbours = given.devices, given.neighbours
+        check_same(occasion, kept, devices)
+        lost = vanishing(scenario, request.server_round, devices) == DropoutStage.SHARES
+        needed, _ = needed_of(scenario, len(given.directory))
+        size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
+        sealed = np.zeros((*neighbours.shape, size), np.uint8)
+        known = {name: getattr(given, name) for name in ("directory", "channel_keys", "mask_keys", "neighbours")}
+        for i in np.flatnonzero(~lost) if size else ():
+            others = [neighbour_at(known, place) for place in neighbours[i].tolist()]
+            shares = protocol.share_secrets(secrets_of(kept, int(i)), occasion, int(devices[i]), others, needed)
+            sealed[i] = [_bytes(share) for share in shares]
+        store.save(request.server_round, group, SHARED, kept | known)
+        replies[group] = SealedShares(devices[~lost], sealed[~lost])
+    return SecureSharesReply(replies, time.perf_counter() - start)
+
+
+def known_of(cohort: Cohort, occasion: Occasion, inbox: Inbox) -> Arrays:
+    """Return what the devices of an inbox, and no others, kept when they shared their secrets."""
+    known = SecretStore.from_node_folder(cohort.folder).load(occasion.server_round, occasion.group, SHARED)
+    here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
+    known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
+    check_same(occasion, known, inbox.devices)
+    return known | {"present": inbox.present}
+
+
+def received_shares(known: Arrays, occasion: Occasion, i: int, inbox: Inbox) -> dict[int, HeldShares]:
+    """Return what the neighbours of device ``i`` sealed for it, by slot, opened."""
+    slots, device = np.flatnonzero(inbox.present[i]).tolist(), int(inbox.devices[i])
+    others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
+    sealed = [inbox.sealed[i, j].tobytes() for j in slots]
+    return dict(
+        zip(slots, protocol.received_shares(secrets_of(known, i), occasion, device, others, sealed), strict=True)
+    )
+
+
+def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Arrays:
+    """The shares that devices (N,) hold of their neighbours, by slot (N, k), as arrays: index and shares."""
+    shape = (len(held), neighbours)
+    index, shares = np.zeros(shape, np.int64), np.zeros((*shape, 2, SHARE_BYTES), np.uint8)
+    for row, mine in enumerate(held):
+        for j, pair in mine.items():
+            index[row, j] = pair.index
+            shares[row, j] = _bytes(pair.mask_key + pair.self_mask).reshape(2, SHARE_BYTES)
+    return {"index": index, "shares": shares}
+
+
+def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskReply:
+    """Stage 4: devices give one share of each neighbour, and forget the round: they answer once."""
+    store, scenario = SecretStore.from_node_folder(cohort.folder), cohort.scenario
+    start = time.perf_counter()
+    kept = {group: store.load(request.server_round, group, MASKED) for group in request.groups}
+    store.forget()
+    replies: dict[int, OpenedShares] = {}
+    for group, given in request.groups.items():
+        mine, occasion = kept[group], Occasion(request.server_round, group)
+        devices = given.devices
+        check_same(occasion, mine, devices)
+        answers = vanishing(scenario, request.server_round, devices) != DropoutStage.OPENING
+        index = np.zeros(given.survived.shape, np.int64)
+        shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
+        needed, _ = needed_of(scenario, len(mine["directory"]))
+        for i in np.flatnonzero(answers):
+            if not scenario.secure_aggregation.masked:
+                index[i] = given.survived[i] | given.dropped[i]
+                continue
+            numbers = mine["directory"][mine["neighbours"][i]].tolist()
+            held = {
+                number: HeldShares(int(mine["index"][i, j]), *(part.tobytes() for part in mine["shares"][i, j]))
+                for j, number in enumerate(numbers)
+                if mine["present"][i, j]
+            }
+            asked = [[numbers[j] for j in np.flatnonzero(named[i])] for named in (given.survived, given.dropped)]
+            opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
+            for number, (place, share) in opened.items():
+                j = numbers.index(number)
+                index[i, j], shares[i, j] = place, _bytes(share)
+        replies[group] = OpenedShares(devices[answers], index[answers], shares[answers])
+    return SecureUnmaskReply(replies, time.perf_counter() - start)
+
+
+def _bytes(content: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(content, np.uint8)
+
+
+def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
+    """Refuse a request to other devices (N,) than those that go through the round.
+
+    Raises:
+        SecureAggregationError: they hold nothing of it.
+    """
+    if not np.array_equal(kept["devices"], devices):
+        raise SecureAggregationError(
+            f"secure aggregation, {occasion}: devices refuse: some of the requested devices have no state of this round"
+        )
+
+
+def secrets_of(kept: Arrays, i: int) -> Secrets:
+    """Return the secrets of the device at position ``i``."""
+    private = kept["private"][i].tobytes()
+    middle = KEY_BYTES + SEED_BYTES
+    return Secrets(private[:KEY_BYTES], private[KEY_BYTES:middle], private[middle:])
+
+
+def neighbour_at(known: Arrays, place: int) -> Neighbour:
+    """The device at a place of the directory."""
+    keys = (known[name][place].tobytes() for name in ("channel_keys", "mask_keys"))
+    return Neighbour(int(known["directory"][place]), *keys)
+
+
+__all__ = ["MaskedGroup", "known_of", "make_keys", "open_shares", "share_secrets"]
