@@ -38,11 +38,10 @@ from simulations.engine.inputs import (
 )
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import write_results
 from simulations.resumable import DONE, about_run, mark_completed, read_completed, resumable_folder
 from simulations.scenario_files import load_scenario
-from simulations.trackers.callback_group import watched
-from simulations.trackers.tracked_figures import figures_on_test
+from simulations.trackers.callback_group import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run_paths import RunPaths
@@ -132,8 +131,7 @@ def run_seeds(
     Raises:
         FlPeelError: as :func:`run`.
     """
-    from simulations.differences.seed_runs import SeedRuns
-    from simulations.differences.seeds import seeds_result, write_seeds
+    from simulations.differences.seeds import SeedRuns, seeds_result, write_seeds
 
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
@@ -196,9 +194,9 @@ def _completed_before(place: Path, about: dict[str, Any]) -> RunResult | None:
 def save(
     result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_dir: Path, splits: Splits | None = None
 ) -> None:
-    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/, model/, demo.html where
-    there is something to play with and, where it was asked for, per-device.parquet. Of an earlier run's, nothing is
-    left. splits: of the devices, by which the page to play with tells recall.
+    """Write a run's files: report.json, metrics.csv and .parquet, report.html, scenario.yaml, artifacts/, model/,
+    demo.html where there is something to play with and, where it was asked for, per-device.parquet. Of an earlier
+    run's, nothing is left. splits: of the devices, by which the page to play with tells recall.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.

@@ -34,9 +34,8 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import GROWTH_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.result_files import json_bytes, write_files
-from simulations.report.result_writer import write_results
-from simulations.report.tables.table_view import TableView, format_bytes
+from simulations.report.result_files import json_bytes, write_files, write_results
+from simulations.report.table_view import TableView, format_bytes
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 

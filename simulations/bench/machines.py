@@ -28,7 +28,8 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import checked
-from strategies.evaluation.evaluator import Evaluator, qualities
+from strategies.evaluation.evaluator import Evaluator
+from strategies.figures.intervals import qualities
 from strategies.figures.run_figures import evaluated
 from strategies.nodes.nodes import Nodes
 from strategies.run.central_stage1 import CentralStage1Outcome

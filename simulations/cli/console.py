@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_peel.errors import FlPeelError, ReportError
+from fl_peel.events import Event, OnEvent, silent
 from fl_peel.json_codec import to_plain
 
 DataDir = Annotated[
@@ -39,6 +42,31 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Override a key, e.g. refinement.rounds=5; repeatable."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, everything else to stderr.")]
+
+
+def command_line(words: Iterable[str], options: Mapping[str, Any]) -> str:
+    """What to type to get the same files again, but for the folder: words, then every option that was given; a list's
+    option is repeated.
+    """
+    line = ["fl-peel", *words]
+    for option, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            line += [] if one is None else [option, str(one)]
+    return shlex.join(line)
+
+
+def print_lines(quiet: bool, every: Callable[[Event], bool] = lambda event: True) -> OnEvent:
+    """A line a step on stderr, for what has too many stages for bars. every: whether an event is a step."""
+    from simulations.cli.progress_lines import ProgressLines
+
+    console = Console(stderr=True, highlight=False)
+    lines = ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
+
+    def on_event(event: Event) -> None:
+        if every(event):
+            lines(event)
+
+    return silent if quiet else on_event
 
 
 def path_option(name: str, text: str, metavar: str = "PATH") -> Any:

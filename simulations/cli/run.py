@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.table import Table
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, Track, path_option, show
+from simulations.cli.console import AsJson, DataDir, Overrides, ScenarioName, Track, command_line, path_option, show
 from simulations.trackers.registry import trackers
 
 LIVE_PORT = 8760
@@ -83,12 +82,19 @@ def run(
         return
 
     callbacks = trackers(track or [])
-    words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
+    words = {
+        "--set": overrides,
+        "--seed": seed,
+        "--profiles": profiles,
+        "--nodes": nodes,
+        "--data-dir": data_dir,
+        "--seeds": seeds,
+    }
     given: dict[str, Any] = {
         "data_dir": data_dir,
         "out": out,
         "callbacks": callbacks,
-        "command": _command(scenario, overrides or [], words, per_device),
+        "command": command_line(["run", scenario], words) + " --per-device" * per_device,
         "fresh": fresh,
     }
 
@@ -129,10 +135,10 @@ def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Sh
         assert out is not None
         together = runner.run_seeds(scenario, seeds=seeds, **given)
         return _Shown(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE)
-    from simulations.report.tables.run_tables import summary_tables
+    result = runner.run(scenario, **given)
+    from simulations.report.run_files import summary_tables  # with what draws figures: not before the run
     from strategies.figures.schema import to_json
 
-    result = runner.run(scenario, **given)
     page = None if out is None else out / "report.html"
     return _Shown(lambda: to_json(result), lambda: summary_tables(result), page)
 
@@ -151,14 +157,3 @@ def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any
         return _Shown(lambda: to_plain(result, top_n=20), lambda: timeline_tables(result), page)
     together = run_timeline_seeds(scenario, seeds=seeds, **given)
     return _Shown(lambda: to_plain(together), lambda: [timeline_seeds_view(together).to_rich()], page)
-
-
-def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:
-    """What to type to get the same report again, but for the folder."""
-    words = ["fl-peel", "run", scenario]
-    for override in overrides:
-        words += ["--set", override]
-    for option, value in options.items():
-        if value is not None:
-            words += [option, str(value)]
-    return shlex.join(words + ["--per-device"] * per_device)

@@ -14,7 +14,7 @@ from simulations.cli.console import print_json, print_table
 
 if TYPE_CHECKING:
     from simulations.estimate import RunEstimate
-    from simulations.report.tables.table_view import TableView
+    from simulations.report.table_view import TableView
 
 
 def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_json: bool) -> None:
@@ -64,7 +64,7 @@ def in_json(figures: RunEstimate, seeds: int) -> dict[str, Any]:
 def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
     """An estimate as a table: what, how much, how it is known."""
     from simulations.estimate import WITHIN
-    from simulations.report.tables.table_view import TableView, format_bytes
+    from simulations.report.table_view import TableView, format_bytes
 
     constants = f"measured constants, within a factor of {WITHIN:g}"
     parts = f"{figures.train:,} train, {figures.validation:,} validation, {figures.test:,} test interactions"
@@ -93,7 +93,7 @@ def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
 
 
 def _moved(download_bytes: float, upload_bytes: float) -> str:
-    from simulations.report.tables.table_view import format_bytes
+    from simulations.report.table_view import format_bytes
 
     return f"{format_bytes(download_bytes)} down, {format_bytes(upload_bytes)} up"
 

@@ -17,7 +17,7 @@ from clients.runtime import READER
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import ReportError
 from simulations.report.render import policy, render
-from simulations.report.tables.table_view import format_bytes
+from simulations.report.table_view import format_bytes
 
 SCRIPT = Path(__file__).parent / "demo.mjs"
 SHOWN = 10

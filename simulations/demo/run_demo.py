@@ -142,9 +142,9 @@ def _curve(report: RunResult, scenario: Scenario) -> list[DemoPoint]:
     return [
         DemoPoint(
             row.budget_bytes,
-            row.recall,
-            None if row.recall_interval is None else row.recall_interval.low,
-            None if row.recall_interval is None else row.recall_interval.high,
+            row.recall.value,
+            row.recall.low,
+            row.recall.high,
         )
         for row in report.budgets
         if (row.precision, row.selector) == (scenario.blocks.precision, scenario.selector)

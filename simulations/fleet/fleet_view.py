@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets
-from simulations.report.tables.table_view import TableView, format_bytes, format_share
+from simulations.report.table_view import TableView, format_bytes, format_share
 
 if TYPE_CHECKING:
-    from simulations.report.plots.style import Plot
+    from simulations.report.drawing import Plot
 
 MAX_DRAWN_CLASSES = 8
 LINES_PER_CLASS = 3
@@ -129,7 +129,7 @@ _RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps")
 
 def fleet_figure(sample: SampledFleet) -> Plot:
     """Budgets of a few devices of each class over rounds (top), and the share of devices below each budget."""
-    from simulations.report.plots.style import LABEL_PT, PALETTE, darker, finish, new_figure, short_bytes, styled
+    from simulations.report.drawing import LABEL_PT, PALETTE, darker, finish, new_figure, short_bytes, styled
 
     with styled():
         figure, (top, bottom) = new_figure(5.6, 2)

@@ -1,60 +1,43 @@
-"""Files of a timeline: timeline.json, timeline.csv, timeline.html and timeline.svg."""
+"""Files of a timeline: timeline.json, .csv, .parquet, .html and .svg; what its tables show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from fl_peel.json_codec import to_plain as in_plain
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import to_plain
-from simulations.report.tables.table_view import (
+from simulations.report.render import page, scenario_name
+from simulations.report.result_files import result_contents, to_plain, write_results
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import (
     ABSENT,
     TableView,
     format_bytes,
-    format_interval,
+    format_estimate,
     format_kilobytes,
     format_metric,
+    format_point,
+    format_ratio,
 )
-from simulations.studies.study_files import write_study
-from simulations.timeline.timeline_labels import BASES, KINDS, LABELS
-from simulations.timeline.timeline_plots import classes_plot, kinds_plot, life_plot, recall_plot
-from strategies.figures.schema import Ratio
-from strategies.timeline.schema import LineResult, PeriodResult, TimelineResult, TimelineSummary
+from simulations.timeline.timeline_plots import KINDS, LABELS, classes_plot, kinds_plot, life_plot, recall_plot
+from strategies.timeline.schema import PeriodResult, TimelineResult
+
+BASES = ("cached-list", "retrained", "recent-popularity")
+"""Ways of serving that others are compared with in tables."""
 
 
 def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes] | None = None) -> list[Path]:
-    """Write the four files, and more, into ``out_dir``, all or none, and return their paths.
+    """Write the files, and more, into ``out_dir``, all or none, and return their paths.
 
     Raises:
         ReportError: the folder cannot be written.
     """
-    plain = to_plain(in_plain(result, top_n=20), "timeline")
-    plot = recall_plot(result.periods)
-    return write_study(out_dir, plain, csv_rows(result), timeline_page(result), plot, more=more)
-
-
-def csv_rows(result: TimelineResult) -> list[dict[str, Any]]:
-    """A row for each period, way of serving and kind of device."""
-    return [
-        {
-            "period": number,
-            "line": line,
-            "devices": kind,
-            "recall@20": one.recall,
-            "ndcg@20": one.ndcg,
-            "counted": one.devices,
-            "low": one.interval.low if one.interval else "",
-            "high": one.interval.high if one.interval else "",
-        }
-        for number, period in enumerate(result.periods, start=1)
-        for line, kinds in period.lines.items()
-        for kind, one in kinds.items()
-    ]
+    plain, plot = to_plain(in_plain(result, top_n=20), "timeline"), recall_plot(result.periods)
+    contents = result_contents("timeline", plain, result.figures, timeline_page(result), plot.svg)
+    return write_results(out_dir, {**contents, **(more or {})})
 
 
 def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
@@ -63,9 +46,9 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     body = tuple(
         (
             LABELS.get(line, line),
-            _figure(one.lines["all"]),
-            *(format_metric(one.lines[kind].recall) if kind in one.lines else ABSENT for kind in KINDS),
-            *(_over(one, base, line) for base in BASES),
+            format_estimate(one.lines["all"].recall),
+            *(format_point(one.lines[kind].recall) if kind in one.lines else ABSENT for kind in KINDS),
+            *(ABSENT if line == base else format_ratio(one.over.get(base)) for base in BASES),
         )
         for line, one in summaries.items()
     )
@@ -78,21 +61,11 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     return TableView(f"The last {some} periods" if last else "All periods", columns, body, 1, note)
 
 
-def _figure(one: LineResult) -> str:
-    ends = (one.interval.low, one.interval.high) if one.interval else (None, None)
-    return format_interval(one.recall, *ends)
-
-
-def _over(one: TimelineSummary, base: str, line: str) -> str:
-    ratio: Ratio | None = one.over.get(base)
-    return ABSENT if ratio is None or line == base else format_interval(ratio.value, ratio.low, ratio.high, 3)
-
-
 def recall_view(result: TimelineResult) -> TableView:
     """Recall of all devices, period by period."""
     lines = result.periods[0].lines
     body = tuple(
-        (LABELS.get(line, line), *(format_metric(period.lines[line]["all"].recall) for period in result.periods))
+        (LABELS.get(line, line), *(format_point(period.lines[line]["all"].recall) for period in result.periods))
         for line in lines
     )
     return TableView("Recall@20, all devices", ("served by", *map(str, range(1, len(result.periods) + 1))), body, 1)
@@ -209,7 +182,7 @@ def classes_view(period: PeriodResult) -> TableView:
         (
             name,
             f"{one.devices:,}",
-            format_metric(one.recall),
+            format_point(one.recall),
             format_bytes(one.budget_bytes_mean),
             format_bytes(one.held_bytes_mean),
         )
@@ -229,28 +202,45 @@ def timeline_tables(result: TimelineResult) -> list[Table]:
 
 def timeline_page(result: TimelineResult) -> str:
     """The page."""
-    name = scenario_name(result.scenario)
+    name, periods = scenario_name(result.scenario), result.periods
     last = result.last["federation"]
-    plain = in_plain(result, top_n=20)
-    cached, periods = last.over.get("cached-list"), result.periods
-    return render(
-        "timeline.html",
+    cached = last.over.get("cached-list")
+    return page(
+        _sections(result),
         title=f"{name}: recall over time",
         lead="Interactions in order of time: in each period the model is updated, then tested on the next period.",
         facts=[
             ("periods", str(len(periods))),
             ("devices, first and last", f"{periods[0].devices:,}; {periods[-1].devices + periods[-1].joining:,}"),
-            ("Recall@20, last three", format_metric(last.lines["all"].recall)),
+            ("Recall@20, last three", format_point(last.lines["all"].recall)),
             ("relative to static list", ABSENT if cached is None else f"{cached.value:.2f}"),
         ],
-        recall=recall_plot(periods),
-        kinds=kinds_plot(periods),
-        classes=classes_plot(periods),
-        life=life_plot(periods),
-        tables=[summary_view(result), summary_view(result, last=False), recall_view(result)],
-        costs=[reads_view(result), periods_view(result), followed_view(result), classes_view(periods[-1])],
-        **provenance(plain, f"fl-peel run {name}"),
+        source=in_plain(result, top_n=20),
+        command=f"fl-peel run {name}",
     )
 
 
-__all__ = ["timeline_page", "timeline_tables", "write_timeline"]
+def _sections(result: TimelineResult) -> list[Section]:
+    periods = result.periods
+    recall = "Solid: federated training. Dashed: other methods for the same devices. Bars: 95 % intervals over devices."
+    kinds = (
+        "Devices from before the first period, devices that joined in an earlier period, and devices that join in the "
+        "period itself, which are evaluated from their second interaction on."
+    )
+    classes = "Devices under their own, current budgets. Bars: 95 % intervals over devices."
+    life = (
+        "From the top: recall; bytes per device, for downloads before a period at each budget and for stage 1; changed "
+        "rows and groups; mean of the devices' own budgets and of their stored bytes, at every step of the clock; "
+        "re-selections of blocks per device because of a changed budget."
+    )
+    tables = (summary_view(result), summary_view(result, last=False), recall_view(result))
+    costs = (reads_view(result), periods_view(result), followed_view(result), classes_view(periods[-1]))
+    return [
+        Section("recall", "Recall over time", (Chart(lambda: recall_plot(periods), recall), *tables)),
+        Section("kinds", "New and old devices", (Chart(lambda: kinds_plot(periods), kinds),)),
+        Section("classes", "Device classes", (Chart(lambda: classes_plot(periods), classes),)),
+        Section("life", "Costs and budgets", (Chart(lambda: life_plot(periods), life), *costs)),
+    ]
+
+
+__all__ = ["BASES", "timeline_page", "timeline_tables", "write_timeline"]

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fl_peel.callbacks import Callback
-from fl_peel.events import Event, OnEvent
+from fl_peel.events import Event, OnEvent, plain_name
 from fl_peel.scenario.scenario import Scenario
+from simulations.report.table_view import format_share
+from strategies.figures.schema import RunResult
 
 logger = logging.getLogger("fl_peel")
 
@@ -79,4 +81,22 @@ def watched(
     return result
 
 
-__all__ = ["CallbackGroup", "watched"]
+def figures_on_test(result: RunResult) -> dict[str, float]:
+    """Recall and NDCG of every budget and full table, by their names in events: ``test/recall_at_20/1pct``, where the
+    precision and selector are not the scenario's own ``1pct_fp16_popularity``, and ``test/ndcg_at_20/full_refined``.
+    """
+    own, figures = (result.scenario["blocks"]["precision"], result.scenario["selector"]), {}
+    for row in result.figures:
+        metric, _, top_n = row.name.partition("@")
+        if row.part == "budgets" and metric in ("recall", "ndcg"):
+            share, kind = format_share(row.where["budget_share"]), (row.where["precision"], row.where["selector"])
+            name = plain_name(share if kind == own else "_".join((plain_name(share), *kind)))
+        elif row.part == f"full_table.{row.where.get('table')}" and metric in ("recall", "ndcg"):
+            name = f"full_{row.where['table']}"
+        else:
+            continue
+        figures[f"test/{metric}_at_{top_n}/{name}"] = row.value
+    return figures
+
+
+__all__ = ["CallbackGroup", "figures_on_test", "watched"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,10 +16,28 @@ from fl_peel.callbacks import Callback
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress_lines import shown
-from simulations.workbench.notebook import notebook
 
 LEAST_S = 0.25
 """Seconds between two changes of what a notebook shows, but for changes that end a stage."""
+
+
+def notebook() -> Any:
+    """The notebook's shell, None where this is no notebook."""
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell if hasattr(shell, "kernel") else None
+
+
+def show_figures() -> None:
+    """Have a notebook show figures that are the value of a cell, whether or not pyplot was ever loaded."""
+    shell = notebook()
+    if shell is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
 
 
 @dataclass

@@ -15,8 +15,7 @@ from simulations import runner
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import given_folder
 from simulations.scenario_files import load_scenario
-from simulations.workbench.notebook import notebook
-from simulations.workbench.progress import Progress
+from simulations.workbench.progress import Progress, notebook
 from simulations.workbench.result import Result
 from strategies.figures.per_device import FILE, PerDevice
 
@@ -56,7 +55,7 @@ def run(
     with ExitStack() as stack:
         if folder is None and single:  # files of single devices go through a folder
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        figures = runner.run(
+        measured = runner.run(
             scenario,
             data_dir=data_dir,
             out=folder,
@@ -67,7 +66,7 @@ def run(
             fresh=fresh,
         )
         devices = PerDevice.read(folder / FILE) if folder is not None and single else None
-    return Result(figures, devices)
+    return Result(measured, devices)
 
 
 __all__ = ["run"]

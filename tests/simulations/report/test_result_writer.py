@@ -7,7 +7,7 @@ import pytest
 from fl_peel.errors import ReportError
 from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder, require_folders
 from simulations.listing import LIST, listed
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import write_results
 
 
 def artifacts(name):

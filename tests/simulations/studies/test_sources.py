@@ -106,11 +106,11 @@ def test_what_was_once_forgotten_is_there():
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("truncated-svd", "simulations/report/plots/style.py"),
+        ("truncated-svd", "simulations/report/drawing.py"),
         ("truncated-svd", "clients/client_app.py"),
         ("truncated-svd", "strategies/rivals/pep.py"),
         ("truncated-svd", "strategies/rounds/strategy.py"),
-        ("federated", "simulations/report/plots/style.py"),
+        ("federated", "simulations/report/drawing.py"),
         ("federated", "simulations/scenarios/ml-100k.yaml"),
         ("federated", "strategies/rivals/pep.py"),
         ("federated", "fl_peel/attacks/row_attacks.py"),

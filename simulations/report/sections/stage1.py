@@ -1,9 +1,22 @@
-"""Stage 1 by federation, and what of the refinement was kept, as tables of text."""
+"""Stage 1 by federation: its cost by step and by device class."""
 
 from __future__ import annotations
 
-from simulations.report.tables.table_view import TableView, format_bytes, format_share
-from strategies.figures.schema import RunResult
+from simulations.report.section import Section
+from simulations.report.table_view import (
+    TableView,
+    format_bytes,
+    format_share,
+)
+from strategies.figures.schema import (
+    RunResult,
+)
+
+
+def stage1(result: RunResult) -> Section:
+    """Return the section."""
+    return Section("stage1", "Stage 1", stage1_views(result))
+
 
 STEPS = {
     "counts": "item counts",
@@ -83,35 +96,3 @@ def _share(result: RunResult) -> float:
     """Return the share of users, or of their interactions, that the server collects."""
     share: float = result.scenario.get("pretraining", {}).get("collected", {}).get("share", 1.0)
     return share
-
-
-def acceptance_views(result: RunResult) -> list[TableView]:
-    """Return how many user groups accepted how many rounds, and why; nothing where no device was asked."""
-    stage = result.refinement
-    if stage is None:
-        return []
-    rows = tuple(
-        (
-            str(row.server_round),
-            f"{row.devices:,}",
-            f"{row.difference:+.4f}",
-            f"{row.standard_error:.4f}",
-            f"{row.accepted:,}",
-            format_bytes(row.download_bytes),
-        )
-        for row in stage.comparisons
-    )
-    kept = ", ".join(
-        f"{groups} accepted {'no round' if rounds == '0' else f'the first {rounds} rounds'}"
-        for rounds, groups in stage.rounds_kept.items()
-    )
-    note = (
-        f"Of {stage.groups} user groups {kept}. Difference: validation Recall@20 of a device with the refined table "
-        "minus that with the last accepted one, mean over devices; a group accepts a refined table that is "
-        "significantly better."
-    )
-    columns = ("after round", "devices", "difference", "standard error", "accepting groups", "down")
-    return [TableView("Acceptance of refinement", columns, rows, note=note)]
-
-
-__all__ = ["acceptance_views", "stage1_views"]
