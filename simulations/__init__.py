@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING
 from fl_peel.lazy_imports import imported_when_asked
 
 if TYPE_CHECKING:
+    from simulations.report.contracts import SectionContract
+    from simulations.report.section import Chart, Section
+    from simulations.report.table_view import TableView
     from simulations.scenario_files import load_scenario, shipped_scenarios
     from simulations.workbench.progress import Progress
     from simulations.workbench.result import Result
     from simulations.workbench.run import run
 
-__all__ = ["Progress", "Result", "load_scenario", "run", "shipped_scenarios"]
+__all__ = [
+    "Chart",
+    "Progress",
+    "Result",
+    "Section",
+    "SectionContract",
+    "TableView",
+    "load_scenario",
+    "run",
+    "shipped_scenarios",
+]
 
 # A simulation reports to nobody. Flower and Ray read these when they are imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -23,8 +36,12 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray wil
 __getattr__ = imported_when_asked(
     __name__,
     {
+        "Chart": "simulations.report.section",
         "Progress": "simulations.workbench.progress",
         "Result": "simulations.workbench.result",
+        "Section": "simulations.report.section",
+        "SectionContract": "simulations.report.contracts",
+        "TableView": "simulations.report.table_view",
         "load_scenario": "simulations.scenario_files",
         "run": "simulations.workbench.run",
         "shipped_scenarios": "simulations.scenario_files",
