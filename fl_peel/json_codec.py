@@ -80,7 +80,7 @@ def to_plain(value: Any, **names: object) -> Any:
             if one.layout is not None:
                 estimates = {key: part} if one.inline is None else part
                 for name, estimate in estimates.items():
-                    plain |= one.layout.write(name, estimate)
+                    plain |= _prefixed(one.inline or "", one.layout.write(name, estimate))
                 continue
             content = to_plain(part, **names)
             plain |= {key: content} if one.inline is None else _prefixed(one.inline, content)

@@ -15,8 +15,7 @@ from simulations.report.result_files import write_files
 from simulations.report.run_files import run_page
 from simulations.studies.audit.report import audit_page, audit_plot
 from simulations.studies.compare.compare_plot import compare_plot
-from simulations.studies.compare.leaderboard import leaderboard_page
-from simulations.studies.compare.report import compare_page
+from simulations.studies.compare.report import compare_page, leaderboard_page
 from simulations.studies.schema import AuditResult, CompareResult, Leaderboard, typed
 from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json

@@ -27,15 +27,7 @@ from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import (
-    ARTIFACTS,
-    DEMO,
-    MODEL,
-    checked,
-    given_folder,
-    require_folders,
-    splits_to_run,
-)
+from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, given_folder, require_folders, splits_to_run
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
 from simulations.report.result_files import write_results

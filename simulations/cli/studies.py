@@ -73,8 +73,7 @@ def compare(
     from simulations.studies.compare import compare as comparison
     from simulations.studies.compare.central import some
     from simulations.studies.compare.federated import compare_federated, nothing_is_collected
-    from simulations.studies.compare.leaderboard import leaderboard_tables
-    from simulations.studies.compare.report import compare_tables
+    from simulations.studies.compare.report import compare_tables, leaderboard_tables
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
     if nothing_is_collected(loaded):

@@ -4,57 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fl_peel.figures import Estimate
 from simulations.report.render import page
 from simulations.report.section import SECTIONS, Chart, Section
-from strategies.figures.schema import BudgetRow, FullTableResult, Quality, RoundClock, RoundRow, RunResult
+from strategies.figures.schema import RunResult, from_json
 
 
 def example_results() -> tuple[RunResult, RunResult]:
-    """A run of which hardly anything was measured, and one with budgets, full tables and rounds."""
-    bare = RunResult(
-        scenario={"name": "<example>"},
-        seed=3,
-        budgets=(),
-        device_classes={},
-        full_table=FullTableResult(bytes=4000),
-        rounds=(),
-        stages={},
-    )
-    recall = Estimate(0.2, 0.15, 0.25)
-    budgets = tuple(
-        BudgetRow(
-            share=share,
-            budget_bytes=round(4000 * share),
-            precision="int8",
-            selector="exposure",
-            recall=recall,
-            ndcg=recall,
-            stored_bytes_max=round(3900 * share),
-            devices=10,
-        )
-        for share in (0.01, 0.1)
-    )
-    clock = RoundClock(
-        **{"virtual_seconds": 2.0, "sampled": 9, "unavailable": 2, "excluded": 0, "stragglers": 4},
-        **{"memory_dropouts": 0, "memory_drops": 0},
-    )
+    """A run of which hardly anything was measured, and one with budgets, a full table and rounds."""
+    bare: dict[str, Any] = {"scenario": {"name": "<example>"}, "seed": 3, "full_table": {"bytes": 4000}, "stages": {}}
+    bare |= {"budgets": [], "device_classes": {}, "rounds": []}
+    quality = {"recall@20": 0.2, "ndcg@20": 0.1, "recall@20_interval": {"low": 0.15, "high": 0.25}}
+    budget = {"precision": "int8", "selector": "exposure", "stored_bytes_max": 39, "devices": 10, **quality}
+    clock = {"virtual_seconds": 2.0, "sampled": 9, "unavailable": 2, "excluded": 0, "stragglers": 4}
+    clock |= {"memory_dropouts": 0, "memory_drops": 0}
     moved = {"download_bytes": 900, "upload_bytes": 90, "message_bytes": 1000, "devices": 3, "failures": 0}
-    rounds = tuple(RoundRow(server_round=number, seconds=0.5, clock=clock, **moved) for number in (1, 2))
-    quality = Quality(recall, recall)
-    full = FullTableResult(bytes=4000, globally=quality, refined=quality, strongest="global")
-    measured = RunResult(
-        scenario=bare.scenario,
-        seed=3,
-        budgets=budgets,
-        device_classes={},
-        full_table=full,
-        rounds=rounds,
-        stages={"refinement": 1.0},
-    )
-    return bare, measured
+    measured = bare | {
+        "budgets": [budget | {"share": share, "budget_bytes": int(4000 * share)} for share in (0.01, 0.1)],
+        "full_table": {"bytes": 4000, "global": quality, "strongest": "global"},
+        "rounds": [{"server_round": number, "seconds": 0.5, **moved, **clock} for number in (1, 2)],
+    }
+    return from_json(bare), from_json(measured)
 
 
 class SectionContract:

@@ -26,12 +26,7 @@ from simulations.report.table_view import (
     table_of,
 )
 from simulations.report.theme import BLUE, INK, ORANGE, PAPER, VERMILLION, darker
-from strategies.figures.schema import (
-    FULL_GLOBAL,
-    FULL_REFINED,
-    FleetClassRow,
-    RunResult,
-)
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, FleetClassRow, RunResult
 
 
 def classes(result: RunResult) -> Section:

@@ -8,18 +8,9 @@ from matplotlib.ticker import FuncFormatter
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import (
-    ABSENT,
-    TableView,
-    byte_unit,
-    format_bytes,
-)
+from simulations.report.table_view import ABSENT, TableView, byte_unit, format_bytes
 from simulations.report.theme import BLUE, INK, MUTED, ORANGE
-from strategies.figures.schema import (
-    RoundRow,
-    RunResult,
-    SecureAggregationResult,
-)
+from strategies.figures.schema import RoundRow, RunResult, SecureAggregationResult
 
 
 def costs(result: RunResult) -> Section:

@@ -28,13 +28,7 @@ from simulations.report.table_view import (
     table_of,
 )
 from simulations.report.theme import BLUE, INK, MUTED, VERMILLION
-from strategies.figures.schema import (
-    FULL_GLOBAL,
-    FULL_REFINED,
-    ClassFollowed,
-    Fall,
-    RunResult,
-)
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFollowed, Fall, RunResult
 
 
 def elasticity(result: RunResult) -> Section:

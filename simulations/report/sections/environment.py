@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from fl_peel.json_codec import to_plain
 from simulations.report.section import Section
-from simulations.report.table_view import (
-    nested_views,
-)
-from strategies.figures.schema import (
-    RunResult,
-)
+from simulations.report.table_view import nested_views
+from strategies.figures.schema import RunResult
 
 
 def environment(result: RunResult) -> Section:

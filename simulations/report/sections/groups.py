@@ -11,10 +11,7 @@ from simulations.report.drawing import Plot
 from simulations.report.section import Chart, Section
 from simulations.report.sections.quality import full_recalls
 from simulations.report.theme import GREEN, INK, MUTED, PAPER, darker
-from strategies.figures.schema import (
-    RunResult,
-    UserGroupRow,
-)
+from strategies.figures.schema import RunResult, UserGroupRow
 
 
 def groups(result: RunResult) -> Section:

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
 from simulations.report.section import Chart, Section
-from strategies.figures.schema import (
-    HistoryRow,
-    RunResult,
-)
+from strategies.figures.schema import HistoryRow, RunResult
 
 
 def learning(result: RunResult) -> Section:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from fl_peel.json_codec import to_plain
 from simulations.report.section import Section
-from simulations.report.table_view import (
-    TableView,
-    nested_views,
-)
-from strategies.figures.schema import (
-    RunResult,
-)
+from simulations.report.table_view import TableView, nested_views
+from strategies.figures.schema import RunResult
 
 
 def privacy(result: RunResult) -> Section:

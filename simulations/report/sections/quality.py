@@ -23,12 +23,7 @@ from simulations.report.table_view import (
     format_share,
 )
 from simulations.report.theme import INK, MUTED, PURPLE
-from strategies.figures.schema import (
-    BudgetRow,
-    Gain,
-    Quality,
-    RunResult,
-)
+from strategies.figures.schema import BudgetRow, Gain, Quality, RunResult
 
 
 def quality(result: RunResult) -> Section:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from simulations.report.section import Section
-from simulations.report.table_view import (
-    TableView,
-    format_bytes,
-)
-from strategies.figures.schema import (
-    RunResult,
-)
+from simulations.report.table_view import TableView, format_bytes
+from strategies.figures.schema import RunResult
 
 
 def refinement(result: RunResult) -> Section:

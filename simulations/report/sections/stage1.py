@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from simulations.report.section import Section
-from simulations.report.table_view import (
-    TableView,
-    format_bytes,
-    format_share,
-)
-from strategies.figures.schema import (
-    RunResult,
-)
+from simulations.report.table_view import TableView, format_bytes, format_share
+from strategies.figures.schema import RunResult
 
 
 def stage1(result: RunResult) -> Section:

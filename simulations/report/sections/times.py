@@ -15,10 +15,7 @@ from simulations.report.table_view import (
     format_share,
     table_of,
 )
-from strategies.figures.schema import (
-    RunResult,
-    TimeToRecall,
-)
+from strategies.figures.schema import RunResult, TimeToRecall
 
 
 def times(result: RunResult) -> Section:

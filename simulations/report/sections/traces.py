@@ -12,13 +12,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from simulations.report import drawing
 from simulations.report.drawing import Plot
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import (
-    byte_unit,
-)
+from simulations.report.table_view import byte_unit
 from simulations.report.theme import BLUE, GREEN, INK, MUTED, PAPER, darker
-from strategies.figures.schema import (
-    RunResult,
-)
+from strategies.figures.schema import RunResult
 
 
 def traces(result: RunResult) -> Section:

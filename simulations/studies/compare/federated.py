@@ -24,7 +24,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
 from simulations.studies.checkpoints import decisive
-from simulations.studies.compare.leaderboard import write_leaderboard
+from simulations.studies.compare.report import write_leaderboard
 from simulations.studies.frame import Frame, Options
 from simulations.studies.paired_rows import REPLICATES, aggregated, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import Study

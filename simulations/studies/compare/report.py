@@ -1,9 +1,9 @@
-"""Files of a comparison: `compare.json`, `compare.csv`, `compare.parquet`, `compare.html` and `compare.svg`."""
+"""Files of a comparison, with central rivals or with federated ones: compare.json, .csv, .parquet, .html and .svg."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ from rich.table import Table
 from simulations.report.drawing import Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import format_bytes, format_metric
+from simulations.report.table_view import (
+    ABSENT,
+    TableView,
+    format_bytes,
+    format_kilobytes,
+    format_margin,
+    format_metric,
+    format_ratio,
+    format_share,
+)
 from simulations.studies.compare.compare_plot import compare_plot
 from simulations.studies.compare.tables import (
     ceilings_view,
@@ -22,7 +31,7 @@ from simulations.studies.compare.tables import (
     refinement_view,
     verdict_view,
 )
-from simulations.studies.schema import CompareResult, typed, write_study
+from simulations.studies.schema import CompareResult, Leaderboard, LeaderboardRow, Tuning, typed, write_study
 
 
 def write_compare(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
@@ -71,4 +80,105 @@ def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -
     )
 
 
-__all__ = ["compare_page", "compare_tables", "write_compare"]
+def write_leaderboard(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
+    """Write the files of a comparison into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
+    return write_study(out_dir, result, Leaderboard, compare_plot, leaderboard_page)
+
+
+def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard", *, every: bool = False) -> TableView:
+    """Return what validation chose, one line a method and budget, by recall on the test. every: all precisions."""
+    shown = [row for row in rows if every or (row.chosen and row.stored_bytes_max)]
+    shown.sort(key=lambda row: -row.recall.value)
+    liked = max(range(len(shown)), key=lambda i: shown[i].validation_recall, default=-1)
+    body = tuple(
+        (
+            *(row.method, "full" if row.share == 1 else format_share(row.share), row.precision),
+            format_metric(row.validation_recall),
+            *(format_margin(row.spread(metric)) for metric in ("recall@20", "ndcg@20")),
+            format_ratio(row.to_peel),
+            format_kilobytes(row.stored_bytes_max),
+            *(format_bytes(moved) for moved in (row.bytes_down_mean, row.bytes_up_mean)),
+            f"{row.rounds:g}",
+            ABSENT if row.trials is None else str(row.trials),
+        )
+        for row in shown
+    )
+    columns = (
+        *("method", "size", "precision", "validation Recall@20", "Recall@20", "NDCG@20", "relative to peel-full"),
+        *("stored KB, max", "down", "up", "rounds", "trials"),
+    )
+    note = (
+        "Fully federated: no interaction leaves a device. Test metrics at the precision chosen on validation; bold: "
+        "best on validation. Size: budget as a share of the fp32 full table. Stored: bytes needed for ranking, "
+        "largest of any device. Down, up: per device over the run, mean. Trials: settings evaluated on validation "
+        "(peel: filters of stage 1). Relative to peel-full: ratio of recall to that of PEEL's full tables; in "
+        "brackets: paired 95 % intervals."
+    )
+    return TableView(title, columns, body, 3, note, frozenset({(liked, 3)}) if shown else frozenset())
+
+
+def leaderboard_tables(content: Any) -> list[Table]:
+    """Return the tables that the terminal shows. content: of the JSON."""
+    return [leaderboard_view(typed(Leaderboard, content).rows).to_rich()]
+
+
+def tuning_view(tuning: Mapping[str, Mapping[str, Tuning]]) -> TableView:
+    """Return every setting that was tried, with its best round and its figures on validation there."""
+    body = tuple(
+        (
+            *(method, seed, ", ".join(f"{key} {value}" for key, value in _flat(one.setting)) or "none"),
+            *(str(one.round), str(one.last), format_metric(one.validation)),
+        )
+        for seed, methods in tuning.items()
+        for method, method_tuning in methods.items()
+        for one in method_tuning.tried
+    )
+    columns = ("method", "seed", "setting", "best round", "rounds run", "validation Recall@20")
+    return TableView(
+        "Settings tried", columns, body, 3, "On a sample of devices; the best setting is measured on the test."
+    )
+
+
+def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        pair for key, value in setting.items() for pair in (_flat(value) if isinstance(value, dict) else [(key, value)])
+    ]
+
+
+def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any]) -> str:
+    """Return the page. source: content of its JSON."""
+    full, name = result.full_table, result.name
+    caption = (
+        "Solid: PEEL, with a table for each user group; dashed: one table for all, or one for each width. Error bars: "
+        "95 % intervals over devices (and seeds, where there are several) of each point alone."
+    )
+    return page(
+        [
+            Section("leaderboard", "Leaderboard", (leaderboard_view(result.rows),)),
+            Section("quality", "Quality against stored bytes", (Chart(lambda: plot, caption),)),
+            Section("tuning", "Tuning", (tuning_view(result.tuning),)),
+            Section("rows", "All rows", (leaderboard_view(result.rows, "All rows", every=True),)),
+        ],
+        title=f"{name}: fully federated methods" if name else "Fully federated methods",
+        lead="PEEL and other federated methods on the same devices, with all bytes counted; no interaction leaves a "
+        "device.",
+        facts=[
+            ("PEEL's full tables, fp32", format_bytes(full.bytes)),
+            ("Recall@20", format_metric(full.recall.value)),
+            ("NDCG@20", format_metric(full.ndcg.value)),
+            ("methods", str(len({row.method for row in result.rows}))),
+        ],
+        source=source,
+        command=f"fl-peel compare {shlex.quote(name)}" if name else "",
+    )
+
+
+__all__ = [
+    "compare_page",
+    "compare_tables",
+    "leaderboard_page",
+    "leaderboard_tables",
+    "leaderboard_view",
+    "write_compare",
+    "write_leaderboard",
+]

@@ -11,7 +11,7 @@ from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare import federated
-from simulations.studies.compare.leaderboard import leaderboard_view, write_leaderboard
+from simulations.studies.compare.report import leaderboard_view, write_leaderboard
 from simulations.studies.schema import Leaderboard, typed
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf, FcfSetting

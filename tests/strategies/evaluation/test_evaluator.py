@@ -14,12 +14,7 @@ from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import SUM_SCALE
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import (
-    BudgetRequest,
-    EvaluationParts,
-    Evaluator,
-    overall_recall,
-)
+from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
 from strategies.evaluation.moving_budgets import FollowPlan, follow
 from strategies.figures.intervals import MeasuredQuality, cell_recalls, qualities
 from strategies.figures.schema import Gain
