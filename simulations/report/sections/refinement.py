@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simulations.report.section import Section
-from simulations.report.table_view import TableView, format_bytes
-from strategies.figures.schema import RunResult
+from simulations.report.table_view import TableColumn, TableView, format_bytes, format_count, format_metric, table_of
+from strategies.figures.schema import ComparisonRow, RunResult
 
 
 def refinement(result: RunResult) -> Section:
@@ -17,17 +19,6 @@ def acceptance_views(result: RunResult) -> list[TableView]:
     stage = result.refinement
     if stage is None:
         return []
-    rows = tuple(
-        (
-            str(row.server_round),
-            f"{row.devices:,}",
-            f"{row.difference:+.4f}",
-            f"{row.standard_error:.4f}",
-            f"{row.accepted:,}",
-            format_bytes(row.download_bytes),
-        )
-        for row in stage.comparisons
-    )
     kept = ", ".join(
         f"{groups} accepted {'no round' if rounds == '0' else f'the first {rounds} rounds'}"
         for rounds, groups in stage.rounds_kept.items()
@@ -37,5 +28,14 @@ def acceptance_views(result: RunResult) -> list[TableView]:
         "minus that with the last accepted one, mean over devices; a group accepts a refined table that is "
         "significantly better."
     )
-    columns = ("after round", "devices", "difference", "standard error", "accepting groups", "down")
-    return [TableView("Acceptance of refinement", columns, rows, note=note)]
+    return [table_of("Acceptance of refinement", stage.comparisons, _COLUMNS, note)]
+
+
+_COLUMNS: Sequence[TableColumn[ComparisonRow]] = (
+    TableColumn("after round", lambda row: row.server_round),
+    TableColumn("devices", lambda row: row.devices, format_count),
+    TableColumn("difference", lambda row: f"{row.difference:+.4f}"),
+    TableColumn("standard error", lambda row: row.standard_error, format_metric),
+    TableColumn("accepting groups", lambda row: row.accepted, format_count),
+    TableColumn("down", lambda row: row.download_bytes, format_bytes),
+)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simulations.report.section import Section
-from simulations.report.table_view import TableView, format_bytes, format_share
-from strategies.figures.schema import RunResult
+from simulations.report.table_view import TableColumn, TableView, format_bytes, format_count, format_share, table_of
+from strategies.figures.schema import RunResult, Stage1Class, Stage1Step
 
 
 def stage1(result: RunResult) -> Section:
@@ -24,6 +26,28 @@ STEPS = {
 """Names of the steps for readers."""
 
 
+_STEPS: Sequence[TableColumn[Stage1Step]] = (
+    TableColumn("step", lambda row: STEPS.get(row.step, row.step)),
+    TableColumn("rounds", lambda row: row.times, format_count),
+    TableColumn("devices", lambda row: f"{row.devices / row.times:,.0f}"),
+    TableColumn("offline", lambda row: f"{row.unavailable / row.times:,.0f}"),
+    TableColumn("low memory", lambda row: f"{row.excluded / row.times:,.0f}"),
+    TableColumn("past deadline", lambda row: f"{row.stragglers / row.times:,.0f}"),
+    TableColumn("down", lambda row: row.download_bytes, format_bytes),
+    TableColumn("up", lambda row: row.upload_bytes, format_bytes),
+    TableColumn("virtual s", lambda row: f"{row.virtual_seconds:,.1f}"),
+)
+_CLASSES: Sequence[TableColumn[tuple[str, Stage1Class]]] = (
+    TableColumn("device class", lambda row: row[0]),
+    TableColumn("devices", lambda row: row[1].devices, format_count),
+    TableColumn("insufficient memory", lambda row: row[1].excluded, format_share),
+    TableColumn("down", lambda row: row[1].download_bytes, format_bytes),
+    TableColumn("up", lambda row: row[1].upload_bytes, format_bytes),
+    TableColumn("virtual s", lambda row: f"{row[1].virtual_seconds:,.1f}"),
+    TableColumn("energy J", lambda row: f"{row[1].energy_j:,.1f}"),
+)
+
+
 def stage1_views(result: RunResult) -> list[TableView]:
     """Return what each step took of all devices, and what all steps took of each class; nothing where the server was
     alone.
@@ -31,32 +55,6 @@ def stage1_views(result: RunResult) -> list[TableView]:
     stage1 = result.stage1
     if stage1 is None:
         return []
-    steps = tuple(
-        (
-            STEPS.get(row.step, row.step),
-            f"{row.times:,}",
-            f"{row.devices / row.times:,.0f}",
-            f"{row.unavailable / row.times:,.0f}",
-            f"{row.excluded / row.times:,.0f}",
-            f"{row.stragglers / row.times:,.0f}",
-            format_bytes(row.download_bytes),
-            format_bytes(row.upload_bytes),
-            f"{row.virtual_seconds:,.1f}",
-        )
-        for row in stage1.steps
-    )
-    classes = tuple(
-        (
-            name,
-            f"{row.devices:,}",
-            format_share(row.excluded),
-            format_bytes(row.download_bytes),
-            format_bytes(row.upload_bytes),
-            f"{row.virtual_seconds:,.1f}",
-            f"{row.energy_j:,.1f}",
-        )
-        for name, row in stage1.classes.items()
-    )
     note = (
         f"A device moved {format_bytes(stage1.bytes_down_mean)} down and {format_bytes(stage1.bytes_up_mean)} up, on "
         f"average over all devices, in {stage1.rounds} rounds. Devices (in the sums), offline, low memory "
@@ -70,19 +68,10 @@ def stage1_views(result: RunResult) -> list[TableView]:
             f" No sum of fewer than {least} devices was opened: {stage1.items:,} items have at least {least} owners."
         )
     per_class = "Insufficient memory: share of the rounds in which the device had less memory than the step needs."
+    title = "Stage 1, fully federated" if not _share(result) else "Stage 1 by federation"
     return [
-        TableView(
-            "Stage 1, fully federated" if not _share(result) else "Stage 1 by federation",
-            ("step", "rounds", "devices", "offline", "low memory", "past deadline", "down", "up", "virtual s"),
-            steps,
-            note=note,
-        ),
-        TableView(
-            "Stage 1 by device class",
-            ("device class", "devices", "insufficient memory", "down", "up", "virtual s", "energy J"),
-            classes,
-            note=per_class,
-        ),
+        table_of(title, stage1.steps, _STEPS, note),
+        table_of("Stage 1 by device class", list(stage1.classes.items()), _CLASSES, per_class),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from simulations.report.drawing import Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
-    ABSENT,
+    TableColumn,
     TableView,
     format_bytes,
     format_kilobytes,
@@ -21,6 +22,7 @@ from simulations.report.table_view import (
     format_metric,
     format_ratio,
     format_share,
+    table_of,
 )
 from simulations.studies.compare.compare_plot import compare_plot
 from simulations.studies.compare.tables import (
@@ -85,28 +87,27 @@ def write_leaderboard(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
     return write_study(out_dir, result, Leaderboard, compare_plot, leaderboard_page)
 
 
+_COLUMNS: Sequence[TableColumn[LeaderboardRow]] = (
+    TableColumn("method", lambda row: row.method),
+    TableColumn("size", lambda row: "full" if row.share == 1 else format_share(row.share)),
+    TableColumn("precision", lambda row: row.precision),
+    TableColumn("validation Recall@20", lambda row: row.validation_recall, format_metric),
+    TableColumn("Recall@20", lambda row: row.spread("recall@20"), format_margin),
+    TableColumn("NDCG@20", lambda row: row.spread("ndcg@20"), format_margin),
+    TableColumn("relative to peel-full", lambda row: row.to_peel, format_ratio),
+    TableColumn("stored KB, max", lambda row: row.stored_bytes_max, format_kilobytes),
+    TableColumn("down", lambda row: row.bytes_down_mean, format_bytes),
+    TableColumn("up", lambda row: row.bytes_up_mean, format_bytes),
+    TableColumn("rounds", lambda row: f"{row.rounds:g}"),
+    TableColumn("trials", lambda row: row.trials),
+)
+
+
 def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard", *, every: bool = False) -> TableView:
     """Return what validation chose, one line a method and budget, by recall on the test. every: all precisions."""
     shown = [row for row in rows if every or (row.chosen and row.stored_bytes_max)]
     shown.sort(key=lambda row: -row.recall.value)
     liked = max(range(len(shown)), key=lambda i: shown[i].validation_recall, default=-1)
-    body = tuple(
-        (
-            *(row.method, "full" if row.share == 1 else format_share(row.share), row.precision),
-            format_metric(row.validation_recall),
-            *(format_margin(row.spread(metric)) for metric in ("recall@20", "ndcg@20")),
-            format_ratio(row.to_peel),
-            format_kilobytes(row.stored_bytes_max),
-            *(format_bytes(moved) for moved in (row.bytes_down_mean, row.bytes_up_mean)),
-            f"{row.rounds:g}",
-            ABSENT if row.trials is None else str(row.trials),
-        )
-        for row in shown
-    )
-    columns = (
-        *("method", "size", "precision", "validation Recall@20", "Recall@20", "NDCG@20", "relative to peel-full"),
-        *("stored KB, max", "down", "up", "rounds", "trials"),
-    )
     note = (
         "Fully federated: no interaction leaves a device. Test metrics at the precision chosen on validation; bold: "
         "best on validation. Size: budget as a share of the fp32 full table. Stored: bytes needed for ranking, "
@@ -114,7 +115,8 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
         "(peel: filters of stage 1). Relative to peel-full: ratio of recall to that of PEEL's full tables; in "
         "brackets: paired 95 % intervals."
     )
-    return TableView(title, columns, body, 3, note, frozenset({(liked, 3)}) if shown else frozenset())
+    best = frozenset({(liked, 3)}) if shown else frozenset()
+    return replace(table_of(title, shown, _COLUMNS, note, 3), best=best)
 
 
 def leaderboard_tables(content: Any) -> list[Table]:

@@ -8,13 +8,16 @@ from fl_peel.figures import Estimate
 from simulations.report.labels import metric_name
 from simulations.report.table_view import (
     ABSENT,
+    TableColumn,
     TableView,
     format_estimate,
     format_kilobytes,
     format_margin,
     format_metric,
+    format_point,
     format_ratio,
     format_share,
+    table_of,
 )
 from simulations.studies.schema import CompareResult, CompareRow
 
@@ -133,33 +136,23 @@ def peel_over_view(rows: Sequence[CompareRow]) -> TableView:
     return TableView("PEEL relative to each method", ("method", *map(format_share, shares)), body, 1, note)
 
 
+_DETAILS: Sequence[TableColumn[CompareRow]] = (
+    TableColumn("method", lambda row: row.method),
+    TableColumn("precision", lambda row: row.precision + (" (chosen)" if row.chosen else "")),
+    TableColumn("share", lambda row: row.share, format_share),
+    TableColumn("stored KB, max", lambda row: row.stored_bytes_max, format_kilobytes),
+    TableColumn("validation Recall@20", lambda row: row.validation_recall, format_metric),
+    TableColumn("Recall@20", lambda row: row.recall, format_point),
+    TableColumn("NDCG@20", lambda row: row.ndcg, format_point),
+    TableColumn("seconds", lambda row: f"{row.seconds:,.1f}"),
+    TableColumn("trials", lambda row: row.trials),
+)
+
+
 def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
     """Return every row of a comparison with its bytes, trials and seconds."""
-    body = tuple(
-        (
-            *(
-                row.method,
-                row.precision + (" (chosen)" if row.chosen else ""),
-                format_share(row.share),
-                format_kilobytes(row.stored_bytes_max),
-            ),
-            format_metric(row.validation_recall),
-            *(format_metric(row.recall.value), format_metric(row.ndcg.value), f"{row.seconds:,.1f}"),
-            ABSENT if row.trials is None else str(row.trials),
-        )
-        for row in rows
-    )
-    columns = (
-        *("method", "precision", "share", "stored KB, max", "validation Recall@20"),
-        *("Recall@20", "NDCG@20", "seconds", "trials"),
-    )
-    return TableView(
-        "All rows",
-        columns,
-        body,
-        2,
-        "1 KB = 1000 bytes. Seconds: time to serve that budget; trials: settings evaluated on validation.",
-    )
+    note = "1 KB = 1000 bytes. Seconds: time to serve that budget; trials: settings evaluated on validation."
+    return table_of("All rows", rows, _DETAILS, note, 2)
 
 
 def refinement_view(result: CompareResult) -> TableView:
