@@ -243,7 +243,7 @@ class AuditedRow(StudyQuality):
     mechanism: Annotated[str, Column("mechanism")]
     view: str
     epsilon: float | None
-    delta: float | None
+    delta: float | None = None
     share: Annotated[Share, Column("budget_share")]
     attacks: Annotated[dict[str, AttackFigures], Column("attack")]
     to_none: Estimate | None = None

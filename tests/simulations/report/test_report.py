@@ -267,20 +267,6 @@ def test_json_holds_the_result_to_the_last_digit(written):
     assert json.loads((written / "report.json").read_text(encoding="utf-8")) == plain_result()
 
 
-def test_json_has_the_promised_keys(written):
-    report = json.loads((written / "report.json").read_text(encoding="utf-8"))
-    assert {"scenario", "seed", "versions", "stages", "full_table", "budgets", "device_classes", "rounds"} <= set(
-        report
-    )
-    assert set(report["full_table"]) == {"global", "refined", "bytes", "strongest"}  # start: not in this run
-    assert set(report["full_table"]["refined"]) == {"recall@20", "ndcg@20", "recall@20_interval", "to_global"}
-    assert set(report["budgets"][0]) == {
-        *("share", "budget_bytes", "precision", "selector"),
-        *("recall@20", "ndcg@20", "stored_bytes_max", "devices"),
-        *("recall@20_interval", "ndcg@20_interval", "to_global", "to_strongest"),
-    }
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_numpy_scalars_and_lists_are_written_as_plain_values(tmp_path):
     result = run_result()

@@ -215,8 +215,3 @@ def test_margins_are_of_students_t():
     rows = user_group_rows(MEMBERS, 2, own(by_group=result))
     assert rows[0].recall.margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
     assert rows[1].recall.margin is None
-
-
-def test_a_quality_has_both_metrics_in_their_places():
-    rows = user_group_rows(MEMBERS, 1, own(by_group=metrics([1], [3], [4])))
-    assert (rows[0].recall.value, rows[0].ndcg) == (0.25, 0.75)
