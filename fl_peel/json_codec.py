@@ -2,16 +2,17 @@
 
 A field goes by its own name, or by that of its :class:`JsonKey`. A field whose default is None is left out while it is
 None; without that default None is written as null, which says: looked for, and not there. :class:`Inline` lays the keys
-of a part among those of its owner. Keys that no type knows are passed over, so that a newer report can be read.
+of a part among those of its owner, a :class:`Layout` decides on other keys. Keys that no type knows are passed over,
+so that a newer report can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -34,6 +35,24 @@ class Inline:
     prefix: str = ""
 
 
+@runtime_checkable
+class Layout(Protocol):
+    """How a value that takes several keys of its owner stands among them; a mark of the field."""
+
+    def keys(self, key: str) -> tuple[str, ...]:
+        """Return the keys that it takes, that of the field first."""
+
+    def write(self, key: str, value: Any) -> dict[str, Any]:
+        """Return its entries."""
+
+    def read(self, key: str, plain: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Any:
+        """Return the value. read: what a mapping has of a type under a key."""
+
+
+UNWRITTEN = MappingProxyType({"written": False})
+"""Metadata of a field that has no place in JSON."""
+
+
 def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of nested dictionaries by their path: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. An empty one is a
     value.
@@ -54,12 +73,17 @@ def to_plain(value: Any, **names: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         plain: dict[str, Any] = {}
         owner: type = type(value)
-        for one in _fields(owner):
-            part = getattr(value, one.name)
-            if part is None and one.may_lack:
+        for one in fields_of(owner):
+            part, key = getattr(value, one.name), one.key.format(**names)
+            if not one.written or (part is None and one.may_lack):
+                continue
+            if one.layout is not None:
+                estimates = {key: part} if one.inline is None else part
+                for name, estimate in estimates.items():
+                    plain |= _prefixed(one.inline or "", one.layout.write(name, estimate))
                 continue
             content = to_plain(part, **names)
-            plain |= {one.key.format(**names): content} if one.inline is None else _prefixed(one.inline, content)
+            plain |= {key: content} if one.inline is None else _prefixed(one.inline, content)
         return plain
     if isinstance(value, Mapping):
         return {key: to_plain(part, **names) for key, part in value.items()}
@@ -83,7 +107,7 @@ def _prefixed(prefix: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Field:
+class JsonField:
     """A field of a dataclass. may_lack: its key is not there where it is None; required: it has no default."""
 
     name: str
@@ -92,10 +116,13 @@ class _Field:
     inline: str | None
     may_lack: bool
     required: bool
+    layout: Layout | None
+    written: bool
 
 
 @cache
-def _fields(owner: type) -> tuple[_Field, ...]:
+def fields_of(owner: type) -> tuple[JsonField, ...]:
+    """Return the fields of a dataclass, and how each is written."""
     hints = get_type_hints(owner, include_extras=True)
     described = []
     for field in fields(owner):
@@ -104,7 +131,9 @@ def _fields(owner: type) -> tuple[_Field, ...]:
         key = next((mark.text for mark in marks if isinstance(mark, JsonKey)), field.name)
         inline = next((mark.prefix for mark in marks if isinstance(mark, Inline)), None)
         required = field.default is MISSING and field.default_factory is MISSING
-        described.append(_Field(field.name, key, hint, inline, field.default is None, required))
+        layout = next((mark for mark in marks if isinstance(mark, Layout)), None)
+        written = bool(field.metadata.get("written", True))
+        described.append(JsonField(field.name, key, hint, inline, field.default is None, required, layout, written))
     return tuple(described)
 
 
@@ -113,14 +142,14 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _bare(kind: Any) -> Any:
+def bare_type(kind: Any) -> Any:
     """Return the type without its annotations, and without ``| None`` where a dataclass or a collection is left."""
     if get_origin(kind) is Annotated:
-        return _bare(get_args(kind)[0])
+        return bare_type(get_args(kind)[0])
     if get_origin(kind) in (Union, UnionType):
         rest = [part for part in get_args(kind) if part is not type(None)]
         if len(rest) == 1:
-            return _bare(rest[0])
+            return bare_type(rest[0])
     return kind
 
 
@@ -135,7 +164,7 @@ class _JsonReader:
     names: Mapping[str, object]
 
     def read(self, kind: Any, value: object, path: Path) -> Any:
-        bare = _bare(kind)
+        bare = bare_type(kind)
         if is_dataclass(bare):
             if value is None and bare is not kind:
                 return None
@@ -155,39 +184,52 @@ class _JsonReader:
 
     def _dataclass(self, owner: Any, plain: Mapping[str, Any], path: Path) -> Any:
         values: dict[str, Any] = {}
-        for one in _fields(owner):
+        for one in fields_of(owner):
             key = one.key.format(**self.names)
             if one.inline is not None:
                 part = self._inlined(owner, one, plain)
-                if part or one.required:
+                if one.layout is not None:
+                    others = {name for whole in part for name in one.layout.keys(whole)[1:]}
+                    values[one.name] = {
+                        whole: self._laid(one.layout, whole, part, path) for whole in part if whole not in others
+                    }
+                elif part or one.required:
                     values[one.name] = self.read(one.kind, part, path)
+            elif key in plain and one.layout is not None:
+                values[one.name] = self._laid(one.layout, key, plain, path)
             elif key in plain:
                 values[one.name] = self.read(one.kind, plain[key], (*path, key))
             elif one.required:
                 raise self._error("Field required", (*path, key))
         return owner(**values)
 
-    def _inlined(self, owner: Any, one: _Field, plain: Mapping[str, Any]) -> dict[str, Any]:
+    def _laid(self, layout: Layout, key: str, plain: Mapping[str, Any], path: Path) -> Any:
+        return layout.read(key, plain, lambda kind, name: self.read(kind, plain[name], (*path, name)))
+
+    def _inlined(self, owner: Any, one: JsonField, plain: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys that belong to an inlined field, without their prefix."""
-        prefix, bare = one.inline or "", _bare(one.kind)
+        prefix, bare = one.inline or "", bare_type(one.kind)
         rest = {key.removeprefix(prefix): part for key, part in plain.items() if key.startswith(prefix)}
         if is_dataclass(bare):
             mine = self._keys(bare)
             return {key: part for key, part in rest.items() if key in mine}
         if prefix:
             return rest
-        others = [other for other in _fields(owner) if other is not one]  # a dictionary has whatever they leave
+        others = [other for other in fields_of(owner) if other is not one]  # a dictionary has whatever they leave
         known = {key for other in others for key in self._keys_of(other)}
         prefixes = tuple(other.inline for other in others if other.inline)
         return {key: part for key, part in rest.items() if key not in known and not key.startswith(prefixes)}
 
     def _keys(self, owner: Any) -> set[str]:
         """Return the keys of a dataclass, and of the parts inlined in it."""
-        return {key for one in _fields(owner) for key in self._keys_of(one)}
+        return {key for one in fields_of(owner) for key in self._keys_of(one)}
 
-    def _keys_of(self, one: _Field) -> set[str]:
-        bare = _bare(one.kind)
-        return self._keys(bare) if one.inline is not None and is_dataclass(bare) else {one.key.format(**self.names)}
+    def _keys_of(self, one: JsonField) -> set[str]:
+        bare = bare_type(one.kind)
+        if one.inline is not None and is_dataclass(bare):
+            return self._keys(bare)
+        key = one.key.format(**self.names)
+        return {key} if one.layout is None else set(one.layout.keys(key))
 
     def _mapping(self, value: object, path: Path) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
@@ -199,4 +241,4 @@ class _JsonReader:
         return ReportError(f"{self.what}: {where}: {message}; see strategies/figures/schema.py")
 
 
-__all__ = ["Inline", "JsonKey", "from_plain", "to_plain"]
+__all__ = ["UNWRITTEN", "Inline", "JsonField", "JsonKey", "Layout", "bare_type", "fields_of", "from_plain", "to_plain"]

@@ -29,7 +29,7 @@ from simulations.engine.folders import data_folder
 from simulations.engine.inputs import ARTIFACTS, MODEL
 from simulations.report.render import policy, render
 from simulations.report.run_files import read_report
-from simulations.report.tables.table_view import format_bytes
+from simulations.report.table_view import format_bytes
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import RunResult
 
@@ -276,9 +276,9 @@ def _curve(report: RunResult, scenario: Scenario) -> list[DemoPoint]:
     return [
         DemoPoint(
             row.budget_bytes,
-            row.recall,
-            None if row.recall_interval is None else row.recall_interval.low,
-            None if row.recall_interval is None else row.recall_interval.high,
+            row.recall.value,
+            row.recall.low,
+            row.recall.high,
         )
         for row in report.budgets
         if (row.precision, row.selector) == (scenario.blocks.precision, scenario.selector)

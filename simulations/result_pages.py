@@ -12,10 +12,11 @@ from fl_peel.errors import ReportError
 from fl_peel.json_codec import from_plain
 from simulations.engine.inputs import DEMO
 from simulations.report.result_files import write_files
-from simulations.report.run_files import report_figures, run_page
+from simulations.report.run_files import run_page
 from simulations.studies.audit.report import audit_page, audit_plot
-from simulations.studies.compare.report import compare_page, compare_plot, plotted_rows
-from simulations.studies.compare.schema import check_compare
+from simulations.studies.compare.compare_plot import compare_plot
+from simulations.studies.compare.report import compare_page, leaderboard_page
+from simulations.studies.schema import AuditResult, CompareResult, Leaderboard, typed
 from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json
 from strategies.timeline.schema import TimelineResult
@@ -45,14 +46,15 @@ def _read(file: Path) -> Any:
 def _run(plain: Any, where: str) -> bytes:
     result = from_json(plain, where)
     demo = DEMO if Path(where).with_name(DEMO).is_file() else None
-    return run_page(result, report_figures(result), demo).encode()
+    return run_page(result, demo).encode()
 
 
 def _compare(plain: Any, where: str) -> bytes:
     if isinstance(plain, dict) and "tuning" in plain:
-        raise ReportError(f"{where}: the page of a leaderboard cannot be written again; run `fl-peel compare` again")
-    check_compare(plain, where)
-    return compare_page(plain, compare_plot(plotted_rows(plain["rows"]), plain["full_table"])).encode()
+        board = typed(Leaderboard, plain, where)
+        return leaderboard_page(board, compare_plot(board), plain).encode()
+    result = typed(CompareResult, plain, where)
+    return compare_page(result, compare_plot(result), plain).encode()
 
 
 def _timeline(plain: Any, where: str) -> bytes:
@@ -60,10 +62,8 @@ def _timeline(plain: Any, where: str) -> bytes:
 
 
 def _audit(plain: Any, where: str) -> bytes:
-    try:
-        return audit_page(plain, audit_plot(plain["rows"])).encode()
-    except (KeyError, TypeError) as error:
-        raise ReportError(f"{where}: not an audit ({error!r}); run `fl-peel audit` again") from error
+    result = typed(AuditResult, plain, where)
+    return audit_page(result, audit_plot(result.rows), plain).encode()
 
 
 PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(

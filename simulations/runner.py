@@ -26,18 +26,10 @@ from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import (
-    ARTIFACTS,
-    DEMO,
-    MODEL,
-    checked,
-    given_folder,
-    require_folders,
-    splits_to_run,
-)
+from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, given_folder, require_folders, splits_to_run
 from simulations.engine.memory import PeakMemory
 from simulations.engine.versions import versions
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import write_results
 from simulations.resumable import (
     CHECKPOINTS,
     SEED,
@@ -48,8 +40,7 @@ from simulations.resumable import (
     resumable_folder,
 )
 from simulations.scenario_files import load_scenario
-from simulations.trackers.registry import watched
-from simulations.trackers.tracked_figures import figures_on_test
+from simulations.trackers.registry import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run_paths import RunPaths
@@ -139,8 +130,7 @@ def run_seeds(
     Raises:
         FlPeelError: as :func:`run`.
     """
-    from simulations.differences.seed_runs import SeedRuns
-    from simulations.differences.seeds import seeds_result, write_seeds
+    from simulations.differences.seeds import SeedRuns, seeds_result, write_seeds
     from simulations.report.run_files import read_report
 
     if not isinstance(scenario, Scenario):
@@ -186,9 +176,9 @@ def run_seeds(
 def save(
     result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_dir: Path, splits: Splits | None = None
 ) -> None:
-    """Write a run's files: report.json, metrics.csv, report.html, scenario.yaml, artifacts/, model/, demo.html where
-    there is something to play with and, where it was asked for, per-device.parquet. Of an earlier run's, nothing is
-    left. splits: of the devices, by which the page to play with tells recall.
+    """Write a run's files: report.json, metrics.csv and .parquet, report.html, scenario.yaml, artifacts/, model/,
+    demo.html where there is something to play with and, where it was asked for, per-device.parquet. Of an earlier
+    run's, nothing is left. splits: of the devices, by which the page to play with tells recall.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.

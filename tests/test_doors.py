@@ -142,12 +142,15 @@ EXPORTED = {
         *SERVER_CONTENTS,
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),
         *("Scenario", "SelectorContract", "__version__", "device_uniforms", "rng_for", "load_scenario", "run"),
-        *("Progress", "Result"),
+        *("Chart", "Progress", "Result", "Section", "SectionContract", "TableView"),
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,
     "strategies": {"PeelStrategy", "RunPaths", "serve", *SERVER_CONTENTS},
-    "simulations": {"Progress", "Result", "load_scenario", "run", "shipped_scenarios"},
+    "simulations": {
+        *("Chart", "Progress", "Result", "Section", "SectionContract", "TableView"),
+        *("load_scenario", "run", "shipped_scenarios"),
+    },
 }
 
 

@@ -191,10 +191,10 @@ def figures_of(result):
     """Bytes and recall of the rows of README's table, by the end of a row's name."""
     figures = {}
     if result.full_table.globally is not None:
-        figures["fp32"] = result.full_table.bytes, result.full_table.globally.recall
+        figures["fp32"] = result.full_table.bytes, result.full_table.globally.recall.value
     for row in result.budgets:
         if row.selector == result.scenario["selector"]:
-            figures[f"at {row.share:.0%}"] = row.budget_bytes, row.recall
+            figures[f"at {row.share:.0%}"] = row.budget_bytes, row.recall.value
     return figures
 
 

@@ -112,11 +112,14 @@ def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch)
     small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=exposure"]
     changes = [*small, "evaluation.selectors=[exposure, surprising]"]
     words = [word for change in changes for word in ("--set", change)]
-    typed(shlex.join(["fl-peel", "run", "ml-100k", "--quiet", *words]))
-    suite = importlib.import_module("test_my_package").TestSurprising()
-    suite.test_one_finite_non_negative_weight_per_block()
-    sys.modules.pop("test_my_package", None)
-    sys.modules.pop("my_package", None)
+    typed(shlex.join(["fl-peel", "run", "ml-100k", "--quiet", "--out", "out", *words]))
+    assert '<section id="participation">' in (folder / "out" / "report.html").read_text()
+    for module, suite in (("test_my_package", "TestSurprising"), ("test_my_sections", "TestParticipation")):
+        tests = getattr(importlib.import_module(module), suite)()
+        for name in (name for name in dir(tests) if name.startswith("test_")):
+            getattr(tests, name)()
+    for name in ("test_my_package", "test_my_sections", "my_package", "my_sections"):
+        sys.modules.pop(name, None)
 
 
 def test_blocks_are_found(tmp_path):

@@ -12,7 +12,7 @@ the intervals mean.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +23,7 @@ from scipy import special
 from fl_peel import kernels
 from fl_peel.exchange.array_specs import ArraySpec
 from fl_peel.exchange.columns import SUM_SCALE, IntArray
+from fl_peel.figures import SeedsEstimate
 from fl_peel.randomness import device_seeds
 
 Doubles = NDArray[np.float64]
@@ -109,19 +110,38 @@ def over(replicates: Doubles, base: Doubles) -> Doubles:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A figure, the ends of its 95 % interval (None: not known), and the two-sided p-value of its being 0. seeds_std:
-    standard deviation over seeds, None with one seed or where seeds are not counted.
+class Sample:
+    """A mean over devices with its bootstrap replicates (B,), of which those of one set of devices are paired. devices:
+    how many it is of; by_seed: its values by seed, where it is a mean over seeds.
     """
 
     value: float
-    low: float | None
-    high: float | None
-    p_value: float | None
-    seeds_std: float | None = None
+    drawn: Doubles
+    devices: int
+    by_seed: tuple[float, ...] = ()
+
+    def estimate(self) -> SeedsEstimate:
+        """Return the mean with its interval."""
+        return estimate(self.value, self.drawn, self.devices, self.by_seed)
+
+    def less(self, base: Sample, *, same_seeds: bool = True) -> SeedsEstimate:
+        """Return the difference to another mean. same_seeds: whether values by seed are paired, too."""
+        by_seed = [one - other for one, other in self._pairs(base, same_seeds)]
+        return estimate(self.value - base.value, self.drawn - base.drawn, min(self.devices, base.devices), by_seed)
+
+    def over(self, base: Sample, *, same_seeds: bool = True) -> SeedsEstimate | None:
+        """Return the ratio to another mean; None where that is 0, in any seed. same_seeds: as for :meth:`less`."""
+        if base.value <= 0 or not all(base.by_seed):
+            return None
+        by_seed = [one / other for one, other in self._pairs(base, same_seeds)]
+        ratios = over(self.drawn, base.drawn)
+        return estimate(self.value / base.value, ratios, min(self.devices, base.devices), by_seed)
+
+    def _pairs(self, base: Sample, same_seeds: bool) -> Iterable[tuple[float, float]]:
+        return zip(self.by_seed, base.by_seed, strict=True) if same_seeds else ()
 
 
-def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Sequence[float] = ()) -> Estimate:
+def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Sequence[float] = ()) -> SeedsEstimate:
     """A figure with what its replicates (B,) and, where there are several seeds, its values by seed say of it.
 
     One seed: the percentile interval over devices. Several: devices and seeds vary independently, so that squared
@@ -130,7 +150,7 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
     """
     drawn = replicates[~np.isnan(replicates)]
     if not len(drawn) or not np.isfinite(drawn).all() or num_devices < 2:
-        return Estimate(value, None, None, None)
+        return SeedsEstimate(value, by_seed=tuple(by_seed))
     parts = [(float(drawn.var()), num_devices - 1)]
     spread = None
     if len(by_seed) > 1:
@@ -138,7 +158,8 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
         parts.append((spread**2 / len(by_seed), len(by_seed) - 1))
     total = sum(part for part, _ in parts)
     if total == 0:
-        return Estimate(value, value, value, 1.0 if value == 0 else 0.0, spread)
+        p_value = 1.0 if value == 0 else 0.0
+        return SeedsEstimate(value, value, value, None, p_value, spread, tuple(by_seed))
     freedom = total**2 / sum(part**2 / count for part, count in parts)
     error = math.sqrt(total)
     p_value = float(2 * special.stdtr(freedom, -abs(value) / error))
@@ -147,7 +168,7 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
     if spread is not None:
         half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error
         ends = value - half, value + half
-    return Estimate(value, *ends, p_value, spread)
+    return SeedsEstimate(value, *ends, None, p_value, spread, tuple(by_seed))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -58,8 +58,7 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
-from simulations.report.result_files import json_bytes
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import json_bytes, write_results
 from simulations.runner import run
 from strategies.evaluation.evaluator import Evaluator
 from strategies.nodes.nodes import Nodes

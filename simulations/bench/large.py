@@ -23,8 +23,7 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
-from simulations.report.result_files import json_bytes
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import json_bytes, write_results
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 

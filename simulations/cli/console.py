@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fl_peel.errors import BudgetError, FlPeelError, ReportError, shortened
+from fl_peel.events import Event, OnEvent, silent
 from fl_peel.json_codec import to_plain
 
 # ---- Bytes as they are typed on the command line
@@ -86,6 +89,31 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Pretrain again, without reading or writing the cache.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")]
+
+
+def command_line(words: Iterable[str], options: Mapping[str, Any]) -> str:
+    """What to type to get the same files again, but for the folder: words, then every option that was given; a list's
+    option is repeated.
+    """
+    line = ["fl-peel", *words]
+    for option, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            line += [] if one is None else [option, str(one)]
+    return shlex.join(line)
+
+
+def print_lines(quiet: bool, every: Callable[[Event], bool] = lambda event: True) -> OnEvent:
+    """A line a step on stderr, for what has too many stages for bars. every: whether an event is a step."""
+    from simulations.cli.progress_lines import ProgressLines
+
+    console = Console(stderr=True, highlight=False)
+    lines = ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
+
+    def on_event(event: Event) -> None:
+        if every(event):
+            lines(event)
+
+    return silent if quiet else on_event
 
 
 def path_option(name: str, text: str, metavar: str = "PATH") -> Any:

@@ -28,12 +28,13 @@ def diff(
         if file is not None:
             check_file(file, option)
 
-    from simulations.differences import diff as differences
-    from simulations.differences.differences_page import diff_page, diff_views, missing_note
+    from fl_peel.json_codec import to_plain
+    from simulations.differences.diff import diff as compared
+    from simulations.differences.diff import diff_page, diff_views, missing_note
     from simulations.engine.versions import versions
     from simulations.report.result_files import json_bytes, write_files
 
-    result = differences.diff(runs)
+    result = compared(runs)
     if as_json:
         print_json(result)
     else:
@@ -42,7 +43,7 @@ def diff(
     if missing_note(result):
         typer.echo(missing_note(result), err=as_json)
     if json_file is not None:
-        write_files(json_file.absolute().parent, {json_file.name: json_bytes(differences.in_json(result))})
+        write_files(json_file.absolute().parent, {json_file.name: json_bytes(to_plain(result))})
     if html_file is not None:
         write_files(html_file.absolute().parent, {html_file.name: diff_page(result, versions()).encode()})
         typer.echo(f"page: {html_file}", err=as_json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from simulations.cli.console import (
     ScenarioName,
     Seed,
     Track,
+    command_line,
     print_json,
     print_table,
     show,
@@ -34,7 +34,7 @@ from simulations.trackers.registry import trackers
 
 if TYPE_CHECKING:
     from simulations.estimate import RunEstimate
-    from simulations.report.tables.table_view import TableView
+    from simulations.report.table_view import TableView
 
 
 def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_json: bool) -> None:
@@ -84,7 +84,7 @@ def in_json(figures: RunEstimate, seeds: int) -> dict[str, Any]:
 def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
     """An estimate as a table: what, how much, how it is known."""
     from simulations.estimate import WITHIN
-    from simulations.report.tables.table_view import TableView, format_bytes
+    from simulations.report.table_view import TableView, format_bytes
 
     constants = f"measured constants, within a factor of {WITHIN:g}"
     parts = f"{figures.train:,} train, {figures.validation:,} validation, {figures.test:,} test interactions"
@@ -113,7 +113,7 @@ def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
 
 
 def _moved(download_bytes: float, upload_bytes: float) -> str:
-    from simulations.report.tables.table_view import format_bytes
+    from simulations.report.table_view import format_bytes
 
     return f"{format_bytes(download_bytes)} down, {format_bytes(upload_bytes)} up"
 
@@ -189,12 +189,19 @@ def run(
         return
 
     callbacks = trackers(track or [])
-    words = {"--seed": seed, "--profiles": profiles, "--nodes": nodes, "--data-dir": data_dir, "--seeds": seeds}
+    words = {
+        "--set": overrides,
+        "--seed": seed,
+        "--profiles": profiles,
+        "--nodes": nodes,
+        "--data-dir": data_dir,
+        "--seeds": seeds,
+    }
     given: dict[str, Any] = {
         "data_dir": data_dir,
         "out": out,
         "callbacks": callbacks,
-        "command": _command(scenario, overrides or [], words, per_device),
+        "command": command_line(["run", scenario], words) + " --per-device" * per_device,
         "fresh": fresh,
     }
 
@@ -235,10 +242,10 @@ def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Sh
         assert out is not None
         together = runner.run_seeds(scenario, seeds=seeds, **given)
         return _Shown(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE)
-    from simulations.report.tables.run_tables import summary_tables
+    result = runner.run(scenario, **given)
+    from simulations.report.run_files import summary_tables  # with what draws figures: not before the run
     from strategies.figures.schema import to_json
 
-    result = runner.run(scenario, **given)
     page = None if out is None else out / "report.html"
     return _Shown(lambda: to_json(result), lambda: summary_tables(result), page)
 
@@ -257,17 +264,6 @@ def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any
         return _Shown(lambda: to_plain(result, top_n=20), lambda: timeline_tables(result), page)
     together = run_timeline_seeds(scenario, seeds=seeds, **given)
     return _Shown(lambda: to_plain(together), lambda: [timeline_seeds_view(together).to_rich()], page)
-
-
-def _command(scenario: str, overrides: list[str], options: Mapping[str, object], per_device: bool) -> str:
-    """What to type to get the same report again, but for the folder."""
-    words = ["fl-peel", "run", scenario]
-    for override in overrides:
-        words += ["--set", override]
-    for option, value in options.items():
-        if value is not None:
-            words += [option, str(value)]
-    return shlex.join(words + ["--per-device"] * per_device)
 
 
 # ---- `fl-peel deploy`: a scenario on Flower's deployment engine, on loopback

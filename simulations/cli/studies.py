@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from fl_peel.events import OnEvent, silent
-from simulations.cli.console import AsJson, DataDir, Overrides, Quiet, ScenarioName, path_option, read_budgets, show
+from simulations.cli.console import (
+    AsJson,
+    DataDir,
+    Overrides,
+    Quiet,
+    ScenarioName,
+    command_line,
+    path_option,
+    print_lines,
+    read_budgets,
+    show,
+)
 from simulations.cli.run import print_estimate
 
 if TYPE_CHECKING:
@@ -68,9 +74,7 @@ def compare(
     from simulations.studies.compare import compare as comparison
     from simulations.studies.compare.central import some
     from simulations.studies.compare.federated import compare_federated, nothing_is_collected
-    from simulations.studies.compare.leaderboard import leaderboard_view
-    from simulations.studies.compare.paired import peel_over_view
-    from simulations.studies.compare.tables import ceilings_view, compare_table, verdict_view
+    from simulations.studies.compare.report import compare_tables, leaderboard_tables
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
     if nothing_is_collected(loaded):
@@ -82,8 +86,7 @@ def compare(
         options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
-        board = leaderboard_view(compared["rows"]).to_rich
-        show(lambda: compared, lambda: [board()], out / "compare.html", quiet=quiet, as_json=as_json)
+        show(lambda: compared, lambda: leaderboard_tables(compared), out / "compare.html", quiet=quiet, as_json=as_json)
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
@@ -98,13 +101,7 @@ def compare(
         **chosen,
         **_options(["compare", scenario], overrides, words, data_dir, fresh, quiet),
     )
-
-    def tables() -> list[Table]:
-        views = [verdict_view(result), peel_over_view(result["rows"])]
-        views += [ceilings_view(result)] if result.get("ceilings") else []
-        return [compare_table(result["rows"]), *(view.to_rich() for view in views)]
-
-    show(lambda: result, tables, out / "compare.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json)
 
 
 def ablate(
@@ -129,7 +126,7 @@ def ablate(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.ablate import ablate as ablation
-    from simulations.studies.ablate.report import ablate_view
+    from simulations.studies.ablate.report import ablate_tables
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
     print_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
@@ -141,7 +138,7 @@ def ablate(
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
         **_options(["ablate", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: [ablate_view(result).to_rich()], out / "ablate.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json)
 
 
 def audit(
@@ -203,7 +200,7 @@ def audit(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies.audit import audit as auditing
-    from simulations.studies.audit.report import audit_view
+    from simulations.studies.audit.report import audit_tables
 
     settings = auditing.AuditSettings(
         devices,
@@ -236,7 +233,7 @@ def audit(
         rows=rows or [],
         **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: [audit_view(result).to_rich()], out / "audit.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json)
 
 
 def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
@@ -256,22 +253,10 @@ def _options(
     """
     from simulations.engine.folders import default_cache_dir
 
-    line = ["fl-peel", *command]
-    for option, value in {"--set": overrides, **words, "--data-dir": data_dir}.items():
-        for one in value if isinstance(value, list) else [value]:
-            line += [] if one is None else [option, str(one)]
     return {
         "data_dir": data_dir,
         "cache_dir": default_cache_dir(),
-        "on_event": _print_events(quiet),
-        "command": shlex.join(line),
+        "on_event": print_lines(quiet),
+        "command": command_line(command, {"--set": overrides, **words, "--data-dir": data_dir}),
         "fresh": fresh,
     }
-
-
-def _print_events(quiet: bool) -> OnEvent:
-    """A line a step on stderr: a study has too many stages for bars."""
-    from simulations.cli.progress_lines import ProgressLines
-
-    console = Console(stderr=True, highlight=False)
-    return silent if quiet else ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))

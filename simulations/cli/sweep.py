@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from fl_peel.errors import ScenarioError
-from fl_peel.events import Event, OnEvent, silent
-from simulations.cli.console import AsJson, DataDir, NoCache, Quiet, Track, path_option, show
+from simulations.cli.console import AsJson, DataDir, NoCache, Quiet, Track, command_line, path_option, print_lines, show
 from simulations.sweep.setting_grid import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
@@ -68,10 +64,7 @@ def sweep(
     from simulations.sweep.sweep import sweep as swept
     from simulations.sweep.sweep_page import PAGE, sweep_views
 
-    line = ["fl-peel", "sweep", scenario, *(word for one in asked or [] for word in ("--set", one))]
-    line += [word for one in searched or [] for word in ("--search", one)]
-    for option, value in {"--trials": trials, "--seeds": seeds, "--seed": seed, "--data-dir": data_dir}.items():
-        line += [] if value is None else [option, str(value)]
+    options = {"--set": asked, "--search": searched, "--trials": trials, "--seeds": seeds, "--seed": seed}
     result = swept(
         scenario,
         asked or [],
@@ -80,26 +73,12 @@ def sweep(
         seed=seed,
         data_dir=data_dir,
         cache_dir=None if no_cache else default_cache_dir(),
-        on_event=_print_events(quiet),
+        on_event=print_lines(quiet, lambda event: event.done >= event.total or event.stage in ("sweep", "search")),
         callbacks=callbacks,
-        command=shlex.join(line),
+        command=command_line(["sweep", scenario], options | {"--data-dir": data_dir}),
         fresh=fresh,
         searched=searched or [],
         trials=trials or TRIALS,
     )
     views = (view.to_rich() for view in sweep_views(result))
     show(lambda: to_plain(result), lambda: views, out / PAGE, quiet=quiet, as_json=as_json)
-
-
-def _print_events(quiet: bool) -> OnEvent:
-    """A line for every stage that has ended, on stderr."""
-    from simulations.cli.progress_lines import ProgressLines
-
-    console = Console(stderr=True, highlight=False)
-    lines = ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
-
-    def tell(event: Event) -> None:
-        if event.done >= event.total or event.stage in ("sweep", "search"):
-            lines(event)
-
-    return silent if quiet else tell

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fl_peel.errors import ReportError
-from fl_peel.json_codec import laid_flat, to_plain
-from fl_peel.ranking.bootstrap import REPLICATES, estimate, holm, over
-from simulations.differences.seed_runs import METRICS, SeedRuns, require_same
+from fl_peel.figures import SETTING, Column, Estimate, Figures
+from fl_peel.json_codec import laid_flat
+from fl_peel.ranking.bootstrap import REPLICATES, Sample, holm
+from simulations.differences.seeds import SeedRuns, require_same
+from simulations.report.drawing import LABEL_PT, PALETTE, Plot, finish, in_both_forms, new_figure
+from simulations.report.labels import metric_name
+from simulations.report.render import page
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import ABSENT, TableView, format_estimate, format_ratio
+from simulations.report.theme import INK
+from strategies.figures.per_device import METRICS
 
 IRRELEVANT = ("name", "question", "engine")
 """Keys of a scenario that change no figure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureInterval:
-    """A figure and its 95 % interval, None where it is not known."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,10 @@ class Difference:
     the diff (Holm). seeds: whether intervals and p include the seeds.
     """
 
-    run: str
-    figure: FigureInterval
-    difference: FigureInterval
-    ratio: FigureInterval | None
+    run: Annotated[str, Column("run")]
+    figure: Estimate
+    difference: Estimate
+    ratio: Estimate | None
     p: float | None
     p_holm: float | None
     seeds: bool
@@ -46,9 +47,9 @@ class Difference:
 class DiffRow:
     """A table and a metric that all runs have."""
 
-    table: str
-    metric: str
-    figure: FigureInterval
+    table: Annotated[str, Column("table")]
+    metric: Annotated[str, Column("metric")]
+    figure: Estimate
     others: tuple[Difference, ...]
 
 
@@ -56,10 +57,10 @@ class DiffRow:
 class DiffRun:
     """A run that is compared, under the letter that it goes by."""
 
-    run: str
+    run: Annotated[str, Column("run")]
     path: str
     scenario: str
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], SETTING]
     devices: int
 
 
@@ -70,11 +71,16 @@ class DiffResult:
     """
 
     runs: tuple[DiffRun, ...]
-    top_n: int
-    replicates: int
+    top_n: Annotated[int, SETTING]
+    replicates: Annotated[int, SETTING]
     rows: tuple[DiffRow, ...]
     changed: dict[str, tuple[Any, ...]]
     missing: dict[str, tuple[str, ...]]
+
+    @property
+    def figures(self) -> Figures:
+        """Return every number, as the rows of a tidy table."""
+        return Figures.from_result(self)
 
 
 def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
@@ -120,51 +126,34 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
 
 def rows_of(runs: Sequence[SeedRuns], tables: Sequence[str], names: Sequence[str], replicates: int) -> list[DiffRow]:
     """Return every metric of every table, p-values not yet corrected."""
-    means = [one.means(tables) for one in runs]  # (2, T, S) each
-    drawn = [one.replicates(tables, replicates) for one in runs]  # (2, T, B) each
+    samples = [one.samples(tables, replicates) for one in runs]
     rows = []
-    for m, metric in enumerate(METRICS):
-        for t, table in enumerate(tables):
-            value, figures = [], []
-            for one, mean, sums in zip(runs, means, drawn, strict=True):
-                by_seed = mean[m, t]
-                value.append(float(by_seed.mean()))
-                figure = estimate(value[-1], sums[m, t], one.num_devices, by_seed.tolist())
-                figures.append(FigureInterval(value=figure.value, low=figure.low, high=figure.high))
-            others = []
-            for i in range(1, len(runs)):
-                paired = len(runs[0].seeds) > 1 and runs[0].seeds == runs[i].seeds
-                by_seed = (means[i] - means[0])[m, t].tolist() if paired else []
-                devices = min(runs[0].num_devices, runs[i].num_devices)
-                less = estimate(value[i] - value[0], drawn[i][m, t] - drawn[0][m, t], devices, by_seed)
-                others.append(
-                    Difference(
-                        run=names[i],
-                        figure=figures[i],
-                        difference=FigureInterval(value=less.value, low=less.low, high=less.high),
-                        ratio=_ratio(means, drawn, i, (m, t), devices, paired),
-                        p=less.p_value,
-                        p_holm=None,
-                        seeds=paired,
-                    )
-                )
+    for metric in METRICS:
+        for table in tables:
+            first, *others = (one[metric][table] for one in samples)
+            same_seeds = [len(run.seeds) > 1 and run.seeds == runs[0].seeds for run in runs[1:]]
             rows.append(
-                DiffRow(table=table, metric=f"{metric}@{runs[0].top_n}", figure=figures[0], others=tuple(others))
+                DiffRow(
+                    table=table,
+                    metric=f"{metric}@{runs[0].top_n}",
+                    figure=first.estimate().bare(),
+                    others=tuple(map(_difference, names[1:], others, [first] * len(others), same_seeds)),
+                )
             )
     return rows
 
 
-def _ratio(
-    means: Sequence[Any], drawn: Sequence[Any], i: int, place: tuple[int, int], devices: int, paired: bool
-) -> FigureInterval | None:
-    base = means[0][place]
-    if not base.all():
-        return None
-    by_seed = (means[i][place] / base).tolist() if paired else []
-    figure = estimate(
-        float(means[i][place].mean() / base.mean()), over(drawn[i][place], drawn[0][place]), devices, by_seed
+def _difference(run: str, other: Sample, first: Sample, same_seeds: bool) -> Difference:
+    less, ratio = other.less(first, same_seeds=same_seeds), other.over(first, same_seeds=same_seeds)
+    return Difference(
+        run=run,
+        figure=other.estimate().bare(),
+        difference=less.bare(),
+        ratio=None if ratio is None else ratio.bare(),
+        p=less.p_value,
+        p_holm=None,
+        seeds=same_seeds,
     )
-    return FigureInterval(value=figure.value, low=figure.low, high=figure.high)
 
 
 def corrected(rows: Sequence[DiffRow]) -> tuple[DiffRow, ...]:
@@ -186,10 +175,130 @@ def changed_keys(scenarios: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ..
     return {path: values for path, values in values_by_path.items() if any(value != values[0] for value in values)}
 
 
-def in_json(result: DiffResult) -> dict[str, Any]:
-    """The content of the JSON file."""
-    plain: dict[str, Any] = to_plain(result)
-    return plain
+def runs_view(result: DiffResult) -> TableView:
+    """Return the view of the runs that are compared."""
+    rows = tuple(
+        (one.run, one.path, one.scenario, ", ".join(map(str, one.seeds)), f"{one.devices:,}") for one in result.runs
+    )
+    return TableView("Runs", ("run", "folder", "scenario", "seeds", "devices"), rows, 4)
 
 
-__all__ = ["DiffResult", "diff", "in_json"]
+def metric_views(result: DiffResult) -> list[TableView]:
+    """A table a metric: every table of the runs, in every run but the first, against the first."""
+    first = result.runs[0].run
+    second = result.runs[1].run if len(result.runs) == 2 else "run"
+    views = []
+    for metric in dict.fromkeys(row.metric for row in result.rows):
+        rows = tuple(_cells(row, other) for row in result.rows if row.metric == metric for other in row.others)
+        columns = ("table", "run", first, second, f"{second} − {first}", f"{second} / {first}", "p (Holm)")
+        views.append(TableView(metric_name(metric), columns, rows, 2, _note(result)))
+    return views
+
+
+def _cells(row: DiffRow, other: Difference) -> tuple[str, ...]:
+    return (
+        row.table,
+        other.run,
+        f"{row.figure.value:.4f}",
+        f"{other.figure.value:.4f}",
+        format_estimate(other.difference),
+        format_ratio(other.ratio),
+        _p(other.p_holm),
+    )
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def _note(result: DiffResult) -> str:
+    several = max(len(one.seeds) for one in result.runs) > 1
+    covered = all(other.seeds for row in result.rows for other in row.others)
+    over = "devices and seeds" if covered else "devices"
+    note = (
+        f"In brackets: paired 95 % intervals over {over}. p: p-value of no difference, corrected for all comparisons "
+        "of this diff (Holm)."
+    )
+    return note + (
+        " The runs have different seeds: figures are means over seeds, without the variation over seeds."
+        * (several and not covered)
+    )
+
+
+def changed_view(result: DiffResult) -> TableView | None:
+    """Keys of the scenarios that are not the same."""
+    if not result.changed:
+        return None
+    rows = tuple((key, *(_value(value) for value in values)) for key, values in result.changed.items())
+    return TableView("Differences of the scenarios", ("key", *(one.run for one in result.runs)), rows, 1)
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def missing_note(result: DiffResult) -> str:
+    """Tables that cannot be compared, in a sentence."""
+    if not result.missing:
+        return ""
+    words = [f"{table} (not in {', '.join(runs)})" for table, runs in result.missing.items()]
+    return f"Not compared, since not in all runs: {'; '.join(words)}."
+
+
+def diff_views(result: DiffResult) -> list[TableView]:
+    """Return the views that the terminal shows."""
+    changed = changed_view(result)
+    return [runs_view(result), *([changed] if changed else []), *metric_views(result)]
+
+
+@in_both_forms
+def diff_plot(result: DiffResult) -> Plot | None:
+    """Ratios to the first run, with intervals: a line a table, a colour a run."""
+    rows = [row for row in result.rows if row.metric.startswith("recall")]
+    first, others = result.runs[0].run, [one.run for one in result.runs[1:]]
+    words = []
+    figure, (axes,) = new_figure(0.9 + (0.22 + 0.14 * len(others)) * len(rows))
+    for i, name in enumerate(others):
+        for place, row in enumerate(rows):
+            ratio = row.others[i].ratio
+            if ratio is None:
+                continue
+            height = len(rows) - 1 - place + 0.5 * (0.5 - (i + 0.5) / len(others))
+            color = PALETTE[i % len(PALETTE)]
+            if ratio.ends is not None:
+                axes.plot(ratio.ends, (height, height), color=color, linewidth=1.4)
+            axes.plot(ratio.value, height, "o", color=color, label=name if place == 0 else None)
+            words.append(f"{row.table}: {name} {format_ratio(ratio)}")
+    if not words:
+        return None
+    axes.axvline(1, color=INK, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+    axes.set_yticks(range(len(rows)), [row.table for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(f"Recall@{result.top_n} relative to run {first}; lines: paired 95 % intervals")
+    if len(others) > 1:
+        axes.legend(frameon=False, fontsize=LABEL_PT, loc="best")
+    return finish(figure, "diff", "Ratios", f"Dots with intervals, by table: {'; '.join(words)}.")
+
+
+def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
+    """One HTML page, nothing fetched from elsewhere."""
+    letters = ", ".join(one.run for one in result.runs[1:])
+    caption = "Right of the dashed line: better than the first run. An interval across it: not significant."
+    return page(
+        [Section("tables", "", (*diff_views(result), Chart(lambda: diff_plot(result), caption), missing_note(result)))],
+        title=f"{letters} compared with {result.runs[0].run}",
+        lead="Paired comparison of runs on the same devices.",
+        facts=[
+            ("runs", str(len(result.runs))),
+            ("devices", f"{min(one.devices for one in result.runs):,}"),
+            ("tables", str(len({row.table for row in result.rows}))),
+        ],
+        source={"versions": versions},
+        command=shlex.join(["fl-peel", "diff", *(one.path for one in result.runs)]),
+    )
+
+
+__all__ = ["DiffResult", "corrected", "diff", "diff_page", "diff_plot", "diff_views", "missing_note", "rows_of"]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from fl_peel.errors import ReportError
+from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain
-from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Estimate, estimate, over
-from simulations.differences.seed_runs import SEEDS_FILE, SeedRuns
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import json_bytes
-from simulations.report.result_writer import write_results
-from simulations.report.tables.table_view import ABSENT, TableView, format_interval
+from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Sample
+from simulations.report.render import page, scenario_name
+from simulations.report.result_files import result_contents, write_results
+from simulations.report.run_files import read_report
+from simulations.report.section import Section
+from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
+from strategies.figures.per_device import FILE, METRICS, PerDevice
 
+SEEDS_FILE = "seeds.json"
 SEEDS_PAGE = "seeds.html"
 FULL_TABLES = ("global", "start", "refined")
 METHOD = (
@@ -26,41 +31,88 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure with its 95 % interval over devices and seeds, its spread over seeds, and its value by seed."""
+@dataclass(frozen=True)
+class SeedRuns:
+    """The runs of a folder of results, one or more of different seeds, and what devices get under each; scenario:
+    resolved, of the first.
+    """
 
-    value: float
-    low: float | None
-    high: float | None
-    seeds_std: float | None
-    by_seed: tuple[float, ...]
+    name: str
+    seeds: tuple[int, ...]
+    by_seed: tuple[PerDevice, ...]
+    scenario: dict[str, Any]
 
     @staticmethod
-    def from_estimate(estimated: Estimate, by_seed: list[float]) -> Figure:
-        """Make the figure of an estimate."""
-        return Figure(
-            value=estimated.value,
-            low=estimated.low,
-            high=estimated.high,
-            seeds_std=estimated.seeds_std,
-            by_seed=tuple(by_seed),
+    def read(path: Path) -> SeedRuns:
+        """Read an output folder of `fl-peel run`, with or without --seeds, or the report.json or seeds.json in it.
+
+        Raises:
+            ReportError: there is no such thing, or no per-device.parquet beside it.
+        """
+        folder = path.parent if path.name in ("report.json", SEEDS_FILE) else path
+        folders = [folder]
+        if (folder / SEEDS_FILE).is_file():
+            folders = [folder / f"seed-{seed}" for seed in _seeds(folder / SEEDS_FILE)]
+        reports = [read_report(one) for one in folders]
+        by_seed = tuple(PerDevice.read(one / FILE) for one in folders)
+        return SeedRuns(str(path), tuple(report.seed for report in reports), by_seed, reports[0].scenario)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Return the tables that every seed measured."""
+        first, *others = (one.tables for one in self.by_seed)
+        return tuple(table for table in first if all(table in other for other in others))
+
+    @property
+    def num_devices(self) -> int:
+        """Return the number of devices that count, in the seed in which the fewest do."""
+        return min(int(one.counted.sum()) for one in self.by_seed)
+
+    @property
+    def top_n(self) -> int:
+        """Items that recall and NDCG look at."""
+        return self.by_seed[0].top_n
+
+    def samples(self, tables: Iterable[str], count: int) -> dict[str, dict[str, Sample]]:
+        """Return means over seeds with ``count`` replicates, by metric and table."""
+        chosen = tuple(tables)
+        means = [one.means()[:, [one.tables.index(table) for table in chosen]] for one in self.by_seed]
+        by_seed: Doubles = np.stack(means, axis=2)  # (2, T, S)
+        drawn: Doubles = np.mean([one.replicates(chosen, count) for one in self.by_seed], axis=0)  # (2, T, B)
+        return {
+            metric: {
+                table: Sample(float(by_seed[m, t].mean()), drawn[m, t], self.num_devices, tuple(by_seed[m, t].tolist()))
+                for t, table in enumerate(chosen)
+            }
+            for m, metric in enumerate(METRICS)
+        }
+
+
+def _seeds(file: Path) -> list[int]:
+    try:
+        return [int(seed) for seed in json.loads(file.read_text(encoding="utf-8"))["seeds"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{file}: not a file of --seeds ({error}); run again with --seeds") from error
+
+
+def require_same(first: SeedRuns, other: SeedRuns) -> None:
+    """Refuse runs of different devices or test items: their figures are of different things.
+
+    Raises:
+        ReportError: in one line.
+    """
+    if first.top_n != other.top_n:
+        raise ReportError(
+            f"{other.name}: figures of the first {other.top_n} items, those of {first.name} of the first "
+            f"{first.top_n}; run one again with the other's evaluation.top_n"
         )
-
-    @staticmethod
-    def mean(by_seed: Sequence[float], drawn: Doubles, num_devices: int) -> Figure:
-        """Mean over seeds. drawn: (B,) replicates of it."""
-        values = list(by_seed)
-        return Figure.from_estimate(estimate(float(np.mean(values)), drawn, num_devices, values), values)
-
-    @staticmethod
-    def ratio(
-        by_seed: Sequence[float], base_by_seed: Sequence[float], drawn: Doubles, base_drawn: Doubles, num_devices: int
-    ) -> Figure:
-        """Mean over seeds over that of a base, paired."""
-        value = float(np.mean(by_seed) / np.mean(base_by_seed))
-        ratios = [one / base for one, base in zip(by_seed, base_by_seed, strict=True)]
-        return Figure.from_estimate(estimate(value, over(drawn, base_drawn), num_devices, ratios), ratios)
+    ours, theirs = ([(one.test_items, one.items.tolist()) for one in runs.by_seed] for runs in (first, other))
+    same = ours == theirs if first.seeds == other.seeds else all(one == ours[0] for one in ours + theirs)
+    if not same:
+        raise ReportError(
+            f"{other.name}: its devices or test items differ from those of {first.name}; only runs of the same data "
+            "set and split can be compared (a random split follows from the seed)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +121,11 @@ class SeedsRow:
     there is none.
     """
 
-    table: str
-    recall: Figure
-    ndcg: Figure
-    to_global: Figure | None
-    to_strongest: Figure | None
+    table: Annotated[str, Column("table")]
+    recall: SeedsEstimate
+    ndcg: SeedsEstimate
+    to_global: SeedsEstimate | None
+    to_strongest: SeedsEstimate | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,44 +133,32 @@ class SeedsResult:
     """The content of `seeds.json`. strongest: of the full tables, by mean recall on the test."""
 
     scenario: dict[str, Any]
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], SETTING]
     devices: int
-    top_n: int
+    top_n: Annotated[int, SETTING]
     strongest: str | None
     method: str
-    replicates: int
+    replicates: Annotated[int, SETTING]
     rows: tuple[SeedsRow, ...]
     versions: dict[str, str]
     command: str | None = None
 
+    @property
+    def figures(self) -> Figures:
+        """Return every number, as the rows of a tidy table."""
+        return Figures.from_result(self, seeds=self.seeds)
+
 
 def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:
     """Return every table's figures over all seeds. replicates: number of replicates of the bootstrap."""
-    tables = runs.tables
-    means, drawn = runs.means(tables), runs.replicates(tables, replicates)
-    full = {name: tables.index(name) for name in FULL_TABLES if name in tables}
-    strongest = max(full, key=lambda name: float(means[0, full[name]].mean()), default=None)
+    samples = runs.samples(runs.tables, replicates)
+    recalls, ndcgs = (samples[metric] for metric in METRICS)
+    full = {name: recalls[name] for name in FULL_TABLES if name in recalls}
+    strongest = max(full, key=lambda name: full[name].value, default=None)  # on the test; validation should choose
 
-    def figure(metric: int, place: int) -> Figure:
-        return Figure.mean(means[metric, place].tolist(), drawn[metric, place], runs.num_devices)
+    def over(table: str, base: str | None) -> SeedsEstimate | None:
+        return recalls[table].over(full[base]) if base in full else None
 
-    def ratio(place: int, name: str | None) -> Figure | None:
-        if name not in full or not means[0, full[name]].all():
-            return None
-        base = full[name]
-        by_seed, base_by_seed = means[0, place].tolist(), means[0, base].tolist()
-        return Figure.ratio(by_seed, base_by_seed, drawn[0, place], drawn[0, base], runs.num_devices)
-
-    rows = tuple(
-        SeedsRow(
-            table=table,
-            recall=figure(0, place),
-            ndcg=figure(1, place),
-            to_global=ratio(place, "global"),
-            to_strongest=ratio(place, strongest),
-        )
-        for place, table in enumerate(tables)
-    )
     return SeedsResult(
         scenario=runs.scenario,
         seeds=runs.seeds,
@@ -127,7 +167,16 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
         strongest=strongest,
         method=METHOD,
         replicates=replicates,
-        rows=rows,
+        rows=tuple(
+            SeedsRow(
+                table=table,
+                recall=recalls[table].estimate(),
+                ndcg=ndcgs[table].estimate(),
+                to_global=over(table, "global"),
+                to_strongest=over(table, strongest),
+            )
+            for table in runs.tables
+        ),
         versions=versions,
         command=command,
     )
@@ -139,10 +188,10 @@ def seeds_view(result: SeedsResult) -> TableView:
     rows = tuple(
         (
             row.table,
-            figure_text(row.recall),
-            ABSENT if row.recall.seeds_std is None else f"{row.recall.seeds_std:.4f}",
-            figure_text(row.ndcg),
-            *(figure_text(row.to_global if name == "global" else row.to_strongest, 3) for name in against),
+            format_estimate(row.recall),
+            format_metric(row.recall.seeds_std),
+            format_estimate(row.ndcg),
+            *(format_ratio(row.to_global if name == "global" else row.to_strongest) for name in against),
         )
         for row in result.rows
     )
@@ -155,39 +204,32 @@ def seeds_view(result: SeedsResult) -> TableView:
     note = (
         f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. ± over seeds: "
         "standard deviation of recall over runs. Relative to: paired ratio of recall to that of a full fp32 table "
-        "(best: {result.strongest})."
+        f"(best: {result.strongest})."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
 
 
-def figure_text(figure: Figure | None, digits: int = 4) -> str:
-    """Format a figure with its interval; a dash for none."""
-    return ABSENT if figure is None else format_interval(figure.value, figure.low, figure.high, digits)
-
-
 def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
-    """Write `seeds.json` and `seeds.html` into ``out``, both or none."""
-    name = scenario_name(result.scenario)
-    page = render(
-        "tables.html",
-        title=f"{name}: {len(result.seeds)} seeds",
+    """Write `seeds.json`, its tables and `seeds.html` into ``out``, all or none."""
+    content = page(
+        [Section("tables", "", (seeds_view(result), result.method))],
+        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds",
         lead="The same scenario with several seeds: means and their variation over seeds.",
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
-        tables=[seeds_view(result)],
-        plot=None,
-        note=result.method,
-        **provenance(to_plain(result), "") | {"seed": None},
+        source=to_plain(result) | {"seed": None},
     )
-    return write_results(out, {SEEDS_FILE: json_bytes(to_plain(result)), SEEDS_PAGE: page.encode()})
+    return write_results(out, result_contents("seeds", to_plain(result), result.figures, content))
 
 
 __all__ = [
+    "FULL_TABLES",
     "METHOD",
     "REPLICATES",
+    "SEEDS_FILE",
     "SEEDS_PAGE",
-    "Figure",
+    "SeedRuns",
     "SeedsResult",
-    "figure_text",
+    "require_same",
     "seeds_result",
     "seeds_view",
     "write_seeds",

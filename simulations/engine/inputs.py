@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MOST_ROUNDS_LOOKED_AT = 1000
 """Rounds looked at for a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
-ENDINGS = ("json", "csv", "html", "svg")
+ENDINGS = ("json", "csv", "parquet", "html", "svg")
 ARTIFACTS = "artifacts"
 """Folder of the stored embeddings of some devices, in the run's folder and among its results."""
 MODEL = "model"
@@ -41,13 +41,14 @@ MODEL = "model"
 DEMO = "demo.html"
 """The page to play with, among a run's results."""
 RUN_RESULTS = (
-    *("report.json", "metrics.csv", "report.html", DEMO, "scenario.yaml", "per-device.parquet"),
+    *("report.json", "metrics.csv", "metrics.parquet", "report.html", DEMO, "scenario.yaml", "per-device.parquet"),
     *(ARTIFACTS, MODEL),
 )
-SEEDS_RESULTS = ("seeds.json", "seeds.html")
+SEEDS_RESULTS = tuple(f"seeds.{ending}" for ending in ENDINGS[:-1])
 TIMELINE_RESULTS = (
     *(f"timeline.{ending}" for ending in ENDINGS),
-    *("scenario.yaml", "timeline-seeds.json", "timeline-seeds.html"),
+    "scenario.yaml",
+    *(f"timeline-seeds.{ending}" for ending in ENDINGS[:-1]),
 )
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)

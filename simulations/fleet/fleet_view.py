@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from clients.fleet.fleet import Fleet, load_fleet
 from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel.scenario.scenario import Scenario
-from simulations.report.tables.table_view import TableView, format_bytes, format_share
+from simulations.report.table_view import TableView, format_bytes, format_share
 from strategies.figures.schema import FleetClassRow, FleetResult
 
 if TYPE_CHECKING:
-    from simulations.report.plots.style import Plot
+    from simulations.report.drawing import Plot
 
 
 MAX_DRAWN_CLASSES = 8
@@ -133,7 +133,8 @@ _RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps")
 
 def fleet_figure(sample: SampledFleet) -> Plot:
     """Budgets of a few devices of each class over rounds (top), and the share of devices below each budget."""
-    from simulations.report.plots.style import LABEL_PT, PALETTE, darker, finish, new_figure, short_bytes, styled
+    from simulations.report.drawing import LABEL_PT, PALETTE, finish, new_figure, short_bytes, styled
+    from simulations.report.theme import darker
 
     with styled():
         figure, (top, bottom) = new_figure(5.6, 2)

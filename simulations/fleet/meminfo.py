@@ -24,7 +24,7 @@ from fl_peel.file_kind import file_kind
 from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
 from simulations.report.result_files import csv_bytes
-from simulations.report.tables.table_view import TableView, format_bytes
+from simulations.report.table_view import TableView, format_bytes
 
 COLUMNS = ("device", "time_s", "memory_bytes")
 LARGEST_KB = 2**43

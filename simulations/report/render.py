@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -11,7 +11,8 @@ import yaml
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from simulations.report.tables.table_view import TableView
+from simulations.report.section import Chart, Remark, Section
+from simulations.report.table_view import TableView
 from simulations.report.templates import TEMPLATES
 from simulations.report.templates.script import SCRIPT
 from simulations.report.theme import css, themed
@@ -57,17 +58,48 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(usual | values)
 
 
-def provenance(values: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Return the contents of the part on how to reproduce; ``command``: command to show where the result has none of
-    its own.
+def page(
+    sections: Iterable[Section],
+    *,
+    title: str,
+    lead: str,
+    facts: Sequence[tuple[str, str]],
+    source: Mapping[str, Any],
+    command: str = "",
+    demo: str | None = None,
+) -> str:
+    """Return the page of a result: one HTML file, nothing fetched from elsewhere. source: the result's content, which
+    says where it is from; command: to show where it has none of its own; demo: a page to play with that lies beside it.
     """
-    scenario = values.get("scenario")
-    versions: Mapping[str, str] = values.get("versions") or {}
-    return {
-        "command": values.get("command") or command,
-        "seed": values.get("seed"),
-        "scenario": scenario
-        if scenario is None or isinstance(scenario, str)
-        else yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True),
-        "versions": TableView("Versions", ("package", "version"), tuple(versions.items()), 2) if versions else None,
-    }
+    drawn = [(one, tuple(_drawn_parts(one))) for one in sections]
+    shown = [{"id": one.id, "title": one.title, "parts": parts} for one, parts in drawn if parts]
+    scenario, packages = source.get("scenario"), source.get("versions")
+    if not isinstance(scenario, str | None):
+        scenario = yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True)
+    return render(
+        "page.html",
+        title=title,
+        lead=lead,
+        facts=facts,
+        sections=shown,
+        demo=demo,
+        command=source.get("command") or command,
+        seed=source.get("seed"),
+        scenario=scenario,
+        versions=TableView("Versions", ("package", "version"), tuple(packages.items()), 2) if packages else None,
+    )
+
+
+def _drawn_parts(section: Section) -> Iterable[tuple[str, Any]]:
+    """Yield the parts of a section that have something to show, each with its kind."""
+    for part in section.parts:
+        if isinstance(part, Chart):
+            plot = part.draw()
+            if plot is not None:
+                yield "Chart", (plot, part.caption)
+        elif isinstance(part, Remark):
+            yield "Remark", part.text
+        elif isinstance(part, TableView):
+            yield "TableView", part
+        elif part:
+            yield "note", part

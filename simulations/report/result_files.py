@@ -1,4 +1,6 @@
-"""Values to bytes, bytes to files: strict JSON, CSV, and writing that leaves all old or all new files."""
+"""Files of results: strict JSON, CSV, the table of figures, and writing that leaves all old or all new files, listed as
+ours (:mod:`simulations.listing`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from fl_peel.errors import ReportError
+from fl_peel.figures import Figures
 from fl_peel.file_lock import owned_folder, remove_abandoned
+from simulations.listing import LIST, listed
 
 STAGING = ".report-"
 """Prefix of the name of a folder in which files are written before they are moved."""
@@ -60,6 +64,22 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue().encode()
+
+
+def result_contents(
+    name: str, plain: Any, figures: Figures, page: str, svg: str | None = None, *, table: str = ""
+) -> dict[str, bytes]:
+    """Return the files of a result by name: JSON, figures as CSV and as Parquet, the page, and its lead figure alone,
+    for a README or a paper. plain: plain JSON types; table: name of the two files of figures, where it is another.
+    """
+    table = table or name
+    contents = {
+        f"{name}.json": json_bytes(plain),
+        f"{table}.csv": figures.to_csv(),
+        f"{table}.parquet": figures.to_parquet(),
+        f"{name}.html": page.encode(),
+    }
+    return contents if svg is None else {**contents, f"{name}.svg": svg.encode()}
 
 
 def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iterable[str] = ()) -> list[Path]:
@@ -133,3 +153,28 @@ def _replace_all(staging: Path, out_dir: Path, names: Sequence[str], stale: Sequ
         for name in aside:
             (staging / "old" / name).rename(out_dir / name)
         raise
+
+
+def nothing(name: str) -> bool:
+    """No file of an earlier run is out of date."""
+    return False
+
+
+def write_results(
+    out: Path, contents: Mapping[str, bytes | Path], out_of_date: Callable[[str], bool] = nothing
+) -> list[Path]:
+    """Write files of results, all or none, and list them as ours.
+
+    out_of_date: whether a file of an earlier run goes, if it is not written anew; asked of listed ones alone.
+
+    Raises:
+        ReportError: the folder cannot be written.
+    """
+    before = listed(out)
+    stale = [name for name in sorted(before - contents.keys()) if out_of_date(name)]
+    ours = sorted((before - set(stale)) | contents.keys())
+    written = write_files(out, {**contents, LIST: json_bytes({"files": ours})}, stale)
+    for folder in {Path(name).parent for name in stale} - {Path()}:
+        if not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+    return written[:-1]

@@ -19,11 +19,10 @@ from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
-from simulations.sweep.schema import SweepResult
 from simulations.sweep.search import optuna, search
 from simulations.sweep.setting_grid import TRIALS, Setting, settings_of
 from simulations.sweep.space import Space, space_of
-from simulations.sweep.sweep_figures import MeasuredSetting, shared_tables, sweep_rows
+from simulations.sweep.sweep_figures import MeasuredSetting, SweepResult, shared_tables, sweep_rows
 from simulations.sweep.sweep_page import write_sweep
 
 

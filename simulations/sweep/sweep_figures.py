@@ -1,21 +1,76 @@
-"""Figures of a sweep from the runs of its settings, with intervals over devices and seeds."""
+"""Figures of a sweep, as sweep.json has them, from the runs of its settings: with intervals over devices and seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
 from fl_peel.errors import ReportError
+from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
 from simulations.differences.diff import Difference, DiffRow, corrected, rows_of
-from simulations.differences.seed_runs import SeedRuns, require_same
-from simulations.differences.seeds import FULL_TABLES, Figure
+from simulations.differences.seeds import FULL_TABLES, SeedRuns, require_same
 from simulations.report.run_files import read_report
-from simulations.sweep.schema import SweepFigure, SweepRow
 from simulations.sweep.setting_grid import Setting
-from strategies.figures.per_device import OWN_BUDGET, PerDevice
+from strategies.figures.per_device import METRICS, OWN_BUDGET, PerDevice
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFigure:
+    """Recall and NDCG of a setting with one table. less: paired difference of its recall to that of the first setting;
+    p_holm: p-value of no difference, corrected for all differences of the sweep. Both are None for the first
+    setting, and where test items differ.
+    """
+
+    table: Annotated[str, Column("table")]
+    recall: SeedsEstimate
+    ndcg: SeedsEstimate
+    less: Estimate | None
+    p_holm: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """Setting of a sweep: values by key, the folder of its runs within that of the sweep, and its figures by table.
+    validation: recall@20 on validation items in the last round, mean over seeds; None without rounds or validation
+    items.
+    """
+
+    setting: Annotated[str, Column("setting")]
+    values: dict[str, str]
+    folder: str
+    validation: float | None
+    tables: tuple[SweepFigure, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """Content of `sweep.json`. chosen: best setting on validation, None where that was not measured; tables: shares of
+    the full table under the setting's own precision and selector, own budgets, and full tables; scenario: that of
+    the first setting; search: keys that were searched; trials: their number of trials; both empty for a sweep over
+    all combinations.
+    """
+
+    scenario: dict[str, Any]
+    seeds: Annotated[tuple[int, ...], SETTING]
+    devices: int
+    top_n: Annotated[int, SETTING]
+    replicates: Annotated[int, SETTING]
+    fixed: tuple[str, ...]
+    chosen: str | None
+    rows: tuple[SweepRow, ...]
+    versions: dict[str, str]
+    command: str | None = None
+    search: tuple[str, ...] = ()
+    trials: Annotated[int | None, SETTING] = None
+
+    @property
+    def figures(self) -> Figures:
+        """Return every number, as the rows of a tidy table."""
+        return Figures.from_result(self, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
@@ -61,11 +116,7 @@ def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], repli
     less = _less(settings, tables, replicates)
     rows = []
     for one in settings:
-        means, drawn = one.runs.means(tables), one.runs.replicates(tables, replicates)
-        figures = [
-            [Figure.mean(means[m, t].tolist(), drawn[m, t], one.runs.num_devices) for t in range(len(tables))]
-            for m in range(2)
-        ]
+        recalls, ndcgs = (one.runs.samples(tables, replicates)[metric] for metric in METRICS)
         differences = less.get(one.setting.label, {})
         rows.append(
             SweepRow(
@@ -76,12 +127,12 @@ def sweep_rows(settings: Sequence[MeasuredSetting], tables: Sequence[str], repli
                 tables=tuple(
                     SweepFigure(
                         table=table,
-                        recall=recall,
-                        ndcg=ndcg,
+                        recall=recalls[table].estimate(),
+                        ndcg=ndcgs[table].estimate(),
                         less=differences[table].difference if table in differences else None,
                         p_holm=differences[table].p_holm if table in differences else None,
                     )
-                    for table, recall, ndcg in zip(tables, *figures, strict=True)
+                    for table in tables
                 ),
             )
         )
@@ -116,4 +167,4 @@ def _comparable(first: SeedRuns, other: SeedRuns) -> bool:
     return True
 
 
-__all__ = ["MeasuredSetting", "shared_tables", "sweep_rows"]
+__all__ = ["MeasuredSetting", "SweepFigure", "SweepResult", "SweepRow", "shared_tables", "sweep_rows"]

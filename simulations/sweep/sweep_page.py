@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from fl_peel.figures import SeedsEstimate
 from fl_peel.json_codec import to_plain
-from simulations.differences.seeds import METHOD, figure_text
-from simulations.report.plots.run_plots import line_over_shares, share_axis
-from simulations.report.plots.style import (
-    PALETTE,
-    EndLabel,
-    Plot,
-    finish,
-    in_both_forms,
-    label_ends,
-    new_figure,
-)
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import csv_bytes, json_bytes
-from simulations.report.result_writer import write_results
-from simulations.report.tables.table_view import ABSENT, TableView, format_interval, format_metric
-from simulations.sweep.schema import SweepResult, SweepRow
+from simulations.differences.seeds import METHOD
+from simulations.report import drawing
+from simulations.report.drawing import Plot
+from simulations.report.render import page, scenario_name
+from simulations.report.result_files import result_contents, write_results
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import TableView, format_estimate, format_metric
 from simulations.sweep.setting_grid import short_names
+from simulations.sweep.sweep_figures import SweepResult, SweepRow
 
 NAME = "sweep"
 PAGE = f"{NAME}.html"
@@ -36,7 +27,7 @@ def sweep_view(result: SweepResult) -> TableView:
         (
             *row.values.values(),
             format_metric(row.validation),
-            *(figure_text(figure.recall) for figure in row.tables),
+            *(format_estimate(figure.recall) for figure in row.tables),
         )
         for row in result.rows
     )
@@ -61,10 +52,7 @@ def differences_view(result: SweepResult) -> TableView | None:
     rows = tuple(
         (
             *row.values.values(),
-            *(
-                ABSENT if one.less is None else format_interval(one.less.value, one.less.low, one.less.high)
-                for one in row.tables
-            ),
+            *(format_estimate(one.less) for one in row.tables),
         )
         for row in result.rows[1:]
     )
@@ -85,7 +73,7 @@ def sweep_views(result: SweepResult) -> list[TableView]:
     return [sweep_view(result), *([less] if less else [])]
 
 
-@in_both_forms
+@drawing.in_both_forms
 def sweep_plot(result: SweepResult) -> Plot | None:
     """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight, of a
     search the eight that are the best on validation.
@@ -95,43 +83,47 @@ def sweep_plot(result: SweepResult) -> Plot | None:
     if not lines[0][1]:
         return None
     labels, words = [], []
-    figure, (axes,) = new_figure(3.9)
-    share_axis(axes, list(lines[0][1]), None)
+    figure, (axes,) = drawing.new_figure(3.9)
+    drawing.share_axis(axes, list(lines[0][1]), None)
     for index, (row, by_share) in enumerate(lines):
-        x, recalls = list(by_share), list(by_share.values())
-        y = [one.value for one in recalls]
-        ends = [None if one.low is None or one.high is None else (one.low, one.high) for one in recalls]
-        color = line_over_shares(axes, x, y, ends, index, len(lines))
-        labels.append(EndLabel(row.setting, x[-1], y[-1], color, bold=row.setting == result.chosen))
-        words.append(f"{row.setting} goes from {y[0]:.4f} to {y[-1]:.4f}")
+        recalls, style = list(by_share.values()), drawing.line_kwargs(index)
+        aside, bold = drawing.line_aside(index, len(lines)), row.setting == result.chosen
+        label = drawing.draw_line(axes, row.setting, list(by_share), recalls, style, bold=bold, aside=aside)
+        labels.append(label)
+        words.append(f"{row.setting} goes from {recalls[0].value:.4f} to {recalls[-1].value:.4f}")
     axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
     axes.margins(y=0.08)
-    label_ends(axes, labels)
-    return finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
+    drawing.label_ends(axes, labels)
+    return drawing.finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
 
 
 def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:
     if result.search:
-        best = sorted(result.rows, key=lambda row: row.validation or 0.0, reverse=True)[: len(PALETTE)]
+        best = sorted(result.rows, key=lambda row: row.validation or 0.0, reverse=True)[: len(drawing.PALETTE)]
         return tuple(row for row in result.rows if row in best)
-    return result.rows[: len(PALETTE)]
+    return result.rows[: len(drawing.PALETTE)]
 
 
-def _by_share(row: SweepRow) -> dict[float, Any]:
+def _by_share(row: SweepRow) -> dict[float, SeedsEstimate]:
     shares = [one for one in row.tables if one.table.endswith("%")]
     return {float(one.table.removesuffix("%")) / 100: one.recall for one in shares}
 
 
 def sweep_page(result: SweepResult) -> str:
     """One HTML page, nothing fetched from elsewhere."""
+    return _page(result, sweep_plot(result))
+
+
+def _page(result: SweepResult, plot: Plot | None) -> str:
     keys = list(result.rows[0].values)
     chosen = "" if result.chosen is None else f" Best on validation: {result.chosen}."
-    more = len(result.rows) - len(PALETTE)
+    more = len(result.rows) - len(drawing.PALETTE)
     kind = "search" if result.search else "sweep"
     which = " (the best eight on validation)" if result.search and more > 0 else ""
     origin = f", found in {result.trials} trials of a search on validation" if result.search else ""
-    return render(
-        "sweep.html",
+    caption = f"Lines with 95 % intervals, by setting{which}." + (f" {more} more are in the table." if more > 0 else "")
+    return page(
+        [Section("settings", "", (Chart(lambda: plot, caption), *sweep_views(result), METHOD))],
         title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",
         lead=f"One scenario under {len(result.rows)} settings{origin}.{chosen}",
         facts=[
@@ -139,46 +131,19 @@ def sweep_page(result: SweepResult) -> str:
             ("seeds", f"{len(result.seeds)}"),
             ("devices", f"{result.devices:,}"),
         ],
-        tables=sweep_views(result),
-        plot=sweep_plot(result),
-        caption=f"Lines with 95 % intervals, by setting{which}."
-        + (f" {more} more are in the table." if more > 0 else ""),
-        note=METHOD,
-        **provenance(to_plain(result), ""),
+        source=to_plain(result),
     )
 
 
-def csv_rows(result: SweepResult) -> Iterator[dict[str, Any]]:
-    """A row a setting, table and metric."""
-    for row in result.rows:
-        place = {"setting": row.setting, **row.values}
-        yield {**place, "table": "validation", "metric": "recall@20", "value": row.validation}
-        for one in row.tables:
-            for metric, figure in (("recall", one.recall), ("ndcg", one.ndcg)):
-                figures = {"value": figure.value, "low": figure.low, "high": figure.high, "seeds_std": figure.seeds_std}
-                if metric == "recall" and one.less is not None:
-                    ends = {"less_low": one.less.low, "less_high": one.less.high}
-                    figures |= {"less": one.less.value, **ends, "p_holm": one.p_holm}
-                yield {**place, "table": one.table, "metric": f"{metric}@{result.top_n}", **figures}
-
-
 def write_sweep(out: Path, result: SweepResult) -> list[Path]:
-    """Write sweep.json, .csv, .html and, where there are budgets, .svg: all or none.
+    """Write sweep.json, .csv, .parquet, .html and, where there are budgets, .svg: all or none.
 
     Raises:
         ReportError: the folder cannot be written.
     """
     plot = sweep_plot(result)
-    columns = (
-        *("setting", *result.rows[0].values, "table", "metric", "value", "low", "high", "seeds_std"),
-        *("less", "less_low", "less_high", "p_holm"),
-    )
-    contents = {
-        f"{NAME}.json": json_bytes(to_plain(result)),
-        f"{NAME}.csv": csv_bytes(columns, csv_rows(result)),
-        PAGE: sweep_page(result).encode(),
-        **({} if plot is None else {f"{NAME}.svg": plot.svg.encode()}),
-    }
+    svg = None if plot is None else plot.svg
+    contents = result_contents(NAME, to_plain(result), result.figures, _page(result, plot), svg)
     return write_results(out, contents, out_of_date=lambda name: name == f"{NAME}.svg")
 
 

@@ -1,60 +1,49 @@
-"""Files of a timeline: timeline.json, timeline.csv, timeline.html and timeline.svg."""
+"""Files of a timeline: timeline.json, .csv, .parquet, .html and .svg; what its tables show."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from fl_peel.json_codec import to_plain as in_plain
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import to_plain
-from simulations.report.tables.table_view import (
+from simulations.report.render import page, scenario_name
+from simulations.report.result_files import result_contents, to_plain, write_results
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import (
     ABSENT,
+    TableColumn,
     TableView,
     format_bytes,
-    format_interval,
+    format_count,
+    format_decimals,
+    format_estimate,
     format_kilobytes,
     format_metric,
+    format_point,
+    format_ratio,
+    format_thousandths,
+    table_of,
 )
-from simulations.studies.study_files import write_study
-from simulations.timeline.timeline_labels import BASES, KINDS, LABELS
-from simulations.timeline.timeline_plots import classes_plot, kinds_plot, life_plot, recall_plot
-from strategies.figures.schema import Ratio
-from strategies.timeline.schema import LineResult, PeriodResult, TimelineResult, TimelineSummary
+from simulations.timeline.timeline_plots import KINDS, LABELS, classes_plot, kinds_plot, life_plot, recall_plot
+from strategies.figures.schema import OverTime
+from strategies.timeline.schema import ClassResult, PeriodResult, TimelineResult
+
+BASES = ("cached-list", "retrained", "recent-popularity")
+"""Ways of serving that others are compared with in tables."""
 
 
 def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes] | None = None) -> list[Path]:
-    """Write the four files, and more, into ``out_dir``, all or none, and return their paths.
+    """Write the files, and more, into ``out_dir``, all or none, and return their paths.
 
     Raises:
         ReportError: the folder cannot be written.
     """
-    plain = to_plain(in_plain(result, top_n=20), "timeline")
-    plot = recall_plot(result.periods)
-    return write_study(out_dir, plain, csv_rows(result), timeline_page(result), plot, more=more)
-
-
-def csv_rows(result: TimelineResult) -> list[dict[str, Any]]:
-    """A row for each period, way of serving and kind of device."""
-    return [
-        {
-            "period": number,
-            "line": line,
-            "devices": kind,
-            "recall@20": one.recall,
-            "ndcg@20": one.ndcg,
-            "counted": one.devices,
-            "low": one.interval.low if one.interval else "",
-            "high": one.interval.high if one.interval else "",
-        }
-        for number, period in enumerate(result.periods, start=1)
-        for line, kinds in period.lines.items()
-        for kind, one in kinds.items()
-    ]
+    plain, plot = to_plain(in_plain(result, top_n=20), "timeline"), recall_plot(result.periods)
+    contents = result_contents("timeline", plain, result.figures, timeline_page(result), plot.svg)
+    return write_results(out_dir, {**contents, **(more or {})})
 
 
 def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
@@ -63,9 +52,9 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     body = tuple(
         (
             LABELS.get(line, line),
-            _figure(one.lines["all"]),
-            *(format_metric(one.lines[kind].recall) if kind in one.lines else ABSENT for kind in KINDS),
-            *(_over(one, base, line) for base in BASES),
+            format_estimate(one.lines["all"].recall),
+            *(format_point(one.lines[kind].recall) if kind in one.lines else ABSENT for kind in KINDS),
+            *(ABSENT if line == base else format_ratio(one.over.get(base)) for base in BASES),
         )
         for line, one in summaries.items()
     )
@@ -78,21 +67,11 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     return TableView(f"The last {some} periods" if last else "All periods", columns, body, 1, note)
 
 
-def _figure(one: LineResult) -> str:
-    ends = (one.interval.low, one.interval.high) if one.interval else (None, None)
-    return format_interval(one.recall, *ends)
-
-
-def _over(one: TimelineSummary, base: str, line: str) -> str:
-    ratio: Ratio | None = one.over.get(base)
-    return ABSENT if ratio is None or line == base else format_interval(ratio.value, ratio.low, ratio.high, 3)
-
-
 def recall_view(result: TimelineResult) -> TableView:
     """Recall of all devices, period by period."""
     lines = result.periods[0].lines
     body = tuple(
-        (LABELS.get(line, line), *(format_metric(period.lines[line]["all"].recall) for period in result.periods))
+        (LABELS.get(line, line), *(format_point(period.lines[line]["all"].recall) for period in result.periods))
         for line in lines
     )
     return TableView("Recall@20, all devices", ("served by", *map(str, range(1, len(result.periods) + 1))), body, 1)
@@ -100,122 +79,97 @@ def recall_view(result: TimelineResult) -> TableView:
 
 def periods_view(result: TimelineResult) -> TableView:
     """Return the view of what happens in each period."""
-    body = tuple(
-        (
-            str(number),
-            *(_day(moment) for moment in (period.begins, period.ends)),
-            *(f"{count:,}" for count in (period.devices, period.left, period.joining, period.items, period.new_items)),
-            f"{period.changed_rows:,.0f}",
-            f"{period.exponents['fresh']:g}",
-            f"{period.reads['federation'].moved:.1%}",
-            *map(format_bytes, (period.stage1_down, period.stage1_up)),
-            str(period.refinement_rounds),
-            *map(format_bytes, (period.refinement_down, period.refinement_up)),
-        )
-        for number, period in enumerate(result.periods, start=1)
-    )
-    columns = (
-        *(
-            "period",
-            "from",
-            "to",
-            "devices",
-            "left",
-            "joining",
-            "items",
-            "new items",
-            "changed rows",
-            "recency exponent",
-        ),
-        *("changed group", "stage 1, down", "stage 1, up", "refinement rounds", "down", "up"),
+    columns: tuple[TableColumn[tuple[int, PeriodResult]], ...] = (
+        TableColumn("period", lambda row: row[0]),
+        TableColumn("from", lambda row: _day(row[1].begins)),
+        TableColumn("to", lambda row: _day(row[1].ends)),
+        TableColumn("devices", lambda row: row[1].devices, format_count),
+        TableColumn("left", lambda row: row[1].left, format_count),
+        TableColumn("joining", lambda row: row[1].joining, format_count),
+        TableColumn("items", lambda row: row[1].items, format_count),
+        TableColumn("new items", lambda row: row[1].new_items, format_count),
+        TableColumn("changed rows", lambda row: f"{row[1].changed_rows:,.0f}"),
+        TableColumn("recency exponent", lambda row: f"{row[1].exponents['fresh']:g}"),
+        TableColumn("changed group", lambda row: f"{row[1].reads['federation'].moved:.1%}"),
+        TableColumn("stage 1, down", lambda row: row[1].stage1_down, format_bytes),
+        TableColumn("stage 1, up", lambda row: row[1].stage1_up, format_bytes),
+        TableColumn("refinement rounds", lambda row: row[1].refinement_rounds),
+        TableColumn("down", lambda row: row[1].refinement_down, format_bytes),
+        TableColumn("up", lambda row: row[1].refinement_up, format_bytes),
     )
     note = (
         "Devices, items: those before the period; left: devices that no longer contribute, being inactive. Recency "
         "exponent: chosen by devices. Bytes: per device, mean; those of refinement include the choice of rounds."
     )
-    return TableView("Periods", columns, body, 3, note)
+    return table_of("Periods", list(enumerate(result.periods, start=1)), columns, note, 3)
 
 
 def reads_view(result: TimelineResult) -> TableView:
     """Return the view of what devices read and hold under each budget, over all periods but the first."""
     later = result.periods[1:] or result.periods
-    body = []
-    for name in result.periods[0].reads:
-        reads = [period.reads[name] for period in later]
-        count = len(reads)
-        held = sum(read.held_mean for read in reads) / count
-        sent = sum(read.sent_mean for read in reads) / count
-        body.append(
-            (
-                LABELS.get(name, name),
-                format_kilobytes(held),
-                format_kilobytes(sent),
-                f"{sent / held:.3f}" if held else ABSENT,
-                format_kilobytes(sum(read.joining_mean for read in reads) / count),
-                format_kilobytes(sum(read.moved_sent_mean for read in reads) / count),
-                str(sum(period.reads[name].violations for period in result.periods)),
-            )
-        )
-    columns = (
-        "method",
-        "KB stored",
-        "KB sent per period",
-        "share of stored",
-        "KB sent on joining",
-        "KB sent on changing group",
-        "budget violations",
+
+    def mean(name: str, figure: str) -> float:
+        return float(sum(getattr(period.reads[name], figure) for period in later) / len(later))
+
+    def share(name: str) -> float | None:
+        held = mean(name, "held_mean")
+        return mean(name, "sent_mean") / held if held else None
+
+    columns: tuple[TableColumn[str], ...] = (
+        TableColumn("method", lambda name: LABELS.get(name, name)),
+        TableColumn("KB stored", lambda name: mean(name, "held_mean"), format_kilobytes),
+        TableColumn("KB sent per period", lambda name: mean(name, "sent_mean"), format_kilobytes),
+        TableColumn("share of stored", share, format_thousandths),
+        TableColumn("KB sent on joining", lambda name: mean(name, "joining_mean"), format_kilobytes),
+        TableColumn("KB sent on changing group", lambda name: mean(name, "moved_sent_mean"), format_kilobytes),
+        TableColumn("budget violations", lambda name: sum(one.reads[name].violations for one in result.periods)),
     )
-    return TableView(
-        "Downloads of devices", columns, tuple(body), 1, "Encoded blocks; per device, mean. 1 KB = 1000 bytes."
-    )
+    note = "Encoded blocks; per device, mean. 1 KB = 1000 bytes."
+    return table_of("Downloads of devices", list(result.periods[0].reads), columns, note)
 
 
 def followed_view(result: TimelineResult) -> TableView:
     """Return the view of what became of devices while their own budgets moved, in each period."""
-    body = []
-    for number, period in enumerate(result.periods, start=1):
-        if period.followed is None:
-            continue
-        figures, moments = period.followed.figures, period.followed.moments
-        budgets = [moment.budget_bytes_mean for moment in moments]
-        devices = max(figures.devices, 1)
-        body.append(
-            (
-                str(number),
-                f"{figures.devices:,}",
-                f"{period.followed.hours:.1f}",
-                *map(format_bytes, (min(budgets), max(budgets))),
-                f"{figures.reselections / devices:.2f}",
-                format_bytes(figures.growth_bytes / devices),
-                *map(format_metric, (figures.recall, figures.rigid_recall)),
-                str(figures.budget_violations),
-            )
-        )
-    columns = (
-        *("period", "devices", "hours", "lowest mean budget", "highest", "re-selections per device"),
-        *("bytes sent for growth", "Recall@20", "Recall@20, rigid", "budget violations"),
+    columns: tuple[TableColumn[tuple[int, OverTime]], ...] = (
+        TableColumn("period", lambda row: row[0]),
+        TableColumn("devices", lambda row: row[1].figures.devices, format_count),
+        TableColumn("hours", lambda row: f"{row[1].hours:.1f}"),
+        TableColumn("lowest mean budget", lambda row: min(_budgets(row[1])), format_bytes),
+        TableColumn("highest", lambda row: max(_budgets(row[1])), format_bytes),
+        TableColumn("re-selections per device", lambda row: _per_device(row[1], "reselections"), format_decimals),
+        TableColumn("bytes sent for growth", lambda row: _per_device(row[1], "growth_bytes"), format_bytes),
+        TableColumn("Recall@20", lambda row: row[1].figures.recall, format_metric),
+        TableColumn("Recall@20, rigid", lambda row: row[1].figures.rigid_recall, format_metric),
+        TableColumn("budget violations", lambda row: row[1].figures.budget_violations),
     )
     note = (
         "From the evaluation until the next period's tables arrive, at every step of the fleet's clock: budgets "
         "change, and devices drop blocks without a message or download further blocks. A rigid device keeps its "
         "blocks while they fit, and stores nothing after that until its next download."
     )
-    return TableView("Changing budgets between periods", columns, tuple(body), 1, note)
+    periods = enumerate(result.periods, start=1)
+    rows = [(number, one.followed) for number, one in periods if one.followed is not None]
+    return table_of("Changing budgets between periods", rows, columns, note)
+
+
+def _budgets(followed: OverTime) -> list[float]:
+    return [moment.budget_bytes_mean for moment in followed.moments]
+
+
+def _per_device(followed: OverTime, figure: str) -> float:
+    return float(getattr(followed.figures, figure) / max(followed.figures.devices, 1))
 
 
 def classes_view(period: PeriodResult) -> TableView:
     """Device classes under their own budgets in the last period."""
-    body = tuple(
-        (
-            name,
-            f"{one.devices:,}",
-            format_metric(one.recall),
-            format_bytes(one.budget_bytes_mean),
-            format_bytes(one.held_bytes_mean),
-        )
-        for name, one in period.classes.items()
+    columns: tuple[TableColumn[tuple[str, ClassResult]], ...] = (
+        TableColumn("class", lambda row: row[0]),
+        TableColumn("devices", lambda row: row[1].devices, format_count),
+        TableColumn("Recall@20", lambda row: row[1].recall, format_point),
+        TableColumn("budget", lambda row: row[1].budget_bytes_mean, format_bytes),
+        TableColumn("stored", lambda row: row[1].held_bytes_mean, format_bytes),
     )
-    return TableView("Device classes, last period", ("class", "devices", "Recall@20", "budget", "stored"), body, 1)
+    return table_of("Device classes, last period", list(period.classes.items()), columns)
 
 
 def _day(moment: int) -> str:
@@ -229,28 +183,45 @@ def timeline_tables(result: TimelineResult) -> list[Table]:
 
 def timeline_page(result: TimelineResult) -> str:
     """The page."""
-    name = scenario_name(result.scenario)
+    name, periods = scenario_name(result.scenario), result.periods
     last = result.last["federation"]
-    plain = in_plain(result, top_n=20)
-    cached, periods = last.over.get("cached-list"), result.periods
-    return render(
-        "timeline.html",
+    cached = last.over.get("cached-list")
+    return page(
+        _sections(result),
         title=f"{name}: recall over time",
         lead="Interactions in order of time: in each period the model is updated, then tested on the next period.",
         facts=[
             ("periods", str(len(periods))),
             ("devices, first and last", f"{periods[0].devices:,}; {periods[-1].devices + periods[-1].joining:,}"),
-            ("Recall@20, last three", format_metric(last.lines["all"].recall)),
+            ("Recall@20, last three", format_point(last.lines["all"].recall)),
             ("relative to static list", ABSENT if cached is None else f"{cached.value:.2f}"),
         ],
-        recall=recall_plot(periods),
-        kinds=kinds_plot(periods),
-        classes=classes_plot(periods),
-        life=life_plot(periods),
-        tables=[summary_view(result), summary_view(result, last=False), recall_view(result)],
-        costs=[reads_view(result), periods_view(result), followed_view(result), classes_view(periods[-1])],
-        **provenance(plain, f"fl-peel run {name}"),
+        source=in_plain(result, top_n=20),
+        command=f"fl-peel run {name}",
     )
 
 
-__all__ = ["timeline_page", "timeline_tables", "write_timeline"]
+def _sections(result: TimelineResult) -> list[Section]:
+    periods = result.periods
+    recall = "Solid: federated training. Dashed: other methods for the same devices. Bars: 95 % intervals over devices."
+    kinds = (
+        "Devices from before the first period, devices that joined in an earlier period, and devices that join in the "
+        "period itself, which are evaluated from their second interaction on."
+    )
+    classes = "Devices under their own, current budgets. Bars: 95 % intervals over devices."
+    life = (
+        "From the top: recall; bytes per device, for downloads before a period at each budget and for stage 1; changed "
+        "rows and groups; mean of the devices' own budgets and of their stored bytes, at every step of the clock; "
+        "re-selections of blocks per device because of a changed budget."
+    )
+    tables = (summary_view(result), summary_view(result, last=False), recall_view(result))
+    costs = (reads_view(result), periods_view(result), followed_view(result), classes_view(periods[-1]))
+    return [
+        Section("recall", "Recall over time", (Chart(lambda: recall_plot(periods), recall), *tables)),
+        Section("kinds", "New and old devices", (Chart(lambda: kinds_plot(periods), kinds),)),
+        Section("classes", "Device classes", (Chart(lambda: classes_plot(periods), classes),)),
+        Section("life", "Costs and budgets", (Chart(lambda: life_plot(periods), life), *costs)),
+    ]
+
+
+__all__ = ["BASES", "timeline_page", "timeline_tables", "write_timeline"]

@@ -9,22 +9,25 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from simulations.report.plots.style import (
-    EndLabel,
-    Ends,
-    Plot,
-    error_bars,
-    finish,
-    hover,
-    in_both_forms,
-    is_narrow,
-    label_ends,
-    line_kwargs,
-    new_figure,
-)
-from simulations.timeline.timeline_labels import KINDS, LABELS
-from strategies.timeline.schema import LineResult, PeriodResult
+from fl_peel.figures import Estimate
+from simulations.report import drawing
+from simulations.report.drawing import EndLabel, Plot
+from strategies.timeline.schema import PeriodResult
 
+LABELS = {
+    "federation": "continual federated training",
+    "federation, all rows": "continual federated training, all rows sent",
+    "federation, own budgets": "continual federated training, own budgets",
+    "retrained": "central retraining",
+    "refreshed-list": "top-20 list, refreshed by the server",
+    "start-table": "static table, local user update",
+    "cached-list": "static top-20 list",
+    "cached-list-fresh": "static top-20 list, recency-weighted",
+    "popularity": "popularity, all periods so far",
+    "recent-popularity": "popularity, last period",
+}
+KINDS = {"start": "before the first period", "since": "joined later", "first": "joining in the period"}
+"""Names of the serving methods and of the kinds of devices, for readers."""
 LEAD = (
     "federation",
     "federation at 1%",
@@ -37,53 +40,57 @@ LEAD = (
 """Lines of the lead figure; the tables have all of them."""
 
 
-@in_both_forms
+@drawing.in_both_forms
 def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of all devices over the periods, a line for each way of serving, with 95 % intervals."""
     names = [name for name in LEAD if name in periods[0].lines]
-    figure, (axes,) = new_figure(4.2)
+    figure, (axes,) = drawing.new_figure(4.2)
     labels = []
     for index, name in enumerate(names):
         results = [period.lines[name]["all"] for period in periods]
-        style = line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
+        style = drawing.line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
         x, y = list(range(1, len(periods) + 1)), [one.recall for one in results]
-        label = _line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in results])
+        label = _line(axes, LABELS.get(name, name), x, y, style)
         labels.append(replace(label, bold=name == "federation"))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("period")
     axes.set_ylabel("Recall@20 on the interactions of the period")
-    label_ends(axes, labels)
-    last = "; ".join(f"{LABELS.get(name, name)} {periods[-1].lines[name]['all'].recall:.4f}" for name in names)
-    return finish(figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}.")
+    drawing.label_ends(axes, labels)
+    last = "; ".join(f"{LABELS.get(name, name)} {periods[-1].lines[name]['all'].recall.value:.4f}" for name in names)
+    return drawing.finish(
+        figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}."
+    )
 
 
-@in_both_forms
+@drawing.in_both_forms
 def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of the federation by when devices joined."""
-    figure, panels = new_figure(3.2, 1, 3, sharey=True)
+    figure, panels = drawing.new_figure(3.2, 1, 3, sharey=True)
     for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
         for index, name in enumerate(("federation", "start-table", "cached-list")):
             results = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
             known = [(number, one) for number, one in results if one is not None]
-            style = line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
-            x, y = [number for number, _ in known], [one.recall for _, one in known]
-            axes.plot(x, y, **style)
-            error_bars(axes, x, y, [_ends(one) for _, one in known], style["color"])
+            style = drawing.line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
+            if known:
+                x, recalls = zip(*((number, one.recall) for number, one in known), strict=True)
+                drawing.draw_line(axes, name, x, recalls, style)
         axes.set_title(words)
         axes.set_xlabel("period")
     panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("Recall@20")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=1 if is_narrow() else 3, frameon=False)
-    return finish(figure, "kinds", "New and old devices", "Three line charts of Recall@20 by when devices joined.")
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if drawing.is_narrow() else 3, frameon=False)
+    return drawing.finish(
+        figure, "kinds", "New and old devices", "Three line charts of Recall@20 by when devices joined."
+    )
 
 
-@in_both_forms
+@drawing.in_both_forms
 def life_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Below one another, over the periods: recall, bytes of a device, what changed, devices' own budgets at every
     moment, and how often they re-selected because these moved.
     """
-    figure, (recall, moved, changed, budgets, selected) = new_figure(10.0, 5, 1, sharex=True)
+    figure, (recall, moved, changed, budgets, selected) = drawing.new_figure(10.0, 5, 1, sharex=True)
     _recall(recall, periods)
     _moved_bytes(moved, periods)
     _changed(changed, periods)
@@ -91,11 +98,11 @@ def life_plot(periods: Sequence[PeriodResult]) -> Plot:
     x = list(range(1, len(periods) + 1))
     followed = [period.followed for period in periods]
     often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
-    selected.plot(x, often, **line_kwargs(0))
+    selected.plot(x, often, **drawing.line_kwargs(0))
     _from_nought(selected, often)
     selected.set_ylabel("re-selections per device")
     selected.set_xlabel("period")
-    return finish(
+    return drawing.finish(
         figure,
         "life",
         "Costs and budgets",
@@ -112,12 +119,15 @@ def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     labels, x, highest = [], list(range(1, len(periods) + 1)), 0.0
     for index, name in enumerate(("federation", "federation, own budgets", "cached-list")):
         results = [period.lines[name]["all"] for period in periods]
-        style, y = line_kwargs(index, strong=index == 0, dashed=index == 2), [one.recall for one in results]
-        labels.append(_line(axes, LABELS.get(name, name), x, y, style, [_ends(one) for one in results]))
-        highest = max([highest, *(one.interval.high if one.interval else one.recall for one in results)])
+        style, y = (
+            drawing.line_kwargs(index, strong=index == 0, dashed=index == 2),
+            [one.recall for one in results],
+        )
+        labels.append(_line(axes, LABELS.get(name, name), x, y, style))
+        highest = max([highest, *(one.recall.high or one.recall.value for one in results)])
     _from_nought(axes, [highest])
     axes.set_ylabel("Recall@20")
-    label_ends(axes, labels)
+    drawing.label_ends(axes, labels)
 
 
 def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
@@ -129,13 +139,13 @@ def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
         lines["refinement, both ways"] = [period.refinement_down + period.refinement_up for period in periods]
     labels = []
     for index, (words, sent) in enumerate(lines.items()):
-        style = line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names))
+        style = drawing.line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names))
         labels.append(_line(axes, words, x, [max(one, 1.0) / 1000 for one in sent], style))
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("KB sent per device")
-    label_ends(axes, labels)
+    drawing.label_ends(axes, labels)
 
 
 def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
@@ -147,10 +157,10 @@ def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     }
     labels = []
     if later:
-        labels = [_line(axes, words, x, y, line_kwargs(i)) for i, (words, y) in enumerate(shares.items())]
+        labels = [_line(axes, words, x, y, drawing.line_kwargs(i)) for i, (words, y) in enumerate(shares.items())]
     _from_nought(axes, [value for values in shares.values() for value in values])
     axes.set_ylabel("per cent")
-    label_ends(axes, labels)
+    drawing.label_ends(axes, labels)
 
 
 def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
@@ -164,51 +174,39 @@ def _budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     labels = []
     if x:
         shown = enumerate((("own budget", budgets), ("stored", held)))
-        labels = [_line(axes, words, x, y, line_kwargs(i) | {"marker": ""}) for i, (words, y) in shown]
+        labels = [_line(axes, words, x, y, drawing.line_kwargs(i) | {"marker": ""}) for i, (words, y) in shown]
     _from_nought(axes, budgets)
     axes.set_ylabel("KB, mean over devices")
-    label_ends(axes, labels)
+    drawing.label_ends(axes, labels)
 
 
-@in_both_forms
+@drawing.in_both_forms
 def classes_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of each device class under its own budgets, over the periods, with 95 % intervals."""
-    figure, (axes,) = new_figure(3.4)
+    figure, (axes,) = drawing.new_figure(3.4)
     labels = []
     for index, name in enumerate(periods[0].classes):
-        style = line_kwargs(index)
+        style = drawing.line_kwargs(index)
         known = [(number, period.classes[name]) for number, period in enumerate(periods, start=1)]
-        points = [(number, one.recall, one.margin) for number, one in known if one.recall is not None]
-        x, y = [number for number, _, _ in points], [recall for _, recall, _ in points]
-        ends = [None if margin is None else (recall - margin, recall + margin) for _, recall, margin in points]
+        points = [(number, one.recall) for number, one in known if one.recall is not None]
         if points:
-            labels.append(_line(axes, name, x, y, style, ends))
+            x, recalls = zip(*points, strict=True)
+            labels.append(_line(axes, name, x, recalls, style))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("period")
     axes.set_ylabel("Recall@20, own budgets")
-    label_ends(axes, labels)
-    return finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
+    drawing.label_ends(axes, labels)
+    return drawing.finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
 
 
 def _line(
-    axes: Axes,
-    words: str,
-    x: Sequence[float],
-    y: Sequence[float],
-    style: Mapping[str, Any],
-    ends: Sequence[Ends] = (),
+    axes: Axes, words: str, x: Sequence[float], figures: Sequence[Estimate | float], style: Mapping[str, Any]
 ) -> EndLabel:
-    """Draw a line, with error bars where there are any, and return its label."""
-    axes.plot(x, y, **style)
-    if style["marker"]:
-        hover(axes, x, y, [f"{words}, period {at:g}: {value:.4g}" for at, value in zip(x, y, strict=True)])
-    if ends:
-        error_bars(axes, x, y, ends, style["color"])
-    return EndLabel(words, x[-1], y[-1], style["color"])
+    """Draw a line, and words at each of its points where it has markers; return its label."""
+    known = [figure if isinstance(figure, Estimate) else Estimate(figure) for figure in figures]
+    pairs = zip(x, known, strict=True)
+    tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in pairs] if style["marker"] else []
+    return drawing.draw_line(axes, words, x, known, style, tips)
 
 
-def _ends(one: LineResult) -> Ends:
-    return None if one.interval is None else (one.interval.low, one.interval.high)
-
-
-__all__ = ["classes_plot", "kinds_plot", "life_plot", "recall_plot"]
+__all__ = ["KINDS", "LABELS", "classes_plot", "kinds_plot", "life_plot", "recall_plot"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +13,21 @@ from numpy.typing import NDArray
 from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent, with_seed
+from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain
 from fl_peel.object_codec import from_nodes, to_nodes
+from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario
-from simulations.differences.seeds import METHOD, Figure, figure_text
+from simulations.differences.seeds import METHOD
 from simulations.engine.inputs import require_folders
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import json_bytes
-from simulations.report.result_writer import write_results
-from simulations.report.tables.table_view import TableView
+from simulations.report.render import page, scenario_name
+from simulations.report.result_files import result_contents, write_results
+from simulations.report.section import Section
+from simulations.report.table_view import TableView, format_estimate, format_ratio
 from simulations.resumable import CHECKPOINTS, SEED, about_seed, mark_finished, owned_store, read_finished
+from simulations.timeline.report import BASES
 from simulations.timeline.run_timeline import run_with_replicates
-from simulations.timeline.timeline_labels import BASES, LABELS
+from simulations.timeline.timeline_plots import LABELS
 from strategies.timeline.schema import TimelineResult
 
 Doubles = NDArray[np.float64]
@@ -35,9 +38,9 @@ NAME, REPLICATES = "timeline-seeds", "replicates"
 class LineSeeds:
     """A way of serving over the last three periods: mean recall@20, and that over others'."""
 
-    line: str
-    recall: Figure
-    over: dict[str, Figure]
+    line: Annotated[str, Column("method")]
+    recall: SeedsEstimate
+    over: Annotated[dict[str, SeedsEstimate], Column("base")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +48,17 @@ class TimelineSeeds:
     """The content of `timeline-seeds.json`. devices: that were asked, each once a period; the fewest of a seed."""
 
     scenario: dict[str, Any]
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], SETTING]
     devices: int
     method: str
     lines: tuple[LineSeeds, ...]
     versions: dict[str, str]
     command: str | None = None
+
+    @property
+    def figures(self) -> Figures:
+        """Return every number, as the rows of a tidy table."""
+        return Figures.from_result(self, seeds=self.seeds)
 
 
 def run_timeline_seeds(
@@ -111,20 +119,22 @@ def timeline_seeds(
     if not all(one.keys() == drawn[0].keys() for one in drawn):
         raise ScenarioError("evaluation: the seeds did not evaluate the same devices; raise data.timeline.share")
     devices = min(result.last["federation"].lines["all"].devices for result in results)
-    means = {line: [result.last[line].lines["all"].recall for result in results] for line in drawn[0]}
-    replicates = {line: np.mean([one[line] for one in drawn], axis=0) for line in drawn[0]}
-
+    samples = {}
+    for line in drawn[0]:
+        recalls = tuple(result.last[line].lines["all"].recall.value for result in results)
+        replicates = np.mean([one[line] for one in drawn], axis=0)
+        samples[line] = Sample(float(np.mean(recalls)), replicates, devices, recalls)
     lines = tuple(
         LineSeeds(
             line=line,
-            recall=Figure.mean(means[line], replicates[line], devices),
+            recall=sample.estimate(),
             over={
-                base: Figure.ratio(means[line], means[base], replicates[line], replicates[base], devices)
+                base: ratio
                 for base in BASES
-                if base != line and all(means.get(base, [0.0]))
+                if base != line and base in samples and (ratio := sample.over(samples[base])) is not None
             },
         )
-        for line in means
+        for line, sample in samples.items()
     )
     return TimelineSeeds(
         scenario=results[0].scenario,
@@ -142,9 +152,9 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
     body = tuple(
         (
             LABELS.get(one.line, one.line),
-            figure_text(one.recall),
+            format_estimate(one.recall),
             ", ".join(f"{value:.4f}".lstrip("0") for value in one.recall.by_seed),
-            *(figure_text(one.over.get(base), 3) for base in BASES),
+            *(format_ratio(one.over.get(base)) for base in BASES),
         )
         for one in result.lines
     )
@@ -157,18 +167,15 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
 
 
 def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
-    """Write `timeline-seeds.json` and `timeline-seeds.html` into ``out``, both or none."""
-    page = render(
-        "tables.html",
+    """Write `timeline-seeds.json`, its tables and `timeline-seeds.html` into ``out``, all or none."""
+    content = page(
+        [Section("tables", "", (timeline_seeds_view(result), result.method))],
         title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, recall over time",
         lead="The same timeline with several seeds: means and their variation over seeds.",
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
-        tables=[timeline_seeds_view(result)],
-        plot=None,
-        note=result.method,
-        **provenance(to_plain(result), "") | {"seed": None},
+        source=to_plain(result) | {"seed": None},
     )
-    return write_results(out, {f"{NAME}.json": json_bytes(to_plain(result)), f"{NAME}.html": page.encode()})
+    return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
 
 
 __all__ = ["NAME", "LineSeeds", "TimelineSeeds", "run_timeline_seeds", "timeline_seeds", "timeline_seeds_view"]

@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_peel.callbacks import Callback
 from fl_peel.errors import FieldError, ScenarioError
-from fl_peel.events import Event, OnEvent
+from fl_peel.events import Event, OnEvent, plain_name
 from fl_peel.plugins import Registry
 from fl_peel.scenario.scenario import Scenario
+
+if TYPE_CHECKING:
+    from strategies.figures.schema import RunResult
 
 TRACKERS: Registry[Callable[[str], Callback]] = Registry(
     "tracker",
@@ -114,3 +117,23 @@ def watched(
     watchers.event(Event("report", 1, 1, figures=last(result)))
     watchers.tell(lambda callback: callback.on_end(to_figures(result)))
     return result
+
+
+def figures_on_test(result: RunResult) -> dict[str, float]:
+    """Recall and NDCG of every budget and full table, by their names in events: ``test/recall_at_20/1pct``, where the
+    precision and selector are not the scenario's own ``1pct_fp16_popularity``, and ``test/ndcg_at_20/full_refined``.
+    """
+    from simulations.report.table_view import format_share
+
+    own, figures = (result.scenario["blocks"]["precision"], result.scenario["selector"]), {}
+    for row in result.figures:
+        metric, _, top_n = row.name.partition("@")
+        if row.part == "budgets" and metric in ("recall", "ndcg"):
+            share, kind = format_share(row.where["budget_share"]), (row.where["precision"], row.where["selector"])
+            name = plain_name(share if kind == own else "_".join((plain_name(share), *kind)))
+        elif row.part == f"full_table.{row.where.get('table')}" and metric in ("recall", "ndcg"):
+            name = f"full_{row.where['table']}"
+        else:
+            continue
+        figures[f"test/{metric}_at_{top_n}/{name}"] = row.value
+    return figures

@@ -17,6 +17,9 @@ from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress_lines import shown
 
+LEAST_S = 0.25
+"""Seconds between two changes of what a notebook shows, but for changes that end a stage."""
+
 
 def notebook() -> Any:
     """The notebook's shell, None where this is no notebook."""
@@ -35,10 +38,6 @@ def show_figures() -> None:
         from IPython.core.pylabtools import select_figure_formats
 
         select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
-
-
-LEAST_S = 0.25
-"""Seconds between two changes of what a notebook shows, but for changes that end a stage."""
 
 
 @dataclass

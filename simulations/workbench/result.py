@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from fl_peel.errors import ReportError
+from fl_peel.figures import Figures
+from fl_peel.json_codec import laid_flat
+from fl_peel.lazy_imports import optional
 from fl_peel.scenario.scenario import Scenario
-from simulations.differences.seed_runs import SEEDS_FILE
+from simulations.differences.seeds import SEEDS_FILE
 from simulations.engine.inputs import RUN_RESULTS, check_out
-from simulations.report.plots.run_plots import recall_by_budget, recall_figure
-from simulations.report.plots.style import styled
+from simulations.report.drawing import styled
 from simulations.report.render import render, scenario_name
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import write_results
 from simulations.report.run_files import read_report, report_contents
-from simulations.report.tables.run_tables import budgets_view
-from simulations.report.tables.table_view import format_share
-from simulations.workbench.data_frames import budget_frame, class_frame, device_frame, round_frame
+from simulations.report.sections.quality import budgets_view, recall_by_budget, recall_figure
+from simulations.report.table_view import format_share
 from simulations.workbench.progress import show_figures
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import FullTableResult, RunResult, to_json
@@ -34,19 +35,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result(Mapping[str, Any]):
-    """Result of a run. As a mapping it is the content of report.json; ``figures`` has the same content with types.
+    """Result of a run. As a mapping it is the content of report.json; ``measured`` has the same content with types.
 
     per_device: figures of single devices, for runs with ``evaluation.per_device``. Tables need the extra ``pandas``;
     their columns are named as in report.json, with a dot between nested names.
     """
 
-    figures: RunResult
+    measured: RunResult
     per_device: PerDevice | None = None
+
+    @cached_property
+    def figures(self) -> Figures:
+        """All numbers of the run, as the rows of one tidy table: ``figures.to_pandas()``, ``.to_arrow()``."""
+        return self.measured.figures
 
     @cached_property
     def report(self) -> dict[str, Any]:
         """Content of report.json."""
-        return to_json(self.figures)
+        return to_json(self.measured)
 
     def __getitem__(self, key: str) -> Any:
         return self.report[key]
@@ -60,17 +66,17 @@ class Result(Mapping[str, Any]):
     @property
     def scenario(self) -> dict[str, Any]:
         """Resolved scenario: every key with its value."""
-        return self.figures.scenario
+        return self.measured.scenario
 
     @property
     def seed(self) -> int:
         """Seed of the run."""
-        return self.figures.seed
+        return self.measured.seed
 
     @property
     def full_table(self) -> FullTableResult:
         """Full item table in fp32: the global table, and the group tables before and after refinement."""
-        return self.figures.full_table
+        return self.measured.full_table
 
     @property
     def budgets(self) -> pd.DataFrame:
@@ -79,7 +85,7 @@ class Result(Mapping[str, Any]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        return budget_frame(self.report)
+        return _frame(self.report["budgets"])
 
     @property
     def rounds(self) -> pd.DataFrame:
@@ -88,7 +94,9 @@ class Result(Mapping[str, Any]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        return round_frame(self.report)
+        rows = zip(self.report["rounds"], self.report["history"], strict=True)
+        elapsed = "elapsed_virtual_seconds"  # on the fleet's clock at the round's end
+        return _frame({**reached, **moved, elapsed: reached["virtual_seconds"]} for moved, reached in rows)
 
     @property
     def classes(self) -> pd.DataFrame:
@@ -97,7 +105,7 @@ class Result(Mapping[str, Any]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        return class_frame(self.report)
+        return _frame({"class": name, **row} for name, row in self.report["device_classes"].items())
 
     @property
     def devices(self) -> pd.DataFrame:
@@ -112,7 +120,8 @@ class Result(Mapping[str, Any]):
                 "devices: the run has no figures of single devices; run again with overrides=['evaluation.per_device="
                 "true'] (--per-device), or take .classes"
             )
-        return device_frame(self.per_device)
+        pandas = optional("pandas", "pandas", "a table of a result")
+        return pandas.DataFrame(self.per_device.columns())
 
     def plot(self) -> Figure:
         """Plot recall against the budget, with error bars and full tables for comparison: a matplotlib figure.
@@ -121,16 +130,16 @@ class Result(Mapping[str, Any]):
             ReportError: no budget was measured.
         """
         with styled():
-            drawn = recall_figure(self.figures)
+            drawn = recall_figure(self.measured)
         if drawn is None:
             raise ReportError("plot: the run measured no budget; give evaluation.budgets")
         show_figures()
         return drawn[0]
 
     def save(self, path: str | Path) -> Path:
-        """Write report.json, metrics.csv, report.html, scenario.yaml and, where there are figures of single devices,
-        per-device.parquet into a folder; returns it. Stored embeddings of devices are only written by ``run(...,
-        out=...)``.
+        """Write report.json, metrics.csv and .parquet, report.html, scenario.yaml and, where there are figures of
+        single devices, per-device.parquet into a folder; returns it. Stored embeddings of devices are only written by
+        ``run(..., out=...)``.
 
         Raises:
             ReportError: the folder cannot be written, or holds files of somebody else by these names.
@@ -138,7 +147,7 @@ class Result(Mapping[str, Any]):
         folder = Path(path)
         check_out(folder, "save()", RUN_RESULTS)
         scenario = Scenario.model_validate(self.scenario).to_yaml().encode()
-        contents: dict[str, bytes | Path] = {**report_contents(self.figures), "scenario.yaml": scenario}
+        contents: dict[str, bytes | Path] = {**report_contents(self.measured), "scenario.yaml": scenario}
         with tempfile.TemporaryDirectory() as temporary:
             if self.per_device is not None:
                 contents[FILE] = Path(temporary) / FILE
@@ -160,27 +169,32 @@ class Result(Mapping[str, Any]):
         return Result(read_report(place), PerDevice.read(per_device_file) if per_device_file.is_file() else None)
 
     def __repr__(self) -> str:
-        figures = self.figures
-        devices = "" if figures.environment is None else f", {figures.environment.devices:,} devices"
-        return f"<Result of {scenario_name(figures.scenario)}, seed {figures.seed}{devices}{self._best()}>"
+        result = self.measured
+        devices = "" if result.environment is None else f", {result.environment.devices:,} devices"
+        return f"<Result of {scenario_name(result.scenario)}, seed {result.seed}{devices}{self._best()}>"
 
     def _best(self) -> str:
-        rows = sorted(self.figures.budgets, key=lambda row: (row.share, row.recall))
+        rows = sorted(self.measured.budgets, key=lambda row: (row.share, row.recall.value))
         if not rows:
             return ""
         first, last = rows[0], rows[-1]
-        recalls = [max(row.recall for row in rows if row.share == end.share) for end in (first, last)]
-        reached = f"recall@{self.figures.top_n} {recalls[0]:.4f} at {format_share(first.share)}"
+        recalls = [max(row.recall.value for row in rows if row.share == end.share) for end in (first, last)]
+        reached = f"recall@{self.measured.top_n} {recalls[0]:.4f} at {format_share(first.share)}"
         return f", {reached}" + (f" to {recalls[1]:.4f} at {format_share(last.share)}" if len(rows) > 1 else "")
 
     def _repr_html_(self) -> str:
         """The budgets and the lead figure, for notebooks."""
         with styled():
-            plot = recall_by_budget(self.figures)
+            plot = recall_by_budget(self.measured)
         return render(
             "notebook.html",
             title=repr(self).strip("<>"),
-            budgets=budgets_view(self.figures) if self.figures.budgets else None,
+            budgets=budgets_view(self.measured) if self.measured.budgets else None,
             alt="" if plot is None else plot.alt,
             image="" if plot is None else base64.b64encode(plot.svg.encode()).decode(),
         )
+
+
+def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    pandas = optional("pandas", "pandas", "a table of a result")
+    return pandas.DataFrame([laid_flat(row) for row in rows])

@@ -55,7 +55,7 @@ def run(
     with ExitStack() as stack:
         if folder is None and single:  # files of single devices go through a folder
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        figures = runner.run(
+        measured = runner.run(
             scenario,
             data_dir=data_dir,
             out=folder,
@@ -66,4 +66,4 @@ def run(
             fresh=fresh,
         )
         devices = PerDevice.read(folder / FILE) if folder is not None and single else None
-    return Result(figures, devices)
+    return Result(measured, devices)

@@ -16,9 +16,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.exchange.array_specs import MessageContext
-from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.scenario import Scenario
-from strategies.figures.schema import Quality
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members, bounds_of
 from strategies.nodes.nodes import Content, NodeRequest
@@ -327,15 +325,4 @@ def overall_recall(reply: wire.EvaluateReply, place: int = 0) -> float:
     return float(reply.by_budget()[place].mean()[0])
 
 
-def qualities(reply: wire.EvaluateReply) -> list[Quality]:
-    """Means over devices, for each of the budgets asked for."""
-    recall, ndcg = reply.by_budget().mean()
-    return [Quality(float(r), float(n)) for r, n in zip(recall, ndcg, strict=True)]
-
-
-def margins_of(sums: MetricSums) -> list[float | None]:
-    """Half the width of the 95 % interval of the mean recall of every cell; None where less than two devices count."""
-    return [None if np.isnan(margin) else float(margin) for margin in sums.margin().tolist()]
-
-
-__all__ = ["REACH", "BudgetRequest", "EvaluationParts", "Evaluator", "margins_of", "overall_recall", "qualities"]
+__all__ = ["REACH", "BudgetRequest", "EvaluationParts", "Evaluator", "overall_recall"]

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
-from strategies.evaluation.evaluator import BudgetRequest, Evaluator, margins_of
+from fl_peel.figures import Estimate
+from strategies.evaluation.evaluator import BudgetRequest, Evaluator
+from strategies.figures.intervals import cell_recalls
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -40,13 +42,12 @@ TIERS, TIERS_ON_VALIDATION = "tiers", "tiers on validation"
 
 @dataclass(frozen=True)
 class ServingRecall:
-    """One way of serving devices: recall of every class and half the width of its interval, None where none of its
-    devices was evaluated, and its spread over devices.
+    """One way of serving devices: recall of every class, None where none of its devices was evaluated, and its spread
+    over devices.
     """
 
     method: str
-    recall: tuple[float | None, ...]
-    margin: tuple[float | None, ...]
+    recall: tuple[Estimate | None, ...]
     spread: Spread
 
 
@@ -59,7 +60,6 @@ class FairnessTally:
         self.names = evaluator.members.class_names
         self.served: list[ServingRecall] = []
         self._own = own.owned[0]
-        self._evaluated = own.by_class().devices
         self.add(PEEL, own)
 
     def add(self, name: str, reply: wire.EvaluateReply, chosen: NDArray[np.int64] | None = None) -> None:
@@ -68,7 +68,6 @@ class FairnessTally:
         if chosen is None:
             chosen = np.zeros(len(classes), np.int64)
         per_class = reply.sums[chosen, classes].total(axis=1)
-        recall, _ = per_class.mean()
         histogram = reply.spread[chosen, classes].total(axis=0)
         spread = Spread(
             method=name,
@@ -78,10 +77,7 @@ class FairnessTally:
             worst_50_percent=histogram.worst_mean(0.5),
             zero_share=histogram.zero_share(),
         )
-        known = tuple(
-            float(value) if there else None for value, there in zip(recall, self._evaluated.tolist(), strict=True)
-        )
-        self.served.append(ServingRecall(name, known, tuple(margins_of(per_class)), spread))
+        self.served.append(ServingRecall(name, tuple(cell_recalls(per_class)), spread))
 
     def add_tiers(self, on_validation: wire.EvaluateReply, on_test: wire.EvaluateReply) -> FixedTiersResult:
         """Fixed tiers, chosen per class on validation; of :func:`tier_rows`."""
@@ -119,7 +115,6 @@ class FairnessTally:
                     budget_bytes=float(self._own.budget_bytes[i] / devices) if devices else None,
                     recall=recall,
                     ratio={full: _ratio(recall[PEEL], recall[full]) for full in yardsticks},
-                    margin={served.method: served.margin[i] for served in self.served},
                 )
             )
         return tuple(rows)
@@ -137,8 +132,8 @@ def tier_rows(evaluator: Evaluator) -> dict[str, BudgetRequest]:
     return questions if budgets else {}
 
 
-def _ratio(value: float | None, to: float | None) -> float | None:
-    return value / to if value is not None and to else None
+def _ratio(recall: Estimate | None, to: Estimate | None) -> float | None:
+    return recall.value / to.value if recall is not None and to is not None and to.value else None
 
 
 def worst_classes(rows: Sequence[ClassFairness], yardsticks: tuple[str, ...]) -> tuple[WorstClass, ...]:
@@ -162,7 +157,7 @@ def gaps(rows: Sequence[ClassFairness], methods: Sequence[str]) -> tuple[ClassGa
     for method in methods:
         high, low = large.recall[method], small.recall[method]
         if high is not None and low is not None:
-            class_gaps.append(ClassGap(method, small.device_class, large.device_class, high - low))
+            class_gaps.append(ClassGap(method, small.device_class, large.device_class, high.value - low.value))
     return tuple(class_gaps)
 
 

@@ -16,9 +16,11 @@ from fl_peel import wire
 from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import StepCounts
+from fl_peel.figures import Estimate
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import margin_of
-from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, margins_of, overall_recall
+from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, overall_recall
+from strategies.figures.intervals import cell_recalls, estimate_within
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -82,41 +84,40 @@ def falling(
         return ()
     served = reply.owned.total(axis=1)  # (budgets,) each
     tables = {name: overall_recall(table) for name, table in full.items()}
-    margins = margins_of(reply.by_budget())
+    recalls = _recalls(reply)
     rows = []
     for i, factor in enumerate(factors):
-        elastic, devices = overall_recall(reply, i), max(int(served.devices[i]), 1)
-        trained_for, its_margin = (
-            _trained_for(evaluator, factor, refine) if factor in part.trained_for else (None, None)
-        )
+        elastic, devices = recalls[i], max(int(served.devices[i]), 1)
+        trained_for = _trained_for(evaluator, factor, refine) if factor in part.trained_for else None
         rows.append(
             Fall(
                 factor=factor,
                 budget_bytes_mean=int(served.budget_bytes[i]) / devices,
                 stored_bytes_mean=int(served.stored_bytes[i]) / devices,
                 elastic=elastic,
-                rigid=overall_recall(reply, len(factors) + i),
+                rigid=recalls[len(factors) + i],
                 full_table_global=tables.get(FULL_GLOBAL),
                 full_table_refined=tables.get(FULL_REFINED),
                 trained_for=trained_for,
-                elastic_to_trained_for=elastic / trained_for if trained_for else None,
+                elastic_to_trained_for=elastic.value / trained_for.value if trained_for and trained_for.value else None,
                 budget_violations=int(served.violations[i]),
-                elastic_margin=margins[i],
-                rigid_margin=margins[len(factors) + i],
-                trained_for_margin=its_margin,
             )
         )
     return tuple(rows)
 
 
-def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> tuple[float, float | None]:
-    """Recall of tables that were trained for budgets times the factor, under these budgets, and its margin."""
+def _recalls(reply: wire.EvaluateReply) -> list[Estimate]:
+    """Mean recall under each of the budgets asked for; 0 where no device has test items."""
+    return [one or Estimate(0.0) for one in cell_recalls(reply.by_budget())]
+
+
+def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> Estimate:
+    """Recall of tables that were trained for budgets times the factor, under these budgets."""
     if factor != 1:
         scenario = evaluator.scenario
         fallen = scenario.model_copy(update={"budget_factor": scenario.budget_factor * factor})
         evaluator = Evaluator.from_strategy(refine(fallen))
-    reply = evaluator.own_budgets()
-    return overall_recall(reply), margins_of(reply.by_budget())[0]
+    return _recalls(evaluator.own_budgets())[0]
 
 
 @dataclass(frozen=True)
@@ -232,24 +233,22 @@ def _followed(steps: StepCounts, hours: float) -> Followed:
 
 def _moment(step: StepCounts, hours: float) -> FollowedMoment:
     """Return the figures of all devices at one step. step: () each."""
-    devices, counted = max(int(step.devices), 1), max(int(step.counted), 1)
+    devices = max(int(step.devices), 1)
     return FollowedMoment(
         hours=hours,
         budget_bytes_mean=float(step.budget_bytes / devices),
         stored_bytes_mean=float(step.stored_bytes / devices),
         kept_blocks_mean=float(step.kept_blocks / devices),
         growth_bytes=int(step.moved_bytes),
-        recall=float(step.recall / SUM_SCALE / counted),
-        rigid_recall=float(step.rigid_recall / SUM_SCALE / counted),
+        recall=_mean(step.recall, step.recall_square, step.counted),
+        rigid_recall=_mean(step.rigid_recall, step.rigid_square, step.counted),
         rigid_empty_share=float(step.rigid_empty / devices),
-        recall_margin=_margin(step.recall, step.recall_square, step.counted),
-        rigid_recall_margin=_margin(step.rigid_recall, step.rigid_square, step.counted),
     )
 
 
-def _margin(recall: IntArray, square: IntArray, counted: IntArray) -> float | None:
-    margin = float(margin_of(recall, square, counted))
-    return None if np.isnan(margin) else margin
+def _mean(recall: IntArray, square: IntArray, counted: IntArray) -> Estimate:
+    mean = float(recall / SUM_SCALE / max(int(counted), 1))
+    return estimate_within(mean, float(margin_of(recall, square, counted)))
 
 
 def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[ElasticTrace, ...]:

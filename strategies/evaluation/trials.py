@@ -27,7 +27,8 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from strategies.evaluation.evaluator import BudgetRequest, Evaluator, qualities
+from strategies.evaluation.evaluator import BudgetRequest, Evaluator
+from strategies.figures.intervals import qualities
 from strategies.figures.schema import Quality
 from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request

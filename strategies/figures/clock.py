@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
+from fl_peel.figures import read_fields
 from strategies.figures.schema import ClassCosts, RoundClock, TimeToRecall
 from strategies.rounds.record import RoundRecord
 
@@ -22,31 +23,19 @@ COVERAGE = 0.5
 
 def round_clock(record: RoundRecord) -> RoundClock:
     """Return a round's virtual seconds, devices sampled, and those that dropped out by reason."""
-    total = record.clock.total()
-    return RoundClock(
-        virtual_seconds=record.virtual_seconds,
-        sampled=int(total.sampled),
-        unavailable=int(total.unavailable),
-        excluded=int(total.excluded),
-        stragglers=int(total.stragglers),
-        memory_dropouts=int(total.memory_dropouts),
-        memory_drops=int(total.memory_drops),
-    )
+    return read_fields(RoundClock, record.clock.total(), virtual_seconds=record.virtual_seconds)
 
 
 def class_costs(records: Sequence[RoundRecord], devices: NDArray[np.int64]) -> list[ClassCosts]:
     """Per device class: seconds and joules of a device over the run, on average over its ``devices`` (C,); dropouts."""
     total = reduce(add, (record.clock for record in records), ClockCounts.zeros(len(devices)))
     return [
-        ClassCosts(
+        read_fields(
+            ClassCosts,
+            total[i],
             virtual_seconds=float(total.time_us[i] / 1e6 / max(count, 1)),
             energy_j=float(total.energy_mj[i] / 1e3 / max(count, 1)),
             dropped=int(total.stragglers[i] + total.memory_dropouts[i]),
-            stragglers=int(total.stragglers[i]),
-            memory_dropouts=int(total.memory_dropouts[i]),
-            memory_drops=int(total.memory_drops[i]),
-            unavailable=int(total.unavailable[i]),
-            excluded=int(total.excluded[i]),
         )
         for i, count in enumerate(devices.tolist())
     ]

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import interval, over
-from strategies.figures.schema import Gain, Interval, Ratio, TableQuality
+from fl_peel.ranking.top import MetricSums
+from strategies.figures.schema import Gain, Quality
 
 Doubles = NDArray[np.float64]
 
@@ -33,43 +35,43 @@ class MeasuredQuality:
         recall, ndcg = sums.mean()
         return MeasuredQuality(float(recall), float(ndcg), recalls[place], ndcgs[place], int(sums.devices))
 
-    @property
-    def recall_interval(self) -> Interval | None:
-        """Return the interval of the mean recall."""
-        return _interval(self.recalls)
-
-    @property
-    def ndcg_interval(self) -> Interval | None:
-        """Return the interval of the mean NDCG."""
-        return _interval(self.ndcgs)
-
-    def over(self, base: MeasuredQuality | None) -> Ratio | None:
+    def over(self, base: MeasuredQuality | None) -> Estimate | None:
         """Recall over that of another table."""
         if base is None or base.recall <= 0:
             return None
-        ends = interval(over(self.recalls, base.recalls))
-        low, high = ends if ends is not None else (None, None)
-        return Ratio(self.recall / base.recall, low, high)
+        return _estimate(self.recall / base.recall, over(self.recalls, base.recalls))
 
-    def quality(self, base: MeasuredQuality | None) -> TableQuality:
-        """Return the quality as the report has it for a full table. base: quality that ratios are relative to."""
-        return TableQuality(
-            recall=self.recall,
-            ndcg=self.ndcg,
-            recall_interval=self.recall_interval,
-            ndcg_interval=self.ndcg_interval,
-            to_global=self.over(base),
-        )
+    def quality(self, base: MeasuredQuality | None = None) -> Quality:
+        """Return the quality as the report has it. base: quality of the global table, which it is compared with."""
+        return Quality(_estimate(self.recall, self.recalls), _estimate(self.ndcg, self.ndcgs), self.over(base))
 
     def gain(self, first: MeasuredQuality) -> Gain | None:
         """Recall less that of a first table; None without replicates."""
-        ends = interval(self.recalls - first.recalls)
-        return None if ends is None else Gain(self.recall - first.recall, *ends, devices=self.devices)
+        gain = _estimate(self.recall - first.recall, self.recalls - first.recalls)
+        return None if gain.ends is None else Gain(gain, self.devices)
 
 
-def _interval(replicates: Doubles) -> Interval | None:
-    ends = interval(replicates)
-    return None if ends is None else Interval(*ends)
+def _estimate(value: float, replicates: Doubles) -> Estimate:
+    return Estimate(value, *(interval(replicates) or (None, None)))
 
 
-__all__ = ["MeasuredQuality"]
+def qualities(reply: wire.EvaluateReply) -> list[Quality]:
+    """Means over devices, for each of the budgets asked for."""
+    recall, ndcg = reply.by_budget().mean()
+    return [Quality(Estimate(float(r)), Estimate(float(n))) for r, n in zip(recall, ndcg, strict=True)]
+
+
+def cell_recalls(sums: MetricSums) -> list[Estimate | None]:
+    """Mean recall of every cell, with half the width of its interval where two devices count or more; None for a cell
+    without devices.
+    """
+    cells = zip(sums.mean()[0].tolist(), sums.margin().tolist(), sums.devices.tolist(), strict=True)
+    return [estimate_within(recall, margin) if devices else None for recall, margin, devices in cells]
+
+
+def estimate_within(value: float, margin: float) -> Estimate:
+    """Return the estimate of a margin, which is NaN where it is not known."""
+    return Estimate.from_margin(value, None if np.isnan(margin) else margin)
+
+
+__all__ = ["MeasuredQuality", "cell_recalls", "estimate_within", "qualities"]

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,17 +90,23 @@ class PerDevice:
         sums = Replicates.from_devices(self.devices, self.recall[:, places], self.ndcg[:, places], self.counted, count)
         return np.stack(sums.means())
 
-    def write(self, path: Path) -> None:
-        """Write the figures as a Parquet file."""
-        columns: dict[str, pa.Array] = {
-            "device": pa.array(self.devices),
-            "class": pa.array(self.classes).dictionary_encode(),
-            "group": pa.array(self.groups),
-            "test_items": pa.array(self.items),
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of the file, by name, (N,) each."""
+        columns: dict[str, Any] = {
+            "device": self.devices,
+            "class": list(self.classes),
+            "group": self.groups,
+            "test_items": self.items,
         }
         for place, table in enumerate(self.tables):
             for metric, values in zip(METRICS, (self.recall, self.ndcg), strict=True):
-                columns[f"{metric}@{self.top_n} {table}"] = pa.array(values[:, place])
+                columns[f"{metric}@{self.top_n} {table}"] = values[:, place]
+        return columns
+
+    def write(self, path: Path) -> None:
+        """Write the figures as a Parquet file."""
+        columns = {name: pa.array(values) for name, values in self.columns().items()}
+        columns["class"] = columns["class"].dictionary_encode()
         about = {"tables": self.tables, "top_n": self.top_n, "seed": self.seed, "test_items": self.test_items}
         table = pa.table(columns).replace_schema_metadata({_ABOUT: json.dumps(about).encode()})
         pa.parquet.write_table(table, path)

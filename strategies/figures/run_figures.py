@@ -15,10 +15,10 @@ from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event, OnEvent
 from fl_peel.exchange.counters import ClassCounts, DeviceTraces
-from fl_peel.ranking.top import MetricSums
-from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, margins_of, qualities
+from fl_peel.figures import read_fields
+from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator
 from strategies.figures.clock import class_costs, round_clock
-from strategies.figures.intervals import MeasuredQuality
+from strategies.figures.intervals import MeasuredQuality, cell_recalls, qualities
 from strategies.figures.per_device import OWN_BUDGET, PerDevice
 from strategies.figures.schema import (
     BudgetRow,
@@ -28,7 +28,6 @@ from strategies.figures.schema import (
     DeviceTrace,
     FullTableResult,
     HistoryRow,
-    Quality,
     RefinementResult,
     RoundRow,
     UserGroupRow,
@@ -221,18 +220,14 @@ def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullT
         for place, share in enumerate(evaluator.scenario.evaluation.budgets):
             one = MeasuredQuality.from_reply(asked.reply, place)
             rows.append(
-                BudgetRow(
+                read_fields(
+                    BudgetRow,
+                    asked,
+                    one.quality(measured.get("global")),
                     share=share,
                     budget_bytes=budget_bytes(evaluator.layout, share),
-                    precision=asked.precision,
-                    selector=asked.selector,
-                    recall=one.recall,
-                    ndcg=one.ndcg,
                     stored_bytes_max=int(asked.reply.stored_max[place]),
                     devices=one.devices,
-                    recall_interval=one.recall_interval,
-                    ndcg_interval=one.ndcg_interval,
-                    to_global=one.over(measured.get("global")),
                     to_strongest=one.over(strongest),
                 )
             )
@@ -244,18 +239,18 @@ def device_class_rows(
 ) -> dict[str, DeviceClassRow]:
     """Return every class under its devices' own budgets of the moment, in rounds and in the evaluation ``own``."""
     by_class = own.by_class()
-    qualities_, margins = _qualities(by_class), margins_of(by_class)
+    recalls, ndcgs = cell_recalls(by_class), by_class.mean()[1].tolist()
     served = own.owned[0]  # (C,) each
     trained = reduce(add, (record.classes for record in records), ClassCounts.zeros(len(members.class_names)))
     costs = class_costs(records, served.devices)
     rows = {}
     for i, name in enumerate(members.class_names):
-        devices, quality = int(served.devices[i]), qualities_[i]
+        devices = int(served.devices[i])
         moments = max(int(trained.devices[i]) + devices, 1)
         rows[name] = DeviceClassRow(
             devices=devices,
-            recall=None if quality is None else quality.recall,
-            ndcg=None if quality is None else quality.ndcg,
+            recall=recalls[i],
+            ndcg=None if recalls[i] is None else ndcgs[i],
             budget_bytes_mean=float((trained.budget_bytes[i] + served.budget_bytes[i]) / moments),
             stored_bytes_mean=float((trained.stored_bytes[i] + served.stored_bytes[i]) / moments),
             reselections=int(trained.reselections[i]),
@@ -265,7 +260,6 @@ def device_class_rows(
             download_bytes=float(trained.download_bytes[i] / max(devices, 1)),
             upload_bytes=float(trained.upload_bytes[i] / max(devices, 1)),
             costs=costs[i],
-            recall_margin=margins[i],
         )
     return rows
 
@@ -273,58 +267,29 @@ def device_class_rows(
 def user_group_rows(members: Members, num_groups: int, own: wire.EvaluateReply) -> tuple[UserGroupRow, ...]:
     """Return every user group under its devices' own budgets of the moment."""
     by_group = own.by_group()
-    qualities_, margins = _qualities(by_group), margins_of(by_group)
     sizes = np.bincount(members.groups, minlength=num_groups)
     return tuple(
         UserGroupRow(
             group=i,
             devices=int(sizes[i]),
-            recall=None if quality is None else quality.recall,
-            ndcg=None if quality is None else quality.ndcg,
-            recall_margin=margins[i],
+            recall=recall,
+            ndcg=None if recall is None else ndcg,
         )
-        for i, quality in enumerate(qualities_[:num_groups])
+        for i, (recall, ndcg) in enumerate(zip(cell_recalls(by_group), by_group.mean()[1].tolist(), strict=True))
+        if i < num_groups
     )
-
-
-def _qualities(sums: MetricSums) -> list[Quality | None]:
-    """Return the mean recall and NDCG of every cell, None for a cell without devices."""
-    recall, ndcg = sums.mean()
-    cells = zip(recall.tolist(), ndcg.tolist(), sums.devices.tolist(), strict=True)
-    return [Quality(r, n) if devices else None for r, n, devices in cells]
 
 
 def round_rows(records: Sequence[RoundRecord]) -> tuple[RoundRow, ...]:
     """Return what every round moved and which devices it reached."""
-    return tuple(
-        RoundRow(
-            server_round=record.server_round,
-            download_bytes=record.download_bytes,
-            upload_bytes=record.upload_bytes,
-            message_bytes=record.message_bytes,
-            devices=record.devices,
-            failures=record.failures,
-            seconds=record.seconds,
-            clock=round_clock(record),
-        )
-        for record in records
-    )
+    return tuple(read_fields(RoundRow, record, clock=round_clock(record)) for record in records)
 
 
 def history_rows(records: Sequence[RoundRecord]) -> tuple[HistoryRow, ...]:
     """Return what every round measured, at its time on the virtual clock."""
     elapsed = np.cumsum([record.virtual_seconds for record in records]).tolist()
-    return tuple(
-        HistoryRow(
-            server_round=record.server_round,
-            virtual_seconds=seconds,
-            loss=record.loss,
-            recall=record.recall,
-            ndcg=record.ndcg,
-            controller_loss=record.controller_loss,
-        )
-        for record, seconds in zip(records, elapsed, strict=True)
-    )
+    pairs = zip(records, elapsed, strict=True)
+    return tuple(read_fields(HistoryRow, record, virtual_seconds=seconds) for record, seconds in pairs)
 
 
 def device_traces(members: Members, records: Sequence[RoundRecord]) -> tuple[DeviceTrace, ...]:

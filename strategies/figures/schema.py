@@ -5,18 +5,22 @@ that of the fields below, in their order (:mod:`fl_peel.json_codec` has the rule
 ``evaluation.top_n`` items: a type has ``recall``, the file ``recall@20`` for 20. Validation metrics of rounds are
 always of the first 20.
 
+A number with an interval is an :class:`fl_peel.figures.Estimate`. :class:`fl_peel.figures.Column` marks what says where
+figures belong: by these marks every number of a result becomes a row of its table (:attr:`RunResult.figures`).
+
 Units: bytes are whole bytes (displayed as 1 KB = 1000 B), seconds are wall time unless the name says `virtual`, metrics
 are in 0..1 and averaged over devices, a `share` is a fraction of the bytes of the fp32 full item table (0.01 is 1%).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Self
 
 from pydantic import Field
 
 from fl_peel.errors import ReportError
+from fl_peel.figures import Beside, Column, Estimate, Figures
 from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
 from fl_peel.privacy.report import PrivacyReport
 
@@ -26,11 +30,15 @@ Seconds = Annotated[float, Field(ge=0)]
 Metric = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0)]
 Mean = Annotated[float, Field(ge=0)]
-Recall = Annotated[Metric, JsonKey("recall@{top_n}")]
-MaybeRecall = Annotated[Metric | None, JsonKey("recall@{top_n}")]
-Ndcg = Annotated[Metric, JsonKey("ndcg@{top_n}")]
+Recall = Annotated[Estimate, JsonKey("recall@{top_n}"), Beside(Metric)]
+Ndcg = Annotated[Estimate, JsonKey("ndcg@{top_n}"), Beside(Metric)]
 MaybeNdcg = Annotated[Metric | None, JsonKey("ndcg@{top_n}")]
-DeviceClass = Annotated[str, JsonKey("class")]
+MARGIN = Beside(Metric | None, "{key}_margin", "margin")
+"""Layout of a recall with half the width of its interval, by Student's t; unknown where less than two devices count."""
+MaybeRecall = Annotated[Estimate | None, JsonKey("recall@{top_n}"), MARGIN]
+DeviceClass = Annotated[str, JsonKey("class"), Column("device_class")]
+Method = Annotated[str, Column("method")]
+Round = Annotated[Count, Column("round")]
 
 PEEL = "peel"
 """Elastic tables, among the ways of serving devices that fairness compares."""
@@ -42,52 +50,18 @@ FIXED_TIERS, EXCLUDING_SMALL, TRAINED_WITHOUT = "fixed_tiers", "excluding_small"
 
 @dataclass(frozen=True)
 class Quality:
-    """Recall and NDCG on the test split, full ranking, averaged over devices."""
+    """Recall and NDCG, full ranking, averaged over devices; to_global: recall relative to the global table, paired."""
 
     recall: Recall
     ndcg: Ndcg
-
-
-@dataclass(frozen=True)
-class Interval:
-    """95 % interval over devices; see docs/statistics.md."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """Recall relative to another table, with its paired 95 % interval over devices; the ends are None where
-    ``evaluation.bootstrap`` is 0."""
-
-    value: Mean
-    low: Mean | None
-    high: Mean | None
-
-
-RecallInterval = Annotated[Interval | None, JsonKey("recall@{top_n}_interval")]
-NdcgInterval = Annotated[Interval | None, JsonKey("ndcg@{top_n}_interval")]
-RecallMargin = Annotated[Mean | None, JsonKey("recall@{top_n}_margin")]
-"""Half the width of a 95 % interval over devices, by Student's t; None where less than two devices count."""
-
-
-@dataclass(frozen=True)
-class TableQuality(Quality):
-    """Recall and NDCG of a full table with 95 % intervals, and its recall relative to the global table."""
-
-    recall_interval: RecallInterval = None
-    ndcg_interval: NdcgInterval = None
-    to_global: Ratio | None = None
+    to_global: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Paired gain in recall of the second table over the first: mean over ``devices``, and its 95 % interval."""
+    """Paired gain in recall of the second table over the first: mean over ``devices``."""
 
-    mean: float
-    low: float
-    high: float
+    recall: Annotated[Estimate, JsonKey("mean"), Beside(float, "{end}", "end")]
     devices: Count
 
 
@@ -101,12 +75,18 @@ class FullTableResult:
     """
 
     bytes: Bytes
-    globally: Annotated[TableQuality | None, JsonKey("global")] = None
-    start: TableQuality | None = None
-    start_validation: Quality | None = None
-    refined: TableQuality | None = None
-    gain: Gain | None = None
+    globally: Annotated[Quality | None, JsonKey("global"), Column("table", "global")] = None
+    start: Annotated[Quality | None, Column("table", "start")] = None
+    start_validation: Annotated[Quality | None, Column("table", "start")] = None
+    refined: Annotated[Quality | None, Column("table", "refined")] = None
+    gain: Annotated[Gain | None, Column("table", "refined")] = None
     strongest: str | None = None
+
+    @property
+    def tables(self) -> dict[str, Quality]:
+        """Return the tables that were measured on the test, by name."""
+        tables = {"global": self.globally, "start": self.start, "refined": self.refined}
+        return {name: quality for name, quality in tables.items() if quality is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +98,16 @@ class BudgetRow:
     run.
     """
 
-    share: Share
-    budget_bytes: Bytes
-    precision: str
-    selector: str
+    share: Annotated[Share, Column("budget_share")]
+    budget_bytes: Annotated[Bytes, Column("budget_bytes")]
+    precision: Annotated[str, Column("precision")]
+    selector: Annotated[str, Column("selector")]
     recall: Recall
     ndcg: Ndcg
     stored_bytes_max: Bytes
     devices: Count
-    recall_interval: RecallInterval = None
-    ndcg_interval: NdcgInterval = None
-    to_global: Ratio | None = None
-    to_strongest: Ratio | None = None
+    to_global: Estimate | None = None
+    to_strongest: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,18 +148,16 @@ class DeviceClassRow:
     download_bytes: Mean
     upload_bytes: Mean
     costs: Annotated[ClassCosts, Inline()]
-    recall_margin: RecallMargin = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class UserGroupRow:
     """User group (a cluster of users) with its number of devices and their quality."""
 
-    group: int
+    group: Annotated[int, Column("user_group")]
     devices: Count
     recall: MaybeRecall
     ndcg: MaybeNdcg
-    recall_margin: RecallMargin = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +183,7 @@ class Stage1Step:
     deadline; bytes and energy: totals over all devices.
     """
 
-    step: str
+    step: Annotated[str, Column("step")]
     times: Count
     devices: Count
     unavailable: Count
@@ -263,7 +239,7 @@ class Stage1Result:
     epsilon: Mean | None = None
     filter: Stage1Filter
     steps: tuple[Stage1Step, ...]
-    classes: dict[str, Stage1Class]
+    classes: Annotated[dict[str, Stage1Class], Column("device_class")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +249,7 @@ class ComparisonRow:
     accepted the refined table.
     """
 
-    server_round: Count
+    server_round: Round
     devices: Count
     difference: float
     standard_error: Mean
@@ -288,7 +264,7 @@ class RefinementResult:
 
     groups: Count
     groups_kept: Count
-    rounds_kept: dict[str, Count]
+    rounds_kept: Annotated[dict[str, Count], Column("rounds", whole=True)]
     bytes_down_mean: Mean
     comparisons: tuple[ComparisonRow, ...]
 
@@ -298,7 +274,7 @@ class RoundRow:
     """Federated round. download_bytes, upload_bytes: bytes of all devices; message_bytes: bytes of the messages to and
     from nodes; devices: devices whose update was counted; failures: devices of failed nodes."""
 
-    server_round: Count
+    server_round: Round
     download_bytes: Bytes
     upload_bytes: Bytes
     message_bytes: Bytes
@@ -312,7 +288,7 @@ class RoundRow:
 class HistoryRow:
     """Metrics of a round, at its time on the virtual clock; None where a metric was not measured."""
 
-    server_round: Count
+    server_round: Round
     virtual_seconds: Mean
     loss: float | None
     recall: Annotated[Metric | None, JsonKey("validation recall@20")]
@@ -325,11 +301,11 @@ class DeviceTrace:
     """Trace of one device over the rounds; the three lists have equal length, with None for rounds in which it was not
     observed."""
 
-    device: int
-    device_class: str
-    budget_bytes: tuple[Bytes | None, ...]
-    stored_bytes: tuple[Bytes | None, ...]
-    kept_blocks: tuple[Count | None, ...]
+    device: Annotated[int, Column("device")]
+    device_class: Annotated[str, Column("device_class")]
+    budget_bytes: Annotated[tuple[Bytes | None, ...], Column("round")]
+    stored_bytes: Annotated[tuple[Bytes | None, ...], Column("round")]
+    kept_blocks: Annotated[tuple[Count | None, ...], Column("round")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +322,7 @@ class TimeToRecall:
     with the cost per device until then."""
 
     device_class: DeviceClass
-    target_share: Share
+    target_share: Annotated[Share, Column("target_share")]
     recall: Annotated[Metric, JsonKey("validation recall@20")]
     server_round: Count
     virtual_seconds: Mean
@@ -357,25 +333,26 @@ class TimeToRecall:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFairness:
-    """Quality of a device class. recall: by serving method; ratio: elastic recall relative to a full table; margin:
-    half the width of the 95 % interval of each recall. None where no device of the class was evaluated, or the
-    denominator is 0.
+    """Quality of a device class. recall: by serving method; ratio: elastic recall relative to a full table. None where
+    no device of the class was evaluated, or the denominator is 0.
     """
 
     device_class: DeviceClass
     devices: Count
     budget_bytes: Mean | None
-    recall: Annotated[dict[str, Metric | None], Inline()]
-    ratio: Annotated[dict[str, Mean | None], Inline("ratio_")] = field(default_factory=dict)
-    margin: Annotated[dict[str, Mean | None], Inline("margin_")] = field(default_factory=dict)
+    recall: Annotated[
+        dict[str, Estimate | None],
+        *(Inline(), Column("method"), Beside(Metric | None, "margin_{key}", "margin", null=True)),
+    ]
+    ratio: Annotated[dict[str, Mean | None], Inline("ratio_"), Column("method")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
     """Distribution of recall over all devices under one serving method; None without devices."""
 
-    method: str
-    recall: Recall
+    method: Method
+    recall: Annotated[Metric, JsonKey("recall@{top_n}")]
     worst_10_percent: Metric | None
     worst_25_percent: Metric | None
     worst_50_percent: Metric | None
@@ -386,7 +363,7 @@ class Spread:
 class WorstClass:
     """Device class with the smallest ratio of elastic recall to that of a full table."""
 
-    against: str
+    against: Method
     device_class: DeviceClass
     ratio: Mean
 
@@ -395,7 +372,7 @@ class WorstClass:
 class ClassGap:
     """Recall of the class with the largest budgets minus that of the one with the smallest, under one method."""
 
-    method: str
+    method: Method
     smallest: str
     largest: str
     gap: float
@@ -406,7 +383,7 @@ class FixedTiersResult:
     """Fixed table sizes, and the size that each class was given, as shares."""
 
     tiers: tuple[Share, ...]
-    chosen: dict[str, Share]
+    chosen: Annotated[dict[str, Share], Column("device_class")]
 
 
 @dataclass(frozen=True)
@@ -434,23 +411,19 @@ class FairnessResult:
 @dataclass(frozen=True, kw_only=True)
 class Fall:
     """Drop of all budgets at once by a factor: recall of elastic devices, of rigid devices, with full tables, and with
-    tables trained for the reduced budgets (None where they were not requested); margins: half the width of the 95 %
-    intervals.
+    tables trained for the reduced budgets (None where they were not requested).
     """
 
-    factor: Share
+    factor: Annotated[Share, Column("factor")]
     budget_bytes_mean: Mean
     stored_bytes_mean: Mean
-    elastic: Metric
-    rigid: Metric
+    elastic: Annotated[Estimate, MARGIN]
+    rigid: Annotated[Estimate, MARGIN]
     full_table_global: Metric | None = None
     full_table_refined: Metric | None = None
-    trained_for: Metric | None
+    trained_for: Annotated[Estimate | None, MARGIN]
     elastic_to_trained_for: Mean | None
     budget_violations: Count
-    elastic_margin: Mean | None = None
-    rigid_margin: Mean | None = None
-    trained_for_margin: Mean | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,19 +463,16 @@ class ClassFollowed:
 
 @dataclass(frozen=True, kw_only=True)
 class FollowedMoment:
-    """Followed devices at one time after training. growth_bytes: bytes sent since the previous moment; margins: half
-    the width of the 95 % intervals of recall."""
+    """Followed devices at one time after training. growth_bytes: bytes sent since the previous moment."""
 
-    hours: Mean
+    hours: Annotated[Mean, Column("hours")]
     budget_bytes_mean: Mean
     stored_bytes_mean: Mean
     kept_blocks_mean: Mean
     growth_bytes: Bytes
-    recall: Metric
-    rigid_recall: Metric
+    recall: Annotated[Estimate, MARGIN]
+    rigid_recall: Annotated[Estimate, MARGIN]
     rigid_empty_share: Metric
-    recall_margin: Mean | None = None
-    rigid_recall_margin: Mean | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -529,15 +499,15 @@ class ElasticTrace:
     """Trace of one device followed after training, in simulation only: one value per moment; recall only where it
     re-selected blocks."""
 
-    device: int
-    device_class: str
-    hours: tuple[Mean, ...]
-    budget_bytes: tuple[Bytes, ...]
-    stored_bytes: tuple[Bytes, ...]
-    kept_blocks: tuple[Count, ...]
-    moved_bytes: tuple[Bytes, ...]
-    recall_before: tuple[Metric | None, ...]
-    recall_after: tuple[Metric | None, ...]
+    device: Annotated[int, Column("device")]
+    device_class: Annotated[str, Column("device_class")]
+    hours: Annotated[tuple[Mean, ...], Column("moment")]
+    budget_bytes: Annotated[tuple[Bytes, ...], Column("moment")]
+    stored_bytes: Annotated[tuple[Bytes, ...], Column("moment")]
+    kept_blocks: Annotated[tuple[Count, ...], Column("moment")]
+    moved_bytes: Annotated[tuple[Bytes, ...], Column("moment")]
+    recall_before: Annotated[tuple[Metric | None, ...], Column("moment")]
+    recall_after: Annotated[tuple[Metric | None, ...], Column("moment")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,9 +515,9 @@ class PoisoningRow:
     """Share of malicious devices under a defence ("none"): recall, hit rate of the target items, and recall relative to
     the clean run."""
 
-    share: Metric
-    robust: str
-    recall: Recall
+    share: Annotated[Metric, Column("malicious_share")]
+    robust: Annotated[str, Column("defence")]
+    recall: Annotated[Metric, JsonKey("recall@{top_n}")]
     target_hit_rate: Metric
     recall_ratio: Mean
 
@@ -595,16 +565,8 @@ class SecureCounts:
 
     def __add__(self, other: Self) -> SecureCounts:
         """Add the counts of both."""
-        return SecureCounts(
-            groups=self.groups + other.groups,
-            sat_out_groups=self.sat_out_groups + other.sat_out_groups,
-            void_groups=self.void_groups + other.void_groups,
-            announced=self.announced + other.announced,
-            devices=self.devices + other.devices,
-            dropped=self.dropped + other.dropped,
-            recovered=self.recovered + other.recovered,
-            void_devices=self.void_devices + other.void_devices,
-        )
+        names = [one.name for one in fields(self)]
+        return SecureCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 @dataclass(frozen=True)
@@ -619,7 +581,7 @@ class VoidGroup:
 class SecureRound:
     """Outcome of the protocol in one round."""
 
-    server_round: Count
+    server_round: Round
     counts: Annotated[SecureCounts, Inline()]
     void: tuple[VoidGroup, ...]
 
@@ -714,10 +676,10 @@ class RunResult:
     """
 
     scenario: dict[str, Any]
-    seed: int
+    seed: Annotated[int, Column("seed")]
     versions: dict[str, str] = field(default_factory=dict)
     budgets: tuple[BudgetRow, ...]
-    device_classes: dict[str, DeviceClassRow]
+    device_classes: Annotated[dict[str, DeviceClassRow], Column("device_class")]
     user_groups: tuple[UserGroupRow, ...] = ()
     full_table: FullTableResult
     stage1: Stage1Result | None = None
@@ -733,7 +695,7 @@ class RunResult:
     poisoning: PoisoningResult | None = None
     secure_aggregation: SecureAggregationResult | None = None
     privacy: PrivacyReport | None = None
-    stages: dict[str, Seconds]
+    stages: Annotated[dict[str, Seconds], Column("stage")]
     environment: EnvironmentResult | None = None
     peak_rss_bytes: Bytes | None = None
     fleet: FleetResult | None = None
@@ -743,6 +705,11 @@ class RunResult:
     def top_n(self) -> int:
         """Length N of the list in Recall@N and NDCG@N."""
         return _top_n(self.scenario)
+
+    @property
+    def figures(self) -> Figures:
+        """Return every number of the run, as the rows of a tidy table."""
+        return Figures.from_result(self, top_n=self.top_n)
 
 
 def _top_n(scenario: Any) -> int:

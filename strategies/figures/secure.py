@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fl_peel.figures import read_fields
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import (
     SecureAggregationResult,
@@ -23,23 +24,14 @@ def secure_report(scenario: Scenario, records: Sequence[SecureRecord]) -> Secure
     bytes_per_device: of one device in one round, besides blocks, ``vector`` being the larger part of ``upload``;
     seconds: of one processor, in all; devices_per_second: that are in a sum, by these seconds.
     """
-    part = scenario.secure_aggregation
-    counts = sum((counts_of(record) for record in records), SecureCounts())
+    counts = sum((read_fields(SecureCounts, record) for record in records), SecureCounts())
     shared = max(sum(record.shared for record in records), 1)
     seconds = SecureSeconds(
         float(sum(record.device_s for record in records)), float(sum(record.server_s for record in records))
     )
     spent = seconds.devices + seconds.server
     return SecureAggregationResult(
-        settings=SecureSettings(
-            masked=part.masked,
-            devices_per_group=part.devices_per_group,
-            min_devices=part.min_devices,
-            neighbours=part.neighbours,
-            threshold=part.threshold,
-            word_bits=part.word_bits,
-            dropout_share=part.dropout_share,
-        ),
+        settings=read_fields(SecureSettings, scenario.secure_aggregation),
         counts=counts,
         bytes_per_device=SecureBytes(
             download=sum(record.download_bytes for record in records) / shared,
@@ -51,7 +43,7 @@ def secure_report(scenario: Scenario, records: Sequence[SecureRecord]) -> Secure
         rounds=tuple(
             SecureRound(
                 server_round=record.server_round,
-                counts=counts_of(record),
+                counts=read_fields(SecureCounts, record),
                 void=tuple(VoidGroup(group, why) for group, why in sorted(record.why_void.items())),
             )
             for record in records
@@ -59,18 +51,4 @@ def secure_report(scenario: Scenario, records: Sequence[SecureRecord]) -> Secure
     )
 
 
-def counts_of(record: SecureRecord) -> SecureCounts:
-    """Return the counts of one round."""
-    return SecureCounts(
-        groups=record.groups,
-        sat_out_groups=record.sat_out_groups,
-        void_groups=record.void_groups,
-        announced=record.announced,
-        devices=record.devices,
-        dropped=record.dropped,
-        recovered=record.recovered,
-        void_devices=record.void_devices,
-    )
-
-
-__all__ = ["counts_of", "secure_report"]
+__all__ = ["secure_report"]

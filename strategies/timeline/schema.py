@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from strategies.figures.schema import Interval, OverTime, Ratio
+from fl_peel.figures import Beside, Column, Estimate, Figures
+from strategies.figures.schema import OverTime
 
 
 @dataclass(frozen=True)
@@ -13,10 +14,9 @@ class LineResult:
     """Mean recall@20 and NDCG@20 of ``devices`` devices of one kind, or of all, over one period or several (a device
     counts once per period), with the interval of recall."""
 
-    recall: float
+    recall: Annotated[Estimate, Beside(float, "interval", null=True)]
     ndcg: float
     devices: int
-    interval: Interval | None
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,10 @@ class ReadCosts:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Device class under its own budgets: recall@20 and half the width of its 95 % interval, devices evaluated, mean
-    bytes of the budgets and of what is stored."""
+    """Device class under its own budgets: recall@20, devices evaluated, mean bytes of the budgets and of what is
+    stored."""
 
-    recall: float | None
-    margin: float | None
+    recall: Annotated[Estimate | None, Beside(float | None, "margin", "margin", null=True)]
     devices: int
     budget_bytes_mean: float
     held_bytes_mean: float
@@ -58,7 +57,7 @@ class PeriodResult:
     arrived.
     """
 
-    exponents: dict[str, float]
+    exponents: Annotated[dict[str, float], Column("exponent")]
     begins: int
     ends: int
     devices: int
@@ -74,9 +73,9 @@ class PeriodResult:
     refinement_down: float
     refinement_up: float
     virtual_seconds: float
-    lines: dict[str, dict[str, LineResult]]
-    reads: dict[str, ReadCosts]
-    classes: dict[str, ClassResult]
+    lines: Annotated[dict[str, Annotated[dict[str, LineResult], Column("cohort")]], Column("method")]
+    reads: Annotated[dict[str, ReadCosts], Column("method")]
+    classes: Annotated[dict[str, ClassResult], Column("device_class")]
     followed: OverTime | None
 
 
@@ -85,8 +84,8 @@ class TimelineSummary:
     """Serving method over several periods: quality of all devices and by kind, and its recall relative to every other
     method."""
 
-    lines: dict[str, LineResult]
-    over: dict[str, Ratio]
+    lines: Annotated[dict[str, LineResult], Column("cohort")]
+    over: Annotated[dict[str, Estimate], Column("base")]
 
 
 @dataclass(frozen=True)
@@ -95,16 +94,21 @@ class TimelineResult:
     the last three periods; whole: summaries over all periods."""
 
     scenario: dict[str, Any]
-    seed: int
+    seed: Annotated[int, Column("seed")]
     full_table_bytes: int
-    periods: tuple[PeriodResult, ...]
-    last: dict[str, TimelineSummary]
-    whole: dict[str, TimelineSummary]
-    stages: dict[str, float]
+    periods: Annotated[tuple[PeriodResult, ...], Column("period")]
+    last: Annotated[dict[str, TimelineSummary], Column("method")]
+    whole: Annotated[dict[str, TimelineSummary], Column("method")]
+    stages: Annotated[dict[str, float], Column("stage")]
     nodes: int
     versions: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     peak_rss_bytes: int = 0
+
+    @property
+    def figures(self) -> Figures:
+        """Return every number of the timeline, as the rows of a tidy table."""
+        return Figures.from_result(self)
 
 
 __all__ = ["ClassResult", "LineResult", "PeriodResult", "ReadCosts", "TimelineResult", "TimelineSummary"]

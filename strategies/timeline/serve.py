@@ -547,7 +547,7 @@ class _TimelineRun:
     def summary_line(self, period: int) -> str:
         """Return a summary in one line."""
         one = self.periods[period]
-        recall = {name: one.lines[name]["all"].recall for name in (FULL, "cached-list") if name in one.lines}
+        recall = {name: one.lines[name]["all"].recall.value for name in (FULL, "cached-list") if name in one.lines}
         words = ", ".join(f"{name} {value:.4f}" for name, value in recall.items())
         return f"{one.devices:,} devices, {one.joining} joining, {one.items:,} items; recall@20: {words}"
 

@@ -9,15 +9,14 @@ from operator import add
 from fl_peel import wire
 from fl_peel.events import plain_name
 from fl_peel.exchange.counters import RefreshCounts
-from strategies.evaluation.evaluator import margins_of
-from strategies.figures.intervals import MeasuredQuality
+from strategies.figures.intervals import MeasuredQuality, cell_recalls
 from strategies.timeline.schema import ClassResult, LineResult, PeriodResult, ReadCosts, TimelineSummary
 from strategies.timeline.serving_metrics import COHORTS, Cohort, ServingMetrics
 
 
 def line_result(measured: MeasuredQuality) -> LineResult:
     """Return the result of some devices in some periods."""
-    return LineResult(measured.recall, measured.ndcg, measured.devices, measured.recall_interval)
+    return LineResult(measured.quality().recall, measured.ndcg, measured.devices)
 
 
 def by_kind(lines: ServingMetrics, periods: Sequence[int], line: str) -> dict[str, LineResult]:
@@ -34,7 +33,7 @@ def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, Line
 def period_figures(period: PeriodResult) -> dict[str, float]:
     """Return the figures of a period, by their names in events."""
     sizes = ("devices", "joining", "items", "user_groups", "changed_rows")
-    recalls = {line: kinds["all"].recall for line, kinds in period.lines.items() if "all" in kinds}
+    recalls = {line: kinds["all"].recall.value for line, kinds in period.lines.items() if "all" in kinds}
     return {f"timeline/{name}": float(getattr(period, name)) for name in sizes} | {
         f"timeline/recall_at_20/{plain_name(line)}": recall for line, recall in recalls.items()
     }
@@ -81,14 +80,12 @@ def class_results(
     """Return the results of device classes under the devices' own budgets, which are at position ``place``."""
     sums = reduce(add, (reply.sums[place] for reply in replies.values())).total(axis=1)
     owned = reduce(add, (reply.owned[place] for reply in replies.values()))
-    recall, _ = sums.mean()
-    margins, results = margins_of(sums), {}
-    for number, name in enumerate(names):
-        devices, held = int(sums.devices[number]), max(int(owned.devices[number]), 1)
+    results = {}
+    for number, (name, recall) in enumerate(zip(names, cell_recalls(sums), strict=True)):
+        held = max(int(owned.devices[number]), 1)
         results[name] = ClassResult(
-            recall=float(recall[number]) if devices else None,
-            margin=margins[number],
-            devices=devices,
+            recall=recall,
+            devices=int(sums.devices[number]),
             budget_bytes_mean=int(owned.budget_bytes[number]) / held,
             held_bytes_mean=int(owned.stored_bytes[number]) / held,
         )

@@ -4,5 +4,6 @@
 
 from clients.fleet.contracts import BudgetContract, ProfileContract
 from fl_peel.weighting.contracts import SelectorContract
+from simulations.report.contracts import SectionContract
 
-__all__ = ["BudgetContract", "ProfileContract", "SelectorContract"]
+__all__ = ["BudgetContract", "ProfileContract", "SectionContract", "SelectorContract"]

@@ -12,6 +12,7 @@ from simulations.engine import engine
 from simulations.report import run_files
 from tests.helpers.browser import browser
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.without_ray import bare_sections
 
 QUICK = ["refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=0.1"]
 """Overrides of the tiny scenario for runs of which nothing but their surroundings matters."""
@@ -39,7 +40,7 @@ def grids():
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages of runs have no figures, which take longer to draw than all the rest: test_run.py draws them."""
-    monkeypatch.setattr(run_files, "report_figures", lambda result: ())
+    monkeypatch.setattr(run_files, "run_sections", bare_sections)
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_a_run_of_which_little_is_asked_has_its_figures(tiny, tmp_path, monkeypa
     monkeypatch.setattr(runner, "simulated", lambda *args, server: server(LoopbackGrid(2), *args))
     result = run(tiny, overrides=QUICK, out=tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
-    drawn = report_figures(result.figures)
+    drawn = list(report_figures(result.measured))
     assert {"recall", "traces", "bytes", "learning"} <= {plot.name for plot in drawn}
     assert [f'aria-label="{escape(plot.alt)}"' in page for plot in drawn] == [True] * len(drawn)
 
@@ -289,7 +289,7 @@ def test_run_from_python_on_ray(tiny, tmp_path):
     )
     assert os.environ.get("PYTHONPATH") == python_path
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
-    assert figures(result.figures) == figures(wanted)
+    assert figures(result.measured) == figures(wanted)
     assert result["environment"]["nodes"] == 8
     assert [event.stage for event in events if event.done == event.total][-1] == "heterogeneity"
     assert len(list((tmp_path / "cache").iterdir())) == 1

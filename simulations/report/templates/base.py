@@ -1,9 +1,17 @@
-"""Parts that both pages share: head, styles, heading, tables, figures, and the part on how to reproduce."""
+"""The page of a result: head, styles, heading, sections with tables and figures, and how to reproduce it."""
 
 PARTS = """\
-{% macro table(view, bare=false, id="") %}
+{% macro table(view, bare=false) %}
 {% if view.rows | length == 1 %}{{ sentence(view, bare) }}{% else %}
-<div class="scroll"{% if id %} id="{{ id }}"{% endif %} tabindex="0" role="region" aria-label="{{ view.title }}">
+{% if view.slider %}
+<div class="slider" id="budget" hidden>
+<label for="share">Budget</label>
+<input type="range" id="share" min="0" max="0" step="1">
+<output for="share"></output>
+</div>
+{% endif %}
+<div class="scroll"{% if view.slider %} id="budgets"{% endif %} tabindex="0" role="region"
+ aria-label="{{ view.title }}">
 <table class="{{ 'narrow' if view.columns | length < 4 }}{{ ' wrap' if view.best }}">
 <caption{% if bare %} class="hidden"{% endif %}>{{ view.title }}</caption>
 <thead><tr>
@@ -206,4 +214,30 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 {% endblock %}
 </body>
 </html>
+"""
+
+PAGE = """\
+{% extends "base.html" %}
+{% from "parts.html" import table, figure %}
+{% block content %}
+{% if demo %}
+<p class="why"><a href="{{ demo }}">Interactive demo</a>: change a device's budget, and see its blocks and its list.</p>
+{% endif %}
+{% for section in sections %}
+<section id="{{ section.id }}">
+{% if section.title %}
+<h2>{{ section.title }}</h2>
+{% endif %}
+{% for kind, part in section.parts %}
+{% if kind == "Chart" %}
+{{ figure(*part) }}
+{% elif kind == "TableView" %}
+{{ table(part, bare=part.title == section.title) }}
+{% else %}
+<p class="{{ 'why' if kind == 'Remark' else 'note' }}">{{ part }}</p>
+{% endif %}
+{% endfor %}
+</section>
+{% endfor %}
+{% endblock %}
 """

@@ -21,9 +21,8 @@ from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
-from simulations.studies.compare.compare_rows import aggregated
-from simulations.studies.compare.paired import ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
+from simulations.studies.paired_rows import aggregated, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.run.stage1_outcome import given_data
@@ -154,8 +153,10 @@ def over_scenario(by_seed: Sequence[dict[str, Any]], num_devices: int) -> list[d
             parts[f"{when}_full_"] = with_interval(tables[place], num_devices)
             compared[f"{when}_full_to_scenario"] = (tables[place], tables[first[row["share"]]])
         flat_line = {f"{prefix}{key}": value for prefix, one in parts.items() for key, value in one.items()}
-        ratios = {name: ratio_of(*two, num_devices) for name, two in compared.items() if row["part"] != BASELINE}
-        lines.append(flat_line | {name: ratio for name, ratio in ratios.items() if ratio is not None})
+        for name, two in compared.items():
+            if row["part"] != BASELINE:
+                flat_line |= ratios_in_json(name, ratio_of(*two, num_devices))
+        lines.append(flat_line)
     return lines
 
 

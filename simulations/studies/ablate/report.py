@@ -1,4 +1,4 @@
-"""Files of an ablation: `ablate.json`, `ablate.csv`, `ablate.html` (one table, one plot) and `ablate.svg`."""
+"""Files of an ablation: `ablate.json`, `.csv`, `.parquet`, `.html` (tables and figures) and `.svg`."""
 
 from __future__ import annotations
 
@@ -7,52 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter
+from rich.table import Table
 
-from simulations.report.plots.style import (
-    INK,
-    Ends,
-    Plot,
-    error_bars,
-    finish,
-    in_both_forms,
-    is_narrow,
-    line_kwargs,
-    new_figure,
+from fl_peel.figures import Estimate
+from simulations.report import drawing
+from simulations.report.drawing import Plot
+from simulations.report.render import page
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import (
+    TableView,
+    format_bytes,
+    format_margin,
+    format_metric,
+    format_ratio,
+    format_share,
 )
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import to_plain
-from simulations.report.tables.table_view import TableView, format_bytes, format_metric, format_share
-from simulations.studies.compare.paired import ratio_text
-from simulations.studies.study_files import write_study
-
-Row = Mapping[str, Any]
+from simulations.report.theme import INK
+from simulations.studies.schema import AblateResult, AblateRow, typed, write_study
 
 
-def write_ablate(result: dict[str, Any], out_dir: Path) -> list[Path]:
-    """Write the four files into `out_dir`, all or none, and return their paths."""
-    plain = to_plain(result, "ablation")
-    plot = ablate_plot(plain["rows"])
-    return write_study(out_dir, plain, plain["rows"], ablate_page(plain, plot), plot)
+def write_ablate(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
+    """Write the files into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
+    return write_study(out_dir, result, AblateResult, lambda one: ablate_plot(one.rows), ablate_page)
 
 
-def _lines(rows: Sequence[Row]) -> dict[tuple[str, str], dict[float, Row]]:
-    lines: dict[tuple[str, str], dict[float, Row]] = {}
+def _lines(rows: Sequence[AblateRow]) -> dict[tuple[str, str], dict[float, AblateRow]]:
+    lines: dict[tuple[str, str], dict[float, AblateRow]] = {}
     for row in rows:
-        lines.setdefault((row["part"], row["setting"]), {})[row["share"]] = row
+        lines.setdefault((row.component, row.setting), {})[row.share] = row
     return lines
 
 
-def ablate_view(result: Mapping[str, Any]) -> TableView:
-    """One line a variation: groups, blocks, recall at each budget, and of the refined full table."""
-    rows: Sequence[Row] = result["rows"]
-    shares = sorted({row["share"] for row in rows})
+def ablate_view(result: AblateResult) -> TableView:
+    """One line a variation: groups, blocks, recall at each budget, and of the full tables."""
+    shares = sorted({row.share for row in result.rows})
     body = []
-    for (part, setting), by_share in _lines(rows).items():
+    for (component, setting), by_share in _lines(result.rows).items():
         first = next(iter(by_share.values()))
-        cells = [_cell(by_share[share]) for share in shares]
-        full = [_cell(first, f"{when}_full_") for when in ("start", "refined")]
-        counts = (f"{first['user_groups']}", f"{first['smallest_group']}", f"{first['blocks']:,}")
-        body.append((part, setting, *counts, *cells, *full))
+        measured = [*(by_share[share] for share in shares), first.start, first.refined]
+        counts = (f"{first.user_groups}", f"{first.smallest_group}", f"{first.blocks:,}")
+        body.append((component, setting, *counts, *(format_margin(one.spread("recall@20")) for one in measured)))
     columns = (
         *("part", "setting", "user groups", "smallest group", "blocks"),
         *map(format_share, shares),
@@ -62,21 +56,20 @@ def ablate_view(result: Mapping[str, Any]) -> TableView:
     return TableView("Contribution of each part", columns, tuple(body), 2, note)
 
 
-def _cell(row: Row, prefix: str = "") -> str:
-    spread = row.get(f"{prefix}recall@20_std")
-    return format_metric(row[f"{prefix}recall@20"]) + ("" if spread is None else f" ±{spread:.4f}")
+def ablate_tables(content: Any) -> list[Table]:
+    """Return the tables that the terminal shows. content: of the JSON."""
+    return [ablate_view(typed(AblateResult, content)).to_rich()]
 
 
-def ratios_view(result: Mapping[str, Any]) -> TableView:
+def ratios_view(result: AblateResult) -> TableView:
     """Return every variation's recall over that of the scenario as it is, by budget and of the full tables."""
-    rows: Sequence[Row] = result["rows"]
-    shares = sorted({row["share"] for row in rows})
+    shares = sorted({row.share for row in result.rows})
     body = []
-    for (part, setting), by_share in list(_lines(rows).items())[1:]:
+    for (component, setting), by_share in list(_lines(result.rows).items())[1:]:
         first = next(iter(by_share.values()))
-        full = [ratio_text(first.get(f"{when}_full_to_scenario")) for when in ("start", "refined")]
-        cells = [ratio_text(by_share[share].get("to_scenario")) for share in shares]
-        body.append((part, setting, *cells, *full))
+        ratios = [by_share[share].to_scenario for share in shares]
+        ratios += [first.start_full_to_scenario, first.refined_full_to_scenario]
+        body.append((component, setting, *map(format_ratio, ratios)))
     columns = ("part", "setting", *map(format_share, shares), "full, before refinement", "full, refined")
     note = (
         "Recall@20 on test relative to that of the unchanged scenario. In brackets: paired 95 % intervals; an interval "
@@ -85,174 +78,147 @@ def ratios_view(result: Mapping[str, Any]) -> TableView:
     return TableView("Relative to the unchanged scenario", columns, tuple(body), 2, note)
 
 
-@in_both_forms
-def ablate_plot(rows: Sequence[Row]) -> Plot:
+@drawing.in_both_forms
+def ablate_plot(rows: Sequence[AblateRow]) -> Plot:
     """Recall of every variation as a ratio to that of the scenario itself, one mark a budget."""
     lines = list(_lines(rows).items())
     (_, base), others = lines[0], lines[1:]
     shares = sorted(base)
-    figure, (axes,) = new_figure(1.3 + 0.24 * len(others))
+    figure, (axes,) = drawing.new_figure(1.3 + 0.24 * len(others))
     for index, share in enumerate(shares):
-        reference = base[share]["recall@20"]
+        reference = base[share].recall.value
         if reference <= 0:
             continue
-        ratios = [by_share[share]["recall@20"] / reference for _, by_share in others]
+        ratios = [by_share[share].recall.value / reference for _, by_share in others]
         places = [len(others) - i + 0.16 * (index - (len(shares) - 1) / 2) for i in range(len(others))]
-        style = line_kwargs(index) | {"linestyle": "none", "label": format_share(share)}
+        style = drawing.line_kwargs(index) | {"linestyle": "none", "label": format_share(share)}
         axes.plot(ratios, places, **style)
-        ends = [_ends(by_share[share].get("to_scenario")) for _, by_share in others]
-        error_bars(axes, ratios, places, ends, style["color"], across=True)
+        known = [by_share[share].to_scenario for _, by_share in others]
+        shown = [ratio or Estimate(value) for ratio, value in zip(known, ratios, strict=True)]
+        drawing.error_bars(axes, places, shown, style["color"], across=True)
     axes.axvline(1.0, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
     labels = [f"{part}: {setting}" for (part, setting), _ in others]
     axes.set_yticks(range(len(others), 0, -1), labels)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}"))
     # names at the left leave little room below the axes of a telephone
-    axes.set_xlabel("Recall@20 (test), relative to the unchanged scenario", loc="right" if is_narrow() else "center")
+    axes.set_xlabel(
+        "Recall@20 (test), relative to the unchanged scenario", loc="right" if drawing.is_narrow() else "center"
+    )
     figure.legend(
         title="budget",
         loc="outside upper right",
-        ncols=min(max(len(shares), 1), 4 if is_narrow() else 9),
+        ncols=min(max(len(shares), 1), 4 if drawing.is_narrow() else 9),
         frameon=False,
     )
-    worst = min(others, key=lambda line: sum(row["recall@20"] for row in line[1].values()), default=None)
+    worst = min(others, key=lambda line: sum(row.recall.value for row in line[1].values()), default=None)
     alt = f"Dot chart of {len(others)} variations by their recall relative to the scenario."
     if worst is not None:
         alt += f" Lowest: {worst[0][0]}, {worst[0][1]}."
-    return finish(figure, "ablate", "Contribution of each part", alt)
+    return drawing.finish(figure, "ablate", "Contribution of each part", alt)
 
 
-def _ends(ratio: Mapping[str, Any] | None) -> Ends:
-    return None if ratio is None or ratio["low"] is None else (ratio["low"], ratio["high"])
+Points = list[tuple[float, Estimate]]
+"""Recall of full tables, each with its place on the axis across."""
 
 
-@in_both_forms
-def collected_plot(rows: Sequence[Row]) -> Plot | None:
-    """Recall of the full tables against the share that is collected, at the start and refined, a line for each source;
-    None where fewer than two shares were tried.
+@drawing.in_both_forms
+def _full_tables_plot(
+    name: str, title: str, across: str, lines: Mapping[str, Points], log: int = 0, level: Estimate | None = None
+) -> Plot | None:
+    """Recall of the full tables, a line for each name; None where no line has two points. log: base of the axis across,
+    where that is logarithmic; level: a line across all, of what has no place on the axis.
     """
-    lines: dict[str, list[tuple[float, Row]]] = {}
-    for (part, setting), by_share in _lines(rows).items():
-        if part == "collected":
-            share, _, source = setting.partition("% ")
-            lines.setdefault(source, []).append((float(share.rstrip("%")), next(iter(by_share.values()))))
     if max((len(points) for points in lines.values()), default=0) < 2:
         return None
-    figure, (axes,) = new_figure(3.2)
-    for index, (source, points) in enumerate(lines.items()):
-        shares = [share for share, _ in points]
-        for when, dashes in (("start", (0, (4, 2))), ("refined", "solid")):
-            recall = [row[f"{when}_full_recall@20"] for _, row in points]
-            name = f"{SOURCES.get(source, source)}, {WHEN[when]}" if source else WHEN[when]
-            style = line_kwargs(index) | {"linestyle": dashes, "label": name}
-            axes.plot(shares, recall, **style)
-            if when == "refined":  # one of the two: they lie over one another
-                error_bars(axes, shares, recall, [_full_ends(row, when) for _, row in points], style["color"])
-    axes.set_xlabel("Collected share, per cent")
-    axes.set_ylabel("Recall@20 (test), full tables")
-    figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
-    best = max((row["refined_full_recall@20"], share) for points in lines.values() for share, row in points)
-    alt = f"Recall of the full tables by collected share, {len(lines)} sources; the best is {best[0]:.4f}."
-    return finish(figure, "collected", "Recall by collected share", alt)
-
-
-def _full_ends(row: Row, when: str = "start") -> Ends:
-    """Return the ends of the interval of a full table's recall."""
-    ends = row.get(f"{when}_full_recall@20_interval")
-    return None if ends is None else (ends[0], ends[1])
-
-
-@in_both_forms
-def noise_plot(rows: Sequence[Row]) -> Plot | None:
-    """Recall of the full tables as stage 1 leaves them against epsilon, next to that without noise; None where fewer
-    than two epsilons were tried.
-    """
-    points: list[tuple[float, float]] = []
-    ends: list[Ends] = []
-    without = None
-    for (part, setting), by_share in _lines(rows).items():
-        if part == "noise":
-            first = next(iter(by_share.values()))
-            recall = first["start_full_recall@20"]
-            epsilon = setting.partition(" ")[2]
-            if epsilon:
-                points.append((float(epsilon), recall))
-                ends.append(_full_ends(first))
-            else:
-                without = recall
-    if len(points) < 2:
-        return None
-    figure, (axes,) = new_figure(3.0)
-    style = line_kwargs(0) | {"label": "under noise"}
-    at, recalls = [x for x, _ in points], [y for _, y in points]
-    axes.plot(at, recalls, **style)
-    error_bars(axes, at, recalls, ends, style["color"])
-    if without is not None:
-        axes.axhline(without, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("Epsilon of the whole run, user level")
-    axes.set_ylabel("Recall@20 (test), full tables")
-    figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
-    best = max(recall for _, recall in points)
-    alt = f"Recall of the full tables at {len(points)} epsilons; the best is {best:.4f}."
-    return finish(figure, "noise", "Recall by epsilon", alt)
-
-
-@in_both_forms
-def population_plot(rows: Sequence[Row]) -> Plot | None:
-    """Recall of the full tables as stage 1 leaves them against the number of devices, under noise and without; None
-    where fewer than two numbers were tried.
-    """
-    lines: dict[str, list[tuple[int, float]]] = {}
-    ends: dict[str, list[Ends]] = {}
-    for (part, setting), by_share in _lines(rows).items():
-        if part == "population":
-            number, _, words = setting.rpartition(", ")
-            first = next(iter(by_share.values()))
-            lines.setdefault(words, []).append((int(number.replace(",", "")), first["start_full_recall@20"]))
-            ends.setdefault(words, []).append(_full_ends(first))
-    if max((len(points) for points in lines.values()), default=0) < 2:
-        return None
-    figure, (axes,) = new_figure(3.0)
+    figure, (axes,) = drawing.new_figure(3.1)
     for index, (words, points) in enumerate(lines.items()):
-        style = line_kwargs(index) | {"label": words}
-        at, recalls = [number for number, _ in points], [recall for _, recall in points]
-        axes.plot(at, recalls, **style)
-        error_bars(axes, at, recalls, ends[words], style["color"])
-    axes.set_xscale("log")
-    axes.set_xlabel("Devices (synthetic)")
+        dashed = words.endswith(WHEN["start"])  # lies over the one after refinement, which has the error bars
+        style = drawing.line_kwargs(index // 2 if WHEN["refined"] in "".join(lines) else index, dashed=dashed)
+        x, recalls = zip(*points, strict=True)
+        shown = [Estimate(recall.value) for recall in recalls] if dashed else recalls
+        drawing.draw_line(axes, words, x, shown, style | {"label": words})
+    if level is not None:
+        axes.axhline(level.value, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
+    if log:
+        axes.set_xscale("log", base=log)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.set_xlabel(across)
     axes.set_ylabel("Recall@20 (test), full tables")
-    figure.legend(loc="outside upper center", ncols=1 if is_narrow() else 2, frameon=False)
-    last = ", ".join(f"{words} {points[-1][1]:.4f}" for words, points in lines.items())
-    alt = f"Recall of the full tables by number of synthetic devices; with the most of them: {last}."
-    return finish(figure, "population", "Recall by number of devices", alt)
+    figure.legend(loc="outside upper center", ncols=1 if drawing.is_narrow() else 2, frameon=False)
+    last = "; ".join(f"{words} {points[-1][1].value:.4f}" for words, points in lines.items())
+    return drawing.finish(figure, name, title, f"{title}, full tables; at the right end: {last}.")
 
 
-SOURCES = {"and devices": "the rest by devices", "alone": "collected share alone"}
 WHEN = {"start": "before refinement", "refined": "refined"}
+SOURCES = {"and devices": "the rest by devices", "alone": "collected share alone"}
 """Names for readers."""
 
 
-def ablate_page(result: Mapping[str, Any], plot: Plot) -> str:
-    """The page of an ablation."""
-    full = result["full_table"]
-    name = scenario_name(result["scenario"])
-    facts = [
-        ("full table, fp32", format_bytes(full["bytes"])),
-        ("Recall@20 of the full table", format_metric(full["recall@20"])),
-        ("variations", str(len(_lines(result["rows"])) - 1)),
-        ("seeds", str(result["seeds"])),
-    ]
-    return render(
-        "ablate.html",
-        title=f"{name}: contribution of each part",
+def _variations(rows: Sequence[AblateRow], component: str) -> list[tuple[str, AblateRow]]:
+    """Return the settings of a component, each with one of its rows: figures of full tables are the same in all."""
+    lines = _lines(rows).items()
+    return [(setting, next(iter(by_share.values()))) for (part, setting), by_share in lines if part == component]
+
+
+def collected_plot(rows: Sequence[AblateRow]) -> Plot | None:
+    """Recall of the full tables against the share that is collected, before and after refinement, by source."""
+    lines: dict[str, Points] = {}
+    for setting, row in _variations(rows, "collected"):
+        share, _, source = setting.partition("% ")
+        for when, quality in (("start", row.start), ("refined", row.refined)):
+            name = f"{SOURCES.get(source, source)}, {WHEN[when]}" if source else WHEN[when]
+            lines.setdefault(name, []).append((float(share.rstrip("%")), quality.recall))
+    return _full_tables_plot("collected", "Recall by collected share", "Collected share, per cent", lines)
+
+
+def noise_plot(rows: Sequence[AblateRow]) -> Plot | None:
+    """Recall of the full tables as stage 1 leaves them against epsilon, next to that without noise."""
+    recalls = {setting.partition(" ")[2]: row.start.recall for setting, row in _variations(rows, "noise")}
+    lines = {"under noise": [(float(epsilon), recall) for epsilon, recall in recalls.items() if epsilon]}
+    across = "Epsilon of the whole run, user level"
+    return _full_tables_plot("noise", "Recall by epsilon", across, lines, 2, recalls.get(""))
+
+
+def population_plot(rows: Sequence[AblateRow]) -> Plot | None:
+    """Recall of the full tables as stage 1 leaves them against the number of devices, under noise and without."""
+    lines: dict[str, Points] = {}
+    for setting, row in _variations(rows, "population"):
+        number, _, words = setting.rpartition(", ")
+        lines.setdefault(words, []).append((int(number.replace(",", "")), row.start.recall))
+    return _full_tables_plot("population", "Recall by number of devices", "Devices (synthetic)", lines, 10)
+
+
+def ablate_page(result: AblateResult, plot: Plot, source: Mapping[str, Any]) -> str:
+    """The page of an ablation. source: content of its JSON."""
+    full, rows = result.full_table, result.rows
+    population = (
+        "Group tables before refinement, on synthetic devices: the same noise is smaller relative to a sum over more "
+        "devices."
+    )
+    parts = (
+        Chart(lambda: plot, "One mark per budget; right of the dashed line: better than the unchanged scenario."),
+        ablate_view(result),
+        ratios_view(result),
+        Chart(
+            lambda: collected_plot(rows),
+            "Dashed: group tables before federated refinement. Solid: after it.",
+        ),
+        Chart(
+            lambda: noise_plot(rows),
+            "Group tables before refinement. Epsilon covers everything that devices send, stage 1 included.",
+        ),
+        Chart(lambda: population_plot(rows), population),
+    )
+    return page(
+        [Section("parts", "Contribution of each part", parts)],
+        title=f"{result.name}: contribution of each part",
         lead="One part of the method at a time is left out or changed; all other keys are those of the scenario.",
-        facts=facts,
-        table_of_parts=ablate_view(result),
-        ratios=ratios_view(result),
-        plot=plot,
-        collected=collected_plot(result["rows"]),
-        noise=noise_plot(result["rows"]),
-        population=population_plot(result["rows"]),
-        **provenance(result, f"fl-peel ablate {name}"),
+        facts=[
+            ("full table, fp32", format_bytes(full.bytes)),
+            ("Recall@20 of the full table", format_metric(full.recall.value)),
+            ("variations", str(len(_lines(rows)) - 1)),
+            ("seeds", str(result.seeds)),
+        ],
+        source=source,
+        command=f"fl-peel ablate {result.name}",
     )

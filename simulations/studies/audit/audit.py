@@ -32,8 +32,8 @@ from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows,
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
 from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
-from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
 from simulations.studies.frame import Frame, Options
+from simulations.studies.paired_rows import REPLICATES, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import study_splits
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
@@ -136,7 +136,7 @@ def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str,
     lines = []
     for row in shown:
         ratio = None if none is None or row is none else ratio_of(row, none, num_devices)
-        lines.append(with_interval(row, num_devices) | ({} if ratio is None else {"to_none": ratio}))
+        lines.append(with_interval(row, num_devices) | ratios_in_json("to_none", ratio))
     return lines
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import numpy as np
 import yaml
@@ -25,11 +25,10 @@ from fl_peel.training.settings import pretraining_device
 from simulations.report.result_files import write_files
 from simulations.studies.checkpoints import decisive, decisive_of_starts
 from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
-from simulations.studies.compare.compare_rows import aggregated, summary
-from simulations.studies.compare.paired import with_interval, with_intervals
+from simulations.studies.compare.compare_rows import summary, with_intervals
 from simulations.studies.compare.report import write_compare
-from simulations.studies.compare.schema import CompareResult
 from simulations.studies.frame import Frame, Options
+from simulations.studies.paired_rows import aggregated, with_interval
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
@@ -56,7 +55,7 @@ def compare(
     rivals: Sequence[tuple[Rival, tuple[Precision, ...]]] = RIVALS,
     ceilings: Sequence[Rival] = CEILINGS,
     **options: Unpack[Options],
-) -> CompareResult:
+) -> dict[str, Any]:
     """Compare all methods at every budget (shares of the fp32 full table) and write compare.json and its companions.
 
     seeds: how many, from the scenario's on; with more than one, figures are means and carry their spread.
@@ -94,7 +93,7 @@ def compare(
         "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
-    result = cast(CompareResult, frame.result(figures))
+    result = frame.result(figures)
     write_compare(result, frame.out)
     return result
 

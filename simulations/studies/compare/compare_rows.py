@@ -1,4 +1,4 @@
-"""Rows of compare.json, from those of several seeds: means, spread, what validation chose, and the bars."""
+"""Rows and summary of compare.json: PEEL beside the others, each as validation chose it."""
 
 from __future__ import annotations
 
@@ -6,49 +6,24 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from simulations.studies.compare.paired import METRICS, Row, ends_of, ratio_of
+from simulations.studies.paired_rows import Row, ratio_of, ratios_in_json, with_interval
 
 OWN = ("peel", "peel-single-budget", "group-exposure", "group-popularity")
 """PEEL, and what it is compared with by name."""
 
 
-def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
-    """The first seed's rows with means over seeds, and ``*_std`` (sample standard deviation) where there are several.
-
-    Rows of all seeds are in the same order. For each method and budget, ``chosen`` marks the precision with the best
-    recall on validation. Replicates are averaged as well: a device has the same weight in all seeds.
+def with_intervals(rows: Sequence[Row], num_devices: int) -> list[Row]:
+    """Rows with ``recall@20_interval`` and ``ndcg@20_interval`` and, where validation chose them, ``peel_over``: PEEL's
+    recall at that budget over theirs, each as chosen. num_devices: that have test items.
     """
-    rows: list[Row] = []
-    for same in zip(*by_seed, strict=True):
-        row = dict(same[0])
-        for key in (*METRICS, "validation_recall@20", "seconds"):
-            if key in row:
-                row[key] = statistics.fmean(other[key] for other in same)
-        if "trials" in row:
-            row["trials"] = max(other["trials"] for other in same)
-        if "stored_bytes_max" in row:
-            row["stored_bytes_max"] = max(other["stored_bytes_max"] for other in same)
-        if len(same) > 1:
-            row |= {f"{metric}_std": statistics.stdev(other[metric] for other in same) for metric in METRICS}
-            row["seeds"] = len(same)
-            row |= {f"{metric}_by_seed": [other[metric] for other in same] for metric in METRICS}
-        if all("replicates" in other for other in same):
-            drawn = {m: np.array([other["replicates"][m] for other in same], np.float64).mean(axis=0) for m in METRICS}
-            row["replicates"] = {metric: values.tolist() for metric, values in drawn.items()}
-        rows.append(row)
-    best: dict[tuple[str, float], Row] = {}
-    for row in filter(_competes, rows):
-        place = (row["method"], row["share"])
-        if place not in best or row["validation_recall@20"] > best[place]["validation_recall@20"]:
-            best[place] = row
-    return [row | {"chosen": row is best[row["method"], row["share"]]} if _competes(row) else row for row in rows]
-
-
-def _competes(row: Row) -> bool:
-    """Whether it is a method at a budget, one precision of several."""
-    return "method" in row and "share" in row
+    chosen = {row["share"]: row for row in rows if row["method"] == "peel" and row["chosen"]}
+    lines = []
+    for row in rows:
+        peel = chosen.get(row["share"])
+        paired = peel is not None and row["chosen"] and row is not peel
+        ratio = ratio_of(peel, row, num_devices) if paired and peel is not None else None
+        lines.append(with_interval(row, num_devices) | ratios_in_json("peel_over", ratio))
+    return lines
 
 
 def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any], num_devices: int = 0) -> Row:
@@ -62,8 +37,9 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
     """
 
     def ratio(name: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> Row:
-        ends = ends_of(ratio_of(one, other, num_devices))
-        return {name: _ratio(one["recall@20"], other["recall@20"])} | ({f"{name}_interval": ends} if ends else {})
+        paired = ratio_of(one, other, num_devices)
+        ends = None if paired is None else paired.ends
+        return {name: _ratio(one["recall@20"], other["recall@20"])} | ({f"{name}_interval": list(ends)} if ends else {})
 
     lines = []
     for share in sorted({row["share"] for row in rows}):

@@ -10,7 +10,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -24,10 +24,9 @@ from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
 from simulations.studies.checkpoints import decisive
-from simulations.studies.compare.compare_rows import aggregated
-from simulations.studies.compare.leaderboard import Leaderboard, write_leaderboard
-from simulations.studies.compare.paired import REPLICATES, ratio_of, with_interval
+from simulations.studies.compare.report import write_leaderboard
 from simulations.studies.frame import Frame, Options
+from simulations.studies.paired_rows import REPLICATES, aggregated, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
 from strategies.rivals.base import Request
@@ -64,7 +63,7 @@ def compare_federated(
     methods: Sequence[Federated[Any]] = METHODS,
     effort: Effort | None = None,
     **options: Unpack[Options],
-) -> Leaderboard:
+) -> dict[str, Any]:
     """Compare PEEL at every budget, and its full tables, with federated rivals; write compare.json and its companions.
 
     Raises:
@@ -86,7 +85,7 @@ def compare_federated(
         "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
-    result = cast(Leaderboard, frame.result(figures))
+    result = frame.result(figures)
     write_leaderboard(result, frame.out)
     return result
 
@@ -133,7 +132,7 @@ def over_peel(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str
     lines = []
     for line in rows:
         ratio = None if line is peel else ratio_of(line, peel, num_devices)
-        lines.append(with_interval(line, num_devices) | ({} if ratio is None else {"to_peel": ratio}))
+        lines.append(with_interval(line, num_devices) | ratios_in_json("to_peel", ratio))
     return lines
 
 

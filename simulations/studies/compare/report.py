@@ -1,92 +1,186 @@
-"""Files of a comparison: `compare.json`, `compare.csv`, `compare.html` and `compare.svg`."""
+"""Files of a comparison, with central rivals or with federated ones: compare.json, .csv, .parquet, .html and .svg."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-from fl_peel.errors import ReportError
-from simulations.report.plots.style import Plot
-from simulations.report.render import provenance, render, scenario_name
-from simulations.report.result_files import to_plain
-from simulations.report.tables.table_view import format_bytes, format_metric
+from rich.table import Table
+
+from simulations.report.drawing import Plot
+from simulations.report.render import page
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import (
+    TableColumn,
+    TableView,
+    format_bytes,
+    format_kilobytes,
+    format_margin,
+    format_metric,
+    format_ratio,
+    format_share,
+    table_of,
+)
 from simulations.studies.compare.compare_plot import compare_plot
-from simulations.studies.compare.paired import peel_over_view
-from simulations.studies.compare.schema import CompareResult, CompareRow, check_compare
 from simulations.studies.compare.tables import (
     ceilings_view,
     compare_details_view,
-    compare_table,
     compare_view,
+    peel_over_view,
     refinement_view,
     verdict_view,
 )
-from simulations.studies.study_files import write_study
+from simulations.studies.schema import CompareResult, Leaderboard, LeaderboardRow, Tuning, typed, write_study
 
 
-def write_compare(result: CompareResult, out_dir: Path) -> list[Path]:
-    """Write the four files of a comparison into `out_dir`, all or none, and return their paths.
-
-    `compare.csv` has one line a row of the table; `compare.svg` is the figure alone, for a README or a paper.
-    Raises `ReportError`, naming the key's path, for a missing key, a wrong type, NaN or infinity.
-    """
-    plain = cast(CompareResult, to_plain(result, "comparison"))
-    check_compare(plain)
-    plotted = plotted_rows(plain["rows"])
-    plot = compare_plot(plotted, plain["full_table"])
-    return write_study(out_dir, plain, plain["rows"], compare_page(plain, plot), plot)
+def write_compare(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
+    """Write the files of a comparison into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
+    return write_study(out_dir, result, CompareResult, compare_plot, compare_page)
 
 
-def plotted_rows(rows: Sequence[CompareRow]) -> list[CompareRow]:
-    """Return the rows that the figure shows: one line a method, of the precisions that validation chose.
-
-    Rows of budgets in which nothing fits have no place on an axis of bytes.
-    """
-    shown = [row for row in rows if row["stored_bytes_max"] > 0] or list(rows)
-    return [{**row, "precision": ""} for row in shown if row["chosen"]]
+def compare_tables(content: Any) -> list[Table]:
+    """Return the tables that the terminal shows. content: of the JSON."""
+    result = typed(CompareResult, content)
+    views = [compare_view(result.rows), verdict_view(result), peel_over_view(result.rows)]
+    return [view.to_rich() for view in (*views, *([ceilings_view(result)] if result.ceilings else []))]
 
 
-def read_compare(path: Path) -> CompareResult:
-    """Read `compare.json` (or the folder that holds it); raise `ReportError` if it is not a comparison."""
-    file = path / "compare.json" if path.is_dir() else path
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{file}: cannot read a comparison ({error}); run `fl-peel compare --out`") from error
-    check_compare(result, str(file))
-    return cast(CompareResult, result)
-
-
-def compare_page(result: CompareResult, plot: Plot) -> str:
-    """Return the page of a comparison."""
-    full = result["full_table"]
-    name = scenario_name(result["scenario"]) if "scenario" in result else ""
-    facts = [
-        ("full table, fp32", format_bytes(full["bytes"])),
-        ("Recall@20", format_metric(full["recall@20"])),
-        ("NDCG@20", format_metric(full["ndcg@20"])),
-        ("methods", str(len({row["method"] for row in result["rows"]}))),
-    ]
-    return render(
-        "compare.html",
+def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -> str:
+    """Return the page of a comparison. source: content of its JSON."""
+    full, name = result.full_table, result.name
+    caption = (
+        "Solid: each user group has its own table; dashed: one table for all. Error bars: 95 % intervals over devices "
+        "(and seeds, where there are several) of each point alone."
+    )
+    quality = (
+        Chart(lambda: plot, caption),
+        verdict_view(result),
+        peel_over_view(result.rows),
+        compare_view(result.rows),
+        compare_view(result.rows, "ndcg@20"),
+        ceilings_view(result) if result.ceilings else None,
+    )
+    return page(
+        [
+            Section("quality", "Quality against bytes", quality),
+            Section("refinement", "Refinement", (refinement_view(result),)),
+            Section("rows", "All rows", (compare_details_view(result.rows),)),
+        ],
         title=f"{name}: methods under memory budgets" if name else "Methods under memory budgets",
         lead="Every method under the same budgets, with its bytes counted as stored on the device.",
-        facts=facts,
-        tables=[
-            verdict_view(result),
-            peel_over_view(result["rows"]),
-            compare_view(result["rows"]),
-            compare_view(result["rows"], "ndcg@20"),
-            *([ceilings_view(result)] if result.get("ceilings") else []),
+        facts=[
+            ("full table, fp32", format_bytes(full.bytes)),
+            ("Recall@20", format_metric(full.recall.value)),
+            ("NDCG@20", format_metric(full.ndcg.value)),
+            ("methods", str(len({row.method for row in result.rows}))),
         ],
-        refinement=refinement_view(result),
-        details=compare_details_view(result["rows"]),
-        plot=plot,
-        **provenance(result, f"fl-peel compare {shlex.quote(name)}" if name else ""),
+        source=source,
+        command=f"fl-peel compare {shlex.quote(name)}" if name else "",
     )
 
 
-__all__ = ["CompareResult", "compare_plot", "compare_table", "read_compare", "write_compare"]
+def write_leaderboard(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
+    """Write the files of a comparison into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
+    return write_study(out_dir, result, Leaderboard, compare_plot, leaderboard_page)
+
+
+_COLUMNS: Sequence[TableColumn[LeaderboardRow]] = (
+    TableColumn("method", lambda row: row.method),
+    TableColumn("size", lambda row: "full" if row.share == 1 else format_share(row.share)),
+    TableColumn("precision", lambda row: row.precision),
+    TableColumn("validation Recall@20", lambda row: row.validation_recall, format_metric),
+    TableColumn("Recall@20", lambda row: row.spread("recall@20"), format_margin),
+    TableColumn("NDCG@20", lambda row: row.spread("ndcg@20"), format_margin),
+    TableColumn("relative to peel-full", lambda row: row.to_peel, format_ratio),
+    TableColumn("stored KB, max", lambda row: row.stored_bytes_max, format_kilobytes),
+    TableColumn("down", lambda row: row.bytes_down_mean, format_bytes),
+    TableColumn("up", lambda row: row.bytes_up_mean, format_bytes),
+    TableColumn("rounds", lambda row: f"{row.rounds:g}"),
+    TableColumn("trials", lambda row: row.trials),
+)
+
+
+def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard", *, every: bool = False) -> TableView:
+    """Return what validation chose, one line a method and budget, by recall on the test. every: all precisions."""
+    shown = [row for row in rows if every or (row.chosen and row.stored_bytes_max)]
+    shown.sort(key=lambda row: -row.recall.value)
+    liked = max(range(len(shown)), key=lambda i: shown[i].validation_recall, default=-1)
+    note = (
+        "Fully federated: no interaction leaves a device. Test metrics at the precision chosen on validation; bold: "
+        "best on validation. Size: budget as a share of the fp32 full table. Stored: bytes needed for ranking, "
+        "largest of any device. Down, up: per device over the run, mean. Trials: settings evaluated on validation "
+        "(peel: filters of stage 1). Relative to peel-full: ratio of recall to that of PEEL's full tables; in "
+        "brackets: paired 95 % intervals."
+    )
+    best = frozenset({(liked, 3)}) if shown else frozenset()
+    return replace(table_of(title, shown, _COLUMNS, note, 3), best=best)
+
+
+def leaderboard_tables(content: Any) -> list[Table]:
+    """Return the tables that the terminal shows. content: of the JSON."""
+    return [leaderboard_view(typed(Leaderboard, content).rows).to_rich()]
+
+
+def tuning_view(tuning: Mapping[str, Mapping[str, Tuning]]) -> TableView:
+    """Return every setting that was tried, with its best round and its figures on validation there."""
+    body = tuple(
+        (
+            *(method, seed, ", ".join(f"{key} {value}" for key, value in _flat(one.setting)) or "none"),
+            *(str(one.round), str(one.last), format_metric(one.validation)),
+        )
+        for seed, methods in tuning.items()
+        for method, method_tuning in methods.items()
+        for one in method_tuning.tried
+    )
+    columns = ("method", "seed", "setting", "best round", "rounds run", "validation Recall@20")
+    return TableView(
+        "Settings tried", columns, body, 3, "On a sample of devices; the best setting is measured on the test."
+    )
+
+
+def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        pair for key, value in setting.items() for pair in (_flat(value) if isinstance(value, dict) else [(key, value)])
+    ]
+
+
+def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any]) -> str:
+    """Return the page. source: content of its JSON."""
+    full, name = result.full_table, result.name
+    caption = (
+        "Solid: PEEL, with a table for each user group; dashed: one table for all, or one for each width. Error bars: "
+        "95 % intervals over devices (and seeds, where there are several) of each point alone."
+    )
+    return page(
+        [
+            Section("leaderboard", "Leaderboard", (leaderboard_view(result.rows),)),
+            Section("quality", "Quality against stored bytes", (Chart(lambda: plot, caption),)),
+            Section("tuning", "Tuning", (tuning_view(result.tuning),)),
+            Section("rows", "All rows", (leaderboard_view(result.rows, "All rows", every=True),)),
+        ],
+        title=f"{name}: fully federated methods" if name else "Fully federated methods",
+        lead="PEEL and other federated methods on the same devices, with all bytes counted; no interaction leaves a "
+        "device.",
+        facts=[
+            ("PEEL's full tables, fp32", format_bytes(full.bytes)),
+            ("Recall@20", format_metric(full.recall.value)),
+            ("NDCG@20", format_metric(full.ndcg.value)),
+            ("methods", str(len({row.method for row in result.rows}))),
+        ],
+        source=source,
+        command=f"fl-peel compare {shlex.quote(name)}" if name else "",
+    )
+
+
+__all__ = [
+    "compare_page",
+    "compare_tables",
+    "leaderboard_page",
+    "leaderboard_tables",
+    "leaderboard_view",
+    "write_compare",
+    "write_leaderboard",
+]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
 
-from rich.table import Table
-
-from simulations.report.tables.labels import metric_name
-from simulations.report.tables.table_view import (
+from fl_peel.figures import Estimate
+from simulations.report.labels import metric_name
+from simulations.report.table_view import (
     ABSENT,
+    TableColumn,
     TableView,
-    format_interval,
+    format_estimate,
     format_kilobytes,
+    format_margin,
     format_metric,
+    format_point,
     format_ratio,
     format_share,
+    table_of,
 )
-from simulations.studies.compare.schema import CompareResult, CompareRow
+from simulations.studies.schema import CompareResult, CompareRow
 
 
 def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> TableView:
@@ -27,20 +29,17 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
 
     `metric` is `recall@20` or `ndcg@20`; where seeds gave a spread it follows the mean as '±'.
     """
-    shares = sorted({row["share"] for row in rows})
-    servers = {row["method"] for row in rows if row.get("ceiling")}
-    lines = list(dict.fromkeys((row["method"], row["group_aware"]) for row in rows))
+    shares = sorted({row.share for row in rows})
+    servers = {row.method for row in rows if row.ceiling}
+    lines = list(dict.fromkeys((row.method, row.group_aware) for row in rows))
     lines.sort(key=lambda line: line[0] in servers)  # rivals first, each in its place
     cells: dict[tuple[int, int], str] = {}
     liked: dict[int, tuple[float, int]] = {}
-    for row in (row for row in rows if row["chosen"]):
-        values: Mapping[str, Any] = row
-        spread = values.get(f"{metric}_std")
-        text = format_metric(values[metric]) + ("" if spread is None else f" ±{spread:.4f}")
-        line, column = lines.index((row["method"], row["group_aware"])), shares.index(row["share"])
-        cells[line, column] = f"{text} {row['precision']}".rstrip()
-        if row["method"] not in servers and (column not in liked or row["validation_recall@20"] > liked[column][0]):
-            liked[column] = (row["validation_recall@20"], line)
+    for row in (row for row in rows if row.chosen):
+        line, column = lines.index((row.method, row.group_aware)), shares.index(row.share)
+        cells[line, column] = f"{format_margin(row.spread(metric))} {row.precision}".rstrip()
+        if row.method not in servers and (column not in liked or row.validation_recall > liked[column][0]):
+            liked[column] = (row.validation_recall, line)
     body = tuple(
         (
             method,
@@ -65,8 +64,8 @@ def trials(rows: Sequence[CompareRow], method: str) -> str:
     """Settings of a method that were looked at on validation for one budget, all precisions together; the most."""
     by_share: dict[float, int] = {}
     for row in rows:
-        if row["method"] == method and "trials" in row:
-            by_share[row["share"]] = by_share.get(row["share"], 0) + row["trials"]
+        if row.method == method and row.trials is not None:
+            by_share[row.share] = by_share.get(row.share, 0) + row.trials
     return str(max(by_share.values())) if by_share else ABSENT
 
 
@@ -74,24 +73,22 @@ def ceilings_view(result: CompareResult) -> TableView:
     """Return the methods of a server that has the data and knows no budget."""
     body = tuple(
         (
-            row["method"],
-            format_kilobytes(row["server_bytes"]) if row["server_bytes"] else ABSENT,
-            str(row["trials"]),
-            *(format_metric(row[key]) if row["server_bytes"] else ABSENT for key in CEILING_METRICS),
-            row["note"],
+            row.method,
+            format_kilobytes(row.server_bytes) if row.server_bytes else ABSENT,
+            str(row.trials),
+            *(
+                format_metric(value) if row.server_bytes else ABSENT
+                for value in (row.validation_recall, row.recall.value, row.ndcg.value)
+            ),
+            row.note,
         )
-        for row in result.get("ceilings", ())
+        for row in result.ceilings
     )
     columns = ("method", "KB on the server", "trials", "validation Recall@20", "Recall@20", "NDCG@20", "setting")
     note = "Upper bounds that no device stores. 1 KB = 1000 bytes."
     return TableView("Upper bounds: server with all data", columns, body, 1, note)
 
 
-CEILING_METRICS: tuple[Literal["validation_recall@20", "recall@20", "ndcg@20"], ...] = (
-    "validation_recall@20",
-    "recall@20",
-    "ndcg@20",
-)
 VERDICT = {
     "group_exposure": "group exposure",
     "group_popularity": "group popularity",
@@ -103,16 +100,16 @@ def verdict_view(result: CompareResult) -> TableView:
     """PEEL against the lines that matter, each as validation chose it: ratios of recall on the test."""
     rows = tuple(
         (
-            format_share(line["share"]),
-            line["precision"],
-            format_metric(line["recall@20"]),
-            *(_over(line, f"to_{name}") for name in ("full_table", *VERDICT)),
-            _over(line, "to_best_without_groups"),
-            line.get("rival", ABSENT),
-            _over(line, "to_best_with_groups"),
-            line.get("rival_with_groups", ABSENT),
+            format_share(line.share),
+            line.precision,
+            format_metric(line.recall),
+            *(format_ratio(line.ratios.get(f"to_{name}")) for name in ("full_table", *VERDICT)),
+            format_ratio(line.ratios.get("to_best_without_groups")),
+            line.rival or ABSENT,
+            format_ratio(line.ratios.get("to_best_with_groups")),
+            line.rival_with_groups or ABSENT,
         )
-        for line in result["summary"]["budgets"]
+        for line in result.summary.budgets
     )
     columns = (
         *("budget", "precision", "Recall@20", "global table", *VERDICT.values()),
@@ -126,65 +123,58 @@ def verdict_view(result: CompareResult) -> TableView:
     return TableView("PEEL relative to other methods", columns, rows, 2, note)
 
 
-def _over(row: Mapping[str, Any], name: str) -> str:
-    """A ratio of the summary, with its paired interval where there is one."""
-    low, high = row.get(f"{name}_interval", (None, None))
-    return format_interval(row.get(name), low, high, 3)
+def peel_over_view(rows: Sequence[CompareRow]) -> TableView:
+    """PEEL's recall over that of every method, by budget, with paired intervals."""
+    shares = sorted({row.share for row in rows})
+    cells = {(row.method, row.share): row.peel_over for row in rows if row.peel_over is not None}
+    methods = dict.fromkeys(method for method, _ in cells)
+    body = tuple((method, *(format_ratio(cells.get((method, share))) for share in shares)) for method in methods)
+    note = (
+        "Test recall of PEEL relative to each method, both with settings chosen on validation for that budget. In "
+        "brackets: paired 95 % intervals; above 1, PEEL is significantly better."
+    )
+    return TableView("PEEL relative to each method", ("method", *map(format_share, shares)), body, 1, note)
 
 
-def compare_table(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table:
-    """Return the terminal's table of a comparison: methods down, budgets across."""
-    return compare_view(rows, metric).to_rich()
+_DETAILS: Sequence[TableColumn[CompareRow]] = (
+    TableColumn("method", lambda row: row.method),
+    TableColumn("precision", lambda row: row.precision + (" (chosen)" if row.chosen else "")),
+    TableColumn("share", lambda row: row.share, format_share),
+    TableColumn("stored KB, max", lambda row: row.stored_bytes_max, format_kilobytes),
+    TableColumn("validation Recall@20", lambda row: row.validation_recall, format_metric),
+    TableColumn("Recall@20", lambda row: row.recall, format_point),
+    TableColumn("NDCG@20", lambda row: row.ndcg, format_point),
+    TableColumn("seconds", lambda row: f"{row.seconds:,.1f}"),
+    TableColumn("trials", lambda row: row.trials),
+)
 
 
 def compare_details_view(rows: Sequence[CompareRow]) -> TableView:
     """Return every row of a comparison with its bytes, trials and seconds."""
-    body = tuple(
-        (
-            *(
-                row["method"],
-                row["precision"] + (" (chosen)" if row["chosen"] else ""),
-                format_share(row["share"]),
-                format_kilobytes(row["stored_bytes_max"]),
-            ),
-            format_metric(row["validation_recall@20"]),
-            *(format_metric(row["recall@20"]), format_metric(row["ndcg@20"]), f"{row['seconds']:,.1f}"),
-            str(row.get("trials", ABSENT)),
-        )
-        for row in rows
-    )
-    columns = (
-        *("method", "precision", "share", "stored KB, max", "validation Recall@20"),
-        *("Recall@20", "NDCG@20", "seconds", "trials"),
-    )
-    return TableView(
-        "All rows",
-        columns,
-        body,
-        2,
-        "1 KB = 1000 bytes. Seconds: time to serve that budget; trials: settings evaluated on validation.",
-    )
+    note = "1 KB = 1000 bytes. Seconds: time to serve that budget; trials: settings evaluated on validation."
+    return table_of("All rows", rows, _DETAILS, note, 2)
 
 
 def refinement_view(result: CompareResult) -> TableView:
     """The full table: the global one, as user groups start with it, refined by the federation, refined centrally."""
-    refinement = result["refinement"]
-    base = refinement["none"]["recall@20"]
-    rows = []
-    for name, quality in (
-        ("none: global table", refinement["none"]),
-        ("none: group tables before refinement", refinement.get("start")),
-        ("federated", refinement["federated"]),
-        ("central", refinement["central"]),
-    ):
-        if quality is None:
-            rows.append((name, ABSENT, ABSENT, ABSENT))
-        else:
-            figures: Mapping[str, Any] = quality
-            recall, ndcg = quality["recall@20"], quality["ndcg@20"]
-            low, high = figures.get("recall@20_interval", (None, None))
-            whole = format_interval(recall, low, high)
-            rows.append((name, whole, format_metric(ndcg), format_ratio(recall, base)))
-    return TableView(
-        "Refinement of the full table", ("refinement", "Recall@20", "NDCG@20", "relative to global"), tuple(rows)
+    refinement = result.refinement
+    base = refinement.none.recall.value
+    tables = {
+        "none: global table": refinement.none,
+        "none: group tables before refinement": refinement.start,
+        "federated": refinement.federated,
+        "central": refinement.central,
+    }
+    rows = tuple(
+        (name, *[ABSENT] * 3)
+        if quality is None
+        else (
+            name,
+            format_estimate(quality.recall),
+            format_metric(quality.ndcg.value),
+            format_ratio(Estimate(quality.recall.value / base) if base else None),
+        )
+        for name, quality in tables.items()
     )
+    columns = ("refinement", "Recall@20", "NDCG@20", "relative to global")
+    return TableView("Refinement of the full table", columns, rows)

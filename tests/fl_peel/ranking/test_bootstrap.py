@@ -8,6 +8,7 @@ from scipy import stats
 
 from fl_peel import kernels
 from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.figures import SeedsEstimate
 from fl_peel.randomness import device_seeds, mix64
 from fl_peel.ranking import bootstrap
 from fl_peel.ranking.bootstrap import Replicates, estimate, holm, interval, over
@@ -155,7 +156,7 @@ def test_where_nothing_is_known_nothing_is_said():
     nobody = replicates(np.arange(0), np.zeros((0, 2)))
     assert not nobody.devices.any()
     assert nobody.recall.shape == (2, 1000)
-    nothing = bootstrap.Estimate(0.1, None, None, None)
+    nothing = SeedsEstimate(0.1)
     assert estimate(0.1, np.array([0.1, 0.2]), 1) == nothing, "one device says nothing of how devices differ"
     assert estimate(0.1, np.array([np.nan]), 50) == nothing
     assert estimate(0.1, np.array([np.inf, 0.1]), 50) == nothing
@@ -174,9 +175,11 @@ def test_the_p_value_is_that_of_a_paired_t_test():
 
 
 def test_nothing_at_all_is_a_difference_of_zero_for_sure():
-    assert estimate(0.0, np.zeros(100), 50) == bootstrap.Estimate(0.0, 0.0, 0.0, 1.0)
-    assert estimate(0.25, np.full(100, 0.25), 50) == bootstrap.Estimate(0.25, 0.25, 0.25, 0.0)
-    assert estimate(0.25, np.full(100, 0.25), 50, [0.25, 0.25]) == bootstrap.Estimate(0.25, 0.25, 0.25, 0.0, 0.0)
+    assert estimate(0.0, np.zeros(100), 50) == SeedsEstimate(0.0, 0.0, 0.0, p_value=1.0)
+    assert estimate(0.25, np.full(100, 0.25), 50) == SeedsEstimate(0.25, 0.25, 0.25, p_value=0.0)
+    assert estimate(0.25, np.full(100, 0.25), 50, [0.25, 0.25]) == SeedsEstimate(
+        0.25, 0.25, 0.25, p_value=0.0, seeds_std=0.0, by_seed=(0.25, 0.25)
+    )
 
 
 def test_an_estimate_over_few_devices_by_hand():

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from simulations.cli import console
 from simulations.cli.main import app
-from simulations.report.tables.table_view import TableView
+from simulations.report.table_view import TableView
 
 
 def fl_peel(*args):

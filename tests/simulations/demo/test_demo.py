@@ -129,7 +129,7 @@ def test_of_a_run_with_the_data_it_read(tiny, tmp_path):
     rows = [row for row in result.budgets if row.selector == "popularity"]
     assert len(rows) == 2
     assert [(point["bytes"], point["recall"]) for point in data["curve"]] == [
-        (row.budget_bytes, row.recall) for row in sorted(rows, key=lambda row: row.budget_bytes)
+        (row.budget_bytes, row.recall.value) for row in sorted(rows, key=lambda row: row.budget_bytes)
     ]
 
 

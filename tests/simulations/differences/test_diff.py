@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 
 from fl_peel.errors import ReportError
+from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
-from simulations.differences.diff import diff, in_json
-from simulations.differences.differences_page import diff_page, diff_views, missing_note
-from simulations.differences.seed_runs import SeedRuns
+from simulations.differences.diff import diff, diff_page, diff_views, missing_note
+from simulations.differences.seeds import SeedRuns
 from simulations.report.run_files import write_report
 from simulations.report.templates.script import SCRIPT
 from strategies.figures.per_device import PerDevice
@@ -184,7 +184,7 @@ def test_the_page_stands_alone_and_the_json_holds_it_all(tmp_path, recalls):
     assert 'name="viewport" content="width=device-width' in page
     assert page.count("<svg") == 2  # wide, narrow
     assert diff_page(diff(paths), {"numpy": "2"}) == page
-    plain = json.loads(json.dumps(in_json(result)))
+    plain = json.loads(json.dumps(to_plain(result)))
     assert [row["table"] for row in plain["rows"][:3]] == list(TABLES)
     assert set(plain["rows"][0]["others"][0]) >= {"difference", "ratio", "p", "p_holm"}
     shown = "\n".join(cell for view in diff_views(result) for row in view.rows for cell in row)

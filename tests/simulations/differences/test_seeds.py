@@ -31,13 +31,13 @@ def test_single_devices_are_those_of_the_report_and_only_where_asked_for(tiny, t
     recall, ndcg = result.means()
     full = report.full_table
     expected = [full.globally, full.start, full.refined, *report.budgets]
-    assert recall[:-1] == pytest.approx([one.recall for one in expected], abs=1e-8)
-    assert ndcg[:-1] == pytest.approx([one.ndcg for one in expected], abs=1e-8)
+    assert recall[:-1] == pytest.approx([one.recall.value for one in expected], abs=1e-8)
+    assert ndcg[:-1] == pytest.approx([one.ndcg.value for one in expected], abs=1e-8)
     by_class = {name: row.devices for name, row in report.device_classes.items()}
     assert {name: result.classes.count(name) for name in by_class} == by_class
     assert np.bincount(result.groups).tolist() == [row.devices for row in report.user_groups]
     low, high = np.nanquantile(result.replicates(("refined",), 1000)[0, 0], [0.025, 0.975])
-    assert (low, high) == pytest.approx((full.refined.recall_interval.low, full.refined.recall_interval.high), abs=1e-8)
+    assert (low, high) == pytest.approx(full.refined.recall.ends, abs=1e-8)
     table = pyarrow.parquet.read_table(tmp_path / "a" / "per-device.parquet")
     assert table.column_names[:6] == ["device", "class", "group", "test_items", "recall@20 global", "ndcg@20 global"]
 
@@ -68,7 +68,9 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command
     out = tmp_path / "out"
     code, shown, err = command_line(*quick("run", tiny, "--seeds", 2, "--seed", 3, "--out", out))
     assert code == 0, err
-    assert sorted(path.name for path in out.iterdir()) == [LIST, "seed-3", "seed-4", "seeds.html", "seeds.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(LIST, "seed-3", "seed-4", "seeds.csv", "seeds.html", "seeds.json", "seeds.parquet"),
+    ]
     reports = [read_report(out / f"seed-{seed}") for seed in (3, 4)]
     assert [report.seed for report in reports] == [3, 4]
     alone = tmp_path / "alone"
@@ -78,7 +80,7 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command
     assert result["seeds"] == [3, 4]
     assert result["command"].endswith("--seeds 2")
     row = next(row for row in result["rows"] if row["table"] == "refined")
-    recalls = [report.full_table.refined.recall for report in reports]
+    recalls = [report.full_table.refined.recall.value for report in reports]
     assert row["recall"]["by_seed"] == pytest.approx(recalls, abs=1e-8)
     assert row["recall"]["value"] == pytest.approx(np.mean(recalls), abs=1e-8)
     assert row["recall"]["seeds_std"] == pytest.approx(np.std(recalls, ddof=1), abs=1e-8)
@@ -88,12 +90,11 @@ def test_seeds_are_runs_of_their_own_and_one_page_of_all(tiny, tmp_path, command
     )
     assert (code, json.loads(shown_again)["rows"]) == (0, result["rows"])
     assert "report: " in err
-    means = {
-        name: np.mean([getattr(report.full_table, name).recall for report in reports]) for name in ("start", "refined")
-    }
+    full = [report.full_table for report in reports]
+    means = {name: np.mean([getattr(one, name).recall.value for one in full]) for name in ("start", "refined")}
     assert result["strongest"] in ("global", *means)
     ratio = row["to_global"]
-    base = np.mean([report.full_table.globally.recall for report in reports])
+    base = np.mean([report.full_table.globally.recall.value for report in reports])
     assert ratio["value"] == pytest.approx(means["refined"] / base, abs=1e-7)
     same = next(row for row in result["rows"] if row["table"] == "global")["to_global"]
     assert (same["value"], same["low"], same["high"], same["seeds_std"]) == (1.0, 1.0, 1.0, 0.0)

@@ -64,7 +64,7 @@ def test_a_run_on_an_existing_cluster_equals_one_of_its_own(tiny, tmp_path, clus
     address, head = cluster
     result = run(tiny, overrides=[f"engine.ray_address={address}", "engine.nodes=4"])
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
-    assert figures(result.figures) == figures(wanted)
+    assert figures(result.measured) == figures(wanted)
     assert result["environment"]["nodes"] == 4
     assert head.poll() is None
 

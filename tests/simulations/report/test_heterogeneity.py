@@ -12,16 +12,12 @@ import pytest
 from fl_peel.errors import ScenarioError
 from simulations import run
 from simulations.fleet.fleet_view import fleet_summary
-from simulations.report.plots.heterogeneity_plots import (
-    dot_limits,
-    fairness_by_class,
-    fleet_budgets,
-    moving_budgets,
-    recall_after_falls,
-)
-from simulations.report.plots.style import styled
+from simulations.report.drawing import styled
 from simulations.report.run_files import read_report, summary_tables, write_report
-from simulations.report.tables.heterogeneity_tables import elasticity_tables, fairness_tables, fleet_table, time_table
+from simulations.report.sections.classes import fleet_budgets, fleet_table
+from simulations.report.sections.elasticity import elasticity_tables, moving_budgets, recall_after_falls
+from simulations.report.sections.fairness import dot_limits, fairness_by_class, fairness_tables
+from simulations.report.sections.times import time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FullTableResult, RunResult
@@ -59,7 +55,7 @@ def test_a_run_has_every_table_and_figure_about_devices(result, tmp_path):
     for plot in plots:
         assert f'aria-label="{plot.alt}"' in page.replace("&#39;", "'")
     falls = {row.factor: row for row in again.elasticity.falls}
-    assert f"trained_for from {falls[0.8].trained_for:.4f} at 80%" in plots[2].alt
+    assert f"trained_for from {falls[0.8].trained_for.value:.4f} at 80%" in plots[2].alt
 
 
 POISONED = "poisoning={share: 0.2, kind: promote, factor: 20, num_targets: 3}"
@@ -119,7 +115,7 @@ def test_tables_show_the_figures(result):
     by_class, spread, worst, gap = fairness_tables(result)[:4]
     assert "small devices excluded" not in by_class.columns  # not measured, no column
     peel = result.fairness.by_class[0].recall["peel"]
-    assert by_class.rows[0][by_class.columns.index("elastic")] == f"{peel:.4f}"
+    assert by_class.rows[0][by_class.columns.index("elastic")] == f"{peel.value:.4f}"
     assert by_class.note.startswith("Fixed tier of each class, out of 40%, 80% of the full table: small ")
     assert spread.rows[0][0] == gap.rows[0][0] == "elastic (PEEL)"
     assert [row[0] for row in worst.rows] == ["global full table", "refined full table"]

@@ -15,23 +15,26 @@ from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from fl_peel.errors import ReportError
+from fl_peel.figures import Estimate
 from fl_peel.privacy.report import PrivacyReport
 from simulations.listing import LIST
-from simulations.report.plots.run_plots import report_figures
-from simulations.report.plots.style import Plot, spread
+from simulations.report.drawing import Plot, spread
 from simulations.report.result_files import write_files
-from simulations.report.run_files import ReportError, read_report, summary_tables, write_report
-from simulations.report.tables.table_view import format_bytes, format_share, nested_views
+from simulations.report.run_files import read_report, report_figures, summary_tables, write_report
+from simulations.report.table_view import format_bytes, format_share, nested_views
 from simulations.report.theme import themed
-from simulations.studies.compare.compare_plot import compare_alt
-from simulations.studies.compare.report import compare_plot, compare_table, plotted_rows, read_compare, write_compare
+from simulations.studies.compare.compare_plot import compare_alt, compare_plot
+from simulations.studies.compare.report import write_compare
 from simulations.studies.compare.tables import ceilings_view, compare_details_view, compare_view, verdict_view
-from strategies.figures.schema import FullTableResult, RunResult, TableQuality, UserGroupRow, from_json
+from simulations.studies.schema import CompareResult, typed
+from strategies.figures.schema import FullTableResult, Quality, RunResult, UserGroupRow, from_json
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
 LISTS = ("user_groups", "history", "traces", "time_to_recall", "elastic_traces")  # empty where there is nothing
@@ -144,6 +147,7 @@ def plain_result() -> dict:
             "gap": [{"method": "peel", "smallest": "a", "largest": "b", "gap": -0.02}],
             "by_class": [
                 {"class": "a", "devices": 8, "budget_bytes": 5.5, "peel": 0.1, "mine": None, "ratio_mine": None}
+                | {"margin_peel": 0.01, "margin_mine": None}
             ],
             "over_devices": [],
         },
@@ -172,7 +176,7 @@ def run_result() -> RunResult:
 @cache
 def drawn_figures() -> tuple[Plot, ...]:
     """Its figures, which take seconds to draw."""
-    return report_figures(run_result())
+    return tuple(report_figures(run_result()))
 
 
 def compare_row(method: str, share: float, recall: float, **more: object) -> dict:
@@ -263,26 +267,11 @@ def test_json_holds_the_result_to_the_last_digit(written):
     assert json.loads((written / "report.json").read_text(encoding="utf-8")) == plain_result()
 
 
-def test_json_has_the_promised_keys(written):
-    report = json.loads((written / "report.json").read_text(encoding="utf-8"))
-    assert {"scenario", "seed", "versions", "stages", "full_table", "budgets", "device_classes", "rounds"} <= set(
-        report
-    )
-    assert set(report["full_table"]) == {"global", "refined", "bytes", "strongest"}  # start: not in this run
-    assert set(report["full_table"]["refined"]) == {"recall@20", "ndcg@20", "recall@20_interval", "to_global"}
-    assert set(report["budgets"][0]) == {
-        *("share", "budget_bytes", "precision", "selector"),
-        *("recall@20", "ndcg@20", "stored_bytes_max", "devices"),
-        *("recall@20_interval", "ndcg@20_interval", "to_global", "to_strongest"),
-    }
-
-
 @pytest.mark.usefixtures("undrawn")
 def test_numpy_scalars_and_lists_are_written_as_plain_values(tmp_path):
     result = run_result()
-    full = replace(
-        result.full_table, bytes=np.int32(1_000_000), globally=TableQuality(np.float64(0.2), np.float64(0.1))
-    )
+    quality = Quality(Estimate(np.float64(0.2)), Estimate(np.float64(0.1)))
+    full = replace(result.full_table, bytes=np.int32(1_000_000), globally=quality)
     write_report(replace(result, seed=np.int64(7), budgets=list(result.budgets), full_table=full), tmp_path)
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == plain_result()
 
@@ -319,12 +308,12 @@ def test_read_report_names_a_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"budgets": ("recall", math.nan)}, "result.budgets.2.recall@20 is nan"),
-        ({"budgets": ("recall", np.float32("nan"))}, "result.budgets.2.recall@20 is nan"),
+        ({"budgets": ("recall", Estimate(math.nan))}, "result.budgets.2.recall@20 is nan"),
+        ({"budgets": ("recall", Estimate(np.float32("nan")))}, "result.budgets.2.recall@20 is nan"),
         ({"stages": {"federation": math.inf}}, "result.stages.federation is inf"),
         ({"scenario": {"when": object()}}, "result.scenario.when is a object"),
         ({"versions": {3: "x"}}, "result.versions has the key 3"),
-        ({"budgets": ("recall", 1.5)}, "result: budgets.2.recall@20: Input should be less"),
+        ({"budgets": ("recall", Estimate(1.5))}, "result: budgets.2.recall@20: Input should be less"),
         ({"budgets": ("share", "1%")}, "result: budgets.2.share: Input should be a valid number"),
         ({"rounds": ("upload_bytes", -1)}, "result: rounds.2.upload_bytes"),
         ({"rounds": ("upload_bytes", 1.5)}, "result: rounds.2.upload_bytes"),
@@ -358,36 +347,56 @@ def test_every_required_key_is_required(key):
         from_json(plain)
 
 
-# --- metrics.csv
+# --- metrics.csv, metrics.parquet
 
 
-def test_csv_holds_the_numbers_of_the_json(written):
+def leaves(value):
+    """Every number of a JSON document, bar what was set and what is of an interval, which is in its number's row."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from () if key in SET or INTERVALS.search(key) else leaves(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from leaves(part)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+SET = {"scenario", "seed", "share", "budget_bytes", "group", "server_round", "device", "factor"}
+"""Keys of places, which are columns."""
+INTERVALS = re.compile(r"(_interval|_margin|^margin_.*|^low|^high)$")
+
+
+def test_every_number_of_the_json_is_a_row(written):
     rows = list(csv.DictReader(io.StringIO((written / "metrics.csv").read_text(encoding="utf-8"))))
-    columns = ["kind", "name", "share", "budget_bytes", "precision", "selector", "metric", "value"]
-    assert list(rows[0]) == columns
-    result = {tuple(row[key] for key in columns[:-1]): float(row["value"]) for row in rows}
-    assert len(result) == len(rows), "each number has a name of its own"
-    report = plain_result()
-    for row in report["budgets"]:
-        for metric in ("recall@20", "ndcg@20", "stored_bytes_max", "devices"):
-            name = f"{row['precision']} controller"
-            place = (str(row["share"]), str(row["budget_bytes"]), row["precision"], "controller")
-            assert result["budget", name, *place, metric] == row[metric]
-    none = ("", "", "", "")
-    assert result["full_table", "refined", *none, "ndcg@20"] == 0.125
-    assert result["full_table", "fp32", *none, "bytes"] == 1_000_000
-    assert result["device_class", NASTY, *none, "budget_bytes_mean"] == 1234.5
-    assert ("device_class", "never seen", *none, "recall@20") not in result  # None: not measured
-    assert result["user_group", "1", *none, "recall@20"] == 0.1
-    assert result["round", "2", *none, "failures"] == 1
-    assert result["history", "3", *none, "loss"] == 0.5
-    assert result["stage", "pretraining", *none, "seconds"] == 1.25
-    assert result["bytes_per_device", "all", *none, "upload_mean"] == 150
-    assert result["fairness", "all", *none, "by_class.0.peel"] == 0.1
-    assert result["run", "all", *none, "peak_rss_bytes"] == 123_456_789
-    # full table 10, budgets 4 x 14, classes 20 + 17, groups 4 + 3, rounds 3 x 14, history 2 + 4 + 4, stages 2,
-    # per device 2, fairness 1 + 3, elasticity 6, memory 1
-    assert len(rows) == 10 + 56 + 37 + 7 + 42 + 10 + 2 + 2 + 4 + 6 + 1
+    plain = plain_result()
+    numbers = list(leaves(plain))
+    extra = [row["budget_bytes"] for row in plain["fairness"]["by_class"]]  # of that name a place elsewhere
+    extra += [value for trace in plain["traces"] for value in trace["budget_bytes"] if value is not None]
+    assert sorted(float(row["value"]) for row in rows) == sorted(map(float, numbers + extra))
+    places = [tuple(value for column, value in row.items() if column not in ("value", "low", "high")) for row in rows]
+    assert len(set(places)) == len(rows), "each number has a place of its own"
+    table = pyarrow.parquet.read_table(written / "metrics.parquet").to_pylist()
+    assert [{name: "" if cell is None else str(cell) for name, cell in row.items()} for row in table] == [
+        row | {"value": str(float(row["value"]))} for row in rows
+    ]
+
+
+def test_rows_know_their_places_and_intervals():
+    figures = run_result().figures
+    (best,) = figures.select(part="budgets", name="recall@20", budget_share=0.05, precision="int8")
+    assert (best.value, best.ends, best.where["selector"]) == (0.21, (0.21 - 0.02, 0.21 + 0.03), "controller")
+    (mean,) = figures.select(name="budget_bytes_mean", device_class=NASTY)
+    assert (mean.value, mean.unit, mean.part) == (1234.5, "B", "device_classes")
+    (margin,) = figures.select(name="recall@20", user_group=0)
+    assert (margin.low, margin.high) == (0.3 - 0.1, 0.3 + 0.1)
+    assert not figures.select(name="recall@20", device_class="never seen"), "None: not measured"
+    assert [row.value for row in figures.select(name="loss")] == [0.7, 0.6, 0.5]
+    assert figures.select(name="loss", round=3)[0].where == {"seed": 7, "round": 3}
+    assert figures.select(name="stages", stage="pretraining")[0].unit == "s"
+    assert [row.value for row in figures.select(name="recall@20", table="refined")] == [0.25]
+    assert [row.value for row in figures.select(part="traces", name="kept_blocks", device=3)] == [49, 9]
+    assert figures.to_pandas().query("name == 'failures'").value.tolist() == [0, 1, 0]
 
 
 # --- report.html
@@ -479,7 +488,8 @@ def test_the_bare_minimum_is_written(tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_many_user_groups_are_sorted_and_counted():
-    groups = tuple(UserGroupRow(group=group, devices=1, recall=(group * 7 % 50) / 100, ndcg=0.0) for group in range(50))
+    recalls = [Estimate((group * 7 % 50) / 100) for group in range(50)]
+    groups = tuple(UserGroupRow(group=i, devices=1, recall=recall, ndcg=0.0) for i, recall in enumerate(recalls))
     (plot,) = (plot for plot in report_figures(replace(minimal(), user_groups=groups)) if plot.name == "groups")
     assert "50 user groups: from 0.0000 (0)" in plot.alt
 
@@ -547,7 +557,7 @@ def test_files_are_the_same_each_time_whatever_the_users_plot_settings(tmp_path,
     with matplotlib.rc_context({"font.size": 23, "axes.facecolor": "black", "svg.fonttype": "none"}):
         write_report(run_result(), tmp_path)
         assert matplotlib.rcParams["font.size"] == 23
-    for name in ("report.json", "metrics.csv", "report.html"):
+    for name in ("report.json", "metrics.csv", "metrics.parquet", "report.html"):
         assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
 
 
@@ -631,8 +641,10 @@ def test_a_later_report_replaces_its_own_files_only(tmp_path):
     (tmp_path / "scenario.yaml").write_text("name: tiny\n")
     write_report(replace(run_result(), seed=1), tmp_path)
     paths = write_report(run_result(), tmp_path)
-    assert [path.name for path in paths] == ["report.json", "metrics.csv", "report.html"]
-    assert set(snapshot(tmp_path)) == {"scenario.yaml", "report.json", "metrics.csv", "report.html", LIST}
+    assert [path.name for path in paths] == ["report.json", "metrics.csv", "metrics.parquet", "report.html"]
+    assert set(snapshot(tmp_path)) == {
+        *("scenario.yaml", "report.json", "metrics.csv", "metrics.parquet", "report.html", LIST)
+    }
     assert read_report(tmp_path).seed == 7
 
 
@@ -739,14 +751,13 @@ def compared(tmp_path_factory) -> Path:
 
 
 def test_compare_json_and_csv_hold_the_same(compared):
-    assert read_compare(compared) == compare_result()
+    assert json.loads((compared / "compare.json").read_text(encoding="utf-8")) == compare_result()
     rows = list(csv.DictReader(io.StringIO((compared / "compare.csv").read_text(encoding="utf-8"))))
-    for row, expected in zip(rows, compare_result()["rows"], strict=True):
-        assert row["method"] == expected["method"]
-        assert row["group_aware"] == str(expected["group_aware"])
-        for key in ("share", "stored_bytes_max", "recall@20", "ndcg@20", "seconds"):
-            assert float(row[key]) == expected[key]
-    assert [row["recall@20_std"] for row in rows] == ["", "", "0.001", ""]
+    recalls = [row for row in rows if (row["part"], row["name"]) == ("rows", "recall@20")]
+    for row, expected in zip(recalls, compare_result()["rows"], strict=True):
+        assert (row["method"], row["precision"]) == (expected["method"], expected["precision"])
+        assert (float(row["budget_share"]), float(row["value"])) == (expected["share"], expected["recall@20"])
+    assert [row["value"] for row in rows if row["name"] == "recall@20_std"] == ["0.001"]
 
 
 def test_compare_page_and_figure(compared):
@@ -757,20 +768,25 @@ def test_compare_page_and_figure(compared):
     ElementTree.fromstring(svg)
     assert "at 1% peel with 0.1800; at 10% peel with 0.1500" in svg
     assert all(value.startswith("#") for _, attrs in shown.tags for key, value in attrs.items() if key.endswith("href"))
-    assert svg == compare_plot(plotted_rows(compare_result()["rows"]), compare_result()["full_table"]).svg
+    assert svg == compare_plot(typed(CompareResult, compare_result())).svg
 
 
 def test_error_bars_are_drawn_only_where_there_is_a_spread():
     def bars(rows: list[dict]) -> int:
-        return compare_plot(rows).svg.count('data-series="0"')
+        return compare_plot(typed(CompareResult, compare_result() | {"rows": rows})).svg.count('data-series="0"')
 
     bare = [{key: value for key, value in row.items() if "std" not in key} for row in compare_result()["rows"]]
     assert bars(compare_result()["rows"]) - bars(bare) == 2 * 3  # one line's bar with two ends, two panels
 
 
+def rows_of(rows: list[dict]):
+    return typed(CompareResult, compare_result() | {"rows": rows}).rows
+
+
 def test_compare_table_shows_what_validation_chose_whatever_the_test_says():
     better = {"chosen": False, "precision": "int4", "validation_recall@20": 0.01}
     rows = [*compare_result()["rows"], compare_row("peel", 0.1, 0.19, **better)]
+    rows = rows_of(rows)
     view = compare_view(rows)
     assert view.columns == ("method", "groups", "trials", "1%", "10%")
     assert view.rows == (
@@ -778,7 +794,7 @@ def test_compare_table_shows_what_validation_chose_whatever_the_test_says():
         ("peel", "yes", "–", "0.1800 ±0.0010 int8", "0.1500 int8"),
     )
     assert view.best == {(1, 3), (1, 4)}  # at 10% random is better on the test, and validation likes peel
-    assert "0.0900 ±0.0005" in printed(compare_table(rows, "ndcg@20"))
+    assert "0.0900 ±0.0005" in printed(compare_view(rows, "ndcg@20").to_rich())
     assert [row[1] for row in compare_details_view(rows).rows] == [*["int8 (chosen)"] * 4, "int4"]
 
 
@@ -786,14 +802,15 @@ def test_what_a_server_sends_is_shown_last_and_is_never_the_best():
     sent = compare_row("cached-list", 0.01, 0.9, ceiling=True, trials=4)
     tried = [row | {"trials": 3} for row in compare_result()["rows"]]
     twice = compare_row("peel", 0.01, 0.1, trials=2, precision="int4", chosen=False)
-    view = compare_view([sent, *tried, twice])
+    rows = rows_of([sent, *tried, twice])
+    view = compare_view(rows)
     assert [row[:3] for row in view.rows] == [
         ("random", "no", "3"),
         ("peel", "yes", "5"),
         ("cached-list", "server", "4"),
     ]
     assert view.best == {(1, 3), (1, 4)}
-    assert "cached-list" not in compare_alt([sent, *tried])
+    assert "cached-list" not in compare_alt(rows)
 
 
 def test_ceilings_have_a_table_of_their_own():
@@ -807,7 +824,7 @@ def test_ceilings_have_a_table_of_their_own():
     }
     done |= {"recall@20": 0.3, "ndcg@20": 0.2, "validation_recall@20": 0.4}
     skipped = done | {"server_bytes": 0, "trials": 0, "note": "not done: needs 8.4 GB of free memory"}
-    view = ceilings_view(compare_result() | {"ceilings": [done, skipped]})
+    view = ceilings_view(typed(CompareResult, compare_result() | {"ceilings": [done, skipped]}))
     assert view.rows == (
         ("ease", "1,234.5", "6", "0.4000", "0.3000", "0.2000", "lambda 3"),
         ("ease", "–", "0", "–", "–", "–", "not done: needs 8.4 GB of free memory"),
@@ -815,7 +832,7 @@ def test_ceilings_have_a_table_of_their_own():
 
 
 def test_the_verdict_is_a_table():
-    view = verdict_view(compare_result())
+    view = verdict_view(typed(CompareResult, compare_result()))
     assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "–", "9.000", "random int8", "–", "–"),)
 
 

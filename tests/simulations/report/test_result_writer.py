@@ -8,8 +8,7 @@ from fl_peel.errors import ReportError
 from fl_peel.file_lock import OWNED, owned_folder
 from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder, require_folders
 from simulations.listing import LIST, listed
-from simulations.report.result_files import STAGING
-from simulations.report.result_writer import write_results
+from simulations.report.result_files import STAGING, write_results
 
 
 def artifacts(name):

@@ -5,21 +5,24 @@ from dataclasses import replace
 
 import pytest
 
-from simulations.report.plots.bars import recall_by_class
-from simulations.report.plots.run_plots import device_traces, recall_by_budget
-from simulations.report.plots.style import INK, EndLabel, label_ends, new_figure, styled
-from simulations.report.render import render
-from simulations.report.run_page import run_page, why_less
-from simulations.report.tables.run_tables import device_classes_view
-from simulations.report.tables.table_view import TableView
-from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness, Ratio
+from fl_peel.figures import Estimate
+from simulations.report.drawing import EndLabel, label_ends, new_figure, styled
+from simulations.report.render import page
+from simulations.report.run_files import run_page
+from simulations.report.section import Section
+from simulations.report.sections.classes import device_classes_view, recall_by_class
+from simulations.report.sections.quality import recall_by_budget, why_less
+from simulations.report.sections.traces import device_traces
+from simulations.report.table_view import TableView
+from simulations.report.theme import INK
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness
 from tests.simulations.report.test_report import NASTY, Page, run_result
 
 
 def better_than(result, *, strongest: bool, low: float = 1.001):
     """The same run; at 5% it is better than the strongest full table, or than the global one alone."""
     name = "to_strongest" if strongest else "to_global"
-    results = Ratio(value=1.01, low=low, high=1.02)
+    results = Estimate(value=1.01, low=low, high=1.02)
     rows = tuple(replace(row, **{name: results}) if row.share == 0.05 else row for row in result.budgets)
     return replace(result, budgets=rows)
 
@@ -41,7 +44,7 @@ def test_why_less_can_be_more_than_the_global_table_is_the_groups_own():
     )
     assert "already reach 1.250 [1.200, 1.300] times" in events
     full = run_result().full_table
-    as_good = replace(full, refined=replace(full.refined, to_global=Ratio(1.0, 0.99, 1.01)))
+    as_good = replace(full, refined=replace(full.refined, to_global=Estimate(1.0, 0.99, 1.01)))
     assert why_less(replace(better_than(run_result(), strongest=False), full_table=as_good)) == ""
 
 
@@ -65,7 +68,7 @@ def tips(svg: str) -> str:
 
 
 def with_own_tables():
-    own = {"peel": 0.14, FULL_REFINED: 0.21, FULL_GLOBAL: 0.19}
+    own = {"peel": Estimate(0.14), FULL_REFINED: Estimate(0.21), FULL_GLOBAL: Estimate(0.19)}
     row = ClassFairness(device_class=NASTY, devices=8, budget_bytes=5.5, recall=own)
     return replace(run_result(), fairness=replace(run_result().fairness, by_class=(row,)))
 
@@ -91,10 +94,11 @@ def test_rounds_away_are_hatched_and_said():
 
 def words_of(result) -> str:
     """What a reader reads, without what is typed and the scenario."""
-    text = run_page(result, ())
+    text = run_page(result)
     return Page(re.sub(r"<pre>.*?</pre>|<script>.*?</script>|<style>.*?</style>", "", text, flags=re.DOTALL)).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_key_is_shown():
     result = re.findall(r"\b\w+_\w+\b", words_of(with_own_tables()))
     assert set(result) <= {"x86_64"}
@@ -104,18 +108,16 @@ def test_no_key_is_shown():
 def test_one_row_is_a_sentence():
     several = TableView("Sizes", ("what", "size"), (("a", "1"), ("b", "2")), note="Of all.")
     one = replace(several, rows=(("a<", "1"),))
-    values = {"title": "t", "lead": "l", "facts": [], "plot": None, "note": "", "command": ""}
-    values |= {"seed": None, "versions": None, "scenario": None}
-    text = render("tables.html", tables=[one], **values)
-    assert "Sizes. what a< : size 1 . Of all." in Page(text).text
-    assert "<table" not in text
-    assert "<table" in render("tables.html", tables=[several], **values)
+    texts = [page([Section("sizes", "", (view,))], title="t", lead="l", facts=[], source={}) for view in (one, several)]
+    assert "Sizes. what a< : size 1 . Of all." in Page(texts[0]).text
+    assert ["<table" in text for text in texts] == [False, True]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_there_is_no_slider_of_one_budget():
     several, one = run_result(), replace(run_result(), budgets=run_result().budgets[:1])
-    assert 'id="budget"' in run_page(several, ())
-    assert 'id="budget"' not in run_page(one, ())
+    assert 'id="budget"' in run_page(several)
+    assert 'id="budget"' not in run_page(one)
 
 
 def test_no_two_leaders_cross():

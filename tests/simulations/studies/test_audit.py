@@ -21,6 +21,7 @@ from simulations.studies.audit.audit import AuditSettings, _require_replay, atta
 from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
+from simulations.studies.schema import AuditResult, typed
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
@@ -287,10 +288,12 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
         "versions": {},
     }
     written = write_audit(result, tmp_path / "out")
-    assert {path.name for path in written} == {"audit.json", "audit.csv", "audit.html", "audit.svg"}
+    assert {path.name for path in written} == {
+        f"audit.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")
+    }
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert kept["rows"][1]["attacks"]["touched-rows"].keys() >= {"advantage", "auc", "advantage_low", "f1", "random_f1"}
-    assert len(audit_view(kept).rows) == 2
+    assert len(audit_view(typed(AuditResult, kept)).rows) == 2
 
 
 def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 from fl_peel import plugins
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ReportError, ScenarioError
+from fl_peel.json_codec import from_plain
 from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
@@ -25,9 +26,10 @@ from simulations.studies.ablate.report import ablate_view, ratios_view
 from simulations.studies.checkpoints import Checkpoints, code_behind, decisive, decisive_of_tables
 from simulations.studies.compare import central
 from simulations.studies.compare import compare as comparison
-from simulations.studies.compare.compare_rows import aggregated, summary
-from simulations.studies.compare.paired import peel_over_view, with_intervals
-from simulations.studies.compare.report import read_compare
+from simulations.studies.compare.compare_rows import summary, with_intervals
+from simulations.studies.compare.tables import peel_over_view
+from simulations.studies.paired_rows import aggregated
+from simulations.studies.schema import AblateResult, CompareRow, typed
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
@@ -120,10 +122,10 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
         assert (row["stored_bytes_max"] == 0) == (row["note"] not in ("",) and row["recall@20"] == 0)
         if row["share"] == 0.02:
             assert row["recall@20"] == 0  # 37 bytes hold no header
-    assert read_compare(out) == json.loads((out / "compare.json").read_text())
     assert {path.name for path in out.iterdir()} == {
         LIST,
-        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints"),
+        *(f"compare.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
+        "checkpoints",
     }
     assert counts["simulated"] == 1
     assert counts["compete"] == len(RIVALS) + 1
@@ -300,7 +302,8 @@ def test_peel_over_each_method_has_a_paired_interval():
     assert "peel_over" not in nothing
     assert "peel_over" not in peel
     assert not any("replicates" in row for row in (peel, other, nothing))
-    view = peel_over_view([peel, other, nothing])
+    more = {"stored_bytes_max": 1, "seconds": 0.0, "validation_recall@20": 0.5}
+    view = peel_over_view([from_plain(CompareRow, row | more, "row") for row in (peel, other, nothing)])
     assert [row[0] for row in view.rows] == ["group-popularity"]
     assert view.rows[0][1].startswith(f"{ratio['value']:.3f} [{ratio['low']:.3f}, ")
     events = summary([row | {"stored_bytes_max": 1, "validation_recall@20": 0.5} for row in rows[:2]], rows[1], {}, 300)
@@ -441,11 +444,12 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     assert "user groups: 1" not in ran
     assert {path.name for path in out.iterdir()} == {
         LIST,
-        *("ablate.json", "ablate.csv", "ablate.html", "ablate.svg", "checkpoints"),
+        *(f"ablate.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
+        "checkpoints",
     }
-    view = ablate_view(result)
+    view = ablate_view(typed(AblateResult, result))
     assert len(view.rows) == len(by_name)
-    ratios = {row[:2]: row[2:] for row in ratios_view(result).rows}
+    ratios = {row[:2]: row[2:] for row in ratios_view(typed(AblateResult, result)).rows}
     assert len(ratios) == len(by_name) - 1
     assert ratios["controller", "on"][1] == "1.000 [1.000, 1.000]"
     assert view.rows[0][-1] == f"{base['refined_full_recall@20']:.4f}"
@@ -512,7 +516,7 @@ def test_the_command_line_compares_on_the_engine(tiny, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert "Recall@20 by budget" in ran.stdout
-    result = read_compare(out)
+    result = json.loads((out / "compare.json").read_text())
     check_issue_keys(result)
     assert result["command"].startswith("fl-peel compare ")
     assert all(row["stored_bytes_max"] <= row["budget_bytes"] for row in result["rows"])

@@ -11,7 +11,8 @@ from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare import federated
-from simulations.studies.compare.leaderboard import leaderboard_view, write_leaderboard
+from simulations.studies.compare.report import leaderboard_view, write_leaderboard
+from simulations.studies.schema import Leaderboard, typed
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf, FcfSetting
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting
@@ -88,7 +89,8 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     assert by_place["hetefedrec", 0.9, "fp32"]["note"].endswith("columns")
     assert {path.name for path in out.iterdir()} == {
         LIST,
-        *("compare.json", "compare.csv", "compare.html", "compare.svg", "checkpoints"),
+        *(f"compare.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
+        "checkpoints",
     }
     assert json.loads((out / "compare.json").read_text())["rows"][0]["method"] == "peel"
     assert "hetefedrec" in (out / "compare.html").read_text()
@@ -104,8 +106,8 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
 
 @pytest.mark.slow
 def test_the_leaderboard_shows_what_validation_chose(tiny, tmp_path, started):
-    rows = compared(tiny, tmp_path / "out")["rows"]
-    view = leaderboard_view(rows)
+    result = compared(tiny, tmp_path / "out")
+    rows, view = result["rows"], leaderboard_view(typed(Leaderboard, result).rows)
     shown = [row for row in rows if row["chosen"] and row["stored_bytes_max"]]
     assert len(view.rows) == len(shown)
     best = max(shown, key=lambda row: row["validation_recall@20"])

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from fl_peel.errors import BudgetError, EngineError, ScenarioError
+from fl_peel.json_codec import from_plain
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
@@ -16,6 +17,7 @@ from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_ro
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.compare import compare as comparison
 from simulations.studies.frame import Frame
+from simulations.studies.schema import AblateRow, AuditResult, typed
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
 from strategies.run.run_paths import RunPaths
@@ -246,7 +248,10 @@ def test_an_ablation_varies_the_number_of_devices_under_noise(tiny, tmp_path, mo
     assert [one.privacy.delta for one in result.values() if one.privacy.noised] == [1e-5, 5e-7]
     assert result["60, no noise"].data.path == str(tmp_path / "out" / "checkpoints" / "population-60-0")
     assert not result["60, no noise"].privacy.noised
-    rows = [{"part": "population", "setting": name, "share": 0.6, "start_full_recall@20": 0.1} for name in result]
+    full = {f"{when}_full_{metric}@20": 0.1 for when in ("start", "refined") for metric in ("recall", "ndcg")}
+    more = {"share": 0.6, "recall@20": 0.1, "ndcg@20": 0.1, "user_groups": 1, "smallest_group": 1, "blocks": 1}
+    plain = [{"part": "population", "setting": name, **more, **full} for name in result]
+    rows = [from_plain(AblateRow, row, "row") for row in plain]
     assert population_plot(rows) is not None
     assert population_plot(rows[:2]) is None
     with open_study(
@@ -309,4 +314,4 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
     }
     write_audit(result, tmp_path / "out")
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert len(audit_view(kept).rows) == 1
+    assert len(audit_view(typed(AuditResult, kept)).rows) == 1

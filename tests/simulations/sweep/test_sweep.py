@@ -37,7 +37,7 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
         for size in (2, 4)
         for selector in ("controller", "popularity")
     ]
-    files = {f"sweep.{ending}" for ending in ("json", "csv", "html", "svg")}
+    files = {f"sweep.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")}
     assert {path.name for path in out.iterdir()} == {*folders, *files, LIST, CHECKPOINTS}
     assert [(one.seed, one.refinement.local.batch_size, one.selector) for one in without_engine] == [
         (seed, size, selector) for size in (2, 4) for selector in ("controller", "popularity") for seed in (3, 4)
@@ -63,8 +63,9 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
     assert plain["command"].startswith(f"fl-peel sweep {tiny} --set refinement.rounds=1 ")
 
     rows = list(csv.DictReader((out / "sweep.csv").open()))
-    assert len(rows) == 4 * (1 + len(tables) * 2)
-    assert float(rows[1]["value"]) == plain["rows"][0]["tables"][0]["recall"]["value"]
+    recalls = [float(row["value"]) for row in rows if row["name"] == "recall" and not row["seed"]]
+    assert recalls == [table["recall"]["value"] for row in plain["rows"] for table in row["tables"]]
+    assert {row["setting"] for row in rows} == {"", *(row["setting"] for row in plain["rows"])}
     page = (out / "sweep.html").read_text()
     assert "<svg" in page
     assert page.count("<script") == 1  # what all pages have

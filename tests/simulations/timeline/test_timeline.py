@@ -17,7 +17,7 @@ from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from simulations.timeline import run_timeline as runs
 from simulations.timeline.report import timeline_tables
-from simulations.timeline.timeline_labels import LABELS
+from simulations.timeline.timeline_plots import LABELS
 from simulations.timeline.timeline_seeds import run_timeline_seeds
 from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
@@ -71,19 +71,21 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     assert [event.done for event in events] == list(range(1, 9))
     assert followed[:8] == events
     for event, period in zip(events, result.periods, strict=True):
-        assert event.figures["timeline/recall_at_20/federation"] == period.lines["federation"]["all"].recall
+        assert event.figures["timeline/recall_at_20/federation"] == period.lines["federation"]["all"].recall.value
         assert event.figures["timeline/items"] == period.items
     assert followed[-1]["seed"] == result.seed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         LIST,
-        *("timeline.json", "timeline.csv", "timeline.html", "timeline.svg", "scenario.yaml"),
+        *(f"timeline.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
+        "scenario.yaml",
     }
     plain = json.loads((tmp_path / "out" / "timeline.json").read_text())
-    assert plain["last"]["federation"]["lines"]["all"]["recall"] == result.last["federation"].lines["all"].recall
+    assert plain["last"]["federation"]["lines"]["all"]["recall"] == result.last["federation"].lines["all"].recall.value
     assert plain["command"] == "as typed"
     rows = list(csv.DictReader((tmp_path / "out" / "timeline.csv").open()))
-    assert {row["line"] for row in rows} == result.last.keys()
-    assert {row["period"] for row in rows} == {str(number) for number in range(1, 9)}
+    recalls = [row for row in rows if (row["part"], row["name"], row["cohort"]) == ("periods.lines", "recall", "all")]
+    assert {row["method"] for row in recalls} == result.last.keys()
+    assert {row["period"] for row in recalls} == {str(number) for number in range(1, 9)}
     page = (tmp_path / "out" / "timeline.html").read_text()
     for words in (
         "recall over time",

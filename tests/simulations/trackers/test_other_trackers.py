@@ -60,7 +60,7 @@ def test_they_are_told_what_every_callback_is_told(tiny, without_engine, stub):
     assert {"validation/recall_at_20": result.history[0].recall}.items() <= next(
         one for one in events if "validation/recall_at_20" in one
     ).items()
-    assert events[-2]["test/recall_at_20/50pct"] == result.budgets[0].recall
+    assert events[-2]["test/recall_at_20/50pct"] == result.budgets[0].recall.value
 
 
 def test_a_run_that_fails_is_told_as_one(tiny, monkeypatch, without_engine, stub):

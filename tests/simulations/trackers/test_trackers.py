@@ -67,10 +67,10 @@ def wanted_series(report):
         for row in report.budgets:
             share = {0.5: "50pct", 1.0: "100pct"}[row.share]
             name = share if row.selector == "controller" else f"{share}_int8_{row.selector}"
-            result[f"test/{metric}_at_{report.top_n}/{name}"] = [(1, getattr(row, metric))]
+            result[f"test/{metric}_at_{report.top_n}/{name}"] = [(1, getattr(row, metric).value)]
         full = report.full_table
         for name, quality in (("global", full.globally), ("start", full.start), ("refined", full.refined)):
-            result[f"test/{metric}_at_{report.top_n}/full_{name}"] = [(1, getattr(quality, metric))]
+            result[f"test/{metric}_at_{report.top_n}/full_{name}"] = [(1, getattr(quality, metric).value)]
     return result
 
 

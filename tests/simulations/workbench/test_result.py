@@ -13,9 +13,9 @@ from fl_peel.errors import MissingExtraError, ReportError
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import default_cache_dir
 from simulations.report.run_files import read_report
-from simulations.workbench.data_frames import round_frame
 from strategies.figures.schema import to_json
 from tests.simulations.conftest import QUICK
+from tests.simulations.report.test_report import run_result
 
 
 @pytest.fixture
@@ -31,40 +31,46 @@ def pandas():
 @pytest.mark.usefixtures("api")
 class TestResult:
     def test_it_is_what_report_json_says(self, result):
-        assert result.report == to_json(result.figures)
-        assert result["budgets"][0]["recall@20"] == result.figures.budgets[0].recall
+        assert result.report == to_json(result.measured)
+        assert result["budgets"][0]["recall@20"] == result.measured.budgets[0].recall.value
         assert dict(result) == json.loads(json.dumps(result.report))
         assert (result.seed, result.scenario["name"]) == (0, "tiny")
         with pytest.raises(dataclasses.FrozenInstanceError):
-            result.figures = None
+            result.measured = None
 
     def test_it_says_itself_in_a_line(self, result):
-        rows = result.figures.budgets
-        low, high = (max(row.recall for row in rows if row.share == share) for share in (0.5, 1.0))
+        rows = result.measured.budgets
+        low, high = (max(row.recall.value for row in rows if row.share == share) for share in (0.5, 1.0))
         assert repr(result) == (
             f"<Result of tiny, seed 0, 40 devices, recall@20 {low:.4f} at 50% to {high:.4f} at 100%>"
         )
-        bare = dataclasses.replace(result.figures, budgets=(), environment=None)
+        bare = dataclasses.replace(result.measured, budgets=(), environment=None)
         assert repr(fl_peel.Result(bare)) == "<Result of tiny, seed 0>"
 
     def test_tables_are_those_of_the_report(self, result, pandas):
         budgets = result.budgets
         assert isinstance(budgets, pandas.DataFrame)
-        first = result.figures.budgets[0]
-        assert budgets["recall@20"].tolist() == [row.recall for row in result.figures.budgets]
-        assert budgets.loc[0, "recall@20_interval.low"] == first.recall_interval.low
+        first = result.measured.budgets[0]
+        assert budgets["recall@20"].tolist() == [row.recall.value for row in result.measured.budgets]
+        assert budgets.loc[0, "recall@20_interval.low"] == first.recall.low
         assert budgets.loc[0, "to_global.value"] == first.to_global.value
         rounds = result.rounds
-        assert rounds["upload_bytes"].tolist() == [row.upload_bytes for row in result.figures.rounds]
-        assert rounds["validation recall@20"].tolist() == [row.recall for row in result.figures.history]
-        assert result.classes["class"].tolist() == list(result.figures.device_classes)
+        assert rounds["upload_bytes"].tolist() == [row.upload_bytes for row in result.measured.rounds]
+        assert rounds["validation recall@20"].tolist() == [row.recall for row in result.measured.history]
+        assert result.classes["class"].tolist() == list(result.measured.device_classes)
 
     def test_a_round_says_what_it_took_and_when_it_ended(self, pandas):
-        rounds = [{"server_round": number, "virtual_seconds": took} for number, took in ((1, 2.0), (2, 3.0))]
-        history = [{"server_round": number, "virtual_seconds": ended} for number, ended in ((1, 2.0), (2, 5.0))]
-        frame = round_frame({"rounds": rounds, "history": history})
-        assert frame["virtual_seconds"].tolist() == [2.0, 3.0]
-        assert frame["elapsed_virtual_seconds"].tolist() == [2.0, 5.0]
+        frame = fl_peel.Result(run_result()).rounds
+        assert frame["virtual_seconds"].tolist() == [12.5, 12.5, 12.5]
+        assert frame["elapsed_virtual_seconds"].tolist() == [60.0, 120.0, 180.0]
+
+    def test_the_whole_run_is_one_tidy_table(self, result, pandas):
+        frame = result.figures.to_pandas()
+        assert isinstance(frame, pandas.DataFrame)
+        recalls = frame[(frame.part == "budgets") & (frame.name == "recall@20")]
+        assert recalls.value.tolist() == [row["recall@20"] for row in result["budgets"]]
+        assert recalls.low.tolist() == [row["recall@20_interval"]["low"] for row in result["budgets"]]
+        assert frame.equals(result.figures.to_arrow().to_pandas())
 
     def test_devices_are_those_of_the_file(self, result, pandas, tmp_path):
         devices = result.devices
@@ -75,7 +81,7 @@ class TestResult:
 
     def test_without_single_devices_it_says_what_to_do(self, result):
         with pytest.raises(ReportError, match=r"evaluation\.per_device=true.*or take \.classes"):
-            _ = fl_peel.Result(result.figures).devices
+            _ = fl_peel.Result(result.measured).devices
 
     def test_without_pandas_it_says_what_to_do(self, result, monkeypatch):
         monkeypatch.setitem(sys.modules, "pandas", None)
@@ -85,14 +91,14 @@ class TestResult:
 
     def test_what_is_saved_is_read_back(self, result, tmp_path):
         folder = result.save(tmp_path / "saved")
-        assert read_report(folder) == result.figures
+        assert read_report(folder) == result.measured
         for place in (folder, folder / "report.json", str(folder)):
             read = fl_peel.Result.load(place)
             assert read == result
             assert read.per_device.recall.tolist() == result.per_device.recall.tolist()
         assert (folder / "report.html").is_file()
         assert Scenario.model_validate(result.scenario).to_yaml() == (folder / "scenario.yaml").read_text()
-        fl_peel.Result(result.figures).save(folder)
+        fl_peel.Result(result.measured).save(folder)
         assert fl_peel.Result.load(folder).per_device is None, "that of the result before is gone"
 
     def test_what_is_no_run_is_refused_in_a_line(self, result, tmp_path):
@@ -112,22 +118,22 @@ class TestResult:
     def test_the_figure_has_budgets_recalls_and_error_bars(self, result, tmp_path):
         figure = result.plot()
         (axes,) = figure.axes
-        rows = [row for row in result.figures.budgets if row.selector == "controller"]
+        rows = [row for row in result.measured.budgets if row.selector == "controller"]
         drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata()) == 2]
-        assert ([row.share for row in rows], [row.recall for row in rows]) in drawn
+        assert ([row.share for row in rows], [row.recall.value for row in rows]) in drawn
         assert len(axes.containers) == 2, "error bars of both selectors"
         figure.savefig(tmp_path / "recall.png")
         assert plt.get_fignums() == [], "no window, no global state"
         with pytest.raises(ReportError, match=r"give evaluation\.budgets"):
-            fl_peel.Result(dataclasses.replace(result.figures, budgets=())).plot()
+            fl_peel.Result(dataclasses.replace(result.measured, budgets=())).plot()
 
     def test_a_notebook_shows_budgets_and_the_figure(self, result):
         shown = result._repr_html_()
         assert "Elastic embeddings by budget" in shown
-        assert f"{result.figures.budgets[0].recall:.4f}" in shown
+        assert f"{result.measured.budgets[0].recall.value:.4f}" in shown
         assert 'src="data:image/svg+xml;base64,' in shown
         assert len(shown) < 200_000
-        assert "<script" not in fl_peel.Result(dataclasses.replace(result.figures, budgets=()))._repr_html_()
+        assert "<script" not in fl_peel.Result(dataclasses.replace(result.measured, budgets=()))._repr_html_()
 
 
 @pytest.mark.slow

@@ -10,20 +10,14 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
-from strategies.evaluation.evaluator import (
-    BudgetRequest,
-    EvaluationParts,
-    Evaluator,
-    margins_of,
-    overall_recall,
-    qualities,
-)
+from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
 from strategies.evaluation.moving_budgets import FollowPlan, follow
-from strategies.figures.intervals import MeasuredQuality
-from strategies.figures.schema import Gain, Ratio
+from strategies.figures.intervals import MeasuredQuality, cell_recalls, qualities
+from strategies.figures.schema import Gain
 from strategies.groups.state import UserGroupState
 from strategies.nodes.nodes import Nodes
 from strategies.run.central_stage1 import prepare_collected
@@ -77,7 +71,7 @@ def test_what_is_not_said_is_the_scenarios(asked):
     one, _, _ = asked
     events = one.evaluate([1888], precision="int8", selector="controller", factors=[1.0], rooms=[-1.0])
     assert same(one.evaluate([1888]), events)
-    assert overall_recall(events) == qualities(events)[0].recall > 0
+    assert overall_recall(events) == qualities(events)[0].recall.value > 0
     assert same(one.own_budgets(), one.evaluate([wire.OWN_BUDGET]))
     assert not same(one.evaluate([wire.OWN_BUDGET], factors=[0.5]), one.own_budgets())
 
@@ -121,31 +115,31 @@ def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
         Replicates.from_devices(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000),
         reply.replicates,
     )
-    interval = MeasuredQuality.from_reply(reply).recall_interval
-    assert interval.low < float(reply.single.recall[counted].mean()) < interval.high
+    recall = MeasuredQuality.from_reply(reply).quality().recall
+    assert recall.low < float(reply.single.recall[counted].mean()) < recall.high
 
 
 def test_ratios_and_differences_are_paired(asked):
     one, _, items = asked
     table, again, small = one.full_table(items), one.full_table(items), one.evaluate([200])
     full, same_again, less = (MeasuredQuality.from_reply(reply) for reply in (table, again, small))
-    assert full.over(same_again) == Ratio(1.0, 1.0, 1.0)
-    assert full.gain(same_again) == Gain(0.0, 0.0, 0.0, full.devices)
-    gain, ratio = less.gain(full), less.over(full)
-    assert gain.mean == pytest.approx(overall_recall(small) - overall_recall(table))
-    assert gain.low < gain.mean < gain.high
+    assert full.over(same_again) == Estimate(1.0, 1.0, 1.0)
+    assert full.gain(same_again) == Gain(Estimate(0.0, 0.0, 0.0), full.devices)
+    gain, ratio = less.gain(full).recall, less.over(full)
+    assert gain.value == pytest.approx(overall_recall(small) - overall_recall(table))
+    assert gain.low < gain.value < gain.high
     assert ratio.low < ratio.value < ratio.high
-    alone = less.recall_interval
+    alone = less.quality().recall
     assert alone.high - alone.low > 0
-    assert full.quality(full).to_global == Ratio(1.0, 1.0, 1.0)
+    assert full.quality(full).to_global == Estimate(1.0, 1.0, 1.0)
 
 
 def test_without_replicates_there_are_no_intervals_and_nobody_tells_of_single_devices(tiny, tmp_path):
     none, _, items = evaluator_of(load_scenario(tiny, ["evaluation.bootstrap=0"]), tmp_path / "run", 2)
     reply = none.full_table(items)
     measured = MeasuredQuality.from_reply(reply)
-    assert (measured.recall_interval, measured.gain(measured)) == (None, None)
-    assert measured.over(measured) == Ratio(1.0, None, None)
+    assert (measured.quality().recall.ends, measured.gain(measured)) == (None, None)
+    assert measured.over(measured) == Estimate(1.0)
     assert not len(reply.single.devices), "evaluation.per_device is off"
 
 
@@ -272,8 +266,11 @@ def test_what_is_known_of_a_nodes_answer():
 
 
 def test_where_less_than_two_devices_count_there_is_no_margin():
-    sums = types.SimpleNamespace(margin=lambda: np.array([np.nan, 0.25]))
-    assert margins_of(sums) == [None, 0.25]
+    means = np.array([0.5, 0.5, 0.0])
+    sums = types.SimpleNamespace(
+        margin=lambda: np.array([np.nan, 0.25, np.nan]), mean=lambda: (means, means), devices=np.array([1, 2, 0])
+    )
+    assert cell_recalls(sums) == [Estimate(0.5), Estimate(0.5, 0.25, 0.75, 0.25), None]
 
 
 def test_nodes_are_asked_what_is_given():

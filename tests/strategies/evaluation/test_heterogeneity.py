@@ -438,13 +438,13 @@ def test_a_run_reports_fairness_and_elasticity_alike_on_any_nodes(tiny, tmp_path
     by_class = {row.device_class: row for row in fairness.by_class}
     assert set(by_class) == {"small", "large"}
     # budgets of small devices never exceed 0.42 of the table: none of them holds 65%
-    assert by_class["small"].recall["excluding_small"] == 0.0
+    assert by_class["small"].recall["excluding_small"].value == 0.0
     assert by_class["large"].recall["excluding_small"] > 0
     assert fairness.excluding_small.device_rounds == 2 * by_class["small"].devices
     falls = elasticity.falls
     assert [row.factor for row in falls] == [1.0, 0.8]
     assert falls[0].elastic == falls[0].rigid
-    assert falls[1].elastic_to_trained_for == falls[1].elastic / falls[1].trained_for
+    assert falls[1].elastic_to_trained_for == falls[1].elastic.value / falls[1].trained_for.value
     followed = elasticity.followed
     assert followed.figures.budget_violations == 0
     assert followed.figures.growth_to_missing is None or followed.figures.growth_to_missing >= 1
@@ -476,7 +476,7 @@ def test_fixed_tiers_are_chosen_on_validation():
     events = fairness.add_tiers(reply("validation", slice(None)), reply("test", slice(None)))
     assert events.tiers == (0.01, 0.25)
     assert events.chosen == {"small": 0.25, "large": 0.01}
-    assert fairness.served[-1].recall == pytest.approx((0.3, 0.1))
+    assert [recall.value for recall in fairness.served[-1].recall] == pytest.approx([0.3, 0.1])
     budgets = tuple(budget_bytes(LAYOUT, share) for share in (0.01, 0.25))
     assert tier_rows(evaluator) == {
         TIERS_ON_VALIDATION: BudgetRequest(budgets, rooms=(1.0, 1.0), on_validation=True),

@@ -26,7 +26,6 @@ from strategies.figures.run_figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.schema import Quality
 from strategies.nodes.members import Members
 from strategies.rounds.record import RoundRecord
 from tests.helpers.blocks import rows_of
@@ -78,22 +77,22 @@ def test_a_device_class_by_hand():
     rows = device_class_rows(MEMBERS, rounds, own(metrics([1, 1, 0], [0.5, 2, 0], [2, 1, 0]), owned=served))
     assert list(rows) == list(NAMES)
     watch, phone, laptop = rows.values()
-    assert (watch.devices, watch.recall, watch.ndcg) == (2, 0.5, 0.25)
+    assert (watch.devices, watch.recall.value, watch.ndcg) == (2, 0.5, 0.25)
     assert watch.budget_bytes_mean == (200 + 200 + 320) / 6  # over devices and moments
     assert watch.stored_bytes_mean == (150 + 150 + 180) / 6
     assert (watch.reselections, watch.budget_violations) == (1 + 2, 1 + 1 + 3)
     assert (watch.download_bytes, watch.upload_bytes) == (120 / 2, 60 / 2)
     assert (watch.peak_bytes_mean, watch.working_violations) == (1000 / 4, 1 + 2)
     assert watch.costs.virtual_seconds == 8 / 2
-    assert (phone.devices, phone.recall, phone.ndcg) == (4, 1.0, 2.0)
+    assert (phone.devices, phone.recall.value, phone.ndcg) == (4, 1.0, 2.0)
     assert (phone.budget_bytes_mean, phone.stored_bytes_mean) == (200, 175)
     assert (phone.budget_violations, phone.download_bytes) == (0, 0)
     assert (laptop.devices, laptop.recall, laptop.ndcg) == (0, None, None)
     assert (laptop.budget_bytes_mean, laptop.stored_bytes_mean) == (0, 0)
     assert (laptop.download_bytes, laptop.upload_bytes) == (16, 8)
     assert (laptop.peak_bytes_mean, laptop.working_violations) == (18, 14)
-    assert watch.recall_margin == 0
-    assert (phone.recall_margin, laptop.recall_margin) == (None, None)
+    assert watch.recall.margin == 0
+    assert phone.recall.margin is None
 
 
 def test_violations_are_those_of_rounds_and_of_the_evaluation():
@@ -109,7 +108,7 @@ def test_violations_are_those_of_rounds_and_of_the_evaluation():
 
 def test_user_groups_by_hand():
     rows = user_group_rows(MEMBERS, 4, own(by_group=metrics([2, 1, 0, 0, 9], [1, 1, 0, 0, 9], [4, 2, 0, 0, 9])))
-    assert [(row.group, row.devices, row.recall, row.ndcg) for row in rows] == [
+    assert [(row.group, row.devices, row.recall and row.recall.value, row.ndcg) for row in rows] == [
         (0, 4, 0.5, 0.25), (1, 2, 0.5, 0.5), (2, 0, None, None), (3, 1, None, None),
     ]  # fmt: skip
 
@@ -206,19 +205,14 @@ def test_what_refinement_adds_by_hand():
     start = MeasuredQuality(0.25, 0.5, np.array([0.2, 0.25, 0.3]), np.zeros(3), 4)
     refined = MeasuredQuality(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
     gain = refined.gain(start)
-    assert (gain.mean, gain.devices) == (0.125, 4)
+    assert (gain.recall.value, gain.devices) == (0.125, 4)
     low, high = np.quantile([0.2, 0.1, 0.0], [0.025, 0.975])  # replicate by replicate
-    assert (gain.low, gain.high) == pytest.approx((low, high))
+    assert gain.recall.ends == pytest.approx((low, high))
     assert replace(refined, recalls=np.zeros(0)).gain(replace(start, recalls=np.zeros(0))) is None
 
 
 def test_margins_are_of_students_t():
     result = metrics([1.5, 1.0], [0, 0], [4, 1], squares=[0.625, 1.0])  # recalls 0.25, 0.25, 0.5, 0.5
     rows = user_group_rows(MEMBERS, 2, own(by_group=result))
-    assert rows[0].recall_margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
-    assert rows[1].recall_margin is None
-
-
-def test_a_quality_has_both_metrics_in_their_places():
-    rows = user_group_rows(MEMBERS, 1, own(by_group=metrics([1], [3], [4])))
-    assert Quality(rows[0].recall, rows[0].ndcg) == Quality(0.25, 0.75)
+    assert rows[0].recall.margin == pytest.approx(3.182446 * np.std([0.25, 0.25, 0.5, 0.5], ddof=1) / 2, rel=1e-5)
+    assert rows[1].recall.margin is None

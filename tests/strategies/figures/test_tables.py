@@ -8,6 +8,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import Event
 from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import MetricSums
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts
@@ -20,7 +21,7 @@ from strategies.figures.run_figures import (
     evaluated,
     full_table,
 )
-from strategies.figures.schema import Gain, Interval, Quality, Ratio
+from strategies.figures.schema import Gain, Quality
 from strategies.nodes.members import Members, some_devices
 
 LAYOUT = BlockLayout(np.arange(10, dtype=np.int32), 10, 1)  # the table: 400 B
@@ -44,13 +45,13 @@ GLOBAL, START, REFINED = reply([0.25], [0.125]), reply([0.5], [0.75], devices=8)
 def test_full_tables_by_hand():
     result = full_table(400, FullTableReplies(GLOBAL, START, reply([0.4375], [0.3125]), REFINED))
     assert result.bytes == 400
-    assert [(one.recall, one.ndcg) for one in (result.globally, result.start, result.refined)] == [
+    assert [(one.recall.value, one.ndcg.value) for one in (result.globally, result.start, result.refined)] == [
         (0.25, 0.125), (0.5, 0.75), (0.375, 0.625),
     ]  # fmt: skip
-    assert (result.start.recall_interval, result.start.ndcg_interval) == (Interval(0.25, 0.25), Interval(0.375, 0.375))
-    assert (result.globally.to_global, result.start.to_global) == (Ratio(1.0, 1.0, 1.0), Ratio(2.0, 2.0, 2.0))
-    assert result.start_validation == Quality(0.4375, 0.3125)
-    assert result.gain == Gain(-0.125, -0.0625, -0.0625, devices=8)
+    assert (result.start.recall.ends, result.start.ndcg.ends) == ((0.25, 0.25), (0.375, 0.375))
+    assert (result.globally.to_global, result.start.to_global) == (Estimate(1.0, 1.0, 1.0), Estimate(2.0, 2.0, 2.0))
+    assert result.start_validation == Quality(Estimate(0.4375), Estimate(0.3125))
+    assert result.gain == Gain(Estimate(-0.125, -0.0625, -0.0625), devices=8)
     assert result.strongest == "start"
     assert full_table(400, FullTableReplies(GLOBAL, REFINED, None, START)).strongest == "refined"
 
@@ -79,20 +80,20 @@ def test_budgets_by_hand():
         (0.05, 20, "int8", "energy"), (0.1, 40, "int8", "energy"),
         (0.05, 20, "fp16", "controller"), (0.1, 40, "fp16", "controller"),
     ]  # fmt: skip
-    assert [(row.recall, row.ndcg, row.stored_bytes_max, row.devices) for row in rows] == [
+    assert [(row.recall.value, row.ndcg.value, row.stored_bytes_max, row.devices) for row in rows] == [
         (0.125, 0.5, 19, 4), (0.25, 0.375, 38, 4), (0.0625, 0.25, 20, 2), (0.5, 0.75, 40, 2),
     ]  # fmt: skip
-    assert rows[1].recall_interval == Interval(0.125, 0.125)
-    assert rows[1].ndcg_interval == Interval(0.1875, 0.1875)
-    assert rows[1].to_global == Ratio(1.0, 1.0, 1.0)
-    assert rows[1].to_strongest == Ratio(0.5, 0.5, 0.5)
+    assert rows[1].recall.ends == (0.125, 0.125)
+    assert rows[1].ndcg.ends == (0.1875, 0.1875)
+    assert rows[1].to_global == Estimate(1.0, 1.0, 1.0)
+    assert rows[1].to_strongest == Estimate(0.5, 0.5, 0.5)
 
 
 def test_budgets_beside_no_table_are_no_share_of_one():
     (row, *_) = budgets_of(FullTableReplies(None, None, None, None))
     assert (row.to_global, row.to_strongest) == (None, None)
     (row, *_) = budgets_of(FullTableReplies(None, START, None, None))
-    assert (row.to_global, row.to_strongest) == (None, Ratio(0.25, 0.25, 0.25))
+    assert (row.to_global, row.to_strongest) == (None, Estimate(0.25, 0.25, 0.25))
 
 
 # ---------------------------------------------------------------- what is asked

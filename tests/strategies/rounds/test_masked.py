@@ -359,15 +359,13 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
 
 
 def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):
-    from simulations.report.run_files import metric_rows
-    from simulations.report.tables.secure import secure_rows
+    from simulations.report.sections.costs import secure_rows
 
     result, _ = served(secure(tiny_scenario, dropout_share=0.15), tmp_path / "run")
     events = result.secure_aggregation
     rows = dict(secure_rows(events))
     assert rows["secure sums: devices, all rounds"] == str(events.counts.devices)
     assert rows["secure sums: dropped, masks recovered"] == f"{events.counts.dropped}, {events.counts.recovered}"
-    in_csv = [row for row in metric_rows(to_json(result)) if row["kind"] == "secure_aggregation"]
-    numbers = {row["metric"]: row["value"] for row in in_csv}
-    assert numbers["dropped"] == events.counts.dropped > 0
-    assert numbers["bytes_per_device.vector"] == events.bytes_per_device.vector
+    numbers = {(row.part, row.name): row.value for row in result.figures if "round" not in row.where}
+    assert numbers["secure_aggregation", "dropped"] == events.counts.dropped > 0
+    assert numbers["secure_aggregation.bytes_per_device", "vector"] == events.bytes_per_device.vector

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from simulations.report.tables.labels import VALUES, key_name
+from fl_peel.figures import Estimate
+from simulations.report.labels import VALUES, key_name
 
 ABSENT = "–"
 
@@ -26,6 +27,7 @@ class TableView:
     num_labels: int = 1
     note: str = ""
     best: frozenset[tuple[int, int]] = field(default_factory=frozenset)  # (row, column) to emphasize
+    slider: bool = False  # whether a page has a slider of its column `share`
 
     def to_rich(self) -> Table:
         """Return the same table for the terminal."""
@@ -77,17 +79,69 @@ def format_kilobytes(num_bytes: float) -> str:
     return f"{num_bytes / 1000:,.1f}"
 
 
-def format_ratio(value: float, reference: float | None) -> str:
-    """Three decimals; a dash where there is nothing to compare with."""
-    return f"{value / reference:.3f}" if reference else ABSENT
-
-
-def format_interval(value: float | None, low: float | None, high: float | None, digits: int = 4) -> str:
+def format_estimate(figure: Estimate | None, digits: int = 4) -> str:
     """A figure and the ends of its interval: '0.1851 [0.1832, 0.1870]'; a dash for what was not measured."""
-    if value is None:
+    if figure is None:
         return ABSENT
-    whole, *ends = (f"{round(number, digits) + 0.0:.{digits}f}" for number in (value, low, high) if number is not None)
-    return f"{whole} [{', '.join(ends)}]" if len(ends) == 2 else whole  # + 0.0: no minus before nothing
+    numbers = (figure.value, *(figure.ends or ()))
+    whole, *ends = (f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers)  # + 0.0: no minus before nothing
+    return f"{whole} [{', '.join(ends)}]" if ends else whole
+
+
+def format_ratio(ratio: Estimate | None) -> str:
+    """The same of a ratio, with three decimals."""
+    return format_estimate(ratio, 3)
+
+
+def format_margin(figure: Estimate | None) -> str:
+    """A figure and half the width of its interval: '0.1851 ±0.0019'."""
+    if figure is None:
+        return ABSENT
+    return format_metric(figure.value) + ("" if figure.margin is None else f" ±{figure.margin:.4f}")
+
+
+def format_point(figure: Estimate | None) -> str:
+    """A figure without its interval."""
+    return format_metric(None if figure is None else figure.value)
+
+
+def format_thousandths(value: float) -> str:
+    """Three decimals."""
+    return f"{value:.3f}"
+
+
+def format_count(value: float) -> str:
+    """A whole number, thousands apart."""
+    return f"{value:,}"
+
+
+def format_decimals(value: float) -> str:
+    """Two decimals, thousands apart."""
+    return f"{value:,.2f}"
+
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class TableColumn(Generic[Row]):
+    """A column of a table: its heading, what it shows of a row (None: nothing), and how that is written."""
+
+    heading: str
+    value: Callable[[Row], Any]
+    write: Callable[[Any], str] = str
+
+
+def table_of(
+    title: str, rows: Sequence[Row], columns: Sequence[TableColumn[Row]], note: str = "", num_labels: int = 1
+) -> TableView:
+    """Make a table of rows; columns of which no row has anything are left out."""
+    shown = [column for column in columns if any(column.value(row) is not None for row in rows)]
+    body = tuple(
+        tuple(ABSENT if (value := column.value(row)) is None else column.write(value) for column in shown)
+        for row in rows
+    )
+    return TableView(title, tuple(column.heading for column in shown), body, num_labels, note)
 
 
 def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:

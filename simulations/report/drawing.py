@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -24,16 +24,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, NullLocator
 
-from simulations.report.tables.table_view import byte_unit
+from fl_peel.figures import Estimate
+from simulations.report.table_view import byte_unit, format_share
 from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, SKY, VERMILLION, darker
 
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 MARKS = "●■▲◆▼✚✖★"
 """Markers as characters."""
-Ends = tuple[float, float] | None
-"""Ends of an interval; None where there is none."""
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
 """Inches of width of a figure on a page of its usual width, and on a telephone."""
@@ -258,7 +258,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 def hover(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str], series: int | None = None) -> None:
     """Show words at each point when it is pointed at."""
-    if len(x):
+    if len(words):
         unseen = axes.scatter(x, y, s=190, facecolor=(1, 1, 1, 0), edgecolor="none", zorder=9)
         unseen.set_urls([f"{TIP}{text}" for text in words])
         in_series(series, [unseen])
@@ -326,36 +326,83 @@ def short_bytes(num_bytes: float) -> str:
 
 def error_bars(
     axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
-    ends: Sequence[Ends],
+    places: Sequence[float],
+    figures: Sequence[Estimate],
     color: str,
     *,
     across: bool = False,
     series: int | None = None,
 ) -> None:
-    """Draw the interval (low, high) of each point that has one, as a thin bar: upright, or across, of x."""
-    known = [(x[i], y[i], *both) for i, both in enumerate(ends) if both is not None]
+    """Draw the interval of each figure that has one, as a thin bar at its place: upright, or across."""
+    known = [(place, figure.value, *figure.ends) for place, figure in zip(places, figures, strict=True) if figure.ends]
     if known:
-        right, up, low, high = (np.array(values) for values in zip(*known, strict=True))
-        value = right if across else up
+        place, value, low, high = (np.array(values) for values in zip(*known, strict=True))
         bars = [np.maximum(value - low, 0), np.maximum(high - value, 0)]
-        upright, level = (None, bars) if across else (bars, None)
-        drawn = axes.errorbar(
-            right, up, upright, level, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3
-        )
+        x, y, upright, level = (value, place, None, bars) if across else (place, value, bars, None)
+        drawn = axes.errorbar(x, y, upright, level, fmt="none", ecolor=color, elinewidth=0.9, capsize=2.2, zorder=3)
         in_series(series, (*drawn.lines[1], *drawn.lines[2]))
 
 
-def around(value: float | None, margin: float | None) -> Ends:
-    """The ends of an interval of which half the width is known."""
-    return None if value is None or margin is None else (value - margin, value + margin)
+def draw_line(
+    axes: Axes,
+    name: str,
+    x: Sequence[float],
+    figures: Sequence[Estimate],
+    style: Mapping[str, Any],
+    words: Sequence[str] = (),
+    *,
+    bold: bool = False,
+    aside: float = 1.0,
+    series: int | None = None,
+) -> EndLabel:
+    """Draw a line with error bars, and words at each of its points; return its label. aside: factor by which bars stand
+    beside their points.
+    """
+    y = [figure.value for figure in figures]
+    in_series(series, axes.plot(x, y, **style))
+    error_bars(axes, [at * aside for at in x], figures, style["color"], series=series)
+    hover(axes, x, y, words, series)
+    return EndLabel(name, x[-1], y[-1], style["color"], bold, series)
 
 
 def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel:
     """Draw a dashed horizontal yardstick and return its label."""
     axes.axhline(value, color=color, linewidth=1.1, linestyle=(0, (5, 3)), zorder=2)
     return EndLabel(text, axes.get_xlim()[1], value, color)
+
+
+def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
+    """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top."""
+    ticks = sorted(set(shares))
+    axes.set_xscale("log")
+    axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axes.set_xticks(ticks, [format_share(tick) for tick in ticks], rotation=0)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(visible=False, axis="x")
+    if is_narrow():
+        axes.set_xlabel("budget, share of the full table (log scale)")
+        return
+    axes.set_xlabel("budget, % of the bytes of the fp32 full item table (log scale)")
+    if full_bytes:
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(ticks, [short_bytes(tick * full_bytes) for tick in ticks])
+        top.xaxis.set_minor_locator(NullLocator())
+        top.xaxis.set_minor_formatter(NullFormatter())
+        top.tick_params(colors=MUTED, length=2, labelsize=7.5)
+        top.spines["top"].set_visible(False)
+
+
+def line_aside(index: int, count: int) -> float:
+    """Return the factor by which bars of line ``index`` of ``count`` stand beside others, over :func:`share_axis`."""
+    return float(1.025 ** (index - (count - 1) / 2))
+
+
+def round_axis(axes: Axes, num_rounds: int) -> None:
+    """Rounds counted from 1, each half a unit to either side."""
+    axes.set_xlim(0.5, num_rounds + 0.5)
+    steps = [step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if num_rounds / step <= 10]
+    step = steps[0] if steps else num_rounds
+    axes.set_xticks([1, *range(step, num_rounds + 1, step)] if step > 1 else range(1, num_rounds + 1))
 
 
 def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
@@ -367,29 +414,17 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
 
 
 __all__ = [
-    "BLUE",
-    "GREEN",
-    "GRID",
-    "INK",
     "LABEL_PT",
     "LEGEND_IN",
     "MARKERS",
     "MARKS",
-    "MUTED",
     "NARROW_IN",
-    "ORANGE",
     "PALETTE",
-    "PAPER",
-    "PURPLE",
-    "SKY",
-    "VERMILLION",
     "WIDTH_IN",
     "EndLabel",
-    "Ends",
     "Plot",
     "Series",
-    "around",
-    "darker",
+    "draw_line",
     "error_bars",
     "finish",
     "hover",
@@ -397,8 +432,11 @@ __all__ = [
     "in_series",
     "is_narrow",
     "label_ends",
+    "line_aside",
     "line_kwargs",
     "new_figure",
+    "round_axis",
+    "share_axis",
     "short_bytes",
     "spread",
     "styled",

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from strategies.figures.schema import (
-    EXCLUDING_SMALL,
-    FIXED_TIERS,
-    FULL_GLOBAL,
-    FULL_REFINED,
-    PEEL,
-    TRAINED_WITHOUT,
-)
+from strategies.figures.schema import EXCLUDING_SMALL, FIXED_TIERS, FULL_GLOBAL, FULL_REFINED, PEEL, TRAINED_WITHOUT
 
 METHODS: Mapping[str, str] = MappingProxyType(
     {

@@ -1,0 +1,79 @@
+"""Sections of pages: what a page shows under one heading, and those of a run's report by name.
+
+A section of a run's report is one function from the result to a :class:`Section`, in a file of its own. An installed
+package adds one by an entry point of the group ``fl_peel.sections``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from fl_peel.plugins import Registry
+from simulations.report.drawing import Plot
+from simulations.report.table_view import TableView
+from strategies.figures.schema import RunResult
+
+logger = logging.getLogger("fl_peel")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its caption. draw: draws it when its page is written; None where there is nothing to draw."""
+
+    draw: Callable[[], Plot | None]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A sentence that stands out from the page."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page. id: of the HTML element; parts: tables, figures, remarks, and text for notes; empty ones are
+    left out, and with them a section in which nothing is left.
+    """
+
+    id: str
+    title: str
+    parts: Sequence[TableView | Chart | Remark | str | None]
+
+
+SECTIONS: Registry[Callable[[RunResult], Section]] = Registry(
+    "section",
+    "fl_peel.sections",
+    MappingProxyType(
+        {
+            name: f"simulations.report.sections.{name}:{name}"
+            for name in (
+                *("quality", "stage1", "refinement", "traces", "classes", "groups", "learning", "times", "fairness"),
+                *("elasticity", "privacy", "costs", "environment"),
+            )
+        }
+    ),
+)
+"""Sections of a run's report, in the order of the page; those of installed packages come last."""
+
+
+def run_sections(result: RunResult) -> Iterator[Section]:
+    """Yield the sections of a run's report. One of an installed package that fails is left out, with a warning: the
+    figures of a run are not lost for it.
+    """
+    for name in SECTIONS.names():
+        try:
+            section = SECTIONS.get(name)(result)
+        except Exception as error:
+            if name in SECTIONS.shipped:
+                raise
+            logger.warning("the section %r is left out of the report: %s: %s", name, type(error).__name__, error)
+            continue
+        yield section
+
+
+__all__ = ["SECTIONS", "Chart", "Remark", "Section", "run_sections"]

@@ -1,0 +1,133 @@
+"""Bytes and seconds of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.ticker import FuncFormatter
+
+from simulations.report import drawing
+from simulations.report.drawing import EndLabel, Plot
+from simulations.report.section import Chart, Section
+from simulations.report.table_view import ABSENT, TableView, byte_unit, format_bytes
+from simulations.report.theme import BLUE, INK, MUTED, ORANGE
+from strategies.figures.schema import RoundRow, RunResult, SecureAggregationResult
+
+
+def costs(result: RunResult) -> Section:
+    """Return the section."""
+    payload = "Payload of each round, summed over its devices: download above zero, upload below."
+    return Section(
+        "costs",
+        TITLE,
+        (
+            costs_view(result),
+            Chart(lambda: bytes_by_round(result), payload),
+            Chart(lambda: stage_seconds(result), "Wall time of each stage."),
+        ),
+    )
+
+
+TITLE = "Bytes and seconds"
+
+
+def costs_view(result: RunResult) -> TableView:
+    """Bytes and seconds: totals over the rounds, means per device, wall time per stage, peak memory."""
+    rounds, moved = result.rounds, result.bytes_per_device
+    rows = [
+        ("bytes down, all rounds", format_bytes(sum(row.download_bytes for row in rounds))),
+        ("bytes up, all rounds", format_bytes(sum(row.upload_bytes for row in rounds))),
+    ]
+    if moved is not None:
+        rows.append(("bytes down per device, mean", format_bytes(moved.download_mean)))
+        rows.append(("bytes up per device, mean", format_bytes(moved.upload_mean)))
+    rows.append(("rounds", f"{len(rounds):,}"))
+    rows.append(("failed devices, all rounds", f"{sum(row.failures for row in rounds):,}"))
+    rows += [(f"{stage}, s", f"{seconds:,.1f}") for stage, seconds in result.stages.items()]
+    rows.append(("all stages, s", f"{sum(result.stages.values()):,.1f}"))
+    if result.peak_rss_bytes is not None:
+        rows.append(("peak memory", format_bytes(result.peak_rss_bytes)))
+    rows += secure_rows(result.secure_aggregation) if result.secure_aggregation is not None else []
+    return TableView(TITLE, ("quantity", "value"), tuple(rows))
+
+
+def secure_rows(result: SecureAggregationResult) -> list[tuple[str, str]]:
+    """Devices, dropouts and void groups over all rounds; bytes and processor seconds of one device in one round."""
+    counts, moved, seconds = result.counts, result.bytes_per_device, result.seconds
+    devices, speed = max(counts.announced, 1), result.devices_per_second
+    return [
+        ("secure sums: devices, all rounds", f"{counts.devices:,}"),
+        ("secure sums: dropped, masks recovered", f"{counts.dropped:,}, {counts.recovered:,}"),
+        ("secure sums: void groups, sat out", f"{counts.void_groups:,}, {counts.sat_out_groups:,}"),
+        ("secure sums: masked vector, bytes", f"{moved.vector:,.0f}"),
+        ("secure sums: keys and shares up, down", f"{moved.upload - moved.vector:,.0f}, {moved.download:,.0f}"),
+        ("secure sums: ms per device", f"{1e3 * seconds.devices / devices:.1f}"),
+        ("secure sums: ms per device, server", f"{1e3 * seconds.server / devices:.1f}"),
+        ("secure sums: devices/s, one processor", ABSENT if speed is None else f"{speed:,.0f}"),
+    ]
+
+
+@drawing.in_both_forms
+def bytes_by_round(result: RunResult) -> Plot | None:
+    """Bytes that crossed the network each round, all devices together: download above zero, upload below."""
+    rounds = result.rounds
+    if not rounds:
+        return None
+    down = np.array([row.download_bytes for row in rounds], dtype=np.float64)
+    up = np.array([row.upload_bytes for row in rounds], dtype=np.float64)
+    unit, scale = byte_unit(float(max(down.max(), up.max())))
+    figure, (axes,) = drawing.new_figure(2.7)
+    edges = np.arange(len(rounds) + 1) + 0.5
+    axes.stairs(down / scale, edges, fill=True, color=BLUE)
+    axes.stairs(-up / scale, edges, fill=True, color=ORANGE)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+    drawing.round_axis(axes, len(rounds))
+    axes.grid(visible=False, axis="x")
+    axes.set_xlabel("round")
+    axes.set_ylabel(f"{unit} per round, all devices")
+    drawing.hover(
+        axes, [row.server_round for row in rounds], (down / scale).tolist(), [_round_words(row) for row in rounds]
+    )
+    drawing.label_ends(
+        axes,
+        [
+            EndLabel(f"download\n{format_bytes(down.sum())} in all", edges[-1], down[-1] / scale / 2, BLUE),
+            EndLabel(f"upload\n{format_bytes(up.sum())} in all", edges[-1], -up[-1] / scale / 2, ORANGE),
+        ],
+    )
+    alt = (
+        f"Bars by round: {len(rounds)} rounds move {format_bytes(down.sum())} down and "
+        f"{format_bytes(up.sum())} up in all."
+    )
+    return drawing.finish(figure, "bytes", "Bytes on the network", alt)
+
+
+def _round_words(row: RoundRow) -> str:
+    down, up = format_bytes(row.download_bytes), format_bytes(row.upload_bytes)
+    return f"round {row.server_round}: {down} down, {up} up, {row.devices:,} devices"
+
+
+@drawing.in_both_forms
+def stage_seconds(result: RunResult) -> Plot | None:
+    """Wall seconds of each stage."""
+    stages = result.stages
+    if not stages:
+        return None
+    figure, (axes,) = drawing.new_figure(0.75 + 0.27 * len(stages))
+    y = np.arange(len(stages))[::-1]
+    axes.barh(y, list(stages.values()), color=MUTED, height=0.65)
+    axes.set_yticks(y, list(stages))
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("wall time, s")
+    for place, seconds in zip(y, stages.values(), strict=True):
+        axes.annotate(
+            f"{seconds:,.1f}",
+            (seconds, float(place)),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=drawing.LABEL_PT,
+        )
+    axes.margins(x=0.1)
+    alt = "Bar chart of wall seconds: " + ", ".join(f"{name} {s:,.1f}" for name, s in stages.items()) + "."
+    return drawing.finish(figure, "stages", "Where the time went", alt)
