@@ -49,10 +49,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import TOTAL, ArraySpec, fields_of, name_of, plain_of
 from fl_peel.blocks.settings import PRECISIONS
+from fl_peel.columns import SUM_SCALE, IntColumns
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import TOTAL, ArraySpec, fields_of, name_of, plain_of
-from fl_peel.exchange.columns import SUM_SCALE, IntColumns
 from fl_peel.exchange.counters import (
     ClassCounts,
     ClockCounts,
@@ -713,7 +713,7 @@ class SecureSumsRequest(StepRequest):
 
 @dataclass(frozen=True)
 class SecureSumsReply:
-    """sum: a part of the masked vector, see :class:`fl_peel.secure.step_vector.StepVector`; classes, clock: of devices
+    """sum: a part of the masked vector, see :class:`fl_peel.steps.step_vector.StepVector`; classes, clock: of devices
     that are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device
     that the step had, by the window in which it came.
     """

@@ -5,7 +5,7 @@ Bytes follow from the data, the fleet and the protocol; memory and time from con
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,8 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.spectral_steps import drawn_items
+from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import Step, StepTerms
 from fl_peel.steps.choice import ChoiceStep
@@ -228,7 +228,7 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
     groups, devices = scenario.user_groups.count, np.arange(splits.num_users, dtype=np.int64)
     budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
     # bytes exclude what a mechanism and masks take besides
-    terms = replace(StepTerms.from_scenario(scenario, splits.num_items, splits.num_users), bounds=None)
+    terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users)
     train = splits.train.counts()
     items = HeldItems(train, train, splits.validation.counts())
 

@@ -18,9 +18,7 @@ from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.fairness import measure_fairness, tier_rows
 from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
 from strategies.evaluation.poisoning import measure_poisoning
-from strategies.figures.clock import time_to_recall
-from strategies.figures.per_device import FILE
-from strategies.figures.run_figures import (
+from strategies.evaluation.run_figures import (
     EvaluationReplies,
     StartReplies,
     budget_rows,
@@ -35,6 +33,8 @@ from strategies.figures.run_figures import (
     round_rows,
     user_group_rows,
 )
+from strategies.figures.clock import time_to_recall
+from strategies.figures.per_device import FILE
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,

@@ -27,6 +27,7 @@ from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits, hosted_splits, keep_catalogue, own_splits
 from fl_peel.errors import EngineError
 from fl_peel.file_kind import file_kind
+from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 
@@ -72,7 +73,9 @@ class Cohort:
     @cached_property
     def terms(self) -> StepTerms:
         """Return what the devices and the server know alike in steps of stage 1."""
-        return StepTerms.from_scenario(self.scenario, self.splits.num_items, self.population)
+        return StepTerms.from_scenario(
+            self.scenario, self.splits.num_items, self.population, contribution_bounds(self.scenario)
+        )
 
     @property
     def fading(self) -> float | None:

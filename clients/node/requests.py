@@ -9,8 +9,8 @@ import numpy as np
 from clients.node.cohort import Cohort
 from clients.node.joining import joining
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext, check
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import MessageContext, check
 
 ANYTHING = MessageContext(arrays=None)
 

@@ -16,8 +16,8 @@ from clients.round.poisoning import Adversary
 from clients.round.round_context import RoundContext
 from clients.round.within_deadline import GroupDevices, GroupOutcome, Traffic, train_within_deadline
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.columns import SUM_SCALE
 from fl_peel.data.interactions import IntArray, UserItems
-from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import DeviceTraces, RoundCounts, RoundTotals
 from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.mmap_arrays import rows_at

@@ -18,8 +18,8 @@ from clients.round.memory import IntArray
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.columns import SUM_SCALE
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.exchange.counters import StepCounts, StepTraces
 from fl_peel.ranking.top import evaluate_under
 from fl_peel.wire import MovingReply, MovingRequest

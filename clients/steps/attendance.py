@@ -17,10 +17,10 @@ from clients.round.accounts import clock_counts
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.randomness import device_uniforms
-from fl_peel.secure.step_vector import StepVector
 from fl_peel.steps.base import Step
 from fl_peel.steps.contributors import ContributorsStep
 from fl_peel.steps.step_cost import AnswerCost, HeldItems, StepCost, hidden
+from fl_peel.steps.step_vector import StepVector
 
 
 def requested_devices(cohort: Cohort, step: Step) -> NDArray[np.bool_]:

@@ -25,9 +25,9 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.secure.keys import Occasion
 from fl_peel.secure.protocol_plan import DropoutStage, vanishing
-from fl_peel.secure.step_vector import StepVector
 from fl_peel.secure.vector import CHECK, Values
 from fl_peel.steps.base import Step
+from fl_peel.steps.step_vector import StepVector
 from fl_peel.wire import EVERYBODY, Inbox, SecureKeysReply, SecureStepRequest, SecureSumsReply, SecureSumsRequest
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
+from fl_peel.array_specs import ArrayChecker, ArraySpec, MessageContext
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import (
     Codes,
@@ -30,7 +31,6 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, MessageError
-from fl_peel.exchange.array_specs import ArrayChecker, ArraySpec, MessageContext
 
 
 def ranking(weights: NDArray[np.floating], first: int | None = None) -> NDArray[np.int64]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.bounded_counts import counts_within
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.bounded_counts import counts_within
 from fl_peel.exchange.bounded_statistic import bounded, find_statistic
 from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import BUILT_IN, Part
@@ -59,7 +59,7 @@ def bounded_sums(
 
 def bounded_counts(ranked: RankedBlocks, train: UserItems, bound: float, *, l1: bool) -> NDArray[np.int64]:
     """Devices that have train interactions with each row sent (R,), see
-    :func:`fl_peel.exchange.bounded_counts.counts_within`.
+    :func:`fl_peel.bounded_counts.counts_within`.
     """
     rows = ranked.row_of_item[train.items]
     sent = rows >= 0

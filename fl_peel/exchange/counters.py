@@ -7,8 +7,8 @@ from typing import Annotated, Self
 
 import numpy as np
 
-from fl_peel.exchange.array_specs import TOTAL, ArraySpec
-from fl_peel.exchange.columns import Counters, IntArray, IntColumns
+from fl_peel.array_specs import TOTAL, ArraySpec
+from fl_peel.columns import Counters, IntArray, IntColumns
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.array_specs import WHOLE, ArraySpec, summed
+from fl_peel.array_specs import WHOLE, ArraySpec, summed
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.secure.vector import Bits, Field, Values
 

@@ -16,7 +16,7 @@ from fl_peel import __version__
 from fl_peel.cpu_dispatch import code_paths
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
-from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from fl_peel.store import Store
 
 logger = logging.getLogger("fl_peel")

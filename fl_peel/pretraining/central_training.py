@@ -22,14 +22,14 @@ from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.adam import EagerAdam
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
 from fl_peel.pretraining.negatives import CandidateSampler, evenly_drawn
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
-from fl_peel.pretraining.settings import PretrainingConfig, check_collected, check_negatives
 from fl_peel.pretraining.spectral import spectral_tables
-from fl_peel.pretraining.workers import Workers, own_threads, threads_for
 from fl_peel.randomness import seed_for
+from fl_peel.scenario.pretraining_settings import PretrainingConfig, check_collected, check_negatives
+from fl_peel.training.adam import EagerAdam
+from fl_peel.training.workers import Workers, own_threads, threads_for
 
 FloatArray = NDArray[np.float32]
 _DIVERSITY_SAMPLE = 4096  # items per step that the diversity regularizer looks at

@@ -18,7 +18,6 @@ import numpy as np
 import scipy.linalg
 
 from fl_peel.errors import DataError
-from fl_peel.pretraining.settings import SpectralConfig
 from fl_peel.pretraining.spectral_steps import (
     SCORE_SPREAD,
     USER_LENGTH,
@@ -42,8 +41,8 @@ from fl_peel.pretraining.stage1 import (
     passed,
     require_items,
 )
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
+from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import StepChannel
 from fl_peel.steps.choice import FilterGrid, FilterRequest, freshness
 from fl_peel.steps.counts import CountsStep
@@ -51,6 +50,7 @@ from fl_peel.steps.device_vectors import VectorsStep
 from fl_peel.steps.moments import Moments
 from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
 from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.training.workers import fixed_threads
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fl_peel.pretraining.negatives import Candidates
 from fl_peel.pretraining.propagation import SparseMatrix, csr_tensor
-from fl_peel.pretraining.settings import DiversityForm
-from fl_peel.pretraining.workers import ALONE, Workers
+from fl_peel.scenario.pretraining_settings import DiversityForm
+from fl_peel.training.workers import ALONE, Workers
 
 _CHUNK_LOGITS = 1 << 21  # logits held at once: 8 MB of float32, so that they stay in the processor's cache
 

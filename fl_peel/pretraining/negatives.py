@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_peel.pretraining.settings import PretrainingConfig
+from fl_peel.scenario.pretraining_settings import PretrainingConfig
 
 
 @dataclass(frozen=True)

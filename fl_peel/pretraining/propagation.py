@@ -22,7 +22,7 @@ from torch import Tensor
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import add_scaled_rows, spread_rows
 from fl_peel.pretraining.spectral import normalized_interactions
-from fl_peel.pretraining.workers import ALONE, Workers
+from fl_peel.training.workers import ALONE, Workers
 
 
 def csr_tensor(indptr: Tensor, columns: Tensor, values: Tensor, num_columns: int) -> Tensor:

@@ -18,7 +18,6 @@ import numpy as np
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.pretraining.spectral_steps import (
     WIDEST,
     Compression,
@@ -34,8 +33,8 @@ from fl_peel.pretraining.spectral_steps import (
     spectrum,
     starting_directions,
 )
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for, seed_for
+from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
 from fl_peel.steps.counts import CountsStep
@@ -45,6 +44,7 @@ from fl_peel.steps.passes import PassStep
 from fl_peel.steps.sketch import RowSketch
 from fl_peel.steps.units import UNIT_SCALE, Counts, Doubles, Floats, Ints, add_rows, inverse_power, unit_vectors
 from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.training.workers import fixed_threads
 
 Progress = Callable[[int, int, str], None]
 """Callback with the number of completed steps, the number of all steps, and the name of the last one."""

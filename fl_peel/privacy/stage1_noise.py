@@ -12,7 +12,7 @@ from types import MappingProxyType
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.sources import NoiseSource, source_of
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.steps.base import Draw, NoisedPart
+from fl_peel.steps.base import ContributionBounds, Draw, NoisedPart
 from fl_peel.steps.registry import STEPS
 from fl_peel.steps.units import Ints
 
@@ -33,6 +33,12 @@ class Stage1Release:
     times: int
     share: float
     bound: float
+
+
+def contribution_bounds(scenario: Scenario) -> ContributionBounds | None:
+    """Return the bounds that devices keep to in stage 1; None without a mechanism, or where they take no part."""
+    mechanism = find_mechanism(scenario.privacy.mechanism) if scenario.pretraining.by_devices else None
+    return None if mechanism is None else ContributionBounds(scenario.privacy.counts_norm, mechanism.norm == "l1")
 
 
 def stage1_releases(scenario: Scenario) -> tuple[Stage1Release, ...]:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from fl_peel import kernels
-from fl_peel.exchange.array_specs import ArraySpec
-from fl_peel.exchange.columns import SUM_SCALE, IntArray
+from fl_peel.array_specs import ArraySpec
+from fl_peel.columns import SUM_SCALE, IntArray
 from fl_peel.figures import SeedsEstimate
 from fl_peel.randomness import device_seeds
 

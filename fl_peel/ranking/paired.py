@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.columns import SUM_SCALE, Counters, IntArray
+from fl_peel.columns import SUM_SCALE, Counters, IntArray
 
 Doubles = NDArray[np.float64]
 

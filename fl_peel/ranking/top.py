@@ -16,8 +16,8 @@ from scipy import special
 from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
+from fl_peel.columns import SUM_SCALE, Counters
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.columns import SUM_SCALE, Counters
 from fl_peel.training.settings import torch_device
 
 TILE_ROWS = 64

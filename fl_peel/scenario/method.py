@@ -12,7 +12,6 @@ from fl_peel.blocks.settings import ItemGroupKind, Precision
 from fl_peel.data.settings import HEADED, ZONE_UTC, CollectedMode, DataFormat, Dialect, Phase, SplitOrder
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.plugins import did_you_mean
-from fl_peel.pretraining.settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
 from fl_peel.scenario.base import (
     MOST_DEVICES,
     MOST_ITEMS,
@@ -30,6 +29,7 @@ from fl_peel.scenario.base import (
     check_distinct,
     unit,
 )
+from fl_peel.scenario.pretraining_settings import DiversityForm, PretrainingConfig, SpectralConfig, check_negatives
 from fl_peel.weighting.settings import SELECTORS, ControllerConfig, FeatureName
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check), OneOf(SELECTORS)]

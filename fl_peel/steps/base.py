@@ -20,11 +20,10 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import ArraySpec, summed
+from fl_peel.bounded_counts import counts_within
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.array_specs import ArraySpec, summed
-from fl_peel.exchange.bounded_counts import counts_within
-from fl_peel.pretraining.settings import SpectralConfig
-from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import Bits, Field
 from fl_peel.steps.step_cost import HeldItems, StepCost
@@ -71,11 +70,13 @@ class StepTerms:
     any_rows: bool = False
 
     @staticmethod
-    def from_scenario(scenario: Scenario, num_items: int, num_devices: int) -> StepTerms:
-        """Return the terms of a run over so many items and devices."""
+    def from_scenario(
+        scenario: Scenario, num_items: int, num_devices: int, bounds: ContributionBounds | None = None
+    ) -> StepTerms:
+        """Return the terms of a run over so many items and devices, whose contributions keep to bounds, if any
+        (:func:`fl_peel.privacy.stage1_noise.contribution_bounds`).
+        """
         pretraining, privacy, timeline = scenario.pretraining, scenario.privacy, scenario.data.timeline
-        mechanism = find_mechanism(privacy.mechanism) if pretraining.by_devices else None
-        bounds = None if mechanism is None else ContributionBounds(privacy.counts_norm, mechanism.norm == "l1")
         return StepTerms(
             num_items,
             pretraining.user_exponent,

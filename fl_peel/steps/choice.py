@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from fl_peel.array_specs import ArraySpec
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import ArraySpec
-from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import (
     Arrays,
     Bools,

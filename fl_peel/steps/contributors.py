@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import ArraySpec
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import ArraySpec
 from fl_peel.steps.base import Arrays, Bools, Part, Step, StepDevices, StepTerms, SumField
 from fl_peel.steps.step_cost import HeldItems, StepCost
 from fl_peel.steps.units import Ints

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.exchange.array_specs import ArraySpec
+from fl_peel.array_specs import ArraySpec
 from fl_peel.steps.base import (
     Arrays,
     Bools,

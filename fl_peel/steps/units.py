@@ -14,9 +14,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.bounded_counts import BELOW
-from fl_peel.pretraining.settings import SpectralConfig
+from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.sketch import MOST_ROWS
 
 Floats = NDArray[np.float32]

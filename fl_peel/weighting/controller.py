@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fl_peel.pretraining.adam import EagerAdam
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
+from fl_peel.training.adam import EagerAdam
+from fl_peel.training.workers import fixed_threads
 from fl_peel.weighting.block_statistics import BlockStatistics, FloatArray
 from fl_peel.weighting.settings import ControllerConfig
 

@@ -145,8 +145,8 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
         DataError: nothing is collected.
     """
     from fl_peel.grouping.clusters import check_count
-    from fl_peel.pretraining.settings import check_collected
     from fl_peel.privacy.noise_plan import check_delta
+    from fl_peel.scenario.pretraining_settings import check_collected
     from strategies.run.stage1_outcome import given_data
 
     check_delta(scenario, splits.num_users)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
 from strategies.nodes.members import Members, bounds_of

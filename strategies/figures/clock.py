@@ -9,7 +9,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.figures import read_fields
 from strategies.figures.schema import ClassCosts, RoundClock, TimeToRecall

@@ -21,9 +21,9 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.columns import IntArray
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ReportError
-from fl_peel.exchange.columns import IntArray
 from fl_peel.ranking.bootstrap import Replicates
 
 FILE = "per-device.parquet"

@@ -11,8 +11,8 @@ from fl_peel.blocks.ranked_blocks import ranked_as_numbered
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.spectral_steps import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.training.workers import fixed_threads
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.group_tables import FloatArray, empty_tables, put_once, shelf_for

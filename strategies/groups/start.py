@@ -15,10 +15,10 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import signals_of_group
+from fl_peel.training.workers import fixed_threads
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.group_tables import empty_tables, put_once, shelf_for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.columns import SUM_SCALE
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.bootstrap import MOST_WEIGHT
 from fl_peel.scenario.scenario import Scenario

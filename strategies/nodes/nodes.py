@@ -16,8 +16,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel import errors, wire
+from fl_peel.array_specs import MOST, TOTAL, MessageContext, check
 from fl_peel.errors import EngineError, FlPeelError, MessageError
-from fl_peel.exchange.array_specs import MOST, TOTAL, MessageContext, check
 from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 

@@ -28,8 +28,8 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
-from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.scenario.method import ControllerPart
+from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from strategies.groups.start import shown_in_lists
 
 FloatArray = NDArray[np.float32]

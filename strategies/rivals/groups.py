@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
+from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import SPLITS, TOP_N, IntArray, ListOption, Lists, Material, Request, Rival, Split
 from strategies.rivals.quality import list_sums, lists_of, means
 

@@ -23,8 +23,8 @@ from fl_peel.blocks.compression import number_type
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import HEADER_BYTES
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import seed_for
+from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import FloatArray, IntArray, Material, Option, Request, Rival, whole_table
 from strategies.rivals.table_rivals import narrowed
 

@@ -25,7 +25,7 @@ from scipy.linalg import lapack
 
 from fl_peel.blocks.compression import DenseTable, number_type
 from fl_peel.data.interactions import UserItems
-from fl_peel.pretraining.workers import fixed_threads
+from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import (
     SPLITS,
     TOP_N,

@@ -20,10 +20,10 @@ from fl_peel.pretraining.central_training import PretrainedEmbeddings
 from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.negatives import CandidateSampler
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
-from fl_peel.pretraining.settings import PretrainingConfig
 from fl_peel.pretraining.spectral import spectral_tables
-from fl_peel.pretraining.workers import fixed_threads, threads_for
 from fl_peel.randomness import seed_for
+from fl_peel.scenario.pretraining_settings import PretrainingConfig
+from fl_peel.training.workers import fixed_threads, threads_for
 
 FloatArray = NDArray[np.float32]
 

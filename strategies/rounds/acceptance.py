@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.array_specs import MessageContext
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.ranking.paired import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states

@@ -19,8 +19,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.open_sums import IN_BUCKETS
 from fl_peel.scenario.refinement import Robust
 from fl_peel.wire import Arrays

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.array_specs import MessageContext
 from fl_peel.wire import RoundReply, RoundRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.record import SecureRecord, SentRound

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.array_specs import MessageContext
 from strategies.nodes.members import bounds_of
 from strategies.rounds.channel import Expects, IntArray, RoundDevices, ServerChannel
 from strategies.rounds.record import SentRound

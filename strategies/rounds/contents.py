@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.wire import Arrays
 from strategies.rounds.channel import OpenedSum

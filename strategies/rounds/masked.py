@@ -15,9 +15,9 @@ from dataclasses import replace
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.errors import SecureAggregationError
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
 from fl_peel.exchange.open_sums import sparse

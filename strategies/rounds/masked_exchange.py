@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.errors import SecureAggregationError
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.unmask import Mask, without

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.exchange.array_specs import MessageContext
+from fl_peel.array_specs import MessageContext
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import SEALED_BYTES

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import MessageContext, summed
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder
 from fl_peel.blocks.settings import Precision
-from fl_peel.exchange.array_specs import MessageContext, summed
 from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
 from fl_peel.exchange.named_sums import NamedSums
 from fl_peel.exchange.release import BUILT_IN, SIGNALS, Part, Release, bounds, shapes

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.open_sums import SIGNALS, UPDATES
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import BlockSums, apply_mean

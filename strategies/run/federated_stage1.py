@@ -13,6 +13,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.model.joining import MappedJoining
 from fl_peel.pretraining.stage1 import PooledSums, Progress, SpectralFilter, SpectralStart, run_passes, run_stage1
 from fl_peel.privacy.noise_plan import Plan
+from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepChannel, StepTerms
 from fl_peel.steps.device_vectors import VectorsStep
@@ -164,7 +165,7 @@ class _Stage1Inputs:
         by_devices = scenario.pretraining.by_devices
         plan = plan if by_devices else None
         setting = paths.setting(scenario, splits.num_users)
-        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users)
+        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users, contribution_bounds(scenario))
         devices = asked_devices(scenario, nodes, setting, terms, splits.num_users, plan)
         # noise hides who contributes: there is nothing to count
         counted = CountedSteps(devices, scenario.privacy.min_owners)

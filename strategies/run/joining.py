@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.device_storage import device_splits
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
 from strategies.nodes.nodes import NodeRequest, Nodes

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.errors import EngineError
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.steps.base import Arrays, Bools, Part, PartSums, Step, StepTerms
 from fl_peel.steps.contributors import packed_rows

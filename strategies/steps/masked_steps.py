@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.errors import SecureAggregationError
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.step_vector import StepVector
 from fl_peel.secure.unmask import Mask, added
 from fl_peel.secure.vector import Values
 from fl_peel.steps.base import Arrays, Bools, PartSums, Step
+from fl_peel.steps.step_vector import StepVector
 from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.masked_exchange import MaskedExchange, unmasked
 from strategies.rounds.masked_group import BoolArray

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import fl_peel
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.data.settings import Phase
@@ -23,12 +24,12 @@ from fl_peel.data.timeline import Timeline
 from fl_peel.device_storage import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.exchange.array_specs import MessageContext
 from fl_peel.exchange.counters import ClassCounts, RefreshCounts
 from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
+from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.method import TimelinePart
+from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepChannel, StepTerms
@@ -227,7 +228,7 @@ class _TimelineRun:
     def devices(self, period: int, phase: Phase, splits: Splits) -> ClearSteps:
         """Return the devices that are there, to be asked steps from the present time of the clock."""
         scenario = self.at(period, phase)
-        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users)
+        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users, contribution_bounds(scenario))
         setting, windows = self.paths.setting(scenario), scenario.pretraining.open_rounds
         return ClearSteps(self.nodes, setting, terms, windows, begin=self.clock)
 

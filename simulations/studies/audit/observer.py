@@ -26,8 +26,8 @@ from clients.round.single_device import answer_alone, present_rows, stages_alone
 from fl_peel import wire
 from fl_peel.attacks.views import DeviceView, RoundView
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.columns import Counters
 from fl_peel.data.interactions import Splits
-from fl_peel.exchange.columns import Counters
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario

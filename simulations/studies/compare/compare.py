@@ -19,9 +19,9 @@ from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
 from fl_peel.grouping.clusters import choose_group
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import pretraining_device
+from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.studies.checkpoints import decisive, decisive_of_starts
 from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of

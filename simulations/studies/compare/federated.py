@@ -21,7 +21,7 @@ from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.settings import COUNT_EXPONENTS, VALUE_EXPONENTS
+from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.report import write_leaderboard

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_peel.pretraining.workers import fixed_threads
 from fl_peel.randomness import rng_for
+from fl_peel.training.workers import fixed_threads
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,
     FederatedContext,

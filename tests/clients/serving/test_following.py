@@ -10,7 +10,7 @@ from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.wire import OWN_BUDGET
 from tests.helpers.blocks import rows_of

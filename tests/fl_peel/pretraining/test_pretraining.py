@@ -17,8 +17,8 @@ from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.negatives import Candidates
 from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
 from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
-from fl_peel.pretraining.workers import Workers, fixed_threads, own_threads
 from fl_peel.randomness import rng_for
+from fl_peel.training.workers import Workers, fixed_threads, own_threads
 from tests.helpers.settings import PRETRAINING
 
 SMALL = replace(

@@ -7,13 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fl_peel.array_specs import ArrayChecker, MessageContext
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import ArrayChecker, MessageContext
 from fl_peel.pretraining.stage1 import PooledDevices
 from fl_peel.privacy.stage1_noise import NOISED_PARTS
 from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.step_vector import StepVector
 from fl_peel.secure.unmask import Mask, without
 from fl_peel.steps.base import ContributionBounds, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterGrid
@@ -23,6 +22,7 @@ from fl_peel.steps.moments import MomentsStep
 from fl_peel.steps.passes import PassStep
 from fl_peel.steps.registry import STEPS
 from fl_peel.steps.step_cost import HeldItems
+from fl_peel.steps.step_vector import StepVector
 from fl_peel.steps.units import UNIT_SCALE, Units, unit_vectors
 from fl_peel.steps.user_groups import GroupsStep
 

@@ -6,14 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fl_peel.exchange.columns import SUM_SCALE
+from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import DeviceFigures
-from strategies.figures.intervals import MeasuredQuality
-from strategies.figures.per_device import digest
-from strategies.figures.run_figures import (
+from strategies.evaluation.run_figures import (
     BudgetReplies,
     EvaluationReplies,
     FullTableReplies,
@@ -26,6 +24,8 @@ from strategies.figures.run_figures import (
     round_rows,
     user_group_rows,
 )
+from strategies.figures.intervals import MeasuredQuality
+from strategies.figures.per_device import digest
 from strategies.nodes.members import Members
 from strategies.rounds.record import RoundRecord
 from tests.helpers.blocks import rows_of

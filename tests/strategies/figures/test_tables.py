@@ -6,13 +6,13 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.columns import SUM_SCALE
 from fl_peel.events import Event
-from fl_peel.exchange.columns import SUM_SCALE
 from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import MetricSums
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts
-from strategies.figures.run_figures import (
+from strategies.evaluation.run_figures import (
     BudgetReplies,
     EvaluationReplies,
     FullTableReplies,

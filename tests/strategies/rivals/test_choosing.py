@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fl_peel.pretraining.workers import fixed_threads
+from fl_peel.training.workers import fixed_threads
 from simulations.studies.compare.central import CEILINGS, RIVALS, modules_of
 from strategies.rivals import hashing, server
 from strategies.rivals.base import UNLIMITED, GroupStarts

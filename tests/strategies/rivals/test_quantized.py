@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fl_peel.blocks.compression import DenseTable, number_type, stored_bytes, to_bytes
-from fl_peel.pretraining.workers import fixed_threads
+from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import Request
 from strategies.rivals.compete import compete
 from strategies.rivals.hashing import HashedTable, Hashing, composed, most_remainders

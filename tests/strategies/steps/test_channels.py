@@ -5,6 +5,7 @@ import pytest
 from fl_peel.device_storage import device_splits
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.privacy.noise_plan import make_plan
+from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.registry import STEPS
@@ -45,7 +46,8 @@ def in_mode(scenario: Scenario, mode: str) -> Scenario:
 def pooled(scenario: Scenario, folder):
     """The same stage 1 over data that one party holds, with the server's share of the channel."""
     splits = device_splits(scenario, "", str(folder))
-    sums = PooledSums(splits.train, StepTerms.from_scenario(scenario, 59, 40), splits.validation)
+    terms = StepTerms.from_scenario(scenario, 59, 40, contribution_bounds(scenario))
+    sums = PooledSums(splits.train, terms, splits.validation)
     counted = CountedSteps(sums, scenario.privacy.min_owners)
     asked = NoisedSteps(sums, scenario, make_plan(scenario)) if scenario.privacy.noised else counted
     return run_stage1(asked, scenario.pretraining.spectral(), dim=8, num_groups=2, min_size=4, seed=0)

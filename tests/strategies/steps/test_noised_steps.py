@@ -14,7 +14,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
 from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.stage1_noise import Stage1Scales
+from fl_peel.privacy.stage1_noise import Stage1Scales, contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.user_groups import GroupsStep
@@ -50,7 +50,8 @@ LAPLACE = {"mechanism": "local-laplace", "rows": "all-sent"}
 
 def pooled(scenario: Scenario, folder) -> PooledSums:
     splits = device_splits(scenario, "", str(folder))
-    return PooledSums(splits.train, StepTerms.from_scenario(scenario, splits.num_items, 40), splits.validation)
+    terms = StepTerms.from_scenario(scenario, splits.num_items, 40, contribution_bounds(scenario))
+    return PooledSums(splits.train, terms, splits.validation)
 
 
 def start_of(scenario: Scenario, sums):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, ArraySpec, MessageContext, check, summed
 from fl_peel.errors import MessageError
-from fl_peel.exchange.array_specs import MOST, TOTAL, ArrayChecker, ArraySpec, MessageContext, check, summed
 from fl_peel.exchange.counters import ClockCounts
 
 

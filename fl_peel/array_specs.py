@@ -16,8 +16,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.columns import SUM_SCALE, IntColumns
 from fl_peel.errors import MessageError
-from fl_peel.exchange.columns import SUM_SCALE, IntColumns
 
 Number = int | float | str
 """A number, or the name of a size."""
