@@ -81,7 +81,7 @@ def resumable_folder(
     if out is None:
         yield ""
         return
-    strangers = [name for name in Store(out / NAME).strangers() if name != MODEL]
+    strangers = [name for name in Store(out / NAME).strangers() if not _is_of_model(name)]
     if strangers:
         raise ReportError(
             f"{out / NAME / strangers[0]}: this version of fl-peel did not write it; move {NAME} elsewhere, or give "
@@ -110,7 +110,13 @@ def resumable_folder(
         finally:
             if done or all(entry.name == RUN for entry in store.entries()):  # or it came to nothing
                 store.remove()
-                shutil.rmtree(store.folder / MODEL, ignore_errors=True)
+                for name in filter(_is_of_model, store.strangers()):
+                    shutil.rmtree(store.folder / name, ignore_errors=True)
+
+
+def _is_of_model(name: str) -> bool:
+    """Return whether a folder is the model that a run leaves, whole or as it was being written."""
+    return name == MODEL or name.startswith(f".{MODEL}-")
 
 
 def about_run(scenario: Scenario, splits: Splits | Timeline) -> dict[str, Any]:

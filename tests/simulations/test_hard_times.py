@@ -110,7 +110,11 @@ def test_nothing_waits_by_a_clock_that_can_be_set_back():
         }
         if result := names & CLOCKS:
             asked[file.relative_to(ROOT).as_posix()] = result
-    assert asked == {"simulations/deployment/keys.py": {"datetime.now"}}  # from when on a certificate holds
+    assert asked == {
+        "simulations/deployment/keys.py": {"datetime.now"},  # from when on a certificate holds
+        "fl_peel/store.py": {"time.time"},  # the age that fl-peel cache shows
+        "simulations/cli/cache.py": {"time.time"},
+    }
 
 
 @contextmanager

@@ -45,6 +45,8 @@ def stop_in(out: Path, scenario, splits) -> None:
 def test_what_is_left_is_there_for_the_same_run_and_gone_when_it_is_done(tiny, splits, tmp_path):
     scenario, out = load_scenario(tiny), tmp_path / "out"
     stop_in(out, scenario, splits)
+    for model in ("model", ".model-abcd"):  # the second was killed while it was written
+        (out / NAME / model).mkdir()
     renamed = scenario.model_copy(update={"name": "another", "question": "Another?"})
     with resumable_folder(out, renamed, splits) as folder:
         assert Store(Path(folder)).read("stage-1").value == "something"
