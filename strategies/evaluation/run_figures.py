@@ -207,14 +207,21 @@ def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
         start_validation=None if chosen_by is None else qualities(chosen_by)[0],
         refined=qualities_.get("refined"),
         gain=None if start is None or refined is None else refined.gain(start),
-        strongest=max(measured, key=lambda name: measured[name].recall, default=None),
+        strongest=strongest_table(measured),
     )
+
+
+def strongest_table(measured: Mapping[str, MeasuredQuality]) -> str | None:
+    """Return the full table that ratios are relative to, by name: the one with the best recall on the test, by which
+    they are the most conservative ones; None where there is none.
+    """
+    return max(measured, key=lambda name: measured[name].recall, default=None)
 
 
 def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
     """Return a row for each budget, precision and selector, compared with the full tables."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
-    strongest = max(measured.values(), key=lambda one: one.recall, default=None)
+    strongest = measured.get(strongest_table(measured) or "")
     rows = []
     for asked in evaluation.budgets:
         for place, share in enumerate(evaluator.scenario.evaluation.budgets):

@@ -52,7 +52,7 @@ def lead(result: RunResult) -> str:
     """The run in one sentence: the smallest elastic embedding that is not significantly worse than the best full table,
     or the best one.
     """
-    best = max(full_recalls(result), key=lambda one: one.quality.recall, default=None)
+    best = _strongest(result)
     full = None if best is None else best.quality.recall.value
     rows = sorted(result.budgets, key=lambda row: row.share)
     if not rows or (full is not None and full <= 0):
@@ -201,6 +201,11 @@ class FullTableRecall:
     color: str
 
 
+def _strongest(result: RunResult) -> FullTableRecall | None:
+    """The full table that ratios are relative to."""
+    return next((one for one in full_recalls(result) if one.key == result.full_table.strongest), None)
+
+
 def full_recalls(result: RunResult) -> list[FullTableRecall]:
     """The full tables that were measured, as yardsticks."""
     lines = {"global": ("global", MUTED), "start": ("before refinement", PURPLE), "refined": ("refined", INK)}
@@ -233,12 +238,12 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
         recalls, style = [row.recall for row in line], drawing.line_kwargs(index)
         labels.append(drawing.draw_line(axes, name, x, recalls, style, tips, bold=True, aside=aside))
     full = sorted(full_recalls(result), key=lambda one: -one.quality.recall.value)
-    best = full[0] if full else None
+    best = _strongest(result)
     for one in full:
-        if one is best or one.name == "global":
-            kind, color = ("best full table", INK) if one is best else ("full table", MUTED)
+        if one == best or one.name == "global":
+            kind, color = ("best full table", INK) if one == best else ("full table", MUTED)
             caption = f"{kind}: {one.name} {one.quality.recall.value:.4f}"
-            labels.append(replace(drawing.yardstick(axes, one.quality.recall.value, caption, color), bold=one is best))
+            labels.append(replace(drawing.yardstick(axes, one.quality.recall.value, caption, color), bold=one == best))
             words.append(f"{kind}, {one.name}: {one.quality.recall.value:.4f}")
     if best is not None and best.quality.recall.ends is not None:
         axes.axhspan(*best.quality.recall.ends, color=INK, alpha=0.08, linewidth=0, zorder=0)

@@ -51,7 +51,7 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
         assert [figure["table"] for figure in row["tables"]] == tables
         selector = row["values"]["selector"]
         at_half = [
-            next(one.recall for one in report.budgets if (one.share, one.selector) == (0.5, selector))
+            next(one.recall.value for one in report.budgets if (one.share, one.selector) == (0.5, selector))
             for report in reports
         ]
         half = row["tables"][0]["recall"]
