@@ -372,7 +372,7 @@ class RefreshReply:
             ("X", "C"), least=0, most=TOTAL, columns=dict.fromkeys(("devices", "violations", "moved"), _IN_CELLS)
         ),
     ]
-    short: Annotated[int, _HOSTED]
+    short: Annotated[int, _COUNT]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
         """Return the reply for both sets of devices."""
@@ -430,7 +430,7 @@ class EvaluateReply:
     ]
     replicates: Replicates
     single: DeviceFigures
-    short: Annotated[int, _HOSTED]
+    short: Annotated[int, _COUNT]
 
     def by_budget(self) -> MetricSums:
         """Return the metrics of all devices under each budget, (X,)."""

@@ -131,7 +131,8 @@ class Nodes:
         """Find the node of every partition. catalogue: ids of all items, where nodes have their own interactions.
 
         A node that fails, or whose answer is wrong, is refused; after ``patience_s`` the run goes on without the
-        partitions that nobody answers for, as :class:`Nodes` says.
+        partitions that nobody answers for, as :class:`Nodes` says; where nodes have their own interactions, none may
+        be missing.
 
         Raises:
             EngineError: at least half of the partitions did not answer in time.
@@ -142,28 +143,28 @@ class Nodes:
             grid.pull_interval = PULL_INTERVAL_S
         returning_s = float(getattr(grid, "patience_s", 0.0))  # of a deployment's
         hello = Hello(wire.HelloRequest(scenario, catalogue=catalogue), root)
-        found = _FoundNodes()
+        roster = _Roster()
         while True:
-            asked = [node for node in grid.get_node_ids() if node not in found.known]
+            asked = [node for node in grid.get_node_ids() if node not in roster.known]
             for reply in hello.ask(grid, asked, min(timeout_s, patience_s)):
                 node = reply.metadata.src_node_id
                 if reply.has_error() and returning_s and node not in asked:
                     continue  # one that was lost before the run began
-                found.take(node, hello, reply)
-            found.judge()
+                roster.take(node, hello, reply)
+            roster.judge(all_are_needed=bool(catalogue))  # whose devices are numbered without gaps
             # all that there are have answered, so that nobody is on the way
-            late = time.monotonic() > deadline or (found.refused and found.known >= set(grid.get_node_ids()))
-            if found.are_all or (late and found.are_most):
+            late = time.monotonic() > deadline or (roster.refused and roster.known >= set(grid.get_node_ids()))
+            if roster.are_all or (late and roster.are_most and not catalogue):
                 drawn = Scenario.from_json(scenario).privacy
                 noise_is_drawn = drawn.noised and drawn.noise_source == "system"
-                theirs = _without_gaps(found.own()) if catalogue else ()
-                ids, missing = found.ids(), found.missing()
+                theirs = _without_gaps(roster.own()) if catalogue else ()
+                ids, missing = roster.ids(), roster.missing()
                 if missing:
                     logger.warning("the run goes on without nodes %s, which did not answer", [*missing])
                 return Nodes(grid, ids, timeout_s, noise_is_drawn, hello, returning_s, theirs, missing)
             if late:
                 raise EngineError(
-                    f"{len(found.answers)} of {found.wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
+                    f"{len(roster.answers)} of {roster.wanted or 'unknown'} nodes answered within {patience_s:.0f} s; "
                     "start the missing nodes or look for their errors in the log above"
                 )
             time.sleep(0.5)
@@ -413,7 +414,7 @@ class Hello:
 
 
 @dataclass
-class _FoundNodes:
+class _Roster:
     """Nodes that answered the first request. answers: by partition, with the node's id; refused: nodes whose answer was
     wrong, with what was.
     """
@@ -473,11 +474,11 @@ class _FoundNodes:
             self.refused[node] = error
             logger.warning("%s; the node is refused", error)
 
-    def judge(self) -> None:
+    def judge(self, *, all_are_needed: bool) -> None:
         """Refuse nodes that know of another number of nodes than most.
 
         Raises:
-            FlPeelError: the first failure, where at least half of the nodes are refused.
+            FlPeelError: the first failure, where at least half of the nodes are refused, or any where all are needed.
         """
         wanted = self.wanted
         for partition, (node, answer) in list(self.answers.items()):
@@ -485,7 +486,7 @@ class _FoundNodes:
                 del self.answers[partition]
                 self.refused[node] = _other_number(node, answer, wanted)
                 logger.warning("%s; the node is refused", self.refused[node])
-        if self.refused and 2 * len(self.refused) >= (wanted or 1):
+        if self.refused and (all_are_needed or 2 * len(self.refused) >= (wanted or 1)):
             raise next(iter(self.refused.values()))
 
 

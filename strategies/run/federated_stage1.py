@@ -103,8 +103,8 @@ def asked_devices(
     """Return the devices of a federation as a server asks them, in the clear or masked. plan: of noise, if any."""
     windows, multiplier = scenario.pretraining.open_rounds, 0.0 if plan is None else plan.multiplier
     if not scenario.secure_aggregation.enabled:
-        return ClearSteps(nodes, setting, terms, windows, multiplier)
-    return MaskedSteps(nodes, setting, terms, windows, multiplier, scenario=scenario, num_devices=num_devices)
+        return ClearSteps(nodes, setting, terms, windows, num_devices, multiplier)
+    return MaskedSteps(nodes, setting, terms, windows, num_devices, multiplier, scenario=scenario)
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,16 @@ class SumsRecord:
 class ClearSteps:
     """The :class:`fl_peel.steps.base.StepChannel` of a federation whose devices answer in the clear.
 
-    windows: rounds that each step lasts; multiplier: of noise that devices add; begin: round of the fleet's clock in
-    which the first step opens; records: of the steps so far, one after the other on the virtual clock.
+    windows: rounds that each step lasts; num_devices: of all nodes together; multiplier: of noise that devices add;
+    begin: round of the fleet's clock in which the first step opens; records: of the steps so far, one after the other
+    on the virtual clock.
     """
 
     nodes: Nodes
     setting: wire.RunSetting
     terms: StepTerms
     windows: int
+    num_devices: int
     multiplier: float = 0.0
     begin: int = 1
     records: list[SumsRecord] = field(default_factory=list)
@@ -85,7 +87,7 @@ class ClearSteps:
 
     def _known(self, step: Step, part: Part, partition: int) -> MessageContext:
         """Return what the right answer of a node looks like."""
-        devices = len(self.nodes.hosted(partition, self.setting.num_devices))
+        devices = len(self.nodes.hosted(partition, self.num_devices))
         return MessageContext(
             {"W": self.windows, **bounds_of(devices)},
             arrays=step.reply_arrays(self.terms, part, devices),

@@ -45,7 +45,6 @@ class MaskedSteps(ClearSteps):
     """
 
     scenario: Scenario = field(kw_only=True)
-    num_devices: int = field(kw_only=True)
     _keyed: int = 0
 
     @property

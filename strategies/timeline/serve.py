@@ -230,7 +230,7 @@ class _TimelineRun:
         scenario = self.at(period, phase)
         terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users, contribution_bounds(scenario))
         setting, windows = self.paths.setting(scenario), scenario.pretraining.open_rounds
-        return ClearSteps(self.nodes, setting, terms, windows, begin=self.clock)
+        return ClearSteps(self.nodes, setting, terms, windows, splits.num_users, begin=self.clock)
 
     def counted(self, devices: ClearSteps) -> CountedSteps:
         """Return their sums, of which none is opened that is of too few of them."""

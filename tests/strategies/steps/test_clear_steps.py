@@ -42,7 +42,7 @@ profiles:
 def scenario(tiny_scenario, tmp_path) -> Scenario:
     """Nothing is collected; every device is always there."""
     (tmp_path / "home.yaml").write_text(AT_HOME)
-    everything = {"min_owners": 1}  # test_contributors.py has sums that stay closed
+    everything = {"min_owners": 1}  # test_counted_steps.py has sums that stay closed
     return changed(tiny_scenario, pretraining=SPECTRAL, fleet=str(tmp_path / "home.yaml"), privacy=everything)
 
 

@@ -33,7 +33,7 @@ def clear(tiny_scenario, tmp_path) -> Scenario:
     """Nothing is collected, everybody is there, and nothing is refined."""
     (tmp_path / "home.yaml").write_text(AT_HOME)
     home = str(tmp_path / "home.yaml")
-    everything = {"min_owners": 1}  # test_contributors.py has sums that stay closed
+    everything = {"min_owners": 1}  # test_counted_steps.py has sums that stay closed
     keys = SPECTRAL | CHEAP
     return changed(tiny_scenario, pretraining=keys, fleet=home, refinement={"rounds": 0}, privacy=everything)
 
