@@ -430,8 +430,8 @@ class _Roster:
     @property
     def wanted(self) -> int | None:
         """Return how many nodes there are, as most say; None before any does."""
-        said = Counter(answer.num_partitions for _, answer in self.answers.values())
-        return said.most_common(1)[0][0] if said else None
+        numbers = Counter(answer.num_partitions for _, answer in self.answers.values())
+        return numbers.most_common(1)[0][0] if numbers else None
 
     @property
     def are_all(self) -> bool:

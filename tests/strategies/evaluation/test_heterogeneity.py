@@ -540,7 +540,7 @@ def test_two_fleets_on_one_seed_share_pretraining(tiny, tmp_path):
         serve(LoopbackGrid(1), load_scenario(tiny, [f"fleet={fleet}"]), paths, events.append)
         kept.append(any(event.text == "loaded from the cache" for event in events))
     assert kept == [False, True]
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    assert len(Store(tmp_path / "cache").entries()) == 1
 
 
 # ---------------------------------------------------------------- shipped scenarios
