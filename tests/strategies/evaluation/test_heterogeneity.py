@@ -31,6 +31,7 @@ from fl_peel.events import Event
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.ranking.paired import Histogram
 from fl_peel.ranking.top import MetricSums
+from fl_peel.store import Store
 from fl_peel.wire import MovingRequest, RoundReply
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario, shipped_scenarios
