@@ -19,10 +19,10 @@ from simulations.report.result_files import result_contents, to_plain, write_res
 from simulations.report.section import Chart, run_sections
 from simulations.report.sections.classes import device_classes_view
 from simulations.report.sections.costs import costs_view
-from simulations.report.sections.quality import budgets_view, full_table_view, lead
+from simulations.report.sections.quality import budgets_view, full_table_view, lead, missing_nodes
 from simulations.report.sections.refinement import acceptance_views
 from simulations.report.sections.stage1 import stage1_views
-from simulations.report.table_view import format_bytes
+from simulations.report.table_view import TableView, format_bytes
 from strategies.figures.schema import RunResult, from_json, to_json
 
 
@@ -101,8 +101,12 @@ def report_figures(result: RunResult) -> Iterator[Plot]:
 
 
 def summary_tables(result: RunResult) -> list[Table]:
-    """Return the terminal's closing tables: stage 1, full table, refinement, budgets, device classes, costs."""
+    """Return the terminal's closing tables: nodes that were excluded, stage 1, full table, refinement, budgets, device
+    classes, costs.
+    """
+    missing = tuple((line,) for line in missing_nodes(result))
     views = (
+        *((TableView("Excluded nodes", ("what happened",), missing),) if missing else ()),
         *stage1_views(result)[:1],
         full_table_view(result),
         *acceptance_views(result),

@@ -9,7 +9,7 @@ from flwr.app import Array, Error, Message
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.steps.units import UNIT_SCALE
-from simulations.report.run_files import report_contents
+from simulations.report.run_files import report_contents, summary_tables
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as nodes_module
 from strategies.run.run_paths import RunPaths
@@ -220,9 +220,11 @@ def test_lists_that_are_said_to_be_too_short_are_sent_whole_at_most(lied):
 
 
 def test_another_fleet_than_the_others_have_is_one_nodes_own(lied):
-    report, _, _ = lied("clear", wire.JOIN, with_number("class_names", "phone\nwatch"))
+    report, result, _ = lied("clear", wire.JOIN, with_number("class_names", "phone\nwatch"))
     (failure,) = report["environment"]["excluded_nodes"].values()
     assert failure.endswith("gave a wrong answer: class_names phone watch, unlike others")
+    assert f"Without node {LIAR} and its devices" in report_contents(result)["report.html"].decode()
+    assert summary_tables(result)[0].title == "Excluded nodes"
 
 
 @pytest.mark.parametrize(

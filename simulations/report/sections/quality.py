@@ -33,12 +33,22 @@ def quality(result: RunResult) -> Section:
         "quality",
         "Quality under a budget",
         (
+            *map(Remark, missing_nodes(result)),
             Chart(lambda: recall_by_budget(result), CAPTION),
             Remark(why) if why else None,
             budgets_view(result) if result.budgets else None,
             full_table_view(result),
         ),
     )
+
+
+def missing_nodes(result: RunResult) -> list[str]:
+    """Say which nodes the run went on without, one sentence each."""
+    excluded = (None if result.environment is None else result.environment.excluded_nodes) or {}
+    return [
+        f"Without node {node} and its devices: it failed or gave wrong answers ({failure})."
+        for node, failure in excluded.items()
+    ]
 
 
 CAPTION = (
