@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import pytest
+
 LATER = {"torch", "sklearn", "matplotlib", "jinja2", "ray"}
 """What is imported when something trains, groups are made, a page is drawn, or never on one machine."""
 
 
+@pytest.mark.slow
 def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
     """Until the nodes answer; and without --out no page is drawn."""
     program = f"""if True:

@@ -10,6 +10,7 @@ from fl_peel import mmap_arrays, wire
 from fl_peel.data import interactions
 from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
+from strategies.nodes import nodes as nodes_module
 from strategies.nodes.members import Members
 from strategies.run import joining
 from strategies.run.joining import warn_of_small_groups
@@ -63,7 +64,8 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
     ("part", "output"),
     [((35, 10), "that do not exist, of 40"), ((41, 0), "do not exist"), ((0, 20), "in another part")],
 )
-def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp_path):
+def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes_module, "PAUSES_S", (0.0,))
     scenario = load_scenario(tiny, QUICK)
 
     def spoilt(partition, message):
