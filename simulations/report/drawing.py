@@ -15,20 +15,19 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from html import escape
 from textwrap import fill
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-import matplotlib
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, NullLocator
 
 from fl_peel.figures import Estimate
 from simulations.report.table_view import byte_unit, format_share
 from simulations.report.theme import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPER, PURPLE, SKY, VERMILLION, darker
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -109,6 +108,8 @@ class Plot:
 @contextmanager
 def styled(width_in: float = WIDTH_IN) -> Iterator[None]:
     """Draw in the house style whatever the user's own matplotlib settings are; they come back afterwards."""
+    import matplotlib
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE | {"figure.figsize": (width_in, width_in)})
@@ -133,6 +134,8 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
 
 def is_narrow() -> bool:
     """Whether the figure of the moment is drawn for a telephone."""
+    import matplotlib
+
     return float(matplotlib.rcParams["figure.figsize"][0]) < WIDTH_IN
 
 
@@ -141,6 +144,9 @@ def to_svg(figure: Figure, name: str, alt: str) -> str:
 
     The same figure and name give the same bytes; ids start with `name`, so that several figures share a page.
     """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     matplotlib.rcParams["svg.hashsalt"] = name
     buffer = io.StringIO()
     # not by savefig, which draws what has a layout twice: once to measure, with the same result
@@ -231,6 +237,9 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
     """Names with their lines above the axes, from the highest end to the lowest; the figure grows by what they take."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
     if not labels:
         return
     figure = axes.get_figure(root=True)
@@ -310,6 +319,9 @@ def new_figure(height_in: float, rows: int = 1, columns: int = 1, **kwargs: Any)
     """Return a figure of the page's width and its panels, row by row; in the narrow form all of them below one another,
     each a little lower.
     """
+    import matplotlib
+    from matplotlib.figure import Figure
+
     if is_narrow() and columns > 1:
         height_in, rows, columns = 0.8 * columns * height_in, rows * columns, 1
         kwargs.pop("width_ratios", None)
@@ -373,6 +385,8 @@ def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel
 
 def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
     """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top."""
+    from matplotlib.ticker import NullFormatter, NullLocator
+
     ticks = sorted(set(shares))
     axes.set_xscale("log")
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)

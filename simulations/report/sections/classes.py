@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from simulations.report import drawing
 from simulations.report.drawing import Plot
@@ -27,6 +25,9 @@ from simulations.report.table_view import (
 )
 from simulations.report.theme import BLUE, INK, ORANGE, PAPER, VERMILLION, darker
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, FleetClassRow, RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def classes(result: RunResult) -> Section:
@@ -155,8 +156,10 @@ def fleet_budgets(result: RunResult) -> Plot | None:
     axes.set_ylim(-0.6, len(rows) - 0.4)
     low, high = axes.get_xlim()
     subs = (1, 2, 5) if high < 300 * low else (1,)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_share(value)))
+    axes.xaxis.set_major_formatter(lambda value, _: format_share(value))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("budgets over all rounds, % of the full table: median, 10th to 90th percentile (log)")
     axes.grid(visible=False, axis="y")

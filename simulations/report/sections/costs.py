@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
 
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
@@ -80,7 +79,7 @@ def bytes_by_round(result: RunResult) -> Plot | None:
     axes.stairs(down / scale, edges, fill=True, color=BLUE)
     axes.stairs(-up / scale, edges, fill=True, color=ORANGE)
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     drawing.round_axis(axes, len(rounds))
     axes.grid(visible=False, axis="x")
     axes.set_xlabel("round")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain
@@ -29,6 +28,9 @@ from simulations.report.table_view import (
 )
 from simulations.report.theme import BLUE, INK, MUTED, VERMILLION
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFollowed, Fall, RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def elasticity(result: RunResult) -> Section:
@@ -101,6 +103,8 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
 @drawing.in_both_forms
 def recall_after_falls(result: RunResult) -> Plot | None:
     """Recall right after all budgets fall by a factor: elastic, rigid, trained for it, the full tables."""
+    from matplotlib.ticker import NullLocator
+
     falls = result.elasticity.falls if result.elasticity is not None else ()
     rows = sorted(falls, key=lambda row: row.factor, reverse=True)
     if len(rows) < 2:
@@ -168,7 +172,7 @@ def moving_budgets(result: RunResult) -> Plot | None:
     top, middle = panels[:2]
     top.set_ylim(0, 1.1 * max(budgets))
     drawing.label_ends(top, [line(top, budgets, "budget", INK, 2.6), line(top, stored, "stored", BLUE)])
-    top.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.short_bytes(value)))
+    top.yaxis.set_major_formatter(lambda value, _: drawing.short_bytes(value))
     top.set_ylabel("mean bytes")
     middle.set_ylim(0, 1.1 * max(*elastic, *rigid) or 1)
     band(middle, [row.recall for row in moments], BLUE)
@@ -183,7 +187,7 @@ def moving_budgets(result: RunResult) -> Plot | None:
             name = f"{trace.device}, {trace.device_class}"
             labels.append(EndLabel(name, trace.hours[-1], trace.kept_blocks[-1], color))
         panels[2].set_ylim(bottom=0)
-        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        panels[2].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         panels[2].set_ylabel("stored blocks")
         drawing.label_ends(panels[2], labels)
     panels[-1].set_xlabel("hours after training")

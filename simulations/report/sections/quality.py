@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
@@ -24,6 +23,9 @@ from simulations.report.table_view import (
 )
 from simulations.report.theme import INK, MUTED, PURPLE
 from strategies.figures.schema import BudgetRow, Gain, Quality, RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def quality(result: RunResult) -> Section:

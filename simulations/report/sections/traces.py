@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from simulations.report import drawing
 from simulations.report.drawing import Plot
@@ -15,6 +13,9 @@ from simulations.report.section import Chart, Section
 from simulations.report.table_view import byte_unit
 from simulations.report.theme import BLUE, GREEN, INK, MUTED, PAPER, darker
 from strategies.figures.schema import RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def traces(result: RunResult) -> Section:
@@ -35,6 +36,8 @@ MAX_TRACES = 4  # devices drawn over the rounds
 @drawing.in_both_forms
 def device_traces(result: RunResult) -> Plot | None:
     """Budget, stored bytes and kept blocks of a few devices, round by round."""
+    from matplotlib.ticker import MaxNLocator
+
     shown = [trace for trace in result.traces if trace.budget_bytes][:MAX_TRACES]
     if not shown:
         return None
@@ -54,7 +57,7 @@ def device_traces(result: RunResult) -> Plot | None:
         _shade_away((left, right), away)
         right.stairs(_gaps(trace.kept_blocks), edges, color=GREEN, fill=True, alpha=0.55, linewidth=0)
         right.set_ylim(bottom=0)
-        right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        right.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         right.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         right.set_ylabel("blocks")
         kept = [blocks for blocks in trace.kept_blocks if blocks is not None]
