@@ -73,11 +73,14 @@ def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, 
         assert result.endswith("worker died")
         assert "\n" not in result
         return
+    assert all(math.isfinite(row.recall.value) for row in result.budgets)
+    if result.environment.excluded_nodes:  # one node failed each time, and its devices are not asked any more
+        assert len(result.environment.excluded_nodes) == 1
+        return
     # what failed in a round is told, device by device; all that is asked again is whole
     assert all(row.devices + row.failures == whole.rounds[0].devices for row in result.rounds)
     assert sum(row.failures for row in result.rounds) > 0
     for mine, theirs in zip(result.budgets, whole.budgets, strict=True):
-        assert math.isfinite(mine.recall)
         assert mine.stored_bytes_max <= mine.budget_bytes
         assert (mine.budget_bytes, mine.devices) == (theirs.budget_bytes, theirs.devices)
 

@@ -41,7 +41,7 @@ def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path
     first, second = (
         run(tiny, overrides=["engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=look) for _ in range(2)
     )
-    assert figures(first.figures) == figures(second.figures)
+    assert figures(first.measured) == figures(second.measured)
     assert len(set(tokens)) == 2
     assert strangers[0].returncode != 0
     assert "joined" not in strangers[0].stdout
