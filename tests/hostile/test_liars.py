@@ -1,7 +1,5 @@
 """One node of four lies in every message: the run goes on, and ends with the others' figures."""
 
-import json
-
 import numpy as np
 import pytest
 from flwr.app import Array, Error, Message
@@ -9,8 +7,10 @@ from flwr.app import Array, Error, Message
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.steps.units import UNIT_SCALE
+from simulations.report.result_files import to_plain
 from simulations.report.run_files import report_contents, summary_tables
 from simulations.scenario_files import load_scenario
+from strategies.figures.schema import from_json, to_json
 from strategies.nodes import nodes as nodes_module
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
@@ -122,7 +122,9 @@ def lied(tiny, tmp_path):
     def run(mode, kind, lie, folder="lied", honest=0, more=()):
         grid = Lying(kind, lie, honest)
         result = serve(grid, load_scenario(tiny, [*MODES[mode], *more]), RunPaths("", str(tmp_path / folder)))
-        return json.loads(report_contents(result)["report.json"]), result, grid
+        plain = to_plain(to_json(result))
+        from_json(plain)  # all that is refused when a report is written
+        return plain, result, grid
 
     return run
 
