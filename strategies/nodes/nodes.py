@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_peel import errors, wire
 from fl_peel.array_specs import MOST, TOTAL, MessageContext, check
-from fl_peel.errors import EngineError, FlPeelError, MessageError
+from fl_peel.errors import EngineError, FlPeelError, MessageError, SecureAggregationError
 from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 
@@ -368,7 +368,7 @@ class Nodes:
         """Ask nodes, once; replies by partition, ascending, of those that answer, and rightly.
 
         Raises:
-            FlPeelError: all nodes name a mistake, or the devices of all of them refuse.
+            FlPeelError: all nodes name a mistake.
         """
         asked, answers = self._exchange(kind, reply_type, content)
         answers |= _disagreeing(kind, answers)
@@ -596,9 +596,9 @@ def _unsaid(kind: type[FlPeelError], place: str, who: str) -> str:
 
 def raise_or_log(errors: Iterable[FlPeelError], *, nobody: bool = False) -> None:
     """Log the failures of some nodes. nobody: no node did any better; then a mistake that all name, and would name in
-    every round again, is raised.
+    every round again, is raised. That devices refuse a message of secure aggregation may be one neighbour's doing.
     """
     for error in errors:
-        if nobody and not isinstance(error, (EngineError, MessageError)):
+        if nobody and not isinstance(error, (EngineError, MessageError, SecureAggregationError)):
             raise error
         logger.warning("%s", error)
