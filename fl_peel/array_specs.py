@@ -38,7 +38,7 @@ class ArraySpec:
     may_lack: nothing is wrong without it; choices, pattern: of a text.
 
     Of a column of counts, cells: so many leading axes have cells, in each of which the counts add up to ``most`` at
-    most; of a sum of metrics, of: the column that says how many devices it is a sum over.
+    most; of a sum of metrics, counted_by: the column that says how many devices it is a sum over.
     """
 
     shape: tuple[int | str, ...] | None = None
@@ -54,12 +54,22 @@ class ArraySpec:
     choices: tuple[str, ...] = ()
     pattern: str | None = None
     cells: int | None = None
-    of: str | None = None
+    counted_by: str | None = None
 
 
 def summed(*shape: int | str, least: Number | None = None, **more: Any) -> ArraySpec:
     """Whole numbers that are added up over nodes."""
     return ArraySpec(shape, least=f"-{TOTAL}" if least is None else least, most=TOTAL, dtypes=WHOLE, **more)
+
+
+def hosted(cells: int) -> ArraySpec:
+    """Counts of a node's devices, which are no more together than it hosts, in each cell of so many leading axes."""
+    return ArraySpec(least=0, most="hosted", cells=cells)
+
+
+def metric_of(devices: str, least: Number = 0) -> ArraySpec:
+    """Sums of a metric over devices. devices: the column that counts these."""
+    return ArraySpec(least=least, most="metrics", counted_by=devices)
 
 
 @dataclass(frozen=True)
@@ -162,8 +172,9 @@ class ArrayChecker:
             most, total = self._named(of.most), column.sum(axis=tuple(range(of.cells, column.ndim)))
             if (total > most).any():
                 raise MessageError(f"{where}: adds up to {int(total.max())}, which is more than {most}")
-        if of.of is not None and (np.abs(column) > getattr(columns, of.of) * SUM_SCALE).any():
-            raise MessageError(f"{where}: more than {of.of} can add up to")
+        devices = of.counted_by
+        if devices is not None and (np.abs(column) > getattr(columns, devices) * SUM_SCALE).any():
+            raise MessageError(f"{where}: more than {devices} can add up to")
 
     def number(self, value: float, of: ArraySpec, where: str) -> None:
         """A number alone.

@@ -49,7 +49,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fl_peel.array_specs import TOTAL, ArraySpec, fields_of, name_of, plain_of
+from fl_peel.array_specs import TOTAL, ArraySpec, fields_of, hosted, metric_of, name_of, plain_of
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.columns import SUM_SCALE, IntColumns
 from fl_peel.errors import MessageError
@@ -109,33 +109,26 @@ _COUNT = ArraySpec(least=0, most=TOTAL)
 _SIZE = ArraySpec(least=0)
 _COLUMNS = ArraySpec(least=0, most=1 << 24)
 _HOSTED = ArraySpec(least=0, most="hosted")
-_IN_CELLS = ArraySpec(least=0, most="hosted", cells=1)
+_IN_CELLS = hosted(cells=1)
 _SECONDS = ArraySpec(least=0)
 _ROUND = ArraySpec(least=0, most=MOST_ROUNDS)
 _DEVICES = ArraySpec(("N",), least=0, among="devices", ascending=True)
 _WAITS = ArraySpec(("W",), least=0, most=TOTAL)
 _BY_CLASS = ArraySpec(("C",), least=0, most=TOTAL)
 _KEYS = ArraySpec(("N", 32))
-
-
-def _metric(devices: str, least: int | str = 0) -> ArraySpec:
-    """Sums of a metric over devices. devices: the column that counts these."""
-    return ArraySpec(least=least, most="metrics", of=devices)
-
-
 _STEPS = {
     **dict.fromkeys(("devices", "counted", "violations", "grew", "shrank", "reselected", "rigid_empty"), _IN_CELLS),
-    **dict.fromkeys(("recall_before", "recall_after"), _metric("reselected")),
-    **dict.fromkeys(("recall", "recall_square", "rigid_recall", "rigid_square"), _metric("counted")),
+    **dict.fromkeys(("recall_before", "recall_after"), metric_of("reselected")),
+    **dict.fromkeys(("recall", "recall_square", "rigid_recall", "rigid_square"), metric_of("counted")),
 }
 _STEPS_OF_ONE = {
     name: dataclasses.replace(spec, most=1 if spec is _IN_CELLS else int(SUM_SCALE)) for name, spec in _STEPS.items()
 }
-_METRICS = {"devices": _IN_CELLS, **dict.fromkeys(("recall", "ndcg", "square"), _metric("devices"))}
+_METRICS = {"devices": _IN_CELLS, **dict.fromkeys(("recall", "ndcg", "square"), metric_of("devices"))}
 _PAIRED = {
-    "devices": ArraySpec(least=0, most="hosted", cells=0),
-    "difference": _metric("devices", least="-metrics"),
-    "square": _metric("devices"),
+    "devices": hosted(cells=0),
+    "difference": metric_of("devices", least="-metrics"),
+    "square": metric_of("devices"),
 }
 _TRACED = {"device": ArraySpec(among="devices"), "device_class": ArraySpec(within="C"), "step": ArraySpec(within="T")}
 
@@ -425,7 +418,7 @@ class EvaluateReply:
     spread: Annotated[
         Histogram,
         ArraySpec(
-            ("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _IN_CELLS, "sums": _metric("counts")}
+            ("X", "C", NUM_BINS), least=0, most="metrics", columns={"counts": _IN_CELLS, "sums": metric_of("counts")}
         ),
     ]
     replicates: Replicates

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 import numpy as np
 
-from fl_peel.array_specs import TOTAL, ArraySpec
+from fl_peel.array_specs import TOTAL, ArraySpec, hosted, metric_of
 from fl_peel.columns import Counters, IntArray, IntColumns
 
 
@@ -97,8 +97,7 @@ class DeviceTraces(IntColumns):
         return self.joined([self, other])
 
 
-_HOSTED = ArraySpec(least=0, most="hosted", cells=0)
-_METRIC = ArraySpec(least=0, most="metrics", of="evaluated")
+_HOSTED, _METRIC = hosted(cells=0), metric_of("evaluated")
 _OUTCOMES = ("sampled", "unavailable", "excluded", "stragglers", "memory_dropouts", "memory_drops", "evaluated")
 _CLOCK = {**dict.fromkeys(_OUTCOMES, _HOSTED), "recall": _METRIC}
 _TOTALS = {

@@ -447,7 +447,7 @@ class _Roster:
         """Return the partitions that have no node, each with the failure that excludes it."""
         return {
             partition: f"{wire.HELLO}: no node answered for it"
-            for partition in range(self.wanted or 0)
+            for partition in self._all
             if partition not in self.answers
         }
 
