@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,17 @@ def with_interval(row: Mapping[str, Any], num_devices: int) -> Row:
 
 
 def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int) -> Estimate | None:
-    """Recall of one row over another's, paired; None where one has no replicates, or the other finds nothing."""
+    """Recall of one row over another's, paired; None where one has no replicates, or the other finds nothing. p_value:
+    of no difference between the two.
+    """
     if REPLICATES not in one or REPLICATES not in other or other["recall@20"] <= 0:
         return None
     samples = [_sample(row, "recall@20", num_devices) for row in (one, other)]
+    p_value = samples[0].less(samples[1]).p_value
     if not all(samples[1].by_seed):
         samples = [Sample(sample.value, sample.drawn, sample.devices) for sample in samples]
     ratio = samples[0].over(samples[1])
-    return None if ratio is None else ratio.bare()
+    return None if ratio is None else replace(ratio.bare(), p_value=p_value)
 
 
 def ratios_in_json(name: str, ratio: Estimate | None) -> Row:

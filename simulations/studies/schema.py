@@ -79,7 +79,7 @@ class CompareRow(StudyQuality):
     group_aware: whether it may serve each user group differently; ceiling: an upper bound, from a server that has the
     data; seconds: spent to serve this budget; trials: settings of this precision evaluated on validation; chosen:
     whether this precision is the best on validation, of this method at this budget; peel_over: PEEL's recall relative
-    to it.
+    to it; p_holm: p-value of no difference from PEEL, corrected for all such comparisons of the study (Holm).
     """
 
     method: Annotated[str, Column("method")]
@@ -93,6 +93,7 @@ class CompareRow(StudyQuality):
     validation_recall: Annotated[Metric, JsonKey("validation_recall@20")]
     trials: Count | None = None
     peel_over: Estimate | None = None
+    p_holm: float | None = None
     chosen: bool
 
 

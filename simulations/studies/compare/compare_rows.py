@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from fl_peel.figures import Estimate
+from fl_peel.ranking.bootstrap import holm
 from simulations.studies.paired_rows import Row, ratio_of, ratios_in_json, with_interval
 
 OWN = ("peel", "peel-single-budget", "group-exposure", "group-popularity")
@@ -14,16 +16,23 @@ OWN = ("peel", "peel-single-budget", "group-exposure", "group-popularity")
 
 def with_intervals(rows: Sequence[Row], num_devices: int) -> list[Row]:
     """Rows with ``recall@20_interval`` and ``ndcg@20_interval`` and, where validation chose them, ``peel_over``: PEEL's
-    recall at that budget over theirs, each as chosen. num_devices: that have test items.
+    recall at that budget over theirs, each as chosen, and ``p_holm``: p-value of no difference, corrected for all of
+    these comparisons (Holm). num_devices: that have test items.
     """
     chosen = {row["share"]: row for row in rows if row["method"] == "peel" and row["chosen"]}
-    lines = []
+    ratios: list[Estimate | None] = []
     for row in rows:
         peel = chosen.get(row["share"])
         paired = peel is not None and row["chosen"] and row is not peel
-        ratio = ratio_of(peel, row, num_devices) if paired and peel is not None else None
-        lines.append(with_interval(row, num_devices) | ratios_in_json("peel_over", ratio))
-    return lines
+        ratios.append(ratio_of(peel, row, num_devices) if paired and peel is not None else None)
+    known = [place for place, ratio in enumerate(ratios) if ratio is not None and ratio.p_value is not None]
+    corrected = dict(zip(known, holm([cast(Estimate, ratios[place]).p_value or 0.0 for place in known]), strict=True))
+    return [
+        with_interval(row, num_devices)
+        | ratios_in_json("peel_over", ratio)
+        | ({"p_holm": corrected[place]} if place in corrected else {})
+        for place, (row, ratio) in enumerate(zip(rows, ratios, strict=True))
+    ]
 
 
 def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[str, Any], num_devices: int = 0) -> Row:

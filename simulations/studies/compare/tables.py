@@ -89,6 +89,8 @@ def ceilings_view(result: CompareResult) -> TableView:
     return TableView("Upper bounds: server with all data", columns, body, 1, note)
 
 
+SIGNIFICANT = 0.05
+"""Corrected p-value below which two methods are said to differ."""
 VERDICT = {
     "group_exposure": "group exposure",
     "group_popularity": "group popularity",
@@ -126,12 +128,18 @@ def verdict_view(result: CompareResult) -> TableView:
 def peel_over_view(rows: Sequence[CompareRow]) -> TableView:
     """PEEL's recall over that of every method, by budget, with paired intervals."""
     shares = sorted({row.share for row in rows})
-    cells = {(row.method, row.share): row.peel_over for row in rows if row.peel_over is not None}
+    cells = {
+        (row.method, row.share): format_ratio(row.peel_over)
+        + ("*" if row.p_holm is not None and row.p_holm < SIGNIFICANT else "")
+        for row in rows
+        if row.peel_over is not None
+    }
     methods = dict.fromkeys(method for method, _ in cells)
-    body = tuple((method, *(format_ratio(cells.get((method, share))) for share in shares)) for method in methods)
+    body = tuple((method, *(cells.get((method, share), ABSENT) for share in shares)) for method in methods)
     note = (
         "Test recall of PEEL relative to each method, both with settings chosen on validation for that budget. In "
-        "brackets: paired 95 % intervals; above 1, PEEL is significantly better."
+        "brackets: paired 95 % intervals. *: the two differ significantly, corrected for all comparisons of this table "
+        f"(Holm, p < {SIGNIFICANT})."
     )
     return TableView("PEEL relative to each method", ("method", *map(format_share, shares)), body, 1, note)
 

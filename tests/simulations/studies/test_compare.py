@@ -315,6 +315,33 @@ def test_peel_over_each_method_has_a_paired_interval():
     assert "peel_over" not in unchosen[1]
 
 
+def test_what_is_significant_alone_may_not_be_among_many():
+    """Others that are worse by 2.3 standard errors each: p is .02, and with four of them .08."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(300)
+    noise -= noise.mean()
+    others = 0.4 + 0.02 * noise - 2.3 * 0.02 * noise.std(ddof=1) / 300**0.5
+    figures = np.stack([np.full(300, 0.4), *[others] * 4], axis=1)
+    sums = Replicates.from_devices(np.arange(300), figures, figures, np.ones(300, np.bool_), 1000)
+    rows = [
+        {
+            **{"method": name, "group_aware": True, "precision": "int8", "share": 0.01, "chosen": True},
+            **{"recall@20": figures[:, i].mean(), "ndcg@20": figures[:, i].mean(), "replicates": in_json(sums, i)},
+        }
+        for i, name in enumerate(("peel", *"abcd"))
+    ]
+    more = {"stored_bytes_max": 1, "seconds": 0.0, "validation_recall@20": 0.5}
+
+    def starred(rows):
+        typed_rows = [from_plain(CompareRow, row | more, "row") for row in with_intervals(rows, 300)]
+        return [cells[1].endswith("*") for cells in peel_over_view(typed_rows).rows]
+
+    assert starred(rows[:2]) == [True]
+    assert starred(rows) == [False] * 4
+    alone, among = (with_intervals(some, 300)[1]["p_holm"] for some in (rows[:2], rows))
+    assert among == pytest.approx(4 * alone)
+
+
 def test_differences_are_taken_seed_by_seed():
     def rows(peel, other):
         base = {"precision": "int8", "share": 0.01, "stored_bytes_max": 1, "seconds": 0.0, "ndcg@20": 0.0}
