@@ -92,14 +92,20 @@ def weight_seeds(devices: NDArray[np.integer]) -> NDArray[np.uint64]:
     return device_seeds(0, "bootstrap", devices=devices)
 
 
-def interval(replicates: Doubles) -> tuple[float, float] | None:
-    """Ends of the interval that the middle ``LEVEL`` of the replicates (B,) lies in; those without devices left out.
-    None where there is no replicate, or one of them is no number.
+def interval(replicates: Doubles, num_devices: int) -> tuple[float, float] | None:
+    """Ends of the interval over devices: percentiles of the replicates (B,), those without devices left out. None where
+    there is no replicate, one of them is no number, or fewer than two devices count.
+
+    Percentiles lie as far out as Student's t with n - 1 degrees of freedom lies in a normal distribution, since
+    replicates of the mean of n normal numbers are normal (the expanded percentile interval of Hesterberg, "What
+    Teachers Should Know about the Bootstrap", The American Statistician 69(4), 2015; without its factor of the square
+    root of n / (n - 1), since replicates with Poisson weights do not vary less than means do).
     """
     drawn = replicates[~np.isnan(replicates)]
-    if not len(drawn) or not np.isfinite(drawn).all():
+    if not len(drawn) or not np.isfinite(drawn).all() or num_devices < 2:
         return None
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = float(special.ndtr(special.stdtrit(num_devices - 1, (1 - LEVEL) / 2)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -144,7 +150,7 @@ class Sample:
 def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Sequence[float] = ()) -> SeedsEstimate:
     """A figure with what its replicates (B,) and, where there are several seeds, its values by seed say of it.
 
-    One seed: the percentile interval over devices. Several: devices and seeds vary independently, so that squared
+    One seed: :func:`interval` over devices. Several: devices and seeds vary independently, so that squared
     standard errors add up, that of devices from the replicates and that of seeds from ``by_seed``; the interval is of
     Student's t with degrees of freedom by Satterthwaite (Biometrics Bulletin 2(6), 1946). p: of the same t.
     """
@@ -163,7 +169,7 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
     freedom = total**2 / sum(part**2 / count for part, count in parts)
     error = math.sqrt(total)
     p_value = float(2 * special.stdtr(freedom, -abs(value) / error))
-    ends = interval(drawn)
+    ends = interval(drawn, num_devices)
     assert ends is not None
     if spread is not None:
         half = float(special.stdtrit(freedom, (1 + LEVEL) / 2)) * error

@@ -39,20 +39,20 @@ class MeasuredQuality:
         """Recall over that of another table."""
         if base is None or base.recall <= 0:
             return None
-        return _estimate(self.recall / base.recall, over(self.recalls, base.recalls))
+        return self._estimate(self.recall / base.recall, over(self.recalls, base.recalls))
 
     def quality(self, base: MeasuredQuality | None = None) -> Quality:
         """Return the quality as the report has it. base: quality of the global table, which it is compared with."""
-        return Quality(_estimate(self.recall, self.recalls), _estimate(self.ndcg, self.ndcgs), self.over(base))
+        recall, ndcg = self._estimate(self.recall, self.recalls), self._estimate(self.ndcg, self.ndcgs)
+        return Quality(recall, ndcg, self.over(base))
 
     def gain(self, first: MeasuredQuality) -> Gain | None:
         """Recall less that of a first table; None without replicates."""
-        gain = _estimate(self.recall - first.recall, self.recalls - first.recalls)
+        gain = self._estimate(self.recall - first.recall, self.recalls - first.recalls)
         return None if gain.ends is None else Gain(gain, self.devices)
 
-
-def _estimate(value: float, replicates: Doubles) -> Estimate:
-    return Estimate(value, *(interval(replicates) or (None, None)))
+    def _estimate(self, value: float, replicates: Doubles) -> Estimate:
+        return Estimate(value, *(interval(replicates, self.devices) or (None, None)))
 
 
 def qualities(reply: wire.EvaluateReply) -> list[Quality]:

@@ -64,13 +64,27 @@ def test_a_hand_computed_interval():
     expected = (first * 1.0 + second * 0.25)[drawn] / (first + second)[drawn]
     assert means[drawn] == pytest.approx(expected, abs=1e-9)
     assert ndcg[drawn] == pytest.approx(expected / 2, abs=1e-9)
-    assert interval(means) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=1e-9)
+    # as for 20 devices: Student's t with 19 degrees of freedom is 2.0930
+    tail = stats.norm.cdf(-2.0930)
+    assert interval(means, 20) == pytest.approx(tuple(np.quantile(expected, [tail, 1 - tail])), abs=1e-4)
+
+
+def test_an_interval_over_few_devices_is_as_wide_as_students():
+    """Ten numbers from a normal distribution, forty times; percentiles at 2.5% would be a fifth narrower."""
+    rng, widths = np.random.default_rng(8), []
+    drawn = weights(np.arange(10), 4000)
+    drawn = drawn[:, drawn.sum(axis=0) > 0]
+    for _ in range(40):
+        values = rng.standard_normal(10)
+        low, high = interval(values @ drawn / drawn.sum(axis=0), 10)
+        widths.append((high - low) / (2 * stats.t.ppf(0.975, 9) * stats.sem(values)))
+    assert np.mean(widths) == pytest.approx(1, abs=0.08)
 
 
 def test_ten_devices_half_of_which_find_everything():
     """Planted: 5 of 10 have recall 1. The standard error is sqrt(0.25 / 10), and the interval about twice that."""
     result = replicates(np.arange(10), np.repeat([1.0, 0.0], 5)[:, None], 4000).means()[0][0]
-    low, high = interval(result)
+    low, high = interval(result, 10**6)
     assert np.nanstd(result) == pytest.approx(math.sqrt(0.025), rel=0.1)
     assert low == pytest.approx(0.5 - 1.96 * math.sqrt(0.025), abs=0.05)
     assert high == pytest.approx(0.5 + 1.96 * math.sqrt(0.025), abs=0.05)
@@ -107,7 +121,7 @@ def test_intervals_cover_the_truth_95_times_in_100(what):
         truth, values = (0.2, first @ drawn / drawn.sum(axis=0))
         if what == "ratio":
             truth, values = 1.05, over(second @ drawn, first @ drawn)
-        low, high = interval(values)
+        low, high = interval(values, 300)
         hits += low <= truth <= high
     assert 0.92 <= hits / trials <= 0.975
 
@@ -132,25 +146,26 @@ def test_a_ratio_of_the_same_thing_is_exactly_one_and_pairs_are_narrower_than_st
     first = rng.beta(0.6, 2.4, 800)
     second = first + 0.01 * rng.random(800)
     one, other = replicates(np.arange(800), np.stack([first, second], axis=1)).means()[0]
-    assert interval(over(one, one)) == (1.0, 1.0)
-    assert interval(one - one) == (0.0, 0.0)
-    low, high = interval(other - one)
+    assert interval(over(one, one), 800) == (1.0, 1.0)
+    assert interval(one - one, 800) == (0.0, 0.0)
+    low, high = interval(other - one, 800)
     assert 0 < low < second.mean() - first.mean() < high
     stranger = replicates(np.arange(800, 1600), second[:, None]).means()[0][0]
-    apart = np.subtract(*interval(stranger - one)[::-1])
+    apart = np.subtract(*interval(stranger - one, 800)[::-1])
     assert apart > 20 * (high - low)
 
 
 def test_devices_without_items_to_find_count_for_nothing():
     recall, counted = np.array([[0.5], [0.0], [0.5], [0.0]]), np.array([True, False, True, False])
     means = replicates(np.arange(4), recall, 500, counted).means()[0][0]
-    assert interval(means) == (0.5, 0.5), "whoever is drawn: were the others counted, it would be less"
+    assert interval(means, 2) == (0.5, 0.5), "whoever is drawn: were the others counted, it would be less"
 
 
 def test_where_nothing_is_known_nothing_is_said():
-    assert interval(np.zeros(0)) is None
-    assert interval(np.array([np.nan, np.nan])) is None
-    assert interval(over(np.array([0.1, 0.2]), np.array([0.1, 0.0]))) is None, "over nothing"
+    assert interval(np.zeros(0), 9) is None
+    assert interval(np.array([0.1, 0.2]), 1) is None, "one device says nothing of how devices differ"
+    assert interval(np.array([np.nan, np.nan]), 9) is None
+    assert interval(over(np.array([0.1, 0.2]), np.array([0.1, 0.0])), 9) is None, "over nothing"
     ratios = over(np.array([0.2, 0.0, 0.5, np.nan]), np.array([0.0, 0.0, 1.0, np.nan]))
     assert ratios == pytest.approx([np.inf, np.inf, 0.5, np.nan], nan_ok=True), "nothing over nothing is no ratio"
     nobody = replicates(np.arange(0), np.zeros((0, 2)))
@@ -187,7 +202,7 @@ def test_an_estimate_over_few_devices_by_hand():
     two, three = (estimate(0.2, np.array([0.1, 0.3]), devices, [0.2]) for devices in (2, 3))
     assert two.p_value == pytest.approx(1 - 2 / math.pi * math.atan(2))
     assert three.p_value == pytest.approx(1 - 2 / math.sqrt(2 + 2**2))
-    assert (two.low, two.high) == pytest.approx((0.1 + 0.025 * 0.2, 0.3 - 0.025 * 0.2))
+    assert (two.low, two.high) == pytest.approx((0.1, 0.3))  # t is 12.7: the outermost replicates
     assert two.seeds_std is None, "one seed says nothing of how seeds differ"
 
 
@@ -212,7 +227,7 @@ def test_several_seeds_widen_the_interval_and_it_covers_what_a_new_seed_would_sa
         result = estimate(float(mean.mean()), values, 200, by_seed.tolist())
         assert result.seeds_std == pytest.approx(np.std(seeds, ddof=1))
         hits["both"] += result.low <= 0 <= result.high
-        alone = interval(values)
+        alone = interval(values, 200)
         hits["devices"] += alone[0] <= 0 <= alone[1]
     assert 0.93 <= hits["both"] / trials <= 1.0
     assert hits["devices"] / trials < 0.75

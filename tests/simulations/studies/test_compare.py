@@ -294,11 +294,11 @@ def test_peel_over_each_method_has_a_paired_interval():
     ]
     peel, other, nothing = with_intervals(rows, 300)
     drawn = sums.means()[0]
-    assert peel["recall@20_interval"] == pytest.approx(interval(drawn[0]))
+    assert peel["recall@20_interval"] == pytest.approx(interval(drawn[0], 300))
     ratio = other["peel_over"]
     assert ratio["value"] == pytest.approx(figures[:, 0].mean() / figures[:, 1].mean())
-    assert (ratio["low"], ratio["high"]) == pytest.approx(interval(drawn[0] / drawn[1]))
-    assert ratio["high"] - ratio["low"] < 0.2 * np.subtract(*interval(drawn[0])[::-1]) / figures[:, 0].mean()
+    assert (ratio["low"], ratio["high"]) == pytest.approx(interval(drawn[0] / drawn[1], 300))
+    assert ratio["high"] - ratio["low"] < 0.2 * np.subtract(*interval(drawn[0], 300)[::-1]) / figures[:, 0].mean()
     assert "peel_over" not in nothing
     assert "peel_over" not in peel
     assert not any("replicates" in row for row in (peel, other, nothing))

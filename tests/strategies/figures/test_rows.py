@@ -8,6 +8,7 @@ import pytest
 
 from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
+from fl_peel.ranking.bootstrap import interval
 from fl_peel.ranking.paired import PairedSums
 from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import DeviceFigures
@@ -206,8 +207,7 @@ def test_what_refinement_adds_by_hand():
     refined = MeasuredQuality(0.375, 0.5, np.array([0.4, 0.35, 0.3]), np.zeros(3), 4)
     gain = refined.gain(start)
     assert (gain.recall.value, gain.devices) == (0.125, 4)
-    low, high = np.quantile([0.2, 0.1, 0.0], [0.025, 0.975])  # replicate by replicate
-    assert gain.recall.ends == pytest.approx((low, high))
+    assert gain.recall.ends == pytest.approx(interval(np.array([0.2, 0.1, 0.0]), 4))  # replicate by replicate
     assert replace(refined, recalls=np.zeros(0)).gain(replace(start, recalls=np.zeros(0))) is None
 
 
