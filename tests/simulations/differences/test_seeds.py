@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from fl_peel import wire
+from fl_peel.ranking.bootstrap import interval
 from simulations.listing import LIST
 from simulations.report.run_files import read_report
 from strategies.figures.per_device import PerDevice
