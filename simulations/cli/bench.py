@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,15 +49,15 @@ def bench(
         print_json(figures)
         return
     from simulations.bench.bench import bench as measure
+    from simulations.bench.bench_context import BenchPlan
 
+    plan = BenchPlan(device=device, stock_devices=stock_devices)
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
         figures = measure(
             folder and Path(folder).absolute(),
             out,
-            device=device,
-            million=million,
-            stock_devices=stock_devices,
+            plan if million else replace(plan, sizes=()),
             pfl_python=pfl_python,
             on_event=on_event,
         )

@@ -196,11 +196,11 @@ def check_own(reply, tmp_path):
 
 
 def test_what_no_node_foresees_stays_there_too(holder, secrets, tmp_path, monkeypatch):
-    def fails(cohort, request):
+    def fails(*figures):
         raise OSError(13, SECRET, str(secrets / "shadow"))
 
     scenario, config = holder
-    monkeypatch.setattr(acceptance, "keep", fails)
+    monkeypatch.setattr(acceptance, "KeepReply", fails)
     setting = RunPaths("", "").setting(scenario, 40)
     kind, payload = next(questions(setting))
     reply = asked(config, payload, kind)

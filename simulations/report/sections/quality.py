@@ -248,7 +248,7 @@ def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
         words.append(f"{name} goes from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
         tips, aside = [_budget_words(row, name) for row in line], drawing.line_aside(index, len(lines))
         recalls, style = [row.recall for row in line], drawing.line_kwargs(index)
-        labels.append(drawing.draw_line(axes, name, x, recalls, style, tips, bold=True, aside=aside))
+        labels.append(drawing.draw_line(axes, drawing.Line(name, x, recalls, tips, bold=True, aside=aside), style))
     full = sorted(full_recalls(result), key=lambda one: -one.quality.recall.value)
     best = _strongest(result)
     for one in full:
