@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from simulations.report.run_files import read_report
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
 from strategies.figures.per_device import FILE, METRICS, PerDevice
+from strategies.figures.schema import RunResult
 
 SEEDS_FILE = "seeds.json"
 SEEDS_PAGE = "seeds.html"
@@ -33,14 +34,22 @@ METHOD = (
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """The runs of a folder of results, one or more of different seeds, and what devices get under each; scenario:
-    resolved, of the first.
+    """The runs of a folder of results, one or more of different seeds, and what devices get under each.
+
+    scenario: resolved, of the first; best: of the full tables, by mean recall on validation.
     """
 
     name: str
     seeds: tuple[int, ...]
     by_seed: tuple[PerDevice, ...]
     scenario: dict[str, Any]
+    best: str | None
+
+    @staticmethod
+    def from_reports(name: str, reports: Sequence[RunResult], by_seed: Sequence[PerDevice]) -> SeedRuns:
+        """Make them of a report and the figures of its devices for every seed."""
+        seeds = tuple(report.seed for report in reports)
+        return SeedRuns(name, seeds, tuple(by_seed), reports[0].scenario, _best_full_table(reports))
 
     @staticmethod
     def read(path: Path) -> SeedRuns:
@@ -54,8 +63,7 @@ class SeedRuns:
         if (folder / SEEDS_FILE).is_file():
             folders = [folder / f"seed-{seed}" for seed in _seeds(folder / SEEDS_FILE)]
         reports = [read_report(one) for one in folders]
-        by_seed = tuple(PerDevice.read(one / FILE) for one in folders)
-        return SeedRuns(str(path), tuple(report.seed for report in reports), by_seed, reports[0].scenario)
+        return SeedRuns.from_reports(str(path), reports, [PerDevice.read(one / FILE) for one in folders])
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -88,6 +96,16 @@ class SeedRuns:
         }
 
 
+def _best_full_table(reports: Sequence[RunResult]) -> str | None:
+    """Return the full table with the best mean recall on validation, of those that every seed measured there; without
+    any, the one that the first seed's ratios are relative to.
+    """
+    by_seed = [report.full_table.on_validation for report in reports]
+    tables = [name for name in by_seed[0] if all(name in other for other in by_seed)]
+    means = {name: float(np.mean([one[name].recall.value for one in by_seed])) for name in tables}
+    return max(means, key=lambda name: means[name], default=reports[0].full_table.strongest)
+
+
 def _seeds(file: Path) -> list[int]:
     try:
         return [int(seed) for seed in json.loads(file.read_text(encoding="utf-8"))["seeds"]]
@@ -117,8 +135,8 @@ def require_same(first: SeedRuns, other: SeedRuns) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsRow:
-    """A table: recall, NDCG, and recall over that of the full global table and of the strongest full table; None where
-    there is none.
+    """A table: recall, NDCG, and recall over that of the full global table and of the best full table; None where there
+    is none.
     """
 
     table: Annotated[str, Column("table")]
@@ -130,7 +148,7 @@ class SeedsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsResult:
-    """The content of `seeds.json`. strongest: of the full tables, by mean recall on the test."""
+    """The content of `seeds.json`. strongest: of the full tables, by mean recall on validation."""
 
     scenario: dict[str, Any]
     seeds: Annotated[tuple[int, ...], SETTING]
@@ -154,7 +172,6 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
     samples = runs.samples(runs.tables, replicates)
     recalls, ndcgs = (samples[metric] for metric in METRICS)
     full = {name: recalls[name] for name in FULL_TABLES if name in recalls}
-    strongest = max(full, key=lambda name: full[name].value, default=None)  # on the test; validation should choose
 
     def over(table: str, base: str | None) -> SeedsEstimate | None:
         return recalls[table].over(full[base]) if base in full else None
@@ -164,7 +181,7 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
         seeds=runs.seeds,
         devices=runs.num_devices,
         top_n=runs.top_n,
-        strongest=strongest,
+        strongest=runs.best,
         method=METHOD,
         replicates=replicates,
         rows=tuple(
@@ -173,7 +190,7 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
                 recall=recalls[table].estimate(),
                 ndcg=ndcgs[table].estimate(),
                 to_global=over(table, "global"),
-                to_strongest=over(table, strongest),
+                to_strongest=over(table, runs.best),
             )
             for table in runs.tables
         ),
@@ -204,7 +221,7 @@ def seeds_view(result: SeedsResult) -> TableView:
     note = (
         f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. ± over seeds: "
         "standard deviation of recall over runs. Relative to: paired ratio of recall to that of a full fp32 table "
-        f"(best: {result.strongest})."
+        f"(best on validation: {result.strongest})."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
 
