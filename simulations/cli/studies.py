@@ -13,6 +13,7 @@ from simulations.cli.console import (
     Overrides,
     Quiet,
     ScenarioName,
+    Wide,
     command_line,
     path_option,
     print_lines,
@@ -59,6 +60,7 @@ def compare(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Compare PEEL with other methods under memory budgets: one table, one plot.
 
@@ -86,7 +88,14 @@ def compare(
         options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
-        show(lambda: compared, lambda: leaderboard_tables(compared), out / "compare.html", quiet=quiet, as_json=as_json)
+        show(
+            lambda: compared,
+            lambda: leaderboard_tables(compared),
+            out / "compare.html",
+            quiet=quiet,
+            as_json=as_json,
+            wide=wide,
+        )
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
@@ -101,7 +110,7 @@ def compare(
         **chosen,
         **_options(["compare", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def ablate(
@@ -118,6 +127,7 @@ def ablate(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Ablate the method: leave out or change one part at a time; one table, one plot."""
     from simulations.scenario_files import load_scenario
@@ -138,7 +148,7 @@ def ablate(
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
         **_options(["ablate", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def audit(
@@ -187,6 +197,7 @@ def audit(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Audit privacy: attack what devices send under every mechanism; one table, one plot."""
     from fl_peel.errors import ScenarioError
@@ -233,7 +244,7 @@ def audit(
         rows=rows or [],
         **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def _words(text: str | None, separator: str) -> tuple[str, ...] | None:

@@ -19,6 +19,7 @@ from simulations.report.result_files import result_contents, write_results
 from simulations.report.run_files import read_report
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
+from simulations.report.verdict import best_budget, refinement_helped, seen_data
 from strategies.figures.per_device import FILE, METRICS, PerDevice
 from strategies.figures.schema import RunResult
 
@@ -148,13 +149,16 @@ class SeedsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsResult:
-    """The content of `seeds.json`. strongest: of the full tables, by mean recall on validation."""
+    """The content of `seeds.json`. strongest: of the full tables, by mean recall on validation; gain: in recall, of
+    the group tables after refinement over those before it.
+    """
 
     scenario: dict[str, Any]
     seeds: Annotated[tuple[int, ...], SETTING]
     devices: int
     top_n: Annotated[int, SETTING]
     strongest: str | None
+    gain: SeedsEstimate | None
     method: str
     replicates: Annotated[int, SETTING]
     rows: tuple[SeedsRow, ...]
@@ -182,6 +186,7 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
         devices=runs.num_devices,
         top_n=runs.top_n,
         strongest=runs.best,
+        gain=full["refined"].less(full["start"]) if {"start", "refined"} <= set(full) else None,
         method=METHOD,
         replicates=replicates,
         rows=tuple(
@@ -196,6 +201,22 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
         ),
         versions=versions,
         command=command,
+    )
+
+
+def seeds_verdicts(result: SeedsResult) -> tuple[str, ...]:
+    """Say who has seen which interactions, what the smallest budget that keeps up has, and what refinement did."""
+    scenario = result.scenario
+    own = f" {scenario['blocks']['precision']} {scenario['selector']}"
+    ratios = {
+        f"{row.table.removesuffix(own)} of the bytes": row.to_strongest
+        for row in result.rows
+        if row.table.endswith(own)
+    }
+    return (
+        seen_data(scenario),
+        best_budget(ratios, scenario, result.strongest, result.top_n),
+        refinement_helped(result.gain, scenario["refinement"]["rounds"], top_n=result.top_n),
     )
 
 
@@ -231,7 +252,7 @@ def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
     content = page(
         [Section("tables", "", (seeds_view(result), result.method))],
         title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds",
-        lead="The same scenario with several seeds: means and their variation over seeds.",
+        lead="\n".join(seeds_verdicts(result)),
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
         source=to_plain(result) | {"seed": None},
     )
@@ -248,6 +269,7 @@ __all__ = [
     "SeedsResult",
     "require_same",
     "seeds_result",
+    "seeds_verdicts",
     "seeds_view",
     "write_seeds",
 ]
