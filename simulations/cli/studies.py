@@ -15,7 +15,6 @@ from simulations.cli.console import (
     ScenarioName,
     Wide,
     command_line,
-    new_table,
     path_option,
     print_lines,
     read_budgets,
@@ -259,21 +258,21 @@ def reproduce(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Measure again what README and docs claim, and say which figures hold.
 
     Exit code 1: some figure differs, or could not be measured. Finished experiments are not run again.
     """
     from simulations.report.result_files import write_files
+    from simulations.report.table_view import TableView
     from simulations.studies import reproduce as claims
 
     experiments = claims.chosen(claims.read_claims(), only or [], quick=quick)
     rows = list(claims.reproduce(experiments, out, data_dir=data_dir, on_event=print_lines(quiet), fresh=fresh))
     write_files(out, {claims.TABLE_FILE: claims.markdown(rows).encode()})
-    table = new_table(*claims.COLUMNS)
-    for row in rows:
-        table.add_row(*claims.cells(row))
-    show(lambda: rows, lambda: [table], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json)
+    view = TableView("Claims", tuple(claims.COLUMNS), tuple(tuple(claims.cells(row)) for row in rows), 2)
+    show(lambda: rows, lambda: [view], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json, wide=wide)
     failed = sum(not row.holds for row in rows)
     typer.echo(f"{len(rows) - failed} of {len(rows)} figures hold", err=as_json)
     if failed:
