@@ -1,4 +1,4 @@
-"""The commands that run a scenario many times: `fl-peel compare`, `ablate` and `audit`."""
+"""The commands that run scenarios many times: `fl-peel compare`, `ablate`, `audit` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simulations.cli.console import (
     Quiet,
     ScenarioName,
     command_line,
+    new_table,
     path_option,
     print_lines,
     read_budgets,
@@ -37,6 +38,7 @@ def add_studies(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(ablate)
     app.command()(audit)
+    app.command()(reproduce)
 
 
 def compare(
@@ -234,6 +236,37 @@ def audit(
         **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
     )
     show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json)
+
+
+def reproduce(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Run this experiment; repeatable.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run only what takes minutes: ML-100K.")] = False,
+    out: Out = Path("reproduce"),
+    data_dir: DataDir = None,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure again what README and docs claim, and say which figures hold.
+
+    Exit code 1: some figure differs, or could not be measured. Finished experiments are not run again.
+    """
+    from simulations.report.result_files import write_files
+    from simulations.studies import reproduce as claims
+
+    experiments = claims.chosen(claims.read_claims(), only or [], quick=quick)
+    rows = list(claims.reproduce(experiments, out, data_dir=data_dir, on_event=print_lines(quiet), fresh=fresh))
+    write_files(out, {claims.TABLE_FILE: claims.markdown(rows).encode()})
+    table = new_table(*claims.COLUMNS)
+    for row in rows:
+        table.add_row(*claims.cells(row))
+    show(lambda: rows, lambda: [table], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json)
+    failed = sum(not row.holds for row in rows)
+    typer.echo(f"{len(rows) - failed} of {len(rows)} figures hold", err=as_json)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
