@@ -13,19 +13,19 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from simulations.cli.console import show
 from simulations.cli.progress_lines import ProgressLines
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import checked, require_absolute
 from simulations.engine.passing_grid import deployment_grid
-from simulations.report.run_files import summary_tables
+from simulations.report.run_files import summary
 from simulations.run_options import RunOptions
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
-from simulations.timeline.report import timeline_tables
+from simulations.timeline.report import timeline_summary
 from strategies.figures.schema import RunResult
 
 server_app = ServerApp()
@@ -49,9 +49,8 @@ def main(grid: Grid, context: Context) -> None:
         grid=deployment_grid(grid, scenario.engine.patience_s),
     )
     result = run(scenario, options)
-    console = Console(width=120, highlight=False)
-    for table in summary_tables(result) if isinstance(result, RunResult) else timeline_tables(result):
-        console.print(table)
+    parts = summary(result) if isinstance(result, RunResult) else timeline_summary(result)
+    show(lambda: None, lambda: parts, None, quiet=False, as_json=False, wide=False)
 
 
 def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | None]:

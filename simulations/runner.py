@@ -189,7 +189,7 @@ def _over_seeds(out: Path, results: dict[int, Any], command: str | None) -> Seed
     from simulations.differences.seeds import SeedRuns, seeds_result, write_seeds
 
     devices = tuple(PerDevice.read(out / f"{SEED}{number}" / FILE) for number in results)
-    runs = SeedRuns(str(out), tuple(results), devices, first.scenario)
+    runs = SeedRuns.from_reports(str(out), tuple(results.values()), devices)
     together = seeds_result(runs, first.versions, command, first.scenario["evaluation"]["bootstrap"] or REPLICATES)
     write_seeds(out, together)
     return together

@@ -93,7 +93,7 @@ def bench(
     if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
         raise EngineError(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
-            "free; stop other programs or use --no-million"
+            "free; stop other programs or use --quick"
         )
     for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job else ())):
         require_dataset(name, Path(data_dir) if data_dir else None)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ profiles:
 """
 
 
+QUICK_ROUNDS, QUICK_STOCK_DEVICES = 3, 200
+"""Timed rounds of each kind, and nodes of the plain Flower app, where figures need not be the best there are."""
+
+
 @dataclass(frozen=True)
 class BenchPlan:
     """The plan of a benchmark. data: a named data set, or a folder that a population was written to; sizes: devices of
@@ -74,6 +78,11 @@ class BenchPlan:
     flagship: str | None = "gowalla"
     nodes: int = 2
     device: str = "cpu"
+
+    def quick(self) -> BenchPlan:
+        """Return a plan without synthetic populations, with fewer rounds and a plain Flower app of fewer devices."""
+        stock_devices = min(self.stock_devices, QUICK_STOCK_DEVICES)
+        return replace(self, sizes=(), rounds=QUICK_ROUNDS, stock_devices=stock_devices)
 
 
 def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fl_peel.errors import FlPeelError, ScenarioError
 from fl_peel.events import Event
@@ -25,6 +24,7 @@ from simulations.cli.console import (
     ScenarioName,
     Seed,
     Track,
+    Wide,
     command_line,
     print_json,
     print_table,
@@ -45,7 +45,7 @@ def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_j
     if as_json:
         print_json(in_json(figures, seeds))
         return
-    print_table(estimate_view(figures, seeds).to_rich())
+    print_table(estimate_view(figures, seeds))
 
 
 def print_estimate(
@@ -165,6 +165,7 @@ def run(
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Run a scenario, from the interactions to the report."""
     from simulations.engine.inputs import checked, require_dataset
@@ -222,29 +223,30 @@ def run(
         result = runner.run(loaded, options) if seeds is None else runner.run_seeds(loaded, seeds, options)
     one, several = ("report", "seeds") if loaded.data.timeline is None else ("timeline", "timeline-seeds")
     page = None if out is None else out / f"{one if seeds is None else several}.html"
-    show(lambda: runner.in_json(result), lambda: _tables(result), page, quiet=quiet, as_json=as_json)
+    show(lambda: runner.in_json(result), lambda: _summary(result), page, quiet=quiet, as_json=as_json, wide=wide)
 
 
-def _tables(result: Any) -> Iterable[Table]:
-    """Return the closing tables of a result; what draws figures is not imported before."""
+def _summary(result: Any) -> Iterable[TableView | str]:
+    """Return what a result comes to; what draws figures is not imported before."""
     from strategies.figures.schema import RunResult
     from strategies.timeline.schema import TimelineResult
 
     if isinstance(result, RunResult):
-        from simulations.report.run_files import summary_tables
+        from simulations.report.run_files import summary
 
-        return summary_tables(result)
+        return summary(result)
     if isinstance(result, TimelineResult):
-        from simulations.timeline.report import timeline_tables
+        from simulations.timeline.report import timeline_summary
 
-        return timeline_tables(result)
-    from simulations.differences.seeds import SeedsResult, seeds_view
+        return timeline_summary(result)
+    from simulations.differences.seeds import SeedsResult, seeds_verdicts, seeds_view
 
     if isinstance(result, SeedsResult):
-        return [seeds_view(result).to_rich()]
+        return [*seeds_verdicts(result), seeds_view(result)]
+    from simulations.report.verdict import seen_data
     from simulations.timeline.timeline_seeds import timeline_seeds_view
 
-    return [timeline_seeds_view(result).to_rich()]
+    return [seen_data(result.scenario), timeline_seeds_view(result)]
 
 
 # ---- `fl-peel deploy`: a scenario on Flower's deployment engine, on loopback

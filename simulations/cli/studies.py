@@ -13,8 +13,8 @@ from simulations.cli.console import (
     Overrides,
     Quiet,
     ScenarioName,
+    Wide,
     command_line,
-    new_table,
     path_option,
     print_lines,
     read_budgets,
@@ -61,6 +61,7 @@ def compare(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Compare PEEL with other methods under memory budgets: one table, one plot.
 
@@ -89,14 +90,21 @@ def compare(
                 )
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         compared = compare_federated(loaded, shares, seeds=seeds, **arguments)
-        show(lambda: compared, lambda: leaderboard_tables(compared), out / "compare.html", quiet=quiet, as_json=as_json)
+        show(
+            lambda: compared,
+            lambda: leaderboard_tables(compared),
+            out / "compare.html",
+            quiet=quiet,
+            as_json=as_json,
+            wide=wide,
+        )
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
     print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
     result = comparison.compare(loaded, shares, seeds=seeds, single_budgets=single, **chosen, **arguments)
-    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def ablate(
@@ -113,6 +121,7 @@ def ablate(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Ablate the method: leave out or change one part at a time; one table, one plot."""
     from simulations.scenario_files import load_scenario
@@ -133,7 +142,7 @@ def ablate(
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
         **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
     )
-    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def audit(
@@ -182,6 +191,7 @@ def audit(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Audit privacy: attack what devices send under every mechanism; one table, one plot."""
     from fl_peel.errors import ScenarioError
@@ -228,7 +238,7 @@ def audit(
         rows=rows or [],
         **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
     )
-    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def reproduce(
@@ -241,21 +251,21 @@ def reproduce(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Measure again what README and docs claim, and say which figures hold.
 
     Exit code 1: some figure differs, or could not be measured. Finished experiments are not run again.
     """
     from simulations.report.result_files import write_files
+    from simulations.report.table_view import TableView
     from simulations.studies import reproduce as claims
 
     experiments = claims.chosen(claims.read_claims(), only or [], quick=quick)
     rows = list(claims.reproduce(experiments, out, data_dir=data_dir, on_event=print_lines(quiet), fresh=fresh))
     write_files(out, {claims.TABLE_FILE: claims.markdown(rows).encode()})
-    table = new_table(*claims.COLUMNS)
-    for row in rows:
-        table.add_row(*claims.cells(row))
-    show(lambda: rows, lambda: [table], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json)
+    view = TableView("Claims", tuple(claims.COLUMNS), tuple(tuple(claims.cells(row)) for row in rows), 2)
+    show(lambda: rows, lambda: [view], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json, wide=wide)
     failed = sum(not row.holds for row in rows)
     typer.echo(f"{len(rows) - failed} of {len(rows)} figures hold", err=as_json)
     if failed:

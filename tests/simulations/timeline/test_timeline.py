@@ -17,7 +17,7 @@ from simulations.listing import LIST
 from simulations.resumable import CHECKPOINTS
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from simulations.timeline.report import timeline_tables
+from simulations.timeline.report import timeline_summary
 from simulations.timeline.timeline_plots import LABELS
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
@@ -95,9 +95,11 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
         "joining in the period",
     ):
         assert words in page
-    summary, recall, reads = timeline_tables(result)
-    assert (summary.row_count, recall.row_count) == (len(result.last), len(result.last))
-    assert reads.row_count == len(result.periods[0].reads)
+    seen, summary, recall, reads = timeline_summary(result)
+    assert seen in page
+    assert seen.startswith("Fully federated: no interaction leaves a device")
+    assert (len(summary.rows), len(recall.rows)) == (len(result.last), len(result.last))
+    assert len(reads.rows) == len(result.periods[0].reads)
 
 
 def test_shipped_timelines_are_refused_nothing():
