@@ -18,10 +18,10 @@ def bench(
     device: Annotated[
         str, typer.Option("--device", help="Device on which cohorts train: cpu, cuda, cuda:N, torch-cpu.")
     ] = "cpu",
-    million: Annotated[
+    quick: Annotated[
         bool,
-        typer.Option("--million/--no-million", help="Also measure 10,000, 100,000 and a million synthetic devices."),
-    ] = True,
+        typer.Option("--quick", help="Leave out synthetic populations, time fewer rounds: 90 s."),
+    ] = False,
     stock_devices: Annotated[
         int, typer.Option("--stock-devices", min=1, help="Number of nodes of the stock Flower app.")
     ] = 1000,
@@ -48,15 +48,15 @@ def bench(
         print_json(figures)
         return
     from simulations.bench.bench import bench as measure
+    from simulations.bench.bench_context import BenchPlan
 
+    plan = BenchPlan(device=device, stock_devices=stock_devices)
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
         figures = measure(
             folder and Path(folder).absolute(),
             out,
-            device=device,
-            million=million,
-            stock_devices=stock_devices,
+            plan.quick() if quick else plan,
             pfl_python=pfl_python,
             on_event=on_event,
         )

@@ -13,8 +13,8 @@ from simulations.cli.console import (
     Overrides,
     Quiet,
     ScenarioName,
+    Wide,
     command_line,
-    new_table,
     path_option,
     print_lines,
     read_budgets,
@@ -23,7 +23,7 @@ from simulations.cli.console import (
 from simulations.cli.run import print_estimate
 
 if TYPE_CHECKING:
-    from simulations.studies.frame import Options
+    from simulations.run_options import StudyArguments
 
 Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
 Budgets = Annotated[
@@ -61,6 +61,7 @@ def compare(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Compare PEEL with other methods under memory budgets: one table, one plot.
 
@@ -79,31 +80,31 @@ def compare(
     from simulations.studies.compare.report import compare_tables, leaderboard_tables
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
+    command = command_line(["compare", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
+    arguments = _arguments(out, data_dir, command, fresh=fresh, quiet=quiet)
     if nothing_is_collected(loaded):
         for option, given in (("--single-budgets", single), ("--rivals", rivals)):
             if given is not None:
                 raise ScenarioError(
                     f"{option}: is for scenarios in which the server collects interactions; leave it out"
                 )
-        options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-        compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
-        show(lambda: compared, lambda: leaderboard_tables(compared), out / "compare.html", quiet=quiet, as_json=as_json)
+        compared = compare_federated(loaded, shares, seeds=seeds, **arguments)
+        show(
+            lambda: compared,
+            lambda: leaderboard_tables(compared),
+            out / "compare.html",
+            quiet=quiet,
+            as_json=as_json,
+            wide=wide,
+        )
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
     print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-    result = comparison.compare(
-        loaded,
-        shares,
-        out=out,
-        seeds=seeds,
-        single_budgets=single,
-        **chosen,
-        **_options(["compare", scenario], overrides, words, data_dir, fresh, quiet),
-    )
-    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json)
+    result = comparison.compare(loaded, shares, seeds=seeds, single_budgets=single, **chosen, **arguments)
+    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def ablate(
@@ -120,6 +121,7 @@ def ablate(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Ablate the method: leave out or change one part at a time; one table, one plot."""
     from simulations.scenario_files import load_scenario
@@ -131,16 +133,16 @@ def ablate(
     from simulations.studies.ablate.report import ablate_tables
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
+    command = command_line(["ablate", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
     print_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
     result = ablation.ablate(
         loaded,
         shares,
-        out=out,
         seeds=seeds,
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
-        **_options(["ablate", scenario], overrides, words, data_dir, fresh, quiet),
+        **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
     )
-    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def audit(
@@ -189,6 +191,7 @@ def audit(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Audit privacy: attack what devices send under every mechanism; one table, one plot."""
     from fl_peel.errors import ScenarioError
@@ -227,15 +230,15 @@ def audit(
         "--only": only,
         "--row": rows,
     }
+    command = command_line(["audit", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
     print_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
     result = auditing.audit(
         loaded,
-        out=out,
         settings=settings,
         rows=rows or [],
-        **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
+        **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
     )
-    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def reproduce(
@@ -248,21 +251,21 @@ def reproduce(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Measure again what README and docs claim, and say which figures hold.
 
     Exit code 1: some figure differs, or could not be measured. Finished experiments are not run again.
     """
     from simulations.report.result_files import write_files
+    from simulations.report.table_view import TableView
     from simulations.studies import reproduce as claims
 
     experiments = claims.chosen(claims.read_claims(), only or [], quick=quick)
     rows = list(claims.reproduce(experiments, out, data_dir=data_dir, on_event=print_lines(quiet), fresh=fresh))
     write_files(out, {claims.TABLE_FILE: claims.markdown(rows).encode()})
-    table = new_table(*claims.COLUMNS)
-    for row in rows:
-        table.add_row(*claims.cells(row))
-    show(lambda: rows, lambda: [table], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json)
+    view = TableView("Claims", tuple(claims.COLUMNS), tuple(tuple(claims.cells(row)) for row in rows), 2)
+    show(lambda: rows, lambda: [view], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json, wide=wide)
     failed = sum(not row.holds for row in rows)
     typer.echo(f"{len(rows) - failed} of {len(rows)} figures hold", err=as_json)
     if failed:
@@ -273,23 +276,15 @@ def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(separator) if word.strip())
 
 
-def _options(
-    command: list[str],
-    overrides: list[str] | None,
-    words: dict[str, Any],
-    data_dir: Path | None,
-    fresh: bool,
-    quiet: bool,
-) -> Options:
-    """What every study is told. words: the command's own options by name; with the others they make the line to type
-    to get the same files again, but for the folder.
-    """
+def _arguments(out: Path, data_dir: Path | None, command: str, *, fresh: bool, quiet: bool) -> StudyArguments:
+    """Return what every study is given. command: the line to type to get the same files again, but for the folder."""
     from simulations.engine.folders import default_cache_dir
 
     return {
+        "out": out,
         "data_dir": data_dir,
         "cache_dir": default_cache_dir(),
         "on_event": print_lines(quiet),
-        "command": command_line(command, {"--set": overrides, **words, "--data-dir": data_dir}),
+        "command": command,
         "fresh": fresh,
     }

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter
-from rich.table import Table
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
@@ -56,9 +55,9 @@ def ablate_view(result: AblateResult) -> TableView:
     return TableView("Contribution of each part", columns, tuple(body), 2, note)
 
 
-def ablate_tables(content: Any) -> list[Table]:
+def ablate_tables(content: Any) -> list[TableView]:
     """Return the tables that the terminal shows. content: of the JSON."""
-    return [ablate_view(typed(AblateResult, content)).to_rich()]
+    return [ablate_view(typed(AblateResult, content))]
 
 
 def ratios_view(result: AblateResult) -> TableView:
@@ -136,7 +135,7 @@ def _full_tables_plot(
         style = drawing.line_kwargs(index // 2 if WHEN["refined"] in "".join(lines) else index, dashed=dashed)
         x, recalls = zip(*points, strict=True)
         shown = [Estimate(recall.value) for recall in recalls] if dashed else recalls
-        drawing.draw_line(axes, words, x, shown, style | {"label": words})
+        drawing.draw_line(axes, drawing.Line(words, x, shown), style | {"label": words})
     if level is not None:
         axes.axhline(level.value, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
     if log:
@@ -219,6 +218,5 @@ def ablate_page(result: AblateResult, plot: Plot, source: Mapping[str, Any]) -> 
             ("variations", str(len(_lines(rows)) - 1)),
             ("seeds", str(result.seeds)),
         ],
-        source=source,
-        command=f"fl-peel ablate {result.name}",
+        source={"command": f"fl-peel ablate {result.name}", **source},
     )
