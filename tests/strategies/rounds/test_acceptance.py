@@ -147,6 +147,19 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
         assert (state.users[~of_first] == users[1][node][~of_first]).all()
 
 
+def test_the_next_round_is_compared_with_what_was_accepted_last(scenario, tmp_path, monkeypatch):
+    """With its table and its order of blocks, which both move."""
+    monkeypatch.setattr("fl_peel.ranking.paired.Effects.better", lambda self, confidence: np.ones(2, np.bool_))
+    _, grid = served(changed(scenario, refinement={"acceptance": {"every": 1}}), tmp_path / "run", nodes=1)
+    first, second = (wire.unpack(wire.CompareRequest, one) for kind, one in grid.crossed if kind == wire.COMPARE)
+    for group in (0, 1):
+        accepted, kept, start = (one[group] for one in (first.current, second.kept, first.kept))
+        assert all(np.array_equal(accepted[name], kept[name]) for name in accepted)
+        assert not all(np.array_equal(accepted[name], start[name]) for name in accepted)
+    orders = [[one[group]["blocks"].tolist() for group in (0, 1)] for one in (first.kept, first.current)]
+    assert orders[0] != orders[1]
+
+
 @pytest.mark.slow
 def test_decisions_are_the_same_on_any_number_of_nodes(scenario, tmp_path):
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]

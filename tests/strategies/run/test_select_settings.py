@@ -1,10 +1,13 @@
 """Everything is chosen on validation items, then refit with them: what that run must be equal to."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
+from strategies.run.select_settings import kept_by_most
 from tests.helpers.runs import figures, served
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 
@@ -88,3 +91,16 @@ def test_both_parts_are_one_split_with_nothing_held_back(scenario, tmp_path):
     assert (both.train.by_item().items == merged.by_item().items).all()
     assert (both.test.items == apart.test.items).all()
     assert np.array_equal(both.test.indptr, apart.test.indptr)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "groups", "kept"),
+    [
+        ([0, 2, 8], [0, 1, 1, 1, 2], 2),  # the median device, and neither the most rounds nor the median group's
+        ([0, 2, 8], [0, 0, 0, 1, 2], 0),
+        ([3, 3, 8], [], 0),
+    ],
+)
+def test_a_refit_has_the_rounds_that_the_median_device_kept(rounds, groups, kept):
+    acceptance = SimpleNamespace(accepted_rounds=np.array(rounds))
+    assert kept_by_most(acceptance, SimpleNamespace(groups=np.array(groups, np.int64))) == kept
