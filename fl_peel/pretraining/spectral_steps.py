@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from fl_peel.randomness import rng_for
@@ -173,6 +172,8 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
     and Stability of Numerical Algorithms", 2002, section 10.3): the eigenvectors are then those of the smaller
     (L^T F)^T (L^T F), of which no direction is lost.
     """
+    import scipy.linalg
+
     columns = len(factor)
     if not count <= devices <= columns // 2:
         inner = factor.T @ mean @ factor
@@ -243,6 +244,8 @@ class Compression:
         self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
     ) -> GroupStart:
         """Return a user group's start. num_users: S, embeddings to draw; scale: units of moments' vectors in one."""
+        import scipy.linalg
+
         columns, used = self.scored.shape[1], self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
         mean = second / (scale**2 * max(moments.size, 1))

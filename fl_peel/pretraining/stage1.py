@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only what is loaded
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
