@@ -35,6 +35,8 @@ USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
 """Length of user embeddings, and spread of scores in a group: about those of trained tables, which the rates of
 refinement fit.
 """
+INDEPENDENT = 0.01
+"""Smallest squared length over the largest from which on columns are orthonormal to all digits at once."""
 LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
 WIDEST = 100.0
@@ -82,12 +84,14 @@ def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
 
 def orthonormal(columns: Doubles) -> Doubles:
     """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
-    for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
+    for _ in range(2):  # of columns that nearly depend, the first basis is orthonormal to half of the digits alone
         squares, turn = np.linalg.eigh(columns.T @ columns)
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
         scale = np.zeros(len(squares))
         scale[kept] = 1.0 / np.sqrt(squares[kept])
         columns = columns @ (turn * scale)
+        if len(squares) and squares[0] > INDEPENDENT * squares[-1]:
+            break
     return columns
 
 
