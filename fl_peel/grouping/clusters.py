@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fl_peel.blocks.settings import ItemGroupKind
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
-from fl_peel.grouping.k_means import k_means
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]
@@ -80,7 +80,20 @@ def user_groups(
 def _centroids(points: FloatArray, count: int, seed: int) -> FloatArray:
     """Centroids (count, d), fewer where there are fewer different points."""
     distinct = len(np.unique(points, axis=0)) if len(points) <= 4096 else count
-    return k_means(points, min(count, distinct), seed=seed, starts=3)
+    return k_means(points, min(count, distinct), seed, starts=3)
+
+
+def k_means(
+    points: FloatArray, count: int, seed: int, *, weights: NDArray[np.float64] | None = None, starts: int = 1
+) -> FloatArray:
+    """Return centroids (count, d) of points (N, d), the best of so many starts. weights: (N,) of the points, None: 1
+    each. One thread: sums of several threads arrive in any order.
+    """
+    from sklearn.cluster import KMeans  # a second that nodes do not need
+
+    with threadpool_limits(limits=1):
+        model = KMeans(count, n_init=starts, random_state=seed % 2**32).fit(points, sample_weight=weights)
+    return np.asarray(model.cluster_centers_, dtype=np.float32)
 
 
 def unit_rows(table: FloatArray) -> FloatArray:

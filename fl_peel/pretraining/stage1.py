@@ -18,7 +18,7 @@ import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only 
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
-from fl_peel.grouping.k_means import k_means
+from fl_peel.grouping.clusters import k_means
 from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.spectral_steps import (
     WIDEST,
@@ -367,7 +367,7 @@ def find_centroids(
     points = unit_vectors(shape.own[counts > 0, :columns])
     wanted = min(plan.num_groups, len(np.unique(points, axis=0)))
     weights = np.asarray(counts[counts > 0], np.float64)
-    centroids = coarse(k_means(points, wanted, seed=seed_for(plan.seed, "user-groups"), weights=weights))
+    centroids = coarse(k_means(points, wanted, seed_for(plan.seed, "user-groups"), weights=weights))
     if sums.terms.bounded:
         return _noised_centroids(sums, centroids, config, plan, step)
     for number in range(1, config.group_rounds + 1):

@@ -103,6 +103,8 @@ def interval(replicates: Doubles, num_devices: int) -> tuple[float, float] | Non
     drawn = replicates[~np.isnan(replicates)]
     if not len(drawn) or not np.isfinite(drawn).all() or num_devices < 2:
         return None
+    from scipy import special  # a tenth of a second that runs without intervals do not need
+
     tail = float(special.ndtr(special.stdtrit(num_devices - 1, (1 - LEVEL) / 2)))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return float(low), float(high)
