@@ -23,7 +23,7 @@ from tests.helpers.root import ROOT
 from tests.strategies.nodes.test_wrong_answers import MODES
 
 DEVICE, NODE, NODES = 5, 1, 4
-ROUNDS = 10
+ROUNDS = 8
 MASKED = {
     "rounds": [*MODES["secure"], f"refinement.rounds={ROUNDS}"],
     "steps": MODES["masked steps"],
