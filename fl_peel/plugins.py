@@ -12,8 +12,11 @@ entry points up.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Generic, TypeVar
@@ -109,12 +112,27 @@ def all_added() -> list[EntryPoint]:
     return [point for group in groups for point in points.select(group=group)]
 
 
-def _points(group: str) -> list[EntryPoint]:
+def _points(group: str) -> tuple[EntryPoint, ...]:
+    return _read_points(entry_points, group, tuple((place, _changed_ns(place)) for place in sys.path))
+
+
+def _changed_ns(place: str) -> int:
+    try:
+        return os.stat(place or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=64)
+def _read_points(
+    read: Callable[..., Iterable[EntryPoint]], group: str, searched: tuple[tuple[str, int], ...]
+) -> tuple[EntryPoint, ...]:
+    """Read a group's entry points; again only once another folder is searched, or something is installed into one."""
     # once a library imports importlib_metadata (mlflow and OpenTelemetry do), what is found is of that package's class
-    return [
+    return tuple(
         point if isinstance(point, EntryPoint) else EntryPoint(point.name, point.value, point.group)
-        for point in entry_points(group=group)
-    ]
+        for point in read(group=group)
+    )
 
 
 def _error_text(error: Exception) -> str:

@@ -40,6 +40,18 @@ def row_start(context: Any, builder: Any, kind: Any, matrix: Any, row: Any) -> A
     return builder.gep(view.data, [builder.mul(row, builder.extract_value(view.shape, 1))])
 
 
+def lanes_at(builder: Any, start: Any, column: Any, kind: Any = _VECTOR) -> Any:
+    """Pointer to the lanes of a row that begin with a column."""
+    return builder.bitcast(builder.gep(start, [column]), kind.as_pointer())
+
+
+def lanes_of(builder: Any, value: Any) -> Any:
+    """A number in all lanes."""
+    nothing = ir.Constant(_VECTOR, ir.Undefined)
+    one = builder.insert_element(nothing, value, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+
+
 def fused_lanes(builder: Any) -> Any:
     """The function a b + c of 16 lanes, with one rounding each."""
     kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
@@ -77,10 +89,7 @@ def _whole_lanes(typingctx, a, i, b, j, first, count):  # type: ignore[no-untype
         total = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * LANES))
         ends = ir.Constant(number, 0), arguments[5], ir.Constant(number, LANES)
         with cgutils.for_range_slice(builder, *ends) as (place, _):
-            parts = [
-                builder.load(builder.bitcast(builder.gep(start, [place]), _VECTOR.as_pointer()), align=4)
-                for start in starts
-            ]
+            parts = [builder.load(lanes_at(builder, start, place), align=4) for start in starts]
             builder.store(builder.call(fused, [*parts, builder.load(total)]), total)
         return added_lanes(builder, builder.load(total))
 

@@ -6,29 +6,15 @@ as a compiler cannot know that the arrays do not overlap, and would look at ever
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fl_peel.kernels.lanes import LANES, UNIT, added_lanes, fma, fused_lanes, row_start
+from fl_peel.kernels.lanes import LANES, UNIT, added_lanes, fma, fused_lanes, lanes_at, lanes_of, row_start
 
-_FLOAT, _INT32 = ir.FloatType(), ir.IntType(32)
-_FLOATS, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT32, LANES)
-
-
-def _everywhere(builder: Any, value: Any) -> Any:
-    """A number in all lanes."""
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, ir.Constant(_INT32, 0))
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
-
-
-def _place(builder: Any, start: Any, column: Any, kind: ir.Type) -> Any:
-    """Pointer to the lanes of a row that begin with a column."""
-    return builder.bitcast(builder.gep(start, [column]), kind.as_pointer())
+_FLOATS, _INTS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(ir.IntType(32), LANES)
 
 
 @intrinsic
@@ -58,11 +44,11 @@ def _step_lanes(typingctx, table, row, users, i, gradient, step, push, shrink, r
         zero = ir.Constant(arguments[1].type, 0)
         places = (0, arguments[1]), (2, arguments[3]), (4, zero), (5, zero)
         rows = [row_start(context, builder, signature.args[at], arguments[at], number) for at, number in places]
-        push, shrink, rate = (_everywhere(builder, number) for number in arguments[6:9])
+        push, shrink, rate = (lanes_of(builder, number) for number in arguments[6:9])
         fused = fused_lanes(builder)
         total = cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * LANES))
         with cgutils.for_range_slice(builder, zero, arguments[9], ir.Constant(zero.type, LANES)) as (column, _):
-            value_at, user_at, gradient_at, step_at = (_place(builder, start, column, _FLOATS) for start in rows)
+            value_at, user_at, gradient_at, step_at = (lanes_at(builder, start, column, _FLOATS) for start in rows)
             value, user = builder.load(value_at, align=4), builder.load(user_at, align=4)
             added = builder.call(fused, [push, value, builder.load(gradient_at, align=4)])
             builder.store(added, gradient_at, align=4)
@@ -104,11 +90,11 @@ def _add_lanes(typingctx, sums, row, step, begins, count):  # type: ignore[no-un
         kind = ir.FunctionType(_FLOATS, [_FLOATS])
         floor = cgutils.get_or_insert_function(builder.module, kind, f"llvm.floor.v{LANES}f32")
         with cgutils.for_range_slice(builder, zero, arguments[4], ir.Constant(zero.type, LANES)) as (column, _):
-            scaled = builder.fmul(builder.load(_place(builder, step_row, column, _FLOATS), align=4), unit)
+            scaled = builder.fmul(builder.load(lanes_at(builder, step_row, column, _FLOATS), align=4), unit)
             below = builder.call(floor, [scaled])
             up = builder.zext(builder.fcmp_ordered(">=", builder.fsub(scaled, below), half), _INTS)
             whole = builder.add(builder.fptosi(below, _INTS), up)
-            place = _place(builder, sums_row, column, _INTS)
+            place = lanes_at(builder, sums_row, column, _INTS)
             before = builder.select(arguments[3], ir.Constant(_INTS, [0] * LANES), builder.load(place, align=4))
             builder.store(builder.add(before, whole), place, align=4)
         return context.get_dummy_value()

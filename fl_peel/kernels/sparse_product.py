@@ -4,8 +4,66 @@ rounding a product and one a sum: the same bits on every processor and for any n
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fl_peel.kernels.lanes import LANES, lanes_at, lanes_of, row_start
+
+WIDE = 64
+"""Columns whose sums stay in registers while a row is added up."""
+AHEAD = 12
+"""Terms after the one that is added, whose row is asked for: rows lie anywhere, and memory takes its time."""
+
+
+@intrinsic
+def _sum_wide(typingctx, indptr, columns, values, table, row, column, out):  # type: ignore[no-untyped-def]
+    """Write columns ``column`` .. ``column + WIDE`` of a row of the product: :func:`spread_rows`."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        row, column = arguments[4:6]
+        number, floats = row.type, ir.VectorType(ir.FloatType(), LANES)
+
+        def constant(value: int, kind: Any = number) -> Any:
+            return ir.Constant(kind, value)
+
+        views = [context.make_array(signature.args[at])(context, builder, arguments[at]) for at in range(3)]
+        indptr, columns, values = (view.data for view in views)
+        first, last = (
+            builder.sext(builder.load(builder.gep(indptr, [place])), number)
+            for place in (row, builder.add(row, constant(1)))
+        )
+        final = builder.sub(builder.extract_value(views[1].shape, 0), constant(1))
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+
+        def start(term: Any) -> Any:
+            there = builder.sext(builder.load(builder.gep(columns, [term])), number)
+            return builder.gep(row_start(context, builder, signature.args[3], arguments[3], there), [column])
+
+        places = [constant(place) for place in range(0, WIDE, LANES)]
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(floats, [0.0] * LANES)) for _ in places]
+        with cgutils.for_range_slice(builder, first, last, constant(1)) as (term, _):
+            later = builder.add(term, constant(AHEAD))
+            later = start(builder.select(builder.icmp_signed("<", later, final), later, final))
+            mine, value = start(term), lanes_of(builder, builder.load(builder.gep(values, [term])))
+            for place, total in zip(places, sums, strict=True):
+                near = builder.bitcast(builder.gep(later, [place]), byte)
+                builder.call(prefetch, [near, constant(0, flag), constant(3, flag), constant(1, flag)])
+                product = builder.fmul(value, builder.load(lanes_at(builder, mine, place), align=4))
+                builder.store(builder.fadd(builder.load(total), product), total)
+        written = builder.gep(row_start(context, builder, signature.args[6], arguments[6], row), [column])
+        for place, total in zip(places, sums, strict=True):
+            builder.store(builder.load(total), lanes_at(builder, written, place), align=4)
+        return context.get_dummy_value()
+
+    kinds = indptr, columns, values, table, types.int64, types.int64, out
+    return types.void(*kinds), generate
 
 
 @njit(nogil=True, cache=True)
@@ -20,20 +78,23 @@ def spread_rows(
     total,  # (n, d) float32, or (0, d): the same rows are added to it
 ):
     dim = table.shape[1]
-    row = np.empty(dim, np.float32)
+    wide = dim // WIDE * WIDE
+    rest = np.empty(dim, np.float32)
     adds = len(total) > 0
     for r in range(first, last):
-        row[:] = np.float32(0.0)
-        for k in range(indptr[r], indptr[r + 1]):
-            value = values[k]
-            other = columns[k]
-            for c in range(dim):
-                row[c] += value * table[other, c]
-        for c in range(dim):
-            out[r, c] = row[c]
+        for c in range(0, wide, WIDE):
+            _sum_wide(indptr, columns, values, table, r, c, out)
+        if wide < dim:
+            rest[:] = np.float32(0.0)
+            for k in range(indptr[r], indptr[r + 1]):
+                value, other = values[k], columns[k]
+                for c in range(wide, dim):
+                    rest[c] += value * table[other, c]
+            for c in range(wide, dim):
+                out[r, c] = rest[c]
         if adds:
             for c in range(dim):
-                total[r, c] += row[c]
+                total[r, c] += out[r, c]
 
 
 @njit(nogil=True, cache=True)
@@ -51,6 +112,56 @@ def add_scaled_rows(
         to, of = into[k], rows[k]
         for c in range(first, last):
             target[to, c] += table[of, c] * factor
+
+
+@njit(nogil=True, cache=True)
+def sum_rows(
+    indptr,  # (n + 1,) int32
+    columns,  # (indptr[-1],) int32
+    values,  # (indptr[-1],) float64
+    table,  # (m, d) float32
+    out,  # (n, d) float32, written: the product of the sparse matrix and the table, added up in float64
+):
+    dim = table.shape[1]
+    row = np.empty(dim)
+    for r in range(len(indptr) - 1):
+        row[:] = 0.0
+        for k in range(indptr[r], indptr[r + 1]):
+            value, other = values[k], columns[k]
+            for c in range(dim):
+                row[c] += value * np.float64(table[other, c])
+        for c in range(dim):
+            out[r, c] = np.float32(row[c])
+
+
+@njit(nogil=True, cache=True)
+def add_passed_rows(
+    indptr,  # (U + 1,) int64
+    items,  # (indptr[-1],) int32: items of every user, ascending
+    factors,  # (U,) float64
+    table,  # (I, k) float32
+    opened,  # (I,) bool: rows that are added to
+    sums,  # (I, k) int64
+):
+    """Each user's sum of the rows of its items, times its factor, rounded, is added to the rows of its items."""
+    columns = table.shape[1]
+    vector, whole = np.empty(columns), np.empty(columns, np.int64)
+    for u in range(len(indptr) - 1):
+        first, last = indptr[u], indptr[u + 1]
+        if first == last:
+            continue
+        vector[:] = 0.0
+        for k in range(first, last):
+            item = items[k]
+            for c in range(columns):
+                vector[c] += np.float64(table[item, c])
+        for c in range(columns):
+            whole[c] = np.int64(np.rint(vector[c] * factors[u]))
+        for k in range(first, last):
+            item = items[k]
+            if opened[item]:
+                for c in range(columns):
+                    sums[item, c] += whole[c]
 
 
 # ---- Compiled scores of items by the interactions of a user's neighbours: two steps through the interaction graph

@@ -6,6 +6,7 @@ instead of in a legend. Of every figure there is a narrow form for telephones: p
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import re
@@ -107,13 +108,22 @@ class Plot:
 
 @contextmanager
 def styled(width_in: float = WIDTH_IN) -> Iterator[None]:
-    """Draw in the house style whatever the user's own matplotlib settings are; they come back afterwards."""
+    """Draw in the house style whatever the user's own matplotlib settings are; they come back afterwards.
+
+    Nobody looks for garbage meanwhile: a figure is many small objects, and each search goes through all that a run has.
+    """
     import matplotlib
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE | {"figure.figsize": (width_in, width_in)})
-        yield
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(_STYLE | {"figure.figsize": (width_in, width_in)})
+            yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePlot]:

@@ -1,5 +1,6 @@
 """The one look-up of plug-ins: what it finds, and what it says when it does not."""
 
+import os
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -95,3 +96,16 @@ def test_entry_points_of_the_backport_are_plug_ins_too(monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == "tests.tools" else [])
     assert TOOLS.get("saw") is saw
     assert isinstance(TOOLS.make("saw", Tool), Hammer)
+
+
+def test_what_is_installed_is_read_once_and_again_when_more_is(monkeypatch, tmp_path):
+    reads = []
+    monkeypatch.setattr(plugins, "entry_points", lambda group: reads.append(group) or [])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for _ in range(3):
+        assert TOOLS.names() == TOOLS.names()
+    assert reads == ["tests.tools"]
+    (tmp_path / "saws-1.0.dist-info").mkdir()
+    os.utime(tmp_path, ns=(0, 1))  # clocks of folders are coarse
+    TOOLS.names()
+    assert len(reads) == 2

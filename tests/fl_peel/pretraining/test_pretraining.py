@@ -147,18 +147,29 @@ def test_tables_of_the_users_that_are_wanted_are_the_same_to_the_last_bit_and_so
             assert torch.equal(one, other)
 
 
-def test_sparse_products_equal_those_of_scipy():
+def added_one_by_one(matrix, table):
+    """The product, every product and every sum rounded, in the order of the terms."""
+    product = np.zeros((matrix.shape[0], table.shape[1]), np.float32)
+    for row, out in enumerate(product):
+        for place in range(*matrix.indptr[row : row + 2]):
+            out += matrix.data[place] * table[matrix.indices[place]]
+    return product
+
+
+@pytest.mark.parametrize("dim", [5, 64, 70, 128])
+def test_sparse_products_equal_those_of_scipy(dim):
     matrix = sp.random(40, 30, density=0.3, format="csr", dtype=np.float32, random_state=1)
-    table, back = torch.randn(30, 5), torch.randn(3, 5)
+    table, back = torch.randn(30, dim), torch.randn(3, dim)
     whole, some = SparseMatrix.from_scipy(matrix), np.array([7, 0, 39])
-    total = torch.ones(40, 5)
+    total = torch.ones(40, dim)
     with own_threads(2) as workers:
         spread = whole.spread(table, workers, total)
         assert torch.equal(total, spread + 1)
+        assert np.array_equal(spread.numpy(), added_one_by_one(matrix, table.numpy()))
         assert np.allclose(spread.numpy(), matrix @ table.numpy(), atol=1e-6)
         assert torch.equal(whole.rows(some).spread(table, workers), spread[some])
         twin = matrix[some].T @ back.numpy()
-        added = torch.ones(30, 5)
+        added = torch.ones(30, dim)
         whole.rows(some).add_back(back, added, workers)
         assert np.allclose(added.numpy() - 1, twin, atol=1e-6)
 
