@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, get_args
 
 from pydantic import (
@@ -141,6 +140,5 @@ class Keys(BaseModel):
         return value
 
 
-@cache
 def _takes_truth(annotation: Any) -> bool:
     return annotation is bool or any(map(_takes_truth, get_args(annotation)))
