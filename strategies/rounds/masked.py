@@ -45,7 +45,7 @@ class MaskedServerChannel(ServerChannel):
         super().__init__(federation)
         self._scenario, self._setting, self._nodes = federation.scenario, federation.setting, federation.nodes
         self._suspects = Suspects(self._scenario.secure_aggregation.min_devices)
-        self._exchange = self._begun(0)
+        self._exchange = self._new_exchange(0)
         self._right: dict[int, MessageContext | None] = {}
         self._clock = ClockCounts.zeros(federation.num_classes)
 
@@ -54,7 +54,7 @@ class MaskedServerChannel(ServerChannel):
         asked = drawn_devices(self._scenario, server_round, cohort, self.federation.members.groups_of(cohort))
         record = SecureRecord(server_round)
         self.records.append(record)
-        self._exchange = exchange = self._begun(server_round)
+        self._exchange = exchange = self._new_exchange(server_round)
         exchange.settle(self._announced(server_round, asked))
         record.groups, record.sat_out_groups = len(exchange.groups), exchange.sat_out
         record.announced = sum(len(one.devices) for one in exchange.groups.values())
@@ -62,7 +62,7 @@ class MaskedServerChannel(ServerChannel):
         ready = [one.devices[one.shared] for one in exchange.groups.values()]
         return RoundDevices(asked, np.sort(np.concatenate(ready)) if ready else asked[:0])
 
-    def _begun(self, server_round: int) -> MaskedExchange:
+    def _new_exchange(self, server_round: int) -> MaskedExchange:
         return MaskedExchange(self._scenario, self._setting, self._nodes, server_round, self._suspects)
 
     def _announced(self, server_round: int, devices: IntArray) -> list[wire.SecureKeysReply]:

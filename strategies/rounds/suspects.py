@@ -94,8 +94,8 @@ class Suspects:
         search.aside = [block for block in (*search.aside, *search.suspects) if block not in suspects]
         search.suspects, search.clearing = suspects, False
         if len(suspects) < 2:
-            found = np.isin(blocks, suspects)
-            return self.leave_out(group, devices[found], hosts[found])
+            mine = np.isin(blocks, suspects)
+            return self.leave_out(group, devices[mine], hosts[mine])
         if (len(search.cleared) + (len(suspects) + 1) // 2) * self.step < self.least and search.aside:
             search.waiting.append(suspects)
             search.suspects, search.aside, search.clearing = search.aside, [], True
