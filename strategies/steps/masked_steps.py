@@ -25,7 +25,6 @@ from fl_peel import wire
 from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
-from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.unmask import added
 from fl_peel.secure.vector import Values
@@ -52,7 +51,6 @@ class MaskedSteps(ClearSteps):
     Devices make vectors and fetch maps as in the clear, where they answer nothing.
     """
 
-    scenario: Scenario = field(kw_only=True)
     _keyed: int = 0
     _suspects: Suspects = field(init=False)
 

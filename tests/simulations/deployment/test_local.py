@@ -16,6 +16,7 @@ from simulations.cli.main import app
 from simulations.deployment import local, processes
 from simulations.deployment.local import node_configs
 from simulations.deployment.processes import Deployment, end_all, free_port
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own_data import NOTHING, held, take_apart
 from tests.helpers.root import ROOT
@@ -134,7 +135,7 @@ def test_what_a_killed_deployment_left_goes_with_the_next_one(tiny, tmp_path, mo
     monkeypatch.setattr(local, "end_all", ended.append)
     monkeypatch.setattr(local, "deployed", stopped)
     with pytest.raises(EngineError):
-        local.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print)
+        local.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print, RunOptions())
     assert ended == [left / local.HOME]
     assert not list(tmp_path.glob(f"{local.PREFIX}*"))
 
