@@ -75,7 +75,8 @@ def _made(name: str, make: Callable[[], Scenario]) -> AuditRow:
 def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> Planned:
     """The usual rows. clip_norm: bound of a device's update where the scenario has none.
 
-    What the scenario protects by itself is the last row; all others start from it without any protection.
+    What the scenario protects by itself is the last row; all others start from it without any protection but
+    ``privacy.min_owners``.
     """
     bare = _bare(base)
     clip: dict[str, Any] = {"kind": "flat", "norm": clip_norm}
@@ -86,6 +87,7 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
     rows: Planned = {"none": lambda: bare}
 
     def row(name: str, privacy: dict[str, Any], **others: Any) -> None:
+        privacy = {"min_owners": base.privacy.min_owners} | privacy
         content = bare.model_dump(mode="json") | {"privacy": privacy} | others
         rows[name] = lambda: validated(Scenario, content, name)
 
@@ -105,9 +107,10 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
 
 
 def _bare(base: Scenario) -> Scenario:
-    """The scenario without any protection, and without what is for protected sums alone."""
+    """The scenario without any protection but its ``privacy.min_owners``, and without what is for protected sums alone."""
     pretraining = base.pretraining.model_copy(update={"row_sketch": None})
-    changes = {"privacy": Privacy(), "secure_aggregation": SecureAggregation(), "pretraining": pretraining}
+    privacy = Privacy(min_owners=base.privacy.min_owners)
+    changes = {"privacy": privacy, "secure_aggregation": SecureAggregation(), "pretraining": pretraining}
     return base.model_copy(update=changes)
 
 

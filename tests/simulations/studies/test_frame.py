@@ -280,6 +280,12 @@ def test_rows_that_a_scenario_cannot_have_are_refused_unless_nobody_wants_them(t
     assert rows_of(robust, only=["clipping", "none"]) == ["none", "clipping"]
 
 
+def test_every_row_opens_the_sums_that_the_scenario_opens(tiny):
+    scenario = load_scenario(tiny, ["privacy.min_owners=3"])
+    rows = chosen_rows(scenario, clip_norm=1.0, only=["none", "clipping", "secure aggregation", "local DP, epsilon 8"])
+    assert [row.scenario.privacy.min_owners for row in rows] == [3] * 4
+
+
 @pytest.mark.parametrize("only", [[], ["nothing"]])
 def test_rows_that_are_not_there_are_refused(tiny, only):
     with pytest.raises(ScenarioError, match=r"^--only: no row '.*'; choose from none, clipping, hidden rows"):
