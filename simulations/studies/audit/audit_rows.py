@@ -107,7 +107,7 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
 
 
 def _bare(base: Scenario) -> Scenario:
-    """The scenario without any protection but its ``privacy.min_owners``, and without what is for protected sums alone."""
+    """The scenario without protection but its ``privacy.min_owners``, and without what is for protected sums alone."""
     pretraining = base.pretraining.model_copy(update={"row_sketch": None})
     privacy = Privacy(min_owners=base.privacy.min_owners)
     changes = {"privacy": privacy, "secure_aggregation": SecureAggregation(), "pretraining": pretraining}
