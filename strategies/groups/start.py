@@ -15,6 +15,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.pretraining.principal_axes import Axes
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import signals_of_group
@@ -92,9 +93,12 @@ def starting_states(
     groups: UserGroups,
     collected: UserItems,
     folder: str = "",
+    *,
+    users: FloatArray,
+    axes: Axes | None,
 ) -> list[UserGroupState]:
     """Return every group with its starting table, and statistics from the collected interactions alone. folder: as in
-    :func:`empty_tables`.
+    :func:`empty_tables`; axes: onto which tables are turned, if any; users: (U, d) embeddings that go with these.
     """
     num_items = layout.num_items
     tables = starting_tables(scenario, pretrained, groups, collected)
@@ -108,10 +112,10 @@ def starting_states(
     def state(group: int) -> UserGroupState:
         members = np.flatnonzero(groups.assignment == group)
         mine = collected.select(members)
-        table = tables(group)
+        table = tables(group) if axes is None else tables(group) @ axes.rows[group]
         everything = ranked_as_numbered(layout, table)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
-        shown = shown_in_lists(everything, pretrained.users[members], mine, scenario.controller.list_length)
+        shown = shown_in_lists(everything, users[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),

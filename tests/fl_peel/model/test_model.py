@@ -212,7 +212,7 @@ class Joins(FittedJoining):
 def test_a_user_embedding_that_cannot_be_stored_is_one_line(tmp_path, monkeypatch, largest):
     saved(tmp_path / "model")
     model = fl_peel.load(tmp_path / "model")
-    joining = Joins(model.joining.centroids, model.joining.tensors()["item_table"])
+    joining = Joins(**model.joining.tensors())
     monkeypatch.setattr(Joins, "user", None if largest is None else np.array([[1.0] * 7 + [largest]], np.float32))
     model = replace(model, joining=joining)
     if largest == 65_504.0:
