@@ -420,7 +420,12 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     assert parts == wanted | {ablation.BASELINE}
     by_name = {(row["part"], row["setting"]): row for row in result["rows"] if row["share"] == 0.6}
     base = by_name[ablation.BASELINE, ""]
-    for same in (("controller", "on"), ("item groups", "single"), ("collected", "100%"), ("diversity", "principal axes")):
+    for same in (
+        ("controller", "on"),
+        ("item groups", "single"),
+        ("collected", "100%"),
+        ("diversity", "principal axes"),
+    ):
         assert by_name[same]["recall@20"] == base["recall@20"]
     assert by_name["grouping", "off"]["recall@20"] == by_name["user groups", "1"]["recall@20"]
     assert by_name["controller", "on"]["to_scenario"] == {"value": 1, "low": 1, "high": 1}, "paired: the same devices"

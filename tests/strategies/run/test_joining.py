@@ -81,8 +81,8 @@ def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp
 
 @pytest.mark.parametrize("collected", [1, 0.5])
 def test_on_principal_axes_devices_score_as_before(collected, tiny, tmp_path):
-    """Those that the server has an embedding of and those that find theirs, by tables of groups and by the global one;
-    rows of the groups' tables differ, and their first slice has more energy than their second.
+    """Those whose embedding the server has and those that find theirs, by tables of groups and by the global one; the
+    first slice of the groups' tables has more energy than the second.
     """
     keys = [*QUICK, f"pretraining.collected.share={collected}", "refinement.rounds=0", "blocks.precision=fp16"]
     results = {}
@@ -99,6 +99,7 @@ def test_on_principal_axes_devices_score_as_before(collected, tiny, tmp_path):
         stored, before = (StoredEmbedding.from_bytes(path.read_bytes()) for path in (one, other))
         if len(stored.blocks) == len(before.blocks) == 12:  # all blocks of all items
             np.testing.assert_allclose(stored.scores()[1], before.scores()[1], atol=5e-3)
-            of_slices += [(stored.codes[np.repeat(stored.blocks % 2 == s, stored.counts)] ** 2).sum() for s in (0, 1)]
+            slices = np.repeat(stored.blocks % 2, stored.counts)
+            of_slices += [(stored.codes[slices == s] ** 2).sum() for s in (0, 1)]
             assert not np.array_equal(stored.user, before.user)
     assert of_slices[0] > 2 * of_slices[1] > 0
