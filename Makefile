@@ -23,28 +23,25 @@ run: $(INSTALLED)
 # compiled Python is kept whatever the environment says: each of the many processes would compile torch and all of ours
 export PYTHONDONTWRITEBYTECODE :=
 
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-ALL := --hypothesis-profile=thorough
-# by themselves: Flower's processes are told apart from dead ones by how long they say nothing
-DEPLOYMENTS := $(BIN)/python -m pytest --numprocesses 2 --dist load -m deployment
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder $(if $(DURATIONS),--durations=$(DURATIONS))
+# a process more than there are processors, since tests of engines and of deployments wait most of their time
+ALL := --numprocesses 3 --hypothesis-profile=thorough
 
 # what one wants to know while working, in minutes; DURATIONS=25 lists what takes longest, here and below
 test: $(INSTALLED)-dev
-	$(PYTEST) -m "not slow" $(if $(DURATIONS),--durations=$(DURATIONS))
+	$(PYTEST) --numprocesses 2 -m "not slow"
 
 # everything, and properties on all their examples
 test-all: $(INSTALLED)-dev
-	$(PYTEST) $(ALL) -m "not deployment and not hostile" $(if $(DURATIONS),--durations=$(DURATIONS))
-	$(DEPLOYMENTS)
+	$(PYTEST) $(ALL) -m "not hostile"
 
 # what `make test` leaves of `make test-all`
 test-rest: $(INSTALLED)-dev
-	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not deployment and not hostile"
-	$(DEPLOYMENTS)
+	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not hostile"
 
 # what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know
 hostile: $(INSTALLED)-dev
-	$(PYTEST) -m hostile
+	$(PYTEST) --numprocesses 2 -m hostile
 
 # figures to the last digit (CONTRIBUTING.md): as committed, or as of BASE=commit; RECORD=1 writes those to commit;
 # DATA=folder: also the other data sets that lie there; SCENARIOS="ml-100k compare" for some

@@ -8,28 +8,29 @@ and their processors are Flower's to say (`--federation-config`), not the scenar
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
 from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from simulations.cli.console import show
 from simulations.cli.progress_lines import ProgressLines
 from simulations.engine.folders import default_cache_dir, run_folder
 from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
 from simulations.engine.memory import PeakMemory
 from simulations.engine.passing_grid import deployment_grid, is_simulated
 from simulations.engine.versions import versions
-from simulations.report.run_files import summary_tables
+from simulations.report.run_files import summary
+from simulations.report.table_view import TableView
 from simulations.resumable import resumable_folder
 from simulations.runner import finished, save, with_checkpoints
 from simulations.scenario_files import load_scenario
-from simulations.timeline.report import timeline_tables
+from simulations.timeline.report import timeline_summary
 from simulations.timeline.run_timeline import save_timeline
 from strategies.figures.schema import RunResult
 from strategies.run.run_paths import RunPaths
@@ -71,9 +72,12 @@ def main(grid: Grid, context: Context) -> None:
             result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
             if out is not None:
                 save(result, scenario, run_dir, out, Path(at.model_dir), splits if here else None)
-    console = Console(width=120, highlight=False)
-    for table in summary_tables(result):
-        console.print(table)
+    _print(summary(result))
+
+
+def _print(parts: Iterable[TableView | str]) -> None:
+    """Print what a run comes to."""
+    show(lambda: None, lambda: parts, None, quiet=False, as_json=False, wide=False)
 
 
 def _with_engine(result: RunResult, grid: Grid) -> RunResult:
@@ -92,9 +96,7 @@ def _timeline(grid: Grid, scenario: Scenario, paths: RunPaths, out: Path | None,
         result = replace(result, versions=versions(), command=typed)
         if out is not None:
             save_timeline(result, scenario, out)
-    console = Console(width=120, highlight=False)
-    for table in timeline_tables(result):
-        console.print(table)
+    _print(timeline_summary(result))
 
 
 def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | None]:

@@ -164,9 +164,9 @@ def run_seeds(
                     fresh=fresh,
                 )
                 mark_finished(store, place, about)
-            by_seed.append((number, result, PerDevice.read(place / FILE)))
-        numbers, results, devices = zip(*by_seed, strict=True)
-        runs = SeedRuns(str(out), numbers, devices, results[0].scenario)
+            by_seed.append((result, PerDevice.read(place / FILE)))
+        results, devices = zip(*by_seed, strict=True)
+        runs = SeedRuns.from_reports(str(out), results, devices)
         together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
         write_seeds(out, together)
         store.remove(SEED)

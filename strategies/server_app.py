@@ -114,10 +114,9 @@ def serve(
     extra = tier_rows(evaluator) | fall_rows(evaluator)
 
     def on_test() -> EvaluationReplies:
-        unchanged = start.unchanged
         reused = None
-        if unchanged is not None and keeping is not None:
-            reused = unchanged.without(keeping.accepted_groups, nodes.excluded)
+        if start.groups is not None and keeping is not None:
+            reused = start.groups.without(keeping.accepted_groups, nodes.excluded)
         return evaluated(evaluator, on_event, extra, reused)
 
     evaluation, excluded = checkpoints.stage(
@@ -132,8 +131,8 @@ def serve(
     if scenario.evaluation.per_device:
         test = device_splits(scenario, paths.data_dir, paths.run_dir).test
         per_device(evaluator, evaluation, replies, test).write(Path(paths.run_dir) / FILE)
-    full = {FULL_GLOBAL: replies.globally, FULL_REFINED: evaluation.refined}
-    tables = {name: reply for name, reply in full.items() if reply is not None}
+    methods = {"global": FULL_GLOBAL, "refined": FULL_REFINED}
+    tables = {methods[name]: reply for name, reply in replies.on_test.items() if name in methods}
     traced, again = some_devices(scenario, members, "traced", NUM_TRACED), refiner.refine_again
     elasticity, elastic_traces = checkpoints.stage(
         "moving-budgets",
@@ -192,5 +191,5 @@ def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> StartReplie
     if not scenario.evaluation.full_tables:
         return StartReplies()
     tables, validated = prepared.global_tables, bool(scenario.data.validation_share)
-    globally = None if tables is None else evaluator.global_table(tables)
-    return StartReplies(globally, evaluator.full_tables(with_validation=validated), validated)
+    globally = None if tables is None else evaluator.full_tables(with_validation=validated, everybody=tables)
+    return StartReplies(globally, evaluator.full_tables(with_validation=validated))

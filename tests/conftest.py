@@ -62,10 +62,10 @@ evaluation: {budgets: [50%, 1.0], selectors: [controller, popularity], artifacts
 LONGEST = tuple(
     f"tests/{name}.py"
     for name in (
-        "test_first_hour",
-        *("simulations/studies/test_audit", "simulations/studies/test_frame", "simulations/studies/test_compare"),
-        *("simulations/bench/test_machines", "simulations/engine/test_flwr_run", "simulations/test_run"),
-        *("simulations/test_killed", "fl_peel/kernels/test_lanes", "fl_peel/attacks/test_canary"),
+        *("simulations/deployment/test_deployment", "golden/test_reports", "test_first_hour"),
+        *("simulations/studies/test_frame", "simulations/test_run", "simulations/test_killed"),
+        *("simulations/engine/test_flwr_run", "fl_peel/kernels/test_lanes", "simulations/studies/test_compare"),
+        *("hostile/test_liars", "strategies/steps/test_channels", "fl_peel/attacks/test_canary"),
     )
 )
 """Files of half a minute and more in ``make test-all``, the longest first."""

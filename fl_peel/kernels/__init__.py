@@ -30,9 +30,11 @@ from fl_peel.kernels.ranking import (  # noqa: E402
     top_rows,
 )
 from fl_peel.kernels.sparse_product import (  # noqa: E402
+    add_passed_rows,
     add_scaled_rows,
     neighbour_scores,
     spread_rows,
+    sum_rows,
 )
 from fl_peel.kernels.training import train_devices  # noqa: E402
 
@@ -41,6 +43,7 @@ FIXED_POINT = float(1 << 24)
 
 __all__ = [
     "FIXED_POINT",
+    "add_passed_rows",
     "add_rows",
     "add_scaled_rows",
     "block_signals",
@@ -56,6 +59,7 @@ __all__ = [
     "serving_cutoffs",
     "spread_rows",
     "step_rows",
+    "sum_rows",
     "tile_rows",
     "top_rows",
     "train_devices",

@@ -114,6 +114,56 @@ def add_scaled_rows(
             target[to, c] += table[of, c] * factor
 
 
+@njit(nogil=True, cache=True)
+def sum_rows(
+    indptr,  # (n + 1,) int32
+    columns,  # (indptr[-1],) int32
+    values,  # (indptr[-1],) float64
+    table,  # (m, d) float32
+    out,  # (n, d) float32, written: the product of the sparse matrix and the table, added up in float64
+):
+    dim = table.shape[1]
+    row = np.empty(dim)
+    for r in range(len(indptr) - 1):
+        row[:] = 0.0
+        for k in range(indptr[r], indptr[r + 1]):
+            value, other = values[k], columns[k]
+            for c in range(dim):
+                row[c] += value * np.float64(table[other, c])
+        for c in range(dim):
+            out[r, c] = np.float32(row[c])
+
+
+@njit(nogil=True, cache=True)
+def add_passed_rows(
+    indptr,  # (U + 1,) int64
+    items,  # (indptr[-1],) int32: items of every user, ascending
+    factors,  # (U,) float64
+    table,  # (I, k) float32
+    opened,  # (I,) bool: rows that are added to
+    sums,  # (I, k) int64
+):
+    """Each user's sum of the rows of its items, times its factor, rounded, is added to the rows of its items."""
+    columns = table.shape[1]
+    vector, whole = np.empty(columns), np.empty(columns, np.int64)
+    for u in range(len(indptr) - 1):
+        first, last = indptr[u], indptr[u + 1]
+        if first == last:
+            continue
+        vector[:] = 0.0
+        for k in range(first, last):
+            item = items[k]
+            for c in range(columns):
+                vector[c] += np.float64(table[item, c])
+        for c in range(columns):
+            whole[c] = np.int64(np.rint(vector[c] * factors[u]))
+        for k in range(first, last):
+            item = items[k]
+            if opened[item]:
+                for c in range(columns):
+                    sums[item, c] += whole[c]
+
+
 # ---- Compiled scores of items by the interactions of a user's neighbours: two steps through the interaction graph
 
 

@@ -208,7 +208,7 @@ def _without_noise(scenario: Scenario) -> Iterator[str]:
     if scenario.fairness.tiers:
         yield "fixed tiers: the table sizes each device class gets, chosen on its validation items (fairness.tiers)"
     if scenario.evaluation.full_tables:
-        yield "the validation recall of the first tables, in this report (evaluation.full_tables)"
+        yield "the validation recall of full tables, in this report (evaluation.full_tables)"
     yield "keys of this scenario, if they were chosen by trying several values on validation items of the same devices"
 
 

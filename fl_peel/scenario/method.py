@@ -292,10 +292,10 @@ class Pretraining(Keys):
     initial_norm: float = Field(1.0, gt=0, json_schema_extra=unit("length"))
     """Mean norm of the initial layer-0 item rows."""
     diversity_form: DiversityForm = "axes"
-    """What keeps the slices of an item different; axes: each user group's table is turned onto its principal axes after
-    training, which changes no score and puts columns in the order of what they add to the group's scores; none; or a
-    regularizer: cosine, which is bounded; distance, the paper's, which is unbounded. Tables of spectral are on such
-    axes in any case."""
+    """What keeps the slices of an item different; axes: where there are several, each user group's table is turned onto
+    its principal axes after training, which changes no score and puts columns in the order of what they add to the
+    group's scores; none; or a regularizer: cosine, which is bounded; distance, the paper's, which is unbounded. Tables
+    of spectral are on such axes in any case."""
     diversity_weight: float = Field(0.0, ge=0, json_schema_extra=unit("weight"))
     """Weight of that regularizer in the loss; 0: no regularizer."""
     diversity_slices: int = Field(4, ge=1, le=WIDEST, json_schema_extra=unit("slices"))

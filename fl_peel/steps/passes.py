@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from fl_peel.array_specs import ArraySpec
 from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
+from fl_peel.kernels import add_passed_rows
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import (
     Arrays,
@@ -167,14 +168,19 @@ def pass_sums(
     items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``. opened: rows (I,) that devices
     contribute to, None for all of them; the others are zero.
     """
+    factors = scale * inverse_power(rows.counts(), 2 * user_exponent)
+    if sketch is None:
+        ordered, sums = rows.by_item(), np.zeros(table.shape, np.int64)
+        everything = np.ones(len(table), np.bool_) if opened is None else opened
+        add_passed_rows(ordered.indptr, ordered.items, factors, table, everything, sums)
+        return sums
     given = item_matrix(rows, len(table), np.int64)
     vectors = given.astype(np.float64) @ table.astype(np.float64)
-    vectors *= scale * inverse_power(rows.counts(), 2 * user_exponent)[:, None]
-    whole = np.rint(vectors, out=vectors).astype(np.int64)
+    whole = np.rint(vectors * factors[:, None]).astype(np.int64)
     if opened is not None:
         given = given @ sp.diags(opened.astype(np.int64), format="csr", dtype=np.int64)
-    sums: Ints = (given if sketch is None else sketch.rows_of(given)).T @ whole
-    return sums
+    hashed: Ints = sketch.rows_of(given).T @ whole
+    return hashed
 
 
 def bounded_pass_sums(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
+from fl_peel.kernels import sum_rows
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.sketch import MOST_ROWS
 
@@ -30,7 +31,7 @@ PASS_SCALE = 2.0**36
 UNIT_SCALE = 2.0**20
 """Units of vectors of length 1: products of two of them, added up over thousands, are exact in doubles."""
 CHUNK_DEVICES = 4096
-"""Vectors whose products are added up in doubles before they are added up as integers: below 2^53 units squared."""
+"""Vectors that are held in doubles at once: their products, added up, are below 2^53 units squared."""
 EMPTY = 1e-9
 """Directions below this share of the largest squared length are rounding alone."""
 
@@ -100,15 +101,19 @@ def weighted_matrix(rows: UserItems, num_items: int, fading: float | None) -> sp
 
 def add_rows(table: Floats, rows: UserItems, fading: float | None = None) -> Floats:
     """Return the sum of the rows of each device's items, (N, k). fading: as of :func:`weighted_matrix`."""
-    vectors: Floats = (weighted_matrix(rows, len(table), fading) @ table.astype(np.float64)).astype(np.float32)
+    matrix = weighted_matrix(rows, len(table), fading)
+    vectors = np.empty((rows.num_users, table.shape[1]), np.float32)
+    sum_rows(matrix.indptr, matrix.indices, matrix.data, table, vectors)
     return vectors
 
 
 def unit_vectors(vectors: Floats) -> Floats:
     """Return vectors (N, k) at length 1; those of devices without items stay zero."""
-    wide = vectors.astype(np.float64)
-    lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
-    units: Floats = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0).astype(np.float32)
+    units = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        wide = vectors[start : start + CHUNK_DEVICES].astype(np.float64)
+        lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+        units[start : start + CHUNK_DEVICES] = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
     return units
 
 

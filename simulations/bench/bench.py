@@ -66,21 +66,26 @@ from strategies.rounds.sampling import sample_cohort
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import RunPaths
 
+QUICK_ROUNDS, QUICK_STOCK_DEVICES = 3, 200
+"""Timed rounds of each kind, and nodes of the plain Flower app, where figures need not be the best there are."""
+
 
 def bench(
     data_dir: str | Path,
     out: str | Path | None,
     *,
     device: str = "cpu",
-    million: bool = True,
+    quick: bool = False,
     stock_devices: int = 1000,
     pfl_python: str | Path | None = None,
     plan: BenchPlan | None = None,
     on_event: OnEvent = silent,
 ) -> dict[str, Any]:
-    """Measure, and write bench.json to ``out`` if given. ``million``: also the populations up to a million devices;
-    pfl_python: the interpreter of an environment that pfl and torch are installed in, to measure pfl too;
-    device: where our cohorts train and rank, as ``engine.device``; rivals are on the CPU.
+    """Measure, and write bench.json to ``out`` if given.
+
+    quick: no synthetic populations, fewer rounds, and a plain Flower app of fewer devices; pfl_python: the interpreter
+    of an environment that pfl and torch are installed in, to measure pfl too; device: where our cohorts train and rank,
+    as ``engine.device``; rivals are on the CPU.
 
     Raises:
         ScenarioError: no such ``device`` here.
@@ -91,13 +96,13 @@ def bench(
     if out is not None:
         check_out(out, writes=BENCH_RESULTS)
     plan = replace(plan or BenchPlan(stock_devices=stock_devices), device=device)
-    if not million:
-        plan = replace(plan, sizes=())
+    if quick:
+        plan = replace(plan, sizes=(), rounds=QUICK_ROUNDS, stock_devices=min(plan.stock_devices, QUICK_STOCK_DEVICES))
     free = psutil.virtual_memory().available
     if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
         raise EngineError(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
-            "free; stop other programs or use --no-million"
+            "free; stop other programs or use --quick"
         )
     for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job else ())):
         require_dataset(name, Path(data_dir) if data_dir else None)

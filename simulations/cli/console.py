@@ -7,7 +7,8 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from textwrap import fill
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,12 @@ from rich.text import Text
 from fl_peel.errors import BudgetError, FlPeelError, ReportError, shortened
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.json_codec import to_plain
+
+if TYPE_CHECKING:
+    from simulations.report.table_view import TableView
+
+LINE = 80
+"""Characters of a line of text."""
 
 # ---- Bytes as they are typed on the command line
 
@@ -94,6 +101,7 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout, everything else to stderr.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Pretrain again, without reading or writing the cache.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print all columns of tables, however wide.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no tables.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")]
 
@@ -145,12 +153,12 @@ def new_table(*columns: str) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
-    """Write a table to stdout."""
+def print_table(table: Table | TableView, *, wide: bool = False) -> None:
+    """Write a table to stdout. wide: all columns of a view, whatever the terminal's width."""
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if wide or not console.is_terminal:
         console.width = 400  # a file or a pipe has no width of its own: one row, one line
-    console.print(table)
+    console.print(table if isinstance(table, Table) else table.to_rich(wide=wide))
 
 
 def print_json(value: Any) -> None:
@@ -160,15 +168,26 @@ def print_json(value: Any) -> None:
 
 
 def show(
-    figures: Callable[[], Any], tables: Callable[[], Iterable[Table]], page: Path | None, *, quiet: bool, as_json: bool
+    figures: Callable[[], Any],
+    parts: Callable[[], Iterable[TableView | str]],
+    page: Path | None,
+    *,
+    quiet: bool,
+    as_json: bool,
+    wide: bool,
 ) -> None:
-    """Print what was measured, as tables or as JSON, and where the page lies; nothing is made that is not printed."""
+    """Print what was measured, as sentences and tables or as JSON, and where the page lies; nothing is made that is not
+    printed.
+    """
     if as_json:
         print_json(figures())
     if quiet:
         return
-    for table in () if as_json else tables():
-        print_table(table)
+    for part in () if as_json else parts():
+        if isinstance(part, str):
+            typer.echo(f"{fill(part, LINE)}\n")
+        else:
+            print_table(part, wide=wide)
     if page is not None:
         typer.echo(f"report: {page}", err=as_json)
 

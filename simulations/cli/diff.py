@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.cli.console import AsJson, path_option, print_json, print_table
+from simulations.cli.console import AsJson, Wide, path_option, print_json, print_table
 
 
 def diff(
@@ -17,6 +17,7 @@ def diff(
     json_file: Annotated[Path | None, path_option("--json-file", "JSON file for the figures.", "FILE")] = None,
     html_file: Annotated[Path | None, path_option("--html", "HTML file for a page.", "FILE")] = None,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Compare runs: paired differences and ratios with intervals, and corrected p-values.
 
@@ -39,7 +40,7 @@ def diff(
         print_json(result)
     else:
         for view in diff_views(result):
-            print_table(view.to_rich())
+            print_table(view, wide=wide)
     if missing_note(result):
         typer.echo(missing_note(result), err=as_json)
     if json_file is not None:

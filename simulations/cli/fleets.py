@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fl_peel.errors import ProfileError, ScenarioError
 from fl_peel.file_kind import file_kind
-from simulations.cli.console import AsJson, new_table, one_line, path_option, print_json, print_table
+from simulations.cli.console import AsJson, Wide, new_table, one_line, path_option, print_json, print_table
 
 profiles_app = typer.Typer(help="Fleets of devices: memory, network and availability.", no_args_is_help=True)
 
@@ -107,6 +107,7 @@ def profiles_sample(
     ] = 10_000_000,
     out: Annotated[Path | None, path_option("--out", "SVG file for a plot of the budgets.")] = None,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Sample devices from a fleet; print their properties, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
@@ -124,7 +125,7 @@ def profiles_sample(
     if as_json:
         print_json(in_json(sample))
     else:
-        print_table(fleet_table(sample).to_rich())
+        print_table(fleet_table(sample), wide=wide)
         print_table(fleet_lines(sample).to_rich())
     if out is not None:
         write_files(out.parent, {out.name: fleet_figure(sample).svg.encode()})
@@ -173,7 +174,7 @@ def profiles_from_meminfo(
         rows = csv.DictReader(io.StringIO(trace.decode()))
         print_json([{**row, "time_s": float(row["time_s"]), "memory_bytes": int(row["memory_bytes"])} for row in rows])
     else:
-        print_table(trace_table(recordings, recommender_share).to_rich())
+        print_table(trace_table(recordings, recommender_share))
     if out is not None:
         typer.echo(out, err=as_json)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from fl_peel.errors import FlPeelError, ScenarioError
 from fl_peel.events import Event
@@ -25,6 +24,7 @@ from simulations.cli.console import (
     ScenarioName,
     Seed,
     Track,
+    Wide,
     command_line,
     print_json,
     print_table,
@@ -45,7 +45,7 @@ def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_j
     if as_json:
         print_json(in_json(figures, seeds))
         return
-    print_table(estimate_view(figures, seeds).to_rich())
+    print_table(estimate_view(figures, seeds))
 
 
 def print_estimate(
@@ -165,6 +165,7 @@ def run(
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Run a scenario, from the interactions to the report."""
     from simulations.engine.inputs import checked, require_dataset
@@ -219,15 +220,15 @@ def run(
             from simulations.engine.folders import default_cache_dir
 
             shown = _run(loaded, seeds, given | {"cache_dir": None if no_cache else default_cache_dir()})
-    show(shown.figures, shown.tables, shown.page, quiet=quiet, as_json=as_json)
+    show(shown.figures, shown.summary, shown.page, quiet=quiet, as_json=as_json, wide=wide)
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """What a run comes to: its figures and tables, made when they are printed, and its page, if it has one."""
+    """What a run comes to: its figures and its summary, made when they are printed, and its page, if it has one."""
 
     figures: Callable[[], Any]
-    tables: Callable[[], Iterable[Table]]
+    summary: Callable[[], Iterable[TableView | str]]
     page: Path | None
 
 
@@ -237,23 +238,24 @@ def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Sh
 
     out: Path | None = given["out"]
     if seeds is not None:
-        from simulations.differences.seeds import SEEDS_PAGE, seeds_view
+        from simulations.differences.seeds import SEEDS_PAGE, seeds_verdicts, seeds_view
 
         assert out is not None
         together = runner.run_seeds(scenario, seeds=seeds, **given)
-        return _Shown(lambda: together, lambda: [seeds_view(together).to_rich()], out / SEEDS_PAGE)
+        return _Shown(lambda: together, lambda: [*seeds_verdicts(together), seeds_view(together)], out / SEEDS_PAGE)
     result = runner.run(scenario, **given)
-    from simulations.report.run_files import summary_tables  # with what draws figures: not before the run
+    from simulations.report.run_files import summary  # with what draws figures: not before the run
     from strategies.figures.schema import to_json
 
     page = None if out is None else out / "report.html"
-    return _Shown(lambda: to_json(result), lambda: summary_tables(result), page)
+    return _Shown(lambda: to_json(result), lambda: summary(result), page)
 
 
 def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Shown:
     """Replay a timeline with one seed or several."""
     from fl_peel.json_codec import to_plain
-    from simulations.timeline.report import timeline_tables
+    from simulations.report.verdict import seen_data
+    from simulations.timeline.report import timeline_summary
     from simulations.timeline.run_timeline import run_timeline
     from simulations.timeline.timeline_seeds import NAME, run_timeline_seeds, timeline_seeds_view
 
@@ -261,9 +263,10 @@ def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any
     page = None if out is None else out / ("timeline.html" if seeds is None else f"{NAME}.html")
     if seeds is None:
         result = run_timeline(scenario, **given)
-        return _Shown(lambda: to_plain(result, top_n=20), lambda: timeline_tables(result), page)
+        return _Shown(lambda: to_plain(result, top_n=20), lambda: timeline_summary(result), page)
     together = run_timeline_seeds(scenario, seeds=seeds, **given)
-    return _Shown(lambda: to_plain(together), lambda: [timeline_seeds_view(together).to_rich()], page)
+    parts: list[TableView | str] = [seen_data(together.scenario), timeline_seeds_view(together)]
+    return _Shown(lambda: to_plain(together), lambda: parts, page)
 
 
 # ---- `fl-peel deploy`: a scenario on Flower's deployment engine, on loopback

@@ -1,4 +1,4 @@
-"""The commands that run a scenario many times: `fl-peel compare`, `ablate` and `audit`."""
+"""The commands that run scenarios many times: `fl-peel compare`, `ablate`, `audit` and `reproduce`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simulations.cli.console import (
     Overrides,
     Quiet,
     ScenarioName,
+    Wide,
     command_line,
     path_option,
     print_lines,
@@ -44,6 +45,7 @@ def add_studies(app: typer.Typer) -> None:
     app.command()(compare)
     app.command()(ablate)
     app.command()(audit)
+    app.command()(reproduce)
 
 
 def compare(
@@ -66,6 +68,7 @@ def compare(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Compare PEEL with other methods under memory budgets: one table, one plot.
 
@@ -94,7 +97,14 @@ def compare(
         options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
         compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
-        show(lambda: compared, lambda: leaderboard_tables(compared), out / "compare.html", quiet=quiet, as_json=as_json)
+        show(
+            lambda: compared,
+            lambda: leaderboard_tables(compared),
+            out / "compare.html",
+            quiet=quiet,
+            as_json=as_json,
+            wide=wide,
+        )
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
@@ -109,7 +119,7 @@ def compare(
         **chosen,
         **_options(["compare", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def ablate(
@@ -126,6 +136,7 @@ def ablate(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Ablate the method: leave out or change one part at a time; one table, one plot."""
     from simulations.scenario_files import load_scenario
@@ -146,7 +157,7 @@ def ablate(
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
         **_options(["ablate", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
 def audit(
@@ -195,6 +206,7 @@ def audit(
     fresh: Fresh = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Audit privacy: attack what devices send under every mechanism; one table, one plot."""
     from fl_peel.errors import ScenarioError
@@ -241,7 +253,38 @@ def audit(
         rows=rows or [],
         **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
     )
-    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json)
+    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json, wide=wide)
+
+
+def reproduce(
+    only: Annotated[
+        list[str] | None, typer.Option("--only", metavar="NAME", help="Run this experiment; repeatable.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run only what takes minutes: ML-100K.")] = False,
+    out: Out = Path("reproduce"),
+    data_dir: DataDir = None,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Measure again what README and docs claim, and say which figures hold.
+
+    Exit code 1: some figure differs, or could not be measured. Finished experiments are not run again.
+    """
+    from simulations.report.result_files import write_files
+    from simulations.report.table_view import TableView
+    from simulations.studies import reproduce as claims
+
+    experiments = claims.chosen(claims.read_claims(), only or [], quick=quick)
+    rows = list(claims.reproduce(experiments, out, data_dir=data_dir, on_event=print_lines(quiet), fresh=fresh))
+    write_files(out, {claims.TABLE_FILE: claims.markdown(rows).encode()})
+    view = TableView("Claims", tuple(claims.COLUMNS), tuple(tuple(claims.cells(row)) for row in rows), 2)
+    show(lambda: rows, lambda: [view], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json, wide=wide)
+    failed = sum(not row.holds for row in rows)
+    typer.echo(f"{len(rows) - failed} of {len(rows)} figures hold", err=as_json)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _words(text: str | None, separator: str) -> tuple[str, ...] | None:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from fl_peel.errors import ScenarioError
-from simulations.cli.console import AsJson, DataDir, NoCache, Quiet, Track, command_line, path_option, print_lines, show
+from simulations.cli.console import (
+    AsJson,
+    DataDir,
+    NoCache,
+    Quiet,
+    Track,
+    Wide,
+    command_line,
+    path_option,
+    print_lines,
+    show,
+)
 from simulations.sweep.setting_grid import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
@@ -41,6 +52,7 @@ def sweep(
     track: Track = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    wide: Wide = False,
 ) -> None:
     """Run a scenario under every combination of settings, or search for the best: one table, one plot.
 
@@ -80,5 +92,11 @@ def sweep(
         searched=searched or [],
         trials=trials or TRIALS,
     )
-    views = (view.to_rich() for view in sweep_views(result))
-    show(lambda: to_plain(result), lambda: views, out / PAGE, quiet=quiet, as_json=as_json)
+    show(
+        lambda: to_plain(result),
+        lambda: sweep_views(result),
+        out / PAGE,
+        quiet=quiet,
+        as_json=as_json,
+        wide=wide,
+    )

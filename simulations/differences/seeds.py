@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,9 @@ from simulations.report.result_files import result_contents, write_results
 from simulations.report.run_files import read_report
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
+from simulations.report.verdict import best_budget, refinement_helped, seen_data
 from strategies.figures.per_device import FILE, METRICS, PerDevice
+from strategies.figures.schema import RunResult
 
 SEEDS_FILE = "seeds.json"
 SEEDS_PAGE = "seeds.html"
@@ -33,14 +35,22 @@ METHOD = (
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """The runs of a folder of results, one or more of different seeds, and what devices get under each; scenario:
-    resolved, of the first.
+    """The runs of a folder of results, one or more of different seeds, and what devices get under each.
+
+    scenario: resolved, of the first; best: of the full tables, by mean recall on validation.
     """
 
     name: str
     seeds: tuple[int, ...]
     by_seed: tuple[PerDevice, ...]
     scenario: dict[str, Any]
+    best: str | None
+
+    @staticmethod
+    def from_reports(name: str, reports: Sequence[RunResult], by_seed: Sequence[PerDevice]) -> SeedRuns:
+        """Make them of a report and the figures of its devices for every seed."""
+        seeds = tuple(report.seed for report in reports)
+        return SeedRuns(name, seeds, tuple(by_seed), reports[0].scenario, _best_full_table(reports))
 
     @staticmethod
     def read(path: Path) -> SeedRuns:
@@ -54,8 +64,7 @@ class SeedRuns:
         if (folder / SEEDS_FILE).is_file():
             folders = [folder / f"seed-{seed}" for seed in _seeds(folder / SEEDS_FILE)]
         reports = [read_report(one) for one in folders]
-        by_seed = tuple(PerDevice.read(one / FILE) for one in folders)
-        return SeedRuns(str(path), tuple(report.seed for report in reports), by_seed, reports[0].scenario)
+        return SeedRuns.from_reports(str(path), reports, [PerDevice.read(one / FILE) for one in folders])
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -88,6 +97,16 @@ class SeedRuns:
         }
 
 
+def _best_full_table(reports: Sequence[RunResult]) -> str | None:
+    """Return the full table with the best mean recall on validation, of those that every seed measured there; without
+    any, the one that the first seed's ratios are relative to.
+    """
+    by_seed = [report.full_table.on_validation for report in reports]
+    tables = [name for name in by_seed[0] if all(name in other for other in by_seed)]
+    means = {name: float(np.mean([one[name].recall.value for one in by_seed])) for name in tables}
+    return max(means, key=lambda name: means[name], default=reports[0].full_table.strongest)
+
+
 def _seeds(file: Path) -> list[int]:
     try:
         return [int(seed) for seed in json.loads(file.read_text(encoding="utf-8"))["seeds"]]
@@ -117,8 +136,8 @@ def require_same(first: SeedRuns, other: SeedRuns) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsRow:
-    """A table: recall, NDCG, and recall over that of the full global table and of the strongest full table; None where
-    there is none.
+    """A table: recall, NDCG, and recall over that of the full global table and of the best full table; None where there
+    is none.
     """
 
     table: Annotated[str, Column("table")]
@@ -130,13 +149,16 @@ class SeedsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsResult:
-    """The content of `seeds.json`. strongest: of the full tables, by mean recall on the test."""
+    """The content of `seeds.json`. strongest: of the full tables, by mean recall on validation; gain: in recall, of
+    the group tables after refinement over those before it.
+    """
 
     scenario: dict[str, Any]
     seeds: Annotated[tuple[int, ...], SETTING]
     devices: int
     top_n: Annotated[int, SETTING]
     strongest: str | None
+    gain: SeedsEstimate | None
     method: str
     replicates: Annotated[int, SETTING]
     rows: tuple[SeedsRow, ...]
@@ -154,7 +176,6 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
     samples = runs.samples(runs.tables, replicates)
     recalls, ndcgs = (samples[metric] for metric in METRICS)
     full = {name: recalls[name] for name in FULL_TABLES if name in recalls}
-    strongest = max(full, key=lambda name: full[name].value, default=None)  # on the test; validation should choose
 
     def over(table: str, base: str | None) -> SeedsEstimate | None:
         return recalls[table].over(full[base]) if base in full else None
@@ -164,7 +185,8 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
         seeds=runs.seeds,
         devices=runs.num_devices,
         top_n=runs.top_n,
-        strongest=strongest,
+        strongest=runs.best,
+        gain=full["refined"].less(full["start"]) if {"start", "refined"} <= set(full) else None,
         method=METHOD,
         replicates=replicates,
         rows=tuple(
@@ -173,12 +195,28 @@ def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, 
                 recall=recalls[table].estimate(),
                 ndcg=ndcgs[table].estimate(),
                 to_global=over(table, "global"),
-                to_strongest=over(table, strongest),
+                to_strongest=over(table, runs.best),
             )
             for table in runs.tables
         ),
         versions=versions,
         command=command,
+    )
+
+
+def seeds_verdicts(result: SeedsResult) -> tuple[str, ...]:
+    """Say who has seen which interactions, what the smallest budget that keeps up has, and what refinement did."""
+    scenario = result.scenario
+    own = f" {scenario['blocks']['precision']} {scenario['selector']}"
+    ratios = {
+        f"{row.table.removesuffix(own)} of the bytes": row.to_strongest
+        for row in result.rows
+        if row.table.endswith(own)
+    }
+    return (
+        seen_data(scenario),
+        best_budget(ratios, scenario, result.strongest, result.top_n),
+        refinement_helped(result.gain, scenario["refinement"]["rounds"], top_n=result.top_n),
     )
 
 
@@ -204,7 +242,7 @@ def seeds_view(result: SeedsResult) -> TableView:
     note = (
         f"Means over {len(result.seeds)} seeds. In brackets: 95 % intervals over devices and seeds. ± over seeds: "
         "standard deviation of recall over runs. Relative to: paired ratio of recall to that of a full fp32 table "
-        f"(best: {result.strongest})."
+        f"(best on validation: {result.strongest})."
     )
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
 
@@ -214,7 +252,7 @@ def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
     content = page(
         [Section("tables", "", (seeds_view(result), result.method))],
         title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds",
-        lead="The same scenario with several seeds: means and their variation over seeds.",
+        lead="\n".join(seeds_verdicts(result)),
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
         source=to_plain(result) | {"seed": None},
     )
@@ -231,6 +269,7 @@ __all__ = [
     "SeedsResult",
     "require_same",
     "seeds_result",
+    "seeds_verdicts",
     "seeds_view",
     "write_seeds",
 ]

@@ -10,8 +10,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.table import Table
-
 from fl_peel.errors import ReportError
 from simulations.report.drawing import Plot
 from simulations.report.render import page, scenario_name
@@ -19,10 +17,11 @@ from simulations.report.result_files import result_contents, to_plain, write_res
 from simulations.report.section import Chart, run_sections
 from simulations.report.sections.classes import device_classes_view
 from simulations.report.sections.costs import costs_view
-from simulations.report.sections.quality import budgets_view, full_table_view, lead, missing_nodes
+from simulations.report.sections.quality import budgets_view, full_table_view, missing_nodes
 from simulations.report.sections.refinement import acceptance_views
 from simulations.report.sections.stage1 import stage1_views
 from simulations.report.table_view import TableView, format_bytes
+from simulations.report.verdict import verdicts
 from strategies.figures.schema import RunResult, from_json, to_json
 
 
@@ -68,7 +67,7 @@ def run_page(result: RunResult, demo: str | None = None) -> str:
     return page(
         run_sections(result),
         title=f"{scenario_name(result.scenario)}: personalized elastic embeddings",
-        lead=lead(result),
+        lead="\n".join(verdicts(result)),
         facts=_facts(result),
         source=to_json(result),
         command=f"fl-peel run scenario.yaml --seed {result.seed}",
@@ -100,21 +99,20 @@ def report_figures(result: RunResult) -> Iterator[Plot]:
                 yield plot
 
 
-def summary_tables(result: RunResult) -> list[Table]:
-    """Return the terminal's closing tables: nodes that were excluded, stage 1, full table, refinement, budgets, device
-    classes, costs.
+def summary(result: RunResult) -> list[TableView | str]:
+    """Return what the terminal shows of a run: what it comes to in words, and nodes that were excluded; then tables of
+    budgets, full tables, refinement, device classes, stage 1 and costs.
     """
-    missing = tuple((line,) for line in missing_nodes(result))
-    views = (
-        *((TableView("Excluded nodes", ("what happened",), missing),) if missing else ()),
-        *stage1_views(result)[:1],
+    return [
+        *verdicts(result),
+        *missing_nodes(result),
+        budgets_view(result),
         full_table_view(result),
         *acceptance_views(result),
-        budgets_view(result),
         device_classes_view(result),
+        *stage1_views(result)[:1],
         costs_view(result),
-    )
-    return [view.to_rich() for view in views]
+    ]
 
 
-__all__ = ["read_report", "report_contents", "report_figures", "run_page", "summary_tables", "write_report"]
+__all__ = ["read_report", "report_contents", "report_figures", "run_page", "summary", "write_report"]

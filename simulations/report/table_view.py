@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any, Generic, TypeVar
 
 from rich import box
@@ -15,6 +16,10 @@ from fl_peel.figures import Estimate
 from simulations.report.labels import VALUES, key_name
 
 ABSENT = "–"
+TERMINAL_WIDTH, MOST_COLUMNS = 80, 6
+"""Characters and columns of a table in a terminal, unless it is asked for more."""
+LABEL_WIDTH = 28
+"""Characters of words in such a table, before they continue on the next line."""
 
 
 @dataclass(frozen=True)
@@ -28,23 +33,50 @@ class TableView:
     note: str = ""
     best: frozenset[tuple[int, int]] = field(default_factory=frozenset)  # (row, column) to emphasize
     slider: bool = False  # whether a page has a slider of its column `share`
+    brief: tuple[str, ...] = ()  # columns that a narrow terminal shows rather than others, first the most telling
 
-    def to_rich(self) -> Table:
-        """Return the same table for the terminal."""
+    def to_rich(self, *, wide: bool = True) -> Table:
+        """Return the same table for the terminal. wide: with the columns that 80 characters have no room for, too."""
+        shown = list(range(len(self.columns))) if wide else self._columns_that_fit()
+        hidden = len(self.columns) - len(shown)
+        more = f"{hidden} more column{'s' * (hidden > 1)}: --wide." if hidden else ""
         table = Table(
             title=self.title,
-            caption=self.note or None,
+            caption=" ".join(part for part in (self.note, more) if part) or None,
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        for index, column in enumerate(self.columns):
-            table.add_column(Text(column), justify="left" if index < self.num_labels else "right")
+        for index in shown:
+            words = index < self.num_labels
+            name = self.columns[index] if wide else fill(self.columns[index], self._width(index))
+            table.add_column(Text(name), justify="left" if words else "right")
+            table.columns[-1].min_width = None if words else self._width(index)  # no digit is cut
         for i, row in enumerate(self.rows):
-            table.add_row(*(Text(cell, style="bold" if (i, j) in self.best else "") for j, cell in enumerate(row)))
+            table.add_row(*(Text(row[j], style="bold" if (i, j) in self.best else "") for j in shown))
         return table
+
+    def _columns_that_fit(self) -> list[int]:
+        """Return the columns to show in 80 characters, at most six: words first, then ``brief``, then from the left."""
+        count = len(self.columns)
+        rank = {name: place for place, name in enumerate(self.brief)}
+        order = sorted(range(count), key=lambda i: (i >= self.num_labels, rank.get(self.columns[i], count), i))
+        shown: list[int] = []
+        width = 0  # of a column with the two characters beside it
+        for index in order:
+            width_with = width + self._width(index) + 2
+            if len(shown) < MOST_COLUMNS and (width_with <= TERMINAL_WIDTH or not shown):
+                shown.append(index)
+                width = width_with
+        return sorted(shown)
+
+    def _width(self, index: int) -> int:
+        """Characters that a column needs: of its cells and of the longest word of its name; long words are broken."""
+        longest = max((len(row[index]) for row in self.rows), default=0)
+        cells = min(longest, LABEL_WIDTH) if index < self.num_labels else longest
+        return max(cells, *(len(word) for word in self.columns[index].split()), 1)
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -79,12 +111,13 @@ def format_kilobytes(num_bytes: float) -> str:
     return f"{num_bytes / 1000:,.1f}"
 
 
-def format_estimate(figure: Estimate | None, digits: int = 4) -> str:
+def format_estimate(figure: Estimate | None, digits: int = 4, *, signed: bool = False) -> str:
     """A figure and the ends of its interval: '0.1851 [0.1832, 0.1870]'; a dash for what was not measured."""
     if figure is None:
         return ABSENT
     numbers = (figure.value, *(figure.ends or ()))
-    whole, *ends = (f"{round(number, digits) + 0.0:.{digits}f}" for number in numbers)  # + 0.0: no minus before nothing
+    form = f"{'+' * signed}.{digits}f"
+    whole, *ends = (format(round(number, digits) + 0.0, form) for number in numbers)  # + 0.0: no minus before nothing
     return f"{whole} [{', '.join(ends)}]" if ends else whole
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rich.table import Table
-
 from fl_peel.json_codec import to_plain as in_plain
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, to_plain, write_results
@@ -27,6 +25,7 @@ from simulations.report.table_view import (
     format_thousandths,
     table_of,
 )
+from simulations.report.verdict import seen_data
 from simulations.timeline.timeline_plots import KINDS, LABELS, classes_plot, kinds_plot, life_plot, recall_plot
 from strategies.figures.schema import OverTime
 from strategies.timeline.schema import ClassResult, PeriodResult, TimelineResult
@@ -176,9 +175,9 @@ def _day(moment: int) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
 
 
-def timeline_tables(result: TimelineResult) -> list[Table]:
-    """Return the tables that the terminal shows."""
-    return [view.to_rich() for view in (summary_view(result), recall_view(result), reads_view(result))]
+def timeline_summary(result: TimelineResult) -> list[TableView | str]:
+    """Return what the terminal shows: who has seen which interactions, and tables."""
+    return [seen_data(result.scenario), summary_view(result), recall_view(result), reads_view(result)]
 
 
 def timeline_page(result: TimelineResult) -> str:
@@ -189,7 +188,8 @@ def timeline_page(result: TimelineResult) -> str:
     return page(
         _sections(result),
         title=f"{name}: recall over time",
-        lead="Interactions in order of time: in each period the model is updated, then tested on the next period.",
+        lead=f"{seen_data(result.scenario)}\n"
+        "Interactions in order of time: in each period the model is updated, then tested on the next period.",
         facts=[
             ("periods", str(len(periods))),
             ("devices, first and last", f"{periods[0].devices:,}; {periods[-1].devices + periods[-1].joining:,}"),
@@ -224,4 +224,4 @@ def _sections(result: TimelineResult) -> list[Section]:
     ]
 
 
-__all__ = ["BASES", "timeline_page", "timeline_tables", "write_timeline"]
+__all__ = ["BASES", "timeline_page", "timeline_summary", "write_timeline"]

@@ -23,8 +23,9 @@ from simulations.report.drawing import styled
 from simulations.report.render import render, scenario_name
 from simulations.report.result_files import write_results
 from simulations.report.run_files import read_report, report_contents
-from simulations.report.sections.quality import budgets_view, recall_by_budget, recall_figure
+from simulations.report.sections.quality import budgets_figure, budgets_plot, budgets_view
 from simulations.report.table_view import format_share
+from simulations.report.verdict import own_rows
 from simulations.workbench.progress import show_figures
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import FullTableResult, RunResult, to_json
@@ -124,13 +125,13 @@ class Result(Mapping[str, Any]):
         return pandas.DataFrame(self.per_device.columns())
 
     def plot(self) -> Figure:
-        """Plot recall against the budget, with error bars and full tables for comparison: a matplotlib figure.
+        """Plot recall relative to the full model against the budget, with paired intervals: a matplotlib figure.
 
         Raises:
             ReportError: no budget was measured.
         """
         with styled():
-            drawn = recall_figure(self.measured)
+            drawn = budgets_figure(self.measured)
         if drawn is None:
             raise ReportError("plot: the run measured no budget; give evaluation.budgets")
         show_figures()
@@ -171,21 +172,16 @@ class Result(Mapping[str, Any]):
     def __repr__(self) -> str:
         result = self.measured
         devices = "" if result.environment is None else f", {result.environment.devices:,} devices"
-        return f"<Result of {scenario_name(result.scenario)}, seed {result.seed}{devices}{self._best()}>"
-
-    def _best(self) -> str:
-        rows = sorted(self.measured.budgets, key=lambda row: (row.share, row.recall.value))
-        if not rows:
-            return ""
-        first, last = rows[0], rows[-1]
-        recalls = [max(row.recall.value for row in rows if row.share == end.share) for end in (first, last)]
-        reached = f"recall@{self.measured.top_n} {recalls[0]:.4f} at {format_share(first.share)}"
-        return f", {reached}" + (f" to {recalls[1]:.4f} at {format_share(last.share)}" if len(rows) > 1 else "")
+        rows = own_rows(result)
+        ends = dict.fromkeys((rows[0], rows[-1])) if rows else ()
+        reached = " to ".join(f"{row.recall.value:.4f} at {format_share(row.share)}" for row in ends)
+        recall = f", recall@{result.top_n} {reached}" if rows else ""
+        return f"<Result of {scenario_name(result.scenario)}, seed {result.seed}{devices}{recall}>"
 
     def _repr_html_(self) -> str:
         """The budgets and the lead figure, for notebooks."""
         with styled():
-            plot = recall_by_budget(self.measured)
+            plot = budgets_plot(self.measured)
         return render(
             "notebook.html",
             title=repr(self).strip("<>"),

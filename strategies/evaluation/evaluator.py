@@ -286,17 +286,20 @@ class Evaluator:
         }
         return MessageContext(sizes, {"devices": single})
 
-    def global_table(self, table: Tables) -> EvaluationParts:
-        """Evaluate every device with the same whole fp32 table on the test, node by node."""
-        return self.in_parts([wire.UNLIMITED], precision="fp32", everybody=table, per_device=True, by_node=True)
-
     def own_budgets(self) -> wire.EvaluateReply:
         """Evaluate every device under its own budget of the moment."""
         return self.evaluate([wire.OWN_BUDGET], per_device=True)
 
-    def full_tables(self, *, with_validation: bool = False, groups: Iterable[int] | None = None) -> EvaluationParts:
-        """Evaluate every device with the whole fp32 table of its user group, message by message: on the test and also
-        on validation; node by node, so that those of one that is excluded later can be left out.
+    def full_tables(
+        self,
+        *,
+        with_validation: bool = False,
+        groups: Iterable[int] | None = None,
+        everybody: Tables | None = None,
+    ) -> EvaluationParts:
+        """Evaluate every device with the whole fp32 table of its user group, or the same for all devices, message by
+        message: on the test and also on validation; node by node, so that those of one that is excluded
+        later can be left out.
         """
         return self.in_parts(
             [wire.UNLIMITED] * (1 + with_validation),
@@ -304,6 +307,7 @@ class Evaluator:
             per_device=True,
             on_validation=int(with_validation),
             groups=groups,
+            everybody=everybody,
             by_node=True,
         )
 

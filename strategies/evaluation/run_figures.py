@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import product
 from operator import add
 
 import numpy as np
@@ -28,6 +29,7 @@ from strategies.figures.schema import (
     DeviceTrace,
     FullTableResult,
     HistoryRow,
+    Quality,
     RefinementResult,
     RoundRow,
     UserGroupRow,
@@ -72,11 +74,10 @@ def evaluated(
     """
     scenario, members = evaluator.scenario, evaluator.members
     evaluation = scenario.evaluation
-    precisions = evaluation.precisions or (scenario.blocks.precision,)
-    asked = [(precision, selector) for precision in precisions for selector in evaluation.selectors]
-    if not evaluation.budgets:
-        asked = []
     main = (scenario.blocks.precision, scenario.selector)
+    precisions = evaluation.precisions or (scenario.blocks.precision,)
+    # what devices are sent is always evaluated, whatever else is
+    asked = list(dict.fromkeys([*product(precisions, evaluation.selectors), main])) if evaluation.budgets else []
     stored = some_devices(scenario, members, "artifacts", evaluation.artifacts)
     total = len(asked) + 2
     done = 0
@@ -106,8 +107,6 @@ def evaluated(
             )
         by_budget.append(BudgetReplies(precision, selector, reply))
         step(f"{precision}, {selector}")
-    if budgets and len(stored) and main not in asked:  # nobody asked for figures of what devices would store
-        evaluator.evaluate(budgets, label=scenario.blocks.precision, artifacts=stored)
     if not replies:
         replies = dict(zip(more, evaluator.together(list(more.values())), strict=True))
     own = replies.pop(OWN_BUDGET)
@@ -120,59 +119,61 @@ def evaluated(
 
 
 def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
-    """Return the quality of every device with the whole table of its user group. known: replies about some of the
-    groups' tables.
+    """Return the quality of every device with the whole table of its user group, on the test and, where there are
+    such items, on validation. known: replies about some of the groups' tables.
     """
+    validated = bool(evaluator.scenario.data.validation_share)
     if known is None:
-        return evaluator.full_table()
+        return evaluator.full_tables(with_validation=validated).whole
     asked = {group for some in known.groups for group in some}
     others = [group for group in range(len(evaluator.federation.states)) if group not in asked]
-    return (known + evaluator.full_tables(groups=others)).whole if others else known.whole
+    return (known + evaluator.full_tables(with_validation=validated, groups=others)).whole if others else known.whole
 
 
 @dataclass(frozen=True)
 class StartReplies:
-    """The replies about full tables before any round, node by node: the global one and the groups' tables; None where
-    there is none. validated: whether the latter were evaluated on validation items, too.
+    """The replies about full tables before any round, node by node, on the test and, where there are such items, on
+    validation: the global table and the groups' tables; None where there is none.
     """
 
     globally: EvaluationParts | None = None
     groups: EvaluationParts | None = None
-    validated: bool = False
-
-    @property
-    def unchanged(self) -> EvaluationParts | None:
-        """Return the replies about the groups' tables on the test."""
-        return None if self.groups is None else self.groups.only(slice(0, 1))
 
     def replies(self, refined: wire.EvaluateReply | None, excluded: Container[int]) -> FullTableReplies:
         """Return the replies about all full tables, of nodes that are not ``excluded``. refined: after all rounds."""
-        both = (self.globally, self.groups)
-        globally, groups = (None if one is None else one.without(excluded=excluded) for one in both)
-        return FullTableReplies(
-            None if globally is None else globally.whole,
-            None if groups is None else groups.only(slice(0, 1)).whole,
-            None if groups is None or not self.validated else groups.only(slice(1, 2)).whole,
-            refined,
-        )
+        parts = {"global": self.globally, "start": self.groups}
+        whole = {name: one.without(excluded=excluded).whole for name, one in parts.items() if one is not None}
+        return FullTableReplies(whole | ({} if refined is None else {"refined": refined}))
 
 
 @dataclass(frozen=True)
 class FullTableReplies:
-    """The replies about full tables: the global one, the groups' tables before refinement (also on validation items)
-    and after it; None where there is none.
+    """The replies about full tables, on the test and then, where there are such items, on validation, by the names that
+    report.json has for the tables: the global one, the groups' tables before refinement and after it.
     """
 
-    globally: wire.EvaluateReply | None
-    start: wire.EvaluateReply | None
-    start_validation: wire.EvaluateReply | None
-    refined: wire.EvaluateReply | None
+    by_table: dict[str, wire.EvaluateReply]
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:
-        """Return the replies on the test, by the names that report.json has for them."""
-        whole = {"global": self.globally, "start": self.start, "refined": self.refined}
-        return {name: reply for name, reply in whole.items() if reply is not None}
+        """Return the replies on the test."""
+        return {name: reply.only(slice(0, 1)) for name, reply in self.by_table.items()}
+
+    @property
+    def on_validation(self) -> dict[str, Quality]:
+        """Return the quality on validation; nothing where no device has validation items."""
+        both = {name: qualities(reply) for name, reply in self.by_table.items()}
+        return {name: rows[1] for name, rows in both.items() if len(rows) > 1}
+
+    @property
+    def best(self) -> str | None:
+        """Return the full table that ratios are relative to, by name: the best one on validation, or the last one
+        without validation items; None where there is none.
+        """
+        chosen_by = self.on_validation
+        if not chosen_by:
+            return next(reversed(self.by_table), None)
+        return max(chosen_by, key=lambda name: chosen_by[name].recall.value)
 
 
 def per_device(
@@ -195,33 +196,28 @@ def per_device(
 
 
 def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
-    """The full tables, with intervals, and which is the strongest."""
+    """The full tables, with intervals, and which is the best on validation."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in replies.on_test.items()}
     base, start, refined = (measured.get(name) for name in ("global", "start", "refined"))
-    qualities_ = {name: one.quality(base) for name, one in measured.items()}
-    chosen_by = replies.start_validation
+    on_test = {name: one.quality(base) for name, one in measured.items()}
+    on_validation = replies.on_validation
     return FullTableResult(
         bytes=num_bytes,
-        globally=qualities_.get("global"),
-        start=qualities_.get("start"),
-        start_validation=None if chosen_by is None else qualities(chosen_by)[0],
-        refined=qualities_.get("refined"),
+        globally=on_test.get("global"),
+        global_validation=on_validation.get("global"),
+        start=on_test.get("start"),
+        start_validation=on_validation.get("start"),
+        refined=on_test.get("refined"),
+        refined_validation=on_validation.get("refined"),
         gain=None if start is None or refined is None else refined.gain(start),
-        strongest=strongest_table(measured),
+        strongest=replies.best,
     )
-
-
-def strongest_table(measured: Mapping[str, MeasuredQuality]) -> str | None:
-    """Return the full table that ratios are relative to, by name: the one with the best recall on the test, by which
-    they are the most conservative ones; None where there is none.
-    """
-    return max(measured, key=lambda name: measured[name].recall, default=None)
 
 
 def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullTableReplies) -> tuple[BudgetRow, ...]:
     """Return a row for each budget, precision and selector, compared with the full tables."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in full.on_test.items()}
-    strongest = measured.get(strongest_table(measured) or "")
+    best = measured.get(full.best or "")
     rows = []
     for asked in evaluation.budgets:
         for place, share in enumerate(evaluator.scenario.evaluation.budgets):
@@ -235,7 +231,7 @@ def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullT
                     budget_bytes=budget_bytes(evaluator.layout, share),
                     stored_bytes_max=int(asked.reply.stored_max[place]),
                     devices=one.devices,
-                    to_strongest=one.over(strongest),
+                    to_strongest=one.over(best),
                 )
             )
     return tuple(rows)

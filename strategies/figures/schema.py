@@ -68,17 +68,19 @@ class Gain:
 @dataclass(frozen=True, kw_only=True)
 class FullTableResult:
     """Full item table in fp32. bytes: its size; global: the global table, as pretrained; start: the group tables before
-    federated refinement; start_validation: the same on validation items, by which settings are chosen (all others
-    are on test items); refined: the group tables after federated refinement; gain: the paired gain of refinement;
-    strongest: which of global, start and refined has the best recall on the test, so that ratios to it are the most
-    conservative ones. The tables are None where ``evaluation.full_tables`` is off.
+    federated refinement; refined: the group tables after it, all on test items; ``..._validation``: the same on
+    validation items, by which settings are chosen; gain: the paired gain of refinement; strongest: which of global,
+    start and refined has the best recall on validation, so that ratios to it were not chosen on the test. The tables
+    are None where ``evaluation.full_tables`` is off.
     """
 
     bytes: Bytes
     globally: Annotated[Quality | None, JsonKey("global"), Column("table", "global")] = None
+    global_validation: Annotated[Quality | None, Column("table", "global")] = None
     start: Annotated[Quality | None, Column("table", "start")] = None
     start_validation: Annotated[Quality | None, Column("table", "start")] = None
     refined: Annotated[Quality | None, Column("table", "refined")] = None
+    refined_validation: Annotated[Quality | None, Column("table", "refined")] = None
     gain: Annotated[Gain | None, Column("table", "refined")] = None
     strongest: str | None = None
 
@@ -86,6 +88,12 @@ class FullTableResult:
     def tables(self) -> dict[str, Quality]:
         """Return the tables that were measured on the test, by name."""
         tables = {"global": self.globally, "start": self.start, "refined": self.refined}
+        return {name: quality for name, quality in tables.items() if quality is not None}
+
+    @property
+    def on_validation(self) -> dict[str, Quality]:
+        """Return the tables that were measured on validation, by name."""
+        tables = {"global": self.global_validation, "start": self.start_validation, "refined": self.refined_validation}
         return {name: quality for name, quality in tables.items() if quality is not None}
 
 

@@ -137,7 +137,7 @@ def prepare_collected(
         groups = make_groups(scenario, pretrained, has_data)
         layout = make_layout(scenario, splits.num_items, given.popularity(splits.num_items), pretrained.items)
         axes = None
-        if config.diversity_form == "axes":
+        if config.diversity_form == "axes" and layout.num_slices > 1:
             with fixed_threads(1):
                 axes = Axes.from_embeddings(pretrained.users, groups.assignment, groups.num_groups, pretrained.items)
     on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))

@@ -55,7 +55,7 @@ def killed_at(reached: str, place: Path, module: str, words: list[str]) -> None:
     )
     while reached not in {entry.name for entry in Store(place).entries()}:
         assert process.poll() is None, f"it ended before {reached}"
-        time.sleep(0.01)
+        time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -65,9 +65,9 @@ def killed_at(reached: str, place: Path, module: str, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "kept", "kills", "name"),
     [
-        (RUN, NAME, (("stage-1", NONE), ("rounds", ENGINE), ("evaluation", NONE)), "report.json"),
+        (RUN, NAME, (("stage-1", NONE), ("rounds", ENGINE)), "report.json"),
         (TIMELINE_RUN, NAME, (("timeline", NONE),), "timeline.json"),
-        (AUDIT, CHECKPOINTS, (("none", NONE),), "audit.json"),
+        pytest.param(AUDIT, CHECKPOINTS, (("none", NONE),), "audit.json", marks=pytest.mark.hostile),
     ],
     ids=["run", "timeline", "audit"],
 )

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from html import escape
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -279,29 +278,15 @@ def check_artifacts(out, result):
     assert {f"model/{file.name}" for file in (out / "model").iterdir()} <= listed(out)
 
 
-@pytest.mark.engine
-def test_run_from_python_on_ray(tiny, tmp_path):
-    """In this process, on 8 nodes; the search path that the engine sets does not stay behind."""
-    python_path = os.environ.get("PYTHONPATH")
-    events = []
-    result = run(
-        tiny, overrides=["engine.nodes=8", "engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=events.append
-    )
-    assert os.environ.get("PYTHONPATH") == python_path
-    wanted, _ = served(load_scenario(tiny), tmp_path / "run")
-    assert figures(result.measured) == figures(wanted)
-    assert result["environment"]["nodes"] == 8
-    assert [event.stage for event in events if event.done == event.total][-1] == "heterogeneity"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert not list(Path(tmp_path).glob("report*"))
-
-
 @pytest.mark.faults
-@pytest.mark.parametrize("backend", ["embedded", pytest.param("ray", marks=pytest.mark.engine)])
 @pytest.mark.parametrize(
-    ("sent", "code", "events"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("backend", "sent", "code", "events"),
+    [
+        ("embedded", signal.SIGINT, 130, "interrupted"),
+        pytest.param("ray", signal.SIGTERM, 143, "terminated", marks=pytest.mark.engine),
+    ],
 )
-def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, sent, code, events, backend):
+def test_a_signal_ends_the_run_at_once_and_leaves_nothing(tiny, tmp_path, backend, sent, code, events):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     # so many rounds that it cannot end by itself

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
-from simulations.report.drawing import Plot
+from simulations.report.drawing import Plot, Series
 from simulations.report.labels import FULL_TABLES, selector_name
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import (
@@ -22,7 +22,8 @@ from simulations.report.table_view import (
     format_share,
 )
 from simulations.report.theme import INK, MUTED, PURPLE
-from strategies.figures.schema import BudgetRow, Gain, Quality, RunResult
+from simulations.report.verdict import own_rows
+from strategies.figures.schema import BudgetRow, Quality, RunResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def quality(result: RunResult) -> Section:
         "Quality under a budget",
         (
             *map(Remark, missing_nodes(result)),
-            Chart(lambda: recall_by_budget(result), CAPTION),
+            Chart(lambda: budgets_plot(result), CAPTION),
             Remark(why) if why else None,
             budgets_view(result) if result.budgets else None,
             full_table_view(result),
@@ -54,57 +55,28 @@ def missing_nodes(result: RunResult) -> list[str]:
 
 
 CAPTION = (
-    "Each point is one budget, the same for every device, without retraining between points. Dashed: full fp32 item "
-    "tables, without a budget; the 95 % interval of the best one is grey. Bars: 95 % intervals over devices, of each "
-    "point alone; the table below has paired intervals of ratios, which are narrower."
+    "Recall relative to the full model, the full fp32 table that is best on validation (dashed, at 1). Each point is "
+    "one budget, the same for every device, without retraining between points. Bars: paired 95 % intervals over "
+    "devices; a bar across the dashed line is no significant difference. Bold: what devices are sent."
 )
-
-
-def lead(result: RunResult) -> str:
-    """The run in one sentence: the smallest elastic embedding that is not significantly worse than the best full table,
-    or the best one.
-    """
-    best = _strongest(result)
-    full = None if best is None else best.quality.recall.value
-    rows = sorted(result.budgets, key=lambda row: row.share)
-    if not rows or (full is not None and full <= 0):
-        return "Federated training of item tables that shrink to any memory budget."
-    matching = [row for row in rows if full is not None and _as_good(row, full)]
-    row = max(
-        (row for row in matching if row.share == matching[0].share) if matching else rows,
-        key=lambda row: row.recall.value,
-    )
-    start = (
-        f"At {format_share(row.share)} of the bytes ({format_bytes(row.budget_bytes)}), "
-        f"{row.precision} blocks ranked by {selector_name(row.selector)} reach "
-    )
-    if best is None or full is None:
-        return f"{start}a Recall@{result.top_n} of {format_metric(row.recall.value)}; the full table was not measured."
-    known = row.to_strongest
-    over = f"{row.recall.value / full:.2f}" if known is None else format_ratio(known)
-    return f"{start}{over} times the Recall@{result.top_n} of the best full table, the {FULL_TABLES[best.key]}."
-
-
-def _as_good(row: BudgetRow, recall: float) -> bool:
-    """Whether a full table of that recall is not better beyond chance."""
-    high = None if row.to_strongest is None else row.to_strongest.high
-    return row.recall.value >= recall or (high is not None and high >= 1)
 
 
 def why_less(result: RunResult) -> str:
     """Explain why a smaller table can be better, where the figure shows that it is; return nothing elsewhere."""
+    rows = own_rows(result)
+    least = "exposure" if result.scenario.get("selector") == "exposure" else "weight"
     left_out = (
         "An item without a stored block is not recommended, and the items left out are those with the least "
-        f"{'exposure' if _best_selector(result) == 'exposure' else 'weight'} in the user group"
+        f"{least} in the user group"
     )
-    if shares := _significant(row for row in result.budgets if _low(row.to_strongest) > 1):
+    if shares := _significant(row for row in rows if _low(row.to_strongest) > 1):
         return (
             f"At budgets of {shares} the smaller table is significantly better than the best full table. {left_out}, "
             "so that they do not displace relevant items from a list."
         )
     groups = [quality for name, quality in result.full_table.tables.items() if name != "global"]
     own = max(groups, key=lambda one: one.recall, default=None)
-    shares = _significant(row for row in result.budgets if _low(row.to_global) > 1)
+    shares = _significant(row for row in rows if _low(row.to_global) > 1)
     if not shares or own is None or _low(own.to_global) <= 1 or own.to_global is None:
         return ""
     return (
@@ -126,11 +98,6 @@ def _significant(rows: Iterable[BudgetRow]) -> str:
     return " to ".join(format_share(share) for share in dict.fromkeys((shares[0], shares[-1])))
 
 
-def _best_selector(result: RunResult) -> str:
-    """Return the selector by which the best elastic table chose its blocks."""
-    return max(result.budgets, key=lambda row: row.recall).selector if result.budgets else ""
-
-
 NOT_MEASURED = "Not measured (evaluation.full_tables is false), so that ratios are not available."
 
 
@@ -150,52 +117,45 @@ def full_table_view(result: RunResult) -> TableView:
         )
         for name, quality in full.tables.items()
     )
-    note = _gained(full.gain) if rows else NOT_MEASURED
+    note = "" if rows else NOT_MEASURED
     rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 2),)
     columns: tuple[str, ...] = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}")
     columns += ("relative to global",) if over_global else ()
     return TableView("Full item table, fp32", columns, rows, note=note)
 
 
-def _gained(gain: Gain | None) -> str:
-    """Return a sentence on what refinement adds."""
-    if gain is None:
-        return ""
-    return (
-        f"Paired gain of refinement in recall: {gain.recall.value:+.4f} "
-        f"[{gain.recall.low:+.4f}, {gain.recall.high:+.4f}] (95 % interval over {gain.devices:,} devices)."
-    )
-
-
 def budgets_view(result: RunResult) -> TableView:
     """Elastic embeddings per budget: recall, and over that of the full global table and of the strongest of the run."""
-    named = dict.fromkeys(("global", result.full_table.strongest))
+    named = dict.fromkeys((result.full_table.strongest, "global"))
     against = [name for name in named if any(_against(row, name) is not None for row in result.budgets)]
+    own = own_rows(result)
     rows = tuple(
         (
-            row.precision,
-            row.selector,
+            f"{row.precision} {row.selector}",
             format_share(row.share),
+            format_estimate(row.recall),
+            *(format_ratio(_against(row, name)) for name in against),
+            format_metric(row.ndcg.value),
             format_kilobytes(row.budget_bytes),
             format_kilobytes(row.stored_bytes_max),
-            format_estimate(row.recall),
-            format_metric(row.ndcg.value),
-            *(format_ratio(_against(row, name)) for name in against),
         )
-        for row in sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
+        for row in sorted(result.budgets, key=lambda row: (row not in own, row.precision, row.selector, row.share))
     )
     columns = (
-        *("precision", "selector", "share", "budget KB", "stored KB"),
-        *(f"Recall@{result.top_n}", f"NDCG@{result.top_n}"),
+        *("blocks", "share", f"Recall@{result.top_n}"),
         *(f"relative to {'global' if name == 'global' else 'best'}" for name in against),
+        *(f"NDCG@{result.top_n}", "budget KB", "stored KB"),
     )
     best = f" ({FULL_TABLES[strongest]})" if (strongest := result.full_table.strongest) is not None else ""
     note = (
-        "Share: budget as a share of the fp32 full table. Stored: largest size on any device. 1 KB = 1000 bytes. "
-        f"Relative to: ratio of Recall@{result.top_n} to that of the full global table, and of the best full table on "
-        f"the test part{best}. In brackets: 95 % intervals over devices, paired for ratios."
+        "Share: of the bytes of the fp32 full table (1 KB = 1000 bytes); stored: largest size on any device. Relative "
+        f"to: paired ratio of Recall@{result.top_n} to that of the full global table, and of the best full table on "
+        f"validation{best}. In brackets: 95 % intervals over devices. On a static split as here, a cached list of the "
+        f"full table's first {result.top_n} items has the same recall in a few bytes; over time it falls behind "
+        "(docs/timeline.md)."
     )
-    return TableView("Elastic embeddings by budget", columns, rows, 2, note, slider=len(rows) > 1)
+    brief = ("share", f"Recall@{result.top_n}", "relative to best", "budget KB")
+    return TableView("Elastic embeddings by budget", columns, rows, 1, note, slider=len(rows) > 1, brief=brief)
 
 
 def _against(row: BudgetRow, name: str | None) -> Estimate | None:
@@ -213,57 +173,73 @@ class FullTableRecall:
     color: str
 
 
-def _strongest(result: RunResult) -> FullTableRecall | None:
-    """The full table that ratios are relative to."""
-    return next((one for one in full_recalls(result) if one.key == result.full_table.strongest), None)
-
-
 def full_recalls(result: RunResult) -> list[FullTableRecall]:
     """The full tables that were measured, as yardsticks."""
     lines = {"global": ("global", MUTED), "start": ("before refinement", PURPLE), "refined": ("refined", INK)}
     return [FullTableRecall(key, lines[key][0], one, lines[key][1]) for key, one in result.full_table.tables.items()]
 
 
+MOST_COLORED = 6
+"""Lines with a colour and a name at their end; others are grey, and a page can switch them off."""
+
+
 @drawing.in_both_forms
-def recall_by_budget(result: RunResult) -> Plot | None:
-    """Recall against the budget, one line per precision and selector, from zero, with the best full table and its
-    interval for comparison. The global table is drawn, too.
+def budgets_plot(result: RunResult) -> Plot | None:
+    """Draw recall relative to the best full table against the budget, a line for each precision and selector."""
+    drawn = budgets_figure(result)
+    if drawn is None:
+        return None
+    figure, words, series = drawn
+    return replace(drawing.finish(figure, "budgets", "Recall relative to the full model", words), series=series)
+
+
+def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] | None:
+    """Return the same as a figure, in words, and the lines that can be switched off; draw it within `styled()`.
+
+    The line of what devices are sent comes first. Without full tables, recall itself is drawn.
     """
-    drawn = recall_figure(result)
-    return None if drawn is None else drawing.finish(drawn[0], "recall", "Recall against the budget", drawn[1])
-
-
-def recall_figure(result: RunResult) -> tuple[Figure, str] | None:
-    """The same as a figure, and in words; draw it within `styled()`."""
     rows = sorted(result.budgets, key=lambda row: (row.precision, row.selector, row.share))
     if not rows:
         return None
-    figure, (axes,) = drawing.new_figure(4.1)
-    drawing.share_axis(axes, [row.share for row in rows], result.full_table.bytes)
-    labels, words = [], []
+    own = {(row.precision, row.selector) for row in own_rows(result)}
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
+    lines.sort(key=lambda line: line[0] not in own)
+    full, ratios = result.full_table, all(row.to_strongest is not None for row in rows)
+    figure, (axes,) = drawing.new_figure(4.1)
+    drawing.share_axis(axes, [row.share for row in rows], full.bytes)
+    labels, words, series, drawn = [], [], [], []
     for index, ((precision, selector), line) in enumerate(lines):
-        x, y = [row.share for row in line], [row.recall.value for row in line]
         name = f"{precision}, {line_name(selector, {row.selector for row in rows})}".removesuffix(", ")
-        words.append(f"{name} goes from {y[0]:.4f} at {format_share(x[0])} to {y[-1]:.4f} at {format_share(x[-1])}")
+        figures = [row.to_strongest if ratios and row.to_strongest else row.recall for row in line]
+        x, style, number = [row.share for row in line], drawing.line_kwargs(index), None
+        if index >= MOST_COLORED:
+            number = index
+            style |= {"color": MUTED, "linewidth": 1.0, "alpha": 0.5, "zorder": 2}
+            series.append(Series(number, name, MUTED, "–"))
         tips, aside = [_budget_words(row, name) for row in line], drawing.line_aside(index, len(lines))
-        recalls, style = [row.recall for row in line], drawing.line_kwargs(index)
-        labels.append(drawing.draw_line(axes, name, x, recalls, style, tips, bold=True, aside=aside))
-    full = sorted(full_recalls(result), key=lambda one: -one.quality.recall.value)
-    best = _strongest(result)
-    for one in full:
-        if one == best or one.name == "global":
-            kind, color = ("best full table", INK) if one == best else ("full table", MUTED)
-            caption = f"{kind}: {one.name} {one.quality.recall.value:.4f}"
-            labels.append(replace(drawing.yardstick(axes, one.quality.recall.value, caption, color), bold=one == best))
-            words.append(f"{kind}, {one.name}: {one.quality.recall.value:.4f}")
-    if best is not None and best.quality.recall.ends is not None:
-        axes.axhspan(*best.quality.recall.ends, color=INK, alpha=0.08, linewidth=0, zorder=0)
-    tops = [row.recall.high or row.recall.value for row in rows]
-    axes.set_ylim(0, 1.1 * max([*tops, *([best.quality.recall.value] if best else []), 1e-9]))
-    axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
+        bold = (precision, selector) in own
+        label = drawing.draw_line(axes, name, x, figures, style, tips, bold=bold, aside=aside, series=number)
+        labels += [label] if number is None else []
+        drawn += figures
+        first, last = figures[0].value, figures[-1].value
+        words.append(f"{name} goes from {first:.4g} at {format_share(x[0])} to {last:.4g} at {format_share(x[-1])}")
+    best = full.tables.get(full.strongest or "")
+    if ratios and best is not None and best.recall.value > 0:
+        for name, quality in full.tables.items():
+            if name in (full.strongest, "global"):
+                ratio = quality.recall.value / best.recall.value
+                text, color = ("full model", INK) if name == full.strongest else (FULL_TABLES[name], MUTED)
+                labels.append(drawing.yardstick(axes, ratio, text, color))
+                drawn.append(Estimate(ratio))
+                words.append(f"{FULL_TABLES[name]}: {ratio:.4g}")
+    low = min(one.value if one.low is None else one.low for one in drawn)
+    high = max(one.value if one.high is None else one.high for one in drawn)
+    pad = 0.08 * ((high - low) or abs(high) or 1.0)
+    axes.set_ylim(low - pad, high + pad)
+    what = f"Recall@{result.top_n}" + (", relative to the full model" if ratios else "")
+    axes.set_ylabel(f"{what} (test)")
     drawing.label_ends(axes, labels)
-    return figure, f"Line chart of Recall@{result.top_n} against budget: {'; '.join(words)}."
+    return figure, f"Line chart of {what}, against the budget: {'; '.join(words)}.", tuple(series)
 
 
 def line_name(selector: str, selectors: Collection[str]) -> str:
@@ -274,5 +250,5 @@ def line_name(selector: str, selectors: Collection[str]) -> str:
 
 
 def _budget_words(row: BudgetRow, name: str) -> str:
-    over = "" if row.to_strongest is None else f", {row.to_strongest.value:.3f} relative to the best full table"
+    over = "" if row.to_strongest is None else f", {format_ratio(row.to_strongest)} times the full model's"
     return f"{name}: {format_estimate(row.recall)} at {format_share(row.share)}, {format_bytes(row.budget_bytes)}{over}"

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def traces(result: RunResult) -> Section:
     """Return the section."""
     caption = (
-        "Black line: the budget of that round. Blue: bytes stored, never above it. Green: blocks stored. Hatched: the "
-        "device was offline."
+        "Line: the budget of that round. Left, filled: bytes stored, never above it. Right: blocks stored. Hatched: "
+        "the device was offline."
     )
     return Section("traces", TITLE, (Chart(lambda: device_traces(result), caption),))
 

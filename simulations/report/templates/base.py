@@ -94,12 +94,16 @@ body { margin: 0; color: var(--ink); background: var(--paper);
 main { max-width: 66rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; }
-.lead { font-size: 1.08rem; margin: 0 0 1.25rem; max-width: 44rem; }
+.lead { font-size: 1.08rem; margin: 0 0 .6rem; max-width: 44rem; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(6.4rem, 1fr)); gap: .75rem 1.5rem;
-  margin: 0; padding: .9rem 0; border-block: 1px solid var(--line); }
+  margin: 1.1rem 0 0; padding: .9rem 0; border-block: 1px solid var(--line); }
 .facts dt { color: var(--muted); font-size: .8rem; }
 .facts dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background:
+  linear-gradient(to right, var(--paper) 2rem, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 2rem, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--muted), transparent) left / .6rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--muted), transparent) right / .6rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%;
   margin: 0 0 .25rem; }
 caption { text-align: left; font-weight: 600; padding: .75rem 0 .35rem; }
@@ -179,7 +183,9 @@ details > summary { cursor: pointer; color: var(--accent); margin: .75rem 0; }
 <body>
 <main>
 <h1>{{ title }}</h1>
-<p class="lead">{{ lead }}</p>
+{% for line in lead.splitlines() %}
+<p class="lead">{{ line }}</p>
+{% endfor %}
 {% if facts %}
 <dl class="facts">
 {% for name, value in facts %}

@@ -69,9 +69,9 @@ SCRIPT = """\
         if (!here) continue;
         const isRatio = (head) => head.startsWith("relative to ");
         const ratios = heads.map((head, place) => isRatio(head) && `, ${cells[place]} ${head}`);
-        lines.push(`${cells[0]} ${cells[1]}: ${heads[recall]} ${cells[recall]}${ratios.filter(Boolean).join("")}`);
+        lines.push(`${cells[0]}: ${heads[recall]} ${cells[recall]}${ratios.filter(Boolean).join("")}`);
       }
-      const size = rows.find(([, cells]) => cells[column] === share)[1][column + 1];
+      const size = rows.find(([, cells]) => cells[column] === share)[1][heads.indexOf("budget KB")];
       input.ariaValueText = `${share}, ${size} KB`;
       told.replaceChildren(make("b", "", `${share}, ${size} KB`), ...lines.map((line) => make("div", "", line)));
       for (const tip of all("svg .tip")) {

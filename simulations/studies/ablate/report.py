@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter
-from rich.table import Table
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
@@ -56,9 +55,9 @@ def ablate_view(result: AblateResult) -> TableView:
     return TableView("Contribution of each part", columns, tuple(body), 2, note)
 
 
-def ablate_tables(content: Any) -> list[Table]:
+def ablate_tables(content: Any) -> list[TableView]:
     """Return the tables that the terminal shows. content: of the JSON."""
-    return [ablate_view(typed(AblateResult, content)).to_rich()]
+    return [ablate_view(typed(AblateResult, content))]
 
 
 def ratios_view(result: AblateResult) -> TableView:

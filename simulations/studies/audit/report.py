@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from simulations.report import drawing
 from simulations.report.drawing import Plot
 from simulations.report.render import page
@@ -54,9 +52,9 @@ def audit_view(result: AuditResult) -> TableView:
     return TableView("Leakage of each mechanism", columns, tuple(body), 2, note)
 
 
-def audit_tables(content: Any) -> list[Table]:
+def audit_tables(content: Any) -> list[TableView]:
     """Return the tables that the terminal shows. content: of the JSON."""
-    return [audit_view(typed(AuditResult, content)).to_rich()]
+    return [audit_view(typed(AuditResult, content))]
 
 
 def _advantage(figures: AttackFigures) -> str:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from simulations.report.drawing import Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
@@ -41,11 +39,11 @@ def write_compare(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
     return write_study(out_dir, result, CompareResult, compare_plot, compare_page)
 
 
-def compare_tables(content: Any) -> list[Table]:
+def compare_tables(content: Any) -> list[TableView]:
     """Return the tables that the terminal shows. content: of the JSON."""
     result = typed(CompareResult, content)
     views = [compare_view(result.rows), verdict_view(result), peel_over_view(result.rows)]
-    return [view.to_rich() for view in (*views, *([ceilings_view(result)] if result.ceilings else []))]
+    return [*views, *([ceilings_view(result)] if result.ceilings else [])]
 
 
 def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -> str:
@@ -119,9 +117,9 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
     return replace(table_of(title, shown, _COLUMNS, note, 3), best=best)
 
 
-def leaderboard_tables(content: Any) -> list[Table]:
+def leaderboard_tables(content: Any) -> list[TableView]:
     """Return the tables that the terminal shows. content: of the JSON."""
-    return [leaderboard_view(typed(Leaderboard, content).rows).to_rich()]
+    return [leaderboard_view(typed(Leaderboard, content).rows)]
 
 
 def tuning_view(tuning: Mapping[str, Mapping[str, Tuning]]) -> TableView:

@@ -259,8 +259,8 @@ def test_the_report_says_what_a_seed_and_choices_leave_open(tiny):
         assert start not in system
     assert "fixed tiers" in system
     assert "fixed tiers" not in events("fairness.tiers=[]")
-    assert "recall of the first tables" in system
-    assert "recall of the first tables" not in events("evaluation.full_tables=false")
+    assert "recall of full tables" in system
+    assert "recall of full tables" not in events("evaluation.full_tables=false")
     assert "2 devices whose embeddings are written" in system
     assert "embeddings are written" not in events("evaluation.artifacts=0")
     unlooked = events("data.validation_share=0", "fairness.tiers=[]")

@@ -89,10 +89,10 @@ print(digest.hexdigest())
 """
 PROCESSORS = {
     "this one": {},
-    "haswell": {"NUMBA_CPU_NAME": "haswell"},
     "skylake-avx512": {"NUMBA_CPU_NAME": "skylake-avx512"},
     "without fused multiplication": {"NUMBA_CPU_NAME": "nehalem"},
 }
+"""Besides haswell, on which ``tests/fl_peel/test_cpu_dispatch.py`` does a whole run."""
 
 
 def runs_here(needed):
@@ -121,5 +121,5 @@ def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(comp
             check=True,
         )
         digests[name] = done.stdout.strip()
-    assert len(digests) >= 3
+    assert len(digests) >= 2
     assert len({*digests.values()}) == 1, digests

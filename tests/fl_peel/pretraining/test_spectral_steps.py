@@ -10,6 +10,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import spectral_steps, stage1
 from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
+from fl_peel.steps import units
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.counts import CountsStep
 from fl_peel.steps.device_vectors import VectorsStep
@@ -17,7 +18,16 @@ from fl_peel.steps.maps import MapsStep
 from fl_peel.steps.moments import MomentsStep
 from fl_peel.steps.passes import PassStep, pass_sums
 from fl_peel.steps.step_cost import HeldItems
-from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
+from fl_peel.steps.units import (
+    UNIT_SCALE,
+    add_rows,
+    in_units,
+    inverse_power,
+    item_matrix,
+    nearest,
+    unit_vectors,
+    weighted_matrix,
+)
 from fl_peel.steps.user_groups import GroupsStep
 from tests.helpers.settings import SPECTRAL
 
@@ -90,6 +100,30 @@ def test_a_users_sum_does_not_depend_on_the_order_of_its_items(rows):
     turned = UserItems(rows.indptr, np.concatenate([rows.row(user)[::-1] for user in range(80)]))
     assert (add_rows(table, turned) == add_rows(table, rows)).all()
     assert (pass_sums(table, turned, 0.5) == pass_sums(table, rows, 0.5)).all()
+
+
+@pytest.mark.parametrize("closed", [0, 3])
+def test_a_pass_is_a_product_with_the_interactions_and_back(rows, closed):
+    """In whole numbers; nothing is added to rows that are closed."""
+    table = np.random.default_rng(3).standard_normal((NUM_ITEMS, 9)).astype(np.float32)
+    opened = np.arange(NUM_ITEMS) >= closed
+    matrix = item_matrix(rows, NUM_ITEMS, np.float64)
+    factors = 2.0**30 * inverse_power(rows.counts(), 0.6)
+    whole = np.rint((matrix @ table.astype(np.float64)) * factors[:, None]).astype(np.int64)
+    sums = pass_sums(table, rows, 0.3, 2.0**30, opened=opened if closed else None)
+    assert np.array_equal(sums, opened[:, None] * (matrix.astype(np.int64).T @ whole))
+
+
+@pytest.mark.parametrize("fading", [None, 3.0])
+def test_vectors_are_a_product_with_the_interactions_at_length_1(rows, fading, monkeypatch):
+    table = np.random.default_rng(5).standard_normal((NUM_ITEMS, 9)).astype(np.float32)
+    vectors = add_rows(table, rows, fading)
+    product = weighted_matrix(rows, NUM_ITEMS, fading) @ table.astype(np.float64)
+    assert np.array_equal(vectors, product.astype(np.float32))
+    whole = unit_vectors(vectors)
+    monkeypatch.setattr(units, "CHUNK_DEVICES", 7)
+    assert np.array_equal(unit_vectors(vectors), whole)
+    assert np.allclose(np.square(whole).sum(axis=1), vectors.any(axis=1))
 
 
 def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):

@@ -397,7 +397,7 @@ ARTIFACTS = "3 devices whose embeddings are written to the folder of this report
 ASKED_FOR = "the number of blocks that a device requests, and so its current budget (privacy.requests)"
 VALIDATED = [
     "fixed tiers: the table sizes each device class gets, chosen on its validation items (fairness.tiers)",
-    "the validation recall of the first tables, in this report (evaluation.full_tables)",
+    "the validation recall of full tables, in this report (evaluation.full_tables)",
     "keys of this scenario, if they were chosen by trying several values on validation items of the same devices",
 ]
 MEASURED = (

@@ -416,7 +416,7 @@ def test_the_bench_runs_cohorts_where_it_is_told(monkeypatch):
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     for device in ("cpu", "torch-cpu"):
         with pytest.raises(ScenarioError, match="enough"):
-            benchmarks.bench("", None, device=device, million=False)
+            benchmarks.bench("", None, device=device, quick=True)
     assert [scenario.engine.device for scenario in scenarios] == ["cpu", "torch-cpu"]
 
 

@@ -108,7 +108,7 @@ def test_cohorts_on_a_gpu_are_refused_in_one_line():
 
 
 def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
-    """Without ``million`` no population is made; ``stock_devices`` goes to the plan."""
+    """Where it is to be quick no population is made; ``stock_devices`` goes to the plan."""
     plans = []
 
     def simulated(scenario, place, on_event, **_):
@@ -118,7 +118,7 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks, "simulated", simulated)
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     with pytest.raises(ScenarioError, match="enough"):
-        bench("", tmp_path, million=False, stock_devices=7)
+        bench("", tmp_path, quick=True, stock_devices=7)
     assert plans[0].data.name == "gowalla"
     assert plans[0].engine.nodes == 2
     assert not (tmp_path / "bench.json").exists()
@@ -143,11 +143,11 @@ def test_a_python_without_pfl_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
     with pytest.raises(EngineError, match=r"^--pfl-python \S+none: cannot be started .*; name a Python$"):
-        bench("", tmp_path, million=False, pfl_python=tmp_path / "none")
+        bench("", tmp_path, quick=True, pfl_python=tmp_path / "none")
     (tmp_path / "python").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'pfl'\" >&2; exit 1\n")
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(EngineError, match=r"No module named 'pfl'; install pfl and torch there: .*$"):
-        bench("", tmp_path, million=False, pfl_python=tmp_path / "python")
+        bench("", tmp_path, quick=True, pfl_python=tmp_path / "python")
 
 
 def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):

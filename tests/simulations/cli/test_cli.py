@@ -125,7 +125,9 @@ def test_profiles_sample_draws_a_table_and_a_figure(fl_peel, tmp_path):
         "  - {name: never, population_share: 0.0, memory: {table_share: 0.1}}\n"
     )
     figure = tmp_path / "new" / "fleet.svg"
-    code, out, _ = fl_peel(*("profiles", "sample", fleet, "--devices", 50, "--full-table-bytes", 4000, "--out", figure))
+    code, out, _ = fl_peel(
+        *("profiles", "sample", fleet, "--devices", 50, "--full-table-bytes", 4000, "--out", figure, "--wide")
+    )
     assert code == 0
     drawn, _, _ = out.partition("Budgets over time")
     cells = {line.split()[0]: line.split() for line in drawn.splitlines() if line.strip()}

@@ -94,17 +94,17 @@ def test_a_trace(tmp_path):
 
 
 def test_figures_or_tables_and_never_both(capsys):
-    table = TableView("T", ("a",), (("1",),)).to_rich
+    view = TableView("T", ("a",), (("1",),))
 
     def show(**how):
-        console.show(lambda: {"a": 1}, lambda: [table()], Path("page.html"), **how)
+        console.show(lambda: {"a": 1}, lambda: ["It helped.", view], Path("page.html"), wide=False, **how)
         return capsys.readouterr()
 
     assert show(quiet=False, as_json=True) == ('{\n  "a": 1\n}\n', "report: page.html\n")
     assert show(quiet=True, as_json=True) == ('{\n  "a": 1\n}\n', "")
     assert show(quiet=True, as_json=False) == ("", "")
     out, err = show(quiet=False, as_json=False)
-    assert re.search(r"T(.|\n)*report: page.html\n$", out)
+    assert re.search(r"^It helped.\n\nT(.|\n)*report: page.html\n$", out)
     assert err == ""
 
 

@@ -1,4 +1,4 @@
-"""What engines owe a run, whichever hosts the nodes: the same suite on worker processes of our own and on Ray."""
+"""What engines owe a run, whichever hosts the nodes: the same checks on worker processes of our own and on Ray."""
 
 from __future__ import annotations
 
@@ -29,16 +29,11 @@ PATIENCE_S = 120.0
 """That a worker has to come back in, on a machine that does other things."""
 
 
-@pytest.fixture(params=["embedded", pytest.param("ray", marks=pytest.mark.engine)])
-def backend(request):
-    return request.param
-
-
 @pytest.fixture
-def on_engine(backend, tiny, tmp_path):
+def on_engine(tiny, tmp_path):
     """Runs ``server(grid, nodes)`` on so many nodes of the contract's ClientApp; returns what it does."""
 
-    def run(server, nodes=2):
+    def run(server, backend="embedded", nodes=2):
         scenario = load_scenario(tiny, [f"engine.backend={backend}", f"engine.nodes={nodes}"])
 
         def connected(grid, *_):
@@ -68,102 +63,114 @@ def echoed(grid, nodes):
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 8])
-def test_figures_are_the_same_to_the_last_digit(backend, nodes, tiny, tmp_path):
-    if backend == "ray" and nodes != 2:
-        pytest.skip("8 of them: tests/simulations/test_run.py")
-    result = runner.run(tiny, overrides=[f"engine.backend={backend}", f"engine.nodes={nodes}"])
+def test_figures_are_the_same_to_the_last_digit(nodes, tiny, tmp_path):
+    """On Ray: test_ray_token.py."""
+    result = runner.run(tiny, overrides=["engine.backend=embedded", f"engine.nodes={nodes}"])
     wanted, _ = served(load_scenario(tiny), tmp_path / "run", nodes=3)
     assert figures(result) == figures(wanted)
     assert result.environment.nodes == nodes
 
 
-def test_messages_come_back_whole_and_say_whose_they_are(on_engine):
-    def server(grid, nodes):
-        arrays = {node: np.random.default_rng(node).standard_normal((300, 4000)) for node in nodes}  # 9.6 MB
-        replies = answers(grid, [carrying(array, node) for node, array in arrays.items()])
-        for node, array in arrays.items():
-            (back,) = replies[node].content.array_records["arrays"].values()
-            assert back.numpy().tobytes() == array.tobytes()
-        places = [one.content.config_records["process"] for one in replies.values()]
-        assert sorted(one["partition-id"] for one in places) == list(range(len(nodes)))
-        assert {one["num-partitions"] for one in places} == {len(nodes)}
-        assert os.getpid() not in {one["pid"] for one in places}
-        return len(replies)
-
-    assert on_engine(server, nodes=3) == 3
+def messages_come_back_whole_and_say_whose_they_are(grid, nodes):
+    arrays = {node: np.random.default_rng(node).standard_normal((300, 4000)) for node in nodes}  # 9.6 MB
+    replies = answers(grid, [carrying(array, node) for node, array in arrays.items()])
+    for node, array in arrays.items():
+        (back,) = replies[node].content.array_records["arrays"].values()
+        assert back.numpy().tobytes() == array.tobytes()
+    places = [one.content.config_records["process"] for one in replies.values()]
+    assert sorted(one["partition-id"] for one in places) == list(range(len(nodes)))
+    assert {one["num-partitions"] for one in places} == {len(nodes)}
+    assert os.getpid() not in {one["pid"] for one in places}
 
 
-def test_a_node_that_raises_is_an_error_and_the_others_answer(on_engine):
-    def server(grid, nodes):
-        replies = answers(grid, [asking("fail", nodes[0]), asking("echo", nodes[1])])
-        assert "ZeroDivisionError" in replies[nodes[0]].error.reason
-        assert "of a node" in replies[nodes[0]].error.reason
-        assert not replies[nodes[1]].has_error()
-        assert set(echoed(grid, nodes)) == set(nodes)
-
-    on_engine(server)
+def a_node_that_raises_is_an_error_and_the_others_answer(grid, nodes):
+    replies = answers(grid, [asking("fail", nodes[0]), asking("echo", nodes[1])])
+    assert "ZeroDivisionError" in replies[nodes[0]].error.reason
+    assert "of a node" in replies[nodes[0]].error.reason
+    assert not replies[nodes[1]].has_error()
+    assert set(echoed(grid, nodes)) == set(nodes)
 
 
+def a_late_answer_is_not_waited_for_and_the_next_round_is_whole(grid, nodes):
+    echoed(grid, nodes)
+    start = time.monotonic()
+    replies = answers(grid, [asking("sleep", nodes[0], seconds=20.0), asking("echo", nodes[1])], timeout=3.0)
+    assert time.monotonic() - start < 15
+    assert set(replies) == {nodes[1]}
+    assert set(echoed(grid, nodes)) == set(nodes)
+
+
+def what_workers_hold_is_counted(grid, nodes):
+    held = 400_000_000
+    echoed(grid, nodes)
+    with PeakMemory() as before:
+        time.sleep(1.0)
+    with PeakMemory() as during:
+        replies = answers(grid, [asking("hold", nodes[0], bytes=held)])
+    assert replies[nodes[0]].content.config_records["config"]["sum"] == held
+    assert during.peak_bytes - before.peak_bytes > 0.8 * held
+
+
+def a_worker_that_is_killed_costs_its_message_and_comes_back(grid, nodes):
+    replies = answers(grid, [asking("die", nodes[0]), asking("echo", nodes[1])])
+    assert replies[nodes[0]].has_error()
+    assert not replies[nodes[1]].has_error()
+    assert set(echoed(grid, nodes)) == set(nodes)
+
+
+def a_worker_that_is_killed_between_messages_is_replaced(grid, nodes):
+    pid = echoed(grid, nodes)[nodes[0]]
+    os.kill(pid, 9)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=PATIENCE_S)
+    assert pid not in echoed(grid, nodes).values()
+
+
+CHECKS = (
+    messages_come_back_whole_and_say_whose_they_are,
+    a_node_that_raises_is_an_error_and_the_others_answer,
+    what_workers_hold_is_counted,
+    a_late_answer_is_not_waited_for_and_the_next_round_is_whole,
+    a_worker_that_is_killed_costs_its_message_and_comes_back,
+    a_worker_that_is_killed_between_messages_is_replaced,
+)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_on_worker_processes(on_engine, check):
+    on_engine(check)
+
+
+@pytest.mark.engine
 @pytest.mark.faults
-def test_a_worker_that_is_killed_costs_its_message_and_comes_back(on_engine):
+def test_on_ray(on_engine):
+    """All of them in one run, since Ray takes seconds to start."""
+    reached = []
+
     def server(grid, nodes):
-        replies = answers(grid, [asking("die", nodes[0]), asking("echo", nodes[1])])
-        assert replies[nodes[0]].has_error()
-        assert not replies[nodes[1]].has_error()
-        return len(echoed(grid, nodes)) == len(nodes)
+        for check in CHECKS:
+            check(grid, nodes)
+            reached.append(check)
+        stop_the_server(grid, nodes)
 
-    assert on_engine(server)
-
-
-@pytest.mark.faults
-def test_a_worker_that_is_killed_between_messages_is_replaced(on_engine):
-    def server(grid, nodes):
-        pid = echoed(grid, nodes)[nodes[0]]
-        os.kill(pid, 9)
-        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=PATIENCE_S)
-        assert pid not in echoed(grid, nodes).values()
-
-    on_engine(server)
+    raises_as_it_is_and_leaves_nothing(lambda: on_engine(server, backend="ray"))
+    assert tuple(reached) == CHECKS
 
 
-def test_a_late_answer_is_not_waited_for_and_the_next_round_is_whole(on_engine):
-    def server(grid, nodes):
-        echoed(grid, nodes)
-        start = time.monotonic()
-        replies = answers(grid, [asking("sleep", nodes[0], seconds=20.0), asking("echo", nodes[1])], timeout=3.0)
-        assert time.monotonic() - start < 15
-        assert set(replies) == {nodes[1]}
-        assert set(echoed(grid, nodes)) == set(nodes)
-
-    on_engine(server)
+def stop_the_server(grid, nodes):
+    echoed(grid, nodes)
+    raise DataError("no such thing")
 
 
-def test_what_stops_the_server_is_raised_as_it_is_and_nothing_is_left(on_engine):
+def raises_as_it_is_and_leaves_nothing(run):
     before = set(psutil.Process().children(recursive=True))
-
-    def server(grid, nodes):
-        echoed(grid, nodes)
-        raise DataError("no such thing")
-
     with pytest.raises(DataError, match=r"^no such thing$"):
-        on_engine(server)
+        run()
     left = [one for one in psutil.Process().children(recursive=True) if one not in before]
     assert not psutil.wait_procs(left, timeout=30)[1]
 
 
-def test_what_workers_hold_is_counted(on_engine):
-    held = 400_000_000
-
-    def server(grid, nodes):
-        echoed(grid, nodes)
-        with PeakMemory() as before:
-            time.sleep(1.0)
-        with PeakMemory() as during:
-            replies = answers(grid, [asking("hold", nodes[0], bytes=held)])
-        assert replies[nodes[0]].content.config_records["config"]["sum"] == held
-        return during.peak_bytes - before.peak_bytes
-
-    assert on_engine(server) > 0.8 * held
+def test_what_stops_the_server_is_raised_as_it_is_and_nothing_is_left(on_engine):
+    raises_as_it_is_and_leaves_nothing(lambda: on_engine(stop_the_server))
 
 
 def test_the_embedded_engine_is_taken_on_one_machine(tiny, monkeypatch):

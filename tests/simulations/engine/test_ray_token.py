@@ -1,4 +1,4 @@
-"""A run's own Ray takes nobody in who does not know its token; a cluster that is there keeps its own setting."""
+"""A run from Python on its own Ray, which takes nobody in who does not know its token."""
 
 import os
 import subprocess
@@ -9,8 +9,10 @@ import ray
 
 from simulations import run
 from simulations.engine.ray_engine import environment, own_token
-from tests.helpers.runs import figures
+from simulations.scenario_files import load_scenario
+from tests.helpers.runs import figures, served
 
+ON_RAY = ("engine.backend=ray",)
 STRANGER = """
 import sys
 import ray
@@ -30,18 +32,28 @@ def as_stranger(address):
 
 @pytest.mark.engine
 def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path):
-    tokens, strangers = [], []
+    """On 8 nodes; the figures are those of nodes in this process, and what the engine sets does not stay behind."""
+    python_path = os.environ.get("PYTHONPATH")
+    tokens, strangers, events = [], [], []
 
     def look(event):
+        events.append(event)
         if event.stage == "joining" and event.done == event.total:
             tokens.append(os.environ["RAY_AUTH_TOKEN"])
             if len(tokens) == 1:
                 strangers.append(as_stranger(ray.get_runtime_context().gcs_address))
 
     first, second = (
-        run(tiny, overrides=["engine.backend=ray"], cache_dir=tmp_path / "cache", on_event=look) for _ in range(2)
+        run(tiny, overrides=[*ON_RAY, f"engine.nodes={nodes}"], cache_dir=tmp_path / "cache", on_event=look)
+        for nodes in (8, 2)
     )
-    assert figures(first.measured) == figures(second.measured)
+    wanted, _ = served(load_scenario(tiny), tmp_path / "run")
+    assert figures(first.measured) == figures(second.measured) == figures(wanted)
+    assert [one["environment"]["nodes"] for one in (first, second)] == [8, 2]
+    assert [event.stage for event in events if event.done == event.total][-1] == "heterogeneity"
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert not list(tmp_path.glob("report*"))
+    assert os.environ.get("PYTHONPATH") == python_path
     assert len(set(tokens)) == 2
     assert strangers[0].returncode != 0
     assert "joined" not in strangers[0].stdout

@@ -38,6 +38,8 @@ def test_nothing_is_wider_than_the_page_and_one_form_of_each_figure_is_shown(pag
     wide = "[...document.querySelectorAll('table')].filter((one) => one.scrollWidth > one.parentElement.clientWidth)"
     assert page.tell(f"{wide}.every((one) => getComputedStyle(one.parentElement).overflowX === 'auto')")
     assert bool(page.tell(f"{wide}.length")) is (width == 390)  # tables scroll in themselves
+    cell = "document.querySelector('#budgets tbody tr').cells[2].getBoundingClientRect()"
+    assert page.tell(f"{cell}.right") < width, "recall is seen without scrolling"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_page_and_figures_are_dark_where_that_is_wanted(page, file, dark, paper,
     page.open(file, dark=dark)
     assert page.tell("getComputedStyle(document.body).backgroundColor") == f"rgb({paper})"
     assert page.tell("getComputedStyle(document.body).color") == f"rgb({ink})"
-    behind = "getComputedStyle(document.querySelector('#recall-patch_1 path')).fill"
+    behind = "getComputedStyle(document.querySelector('#budgets-patch_1 path')).fill"
     assert page.tell(behind) == f"rgb({paper})"
 
 
@@ -56,14 +58,14 @@ def column(place: int) -> str:
 
 
 def test_tables_are_sorted_up_and_down(page):
-    press = "document.querySelectorAll('#budgets th button')[5].click()"  # of recall
+    press = "document.querySelectorAll('#budgets th button')[2].click()"  # of recall
     page.tell(press)
-    assert [cell[:6] for cell in page.tell(column(5))] == ["0.0500", "0.1000", "0.1500", "0.2100"]
+    assert [cell[:6] for cell in page.tell(column(2))] == ["0.0500", "0.1000", "0.1500", "0.2100"]
     page.tell(press)
-    assert [cell[:6] for cell in page.tell(column(5))] == ["0.2100", "0.1500", "0.1000", "0.0500"]
+    assert [cell[:6] for cell in page.tell(column(2))] == ["0.2100", "0.1500", "0.1000", "0.0500"]
     assert page.tell("document.querySelector('#budgets th[aria-sort]').ariaSort") == "descending"
-    page.tell("document.querySelectorAll('#budgets th button')[3].click()")  # of bytes
-    assert page.tell(column(3)) == ["10.0", "10.0", "50.0", "50.0"]
+    page.tell("document.querySelectorAll('#budgets th button')[6].click()")  # of bytes
+    assert page.tell(column(6)) == ["10.0", "10.0", "50.0", "50.0"]
 
 
 def test_a_budget_slides(page):
@@ -73,10 +75,10 @@ def test_a_budget_slides(page):
     page.press("ArrowRight", 39)
     assert page.tell(events).split("\n")[:3] == [
         "5%, 50.0 KB",
-        "fp32 controller: Recall@20 0.1000 [0.0800, 0.1300], 0.500 [0.450, 0.560] relative to global, "
-        "0.400 [0.350, 0.460] relative to best",
-        "int8 controller: Recall@20 0.2100 [0.1900, 0.2400], 1.050 [1.000, 1.110] relative to global, "
-        "0.840 [0.790, 0.900] relative to best",
+        "int8 controller: Recall@20 0.2100 [0.1900, 0.2400], 0.840 [0.790, 0.900] relative to best, "
+        "1.050 [1.000, 1.110] relative to global",
+        "fp32 controller: Recall@20 0.1000 [0.0800, 0.1300], 0.400 [0.350, 0.460] relative to best, "
+        "0.500 [0.450, 0.560] relative to global",
     ]
     assert page.tell("document.querySelectorAll('#budgets tr.at').length") == 2
     assert page.tell("document.querySelectorAll('.wide .tip.at').length") == 2
@@ -89,7 +91,7 @@ def test_points_say_what_they_are(page):
     )
     assert page.tell("document.querySelector('.words').hidden")
     page.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
-    assert page.tell("document.querySelector('.words').innerText").startswith("fp32: 0.0500 [0.0300, 0.0800] at 1%")
+    assert page.tell("document.querySelector('.words').innerText").startswith("int8: 0.1500 [0.1300, 0.1800] at 1%")
     assert not page.tell("document.querySelector('.words').hidden")
 
 

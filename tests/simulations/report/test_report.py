@@ -27,9 +27,10 @@ from fl_peel.privacy.report import PrivacyReport
 from simulations.listing import LIST
 from simulations.report.drawing import Plot, spread
 from simulations.report.result_files import write_files
-from simulations.report.run_files import read_report, report_figures, summary_tables, write_report
-from simulations.report.table_view import format_bytes, format_share, nested_views
+from simulations.report.run_files import read_report, report_figures, summary, write_report
+from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
 from simulations.report.theme import themed
+from simulations.report.verdict import verdicts
 from simulations.studies.compare.compare_plot import compare_alt, compare_plot
 from simulations.studies.compare.report import write_compare
 from simulations.studies.compare.tables import ceilings_view, compare_details_view, compare_view, verdict_view
@@ -98,7 +99,12 @@ def measured(number: int, loss: float, recall: float | None) -> dict:
 def plain_result() -> dict:
     """A made-up run of three rounds: 1 MB full table, two classes, two user groups, two traced devices."""
     return {
-        "scenario": {"name": "tiny", "data": {"name": "planted", "note": "</pre><script>alert(1)</script>"}},
+        "scenario": {
+            "name": "tiny",
+            "data": {"name": "planted", "note": "</pre><script>alert(1)</script>"},
+            "blocks": {"precision": "int8"},
+            "selector": "controller",
+        },
         "seed": 7,
         "versions": {"fl-peel": "0.1.0", "numpy": "2.0"},
         "budgets": [
@@ -421,12 +427,11 @@ def test_page_has_every_section_and_figure(written):
     twice = [attrs["aria-label"] for tag, attrs in shown.tags if tag == "svg"]
     labels = twice[::2]
     assert labels == twice[1::2]  # wide, narrow
-    assert len(labels) == 7  # recall, traces, classes, groups, learning, bytes, stages
+    assert len(labels) == 7  # budgets, traces, classes, groups, learning, bytes, stages
     assert all(len(label) > 30 for label in labels)
-    assert "int8 goes from 0.1500 at 1% to 0.2100 at 5%" in labels[0]
-    # 0.21 / 0.25 = 0.84 at the share that comes next to the strongest table
-    assert "At 5% of the bytes (50.00 KB), int8 blocks ranked by the controller reach 0.840 [" in shown.text
-    assert "of the best full table, the group tables after refinement." in shown.text
+    assert "int8 goes from 0.6 at 1% to 0.84 at 5%" in labels[0]  # 0.15 / 0.25 and 0.21 / 0.25
+    for sentence in verdicts(run_result()):
+        assert sentence in shown.text
     assert "fl-peel run scenario.yaml --seed 7" in shown.text
     assert "0.1.0" in shown.text
 
@@ -483,7 +488,7 @@ def test_the_bare_minimum_is_written(tmp_path):
     result = replace(minimal(), budgets=(), device_classes={}, rounds=(), stages={}, scenario={"name": "tiny"})
     write_report(result, tmp_path)
     assert page(tmp_path / "report.html").sections == {"quality", "costs", "reproduce"}
-    assert len(summary_tables(result)) == 4
+    assert len(tables(result)) == 4
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -514,11 +519,11 @@ def test_without_full_tables_there_are_no_ratios_and_no_yardsticks(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["full_table"] == {"bytes": 1_000_000}
     text = page(tmp_path / "report.html").text
     assert "Not measured (evaluation.full_tables is false), so that ratios are not available." in text
-    assert "reach a Recall@20 of 0.2100; the full table was not measured." in text
+    assert "How budgets relate to the full model was not measured (evaluation.budgets, evaluation.full_tables)." in text
     assert "global full table" not in text
-    full, budgets, _, _ = (printed(table) for table in summary_tables(result))
+    budgets, full, *_ = map(printed, tables(result))
     assert re.search(r"any +1\.00 MB +– +–", full)
-    assert re.search(r"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 *\n", budgets)
+    assert re.search(r"int8 controller +1% +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 +10\.0 +10\.0 *\n", budgets)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -536,7 +541,7 @@ def test_every_label_and_key_names_the_items_looked_at(tmp_path):
 
 
 def test_figures_have_error_bars_where_intervals_are_known():
-    """The curve of recall has one a point, classes and groups one a bar that has a margin."""
+    """Classes and groups have one a bar that has a margin."""
     drawn = {plot.name: plot.svg for plot in drawn_figures()}
     plain = plain_result()
     for row in (*plain["budgets"], *plain["device_classes"].values(), *plain["user_groups"]):
@@ -545,7 +550,7 @@ def test_figures_have_error_bars_where_intervals_are_known():
     bare = {plot.name: plot.svg for plot in report_figures(from_json(plain))}
     collections = {name: [svg.count("LineCollection") for svg in (drawn[name], bare[name])] for name in bare}
     assert {name: one - other for name, (one, other) in collections.items() if one != other} == {
-        **{"recall": 2, "classes": 1, "groups": 1},
+        **{"classes": 1, "groups": 1},
     }
 
 
@@ -658,21 +663,27 @@ def test_an_out_that_is_a_file_is_one_clear_line(tmp_path):
 # --- tables
 
 
-def printed(table) -> str:
-    console = Console(width=140, file=io.StringIO())
-    console.print(table)
+def printed(view: TableView) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(view.to_rich())
     return console.file.getvalue()
 
 
+def tables(result: RunResult) -> list[TableView]:
+    """What the terminal shows of a run, without its sentences."""
+    return [part for part in summary(result) if isinstance(part, TableView)]
+
+
 def test_summary_tables_tell_the_numbers():
-    full, budgets, classes, costs = (printed(table) for table in summary_tables(run_result()))
+    budgets, full, classes, costs = map(printed, tables(run_result()))
     assert re.search(
         r"group tables after refinement +1\.00 MB +0\.2500 \[0\.2200, 0\.2800\] +0\.1250 +1\.250 \[1\.200, 1\.300\]",
         full,
     )  # 0.25 / 0.2
     # share 1%, 10,000 B budget, 9,993 B stored, NDCG 0.15 / 3, ratios 0.15 / 0.2 and 0.15 / 0.25
-    over = r"0\.750 \[0\.700, 0\.810\] +0\.600 \[0\.550, 0\.660\]"
-    assert re.search(rf"int8 +controller +1% +10\.0 +10\.0 +0\.1500 \[0\.1300, 0\.1800\] +0\.0500 +{over}", budgets)
+    over = r"0\.600 \[0\.550, 0\.660\] +0\.750 \[0\.700, 0\.810\]"
+    recall = r"0\.1500 \[0\.1300, 0\.1800\]"
+    assert re.search(rf"int8 controller +1% +{recall} +{over} +0\.0500 +10\.0 +10\.0", budgets)
     assert "relative to global" in budgets
     assert "relative to best" in budgets
     assert "0.1400 ±0.0300" in classes
@@ -684,7 +695,7 @@ def test_summary_tables_tell_the_numbers():
 
 
 def test_device_classes_show_what_they_moved_and_took():
-    _, _, classes, _ = (printed(table) for table in summary_tables(run_result()))
+    _, _, classes, _ = map(printed, tables(run_result()))
     assert re.search(r" 0 / 17 +8\.5 +2\.50 KB +250 B +12\.5 +0\.5 +2", classes)
 
 
@@ -692,13 +703,11 @@ def test_what_devices_withhold_is_a_dash_and_not_a_zero():
     hidden = PrivacyReport(
         mechanism="none", epsilon=None, delta=None, rows="all-sent", requests="own-budget", counters="withheld"
     )
-    shown = printed(summary_tables(replace(run_result(), privacy=hidden))[2])
+    shown = printed(tables(replace(run_result(), privacy=hidden))[2])
     assert re.search(r"low .* – +0 / – +– +– +– +– +– +–", shown)
     assert "A dash: not reported by devices during rounds (privacy.counters)" in shown
     measured = replace(hidden, counters="measured")
-    assert printed(summary_tables(replace(run_result(), privacy=measured))[2]) == printed(
-        summary_tables(run_result())[2]
-    )
+    assert tables(replace(run_result(), privacy=measured))[2] == tables(run_result())[2]
 
 
 def test_free_parts_become_tables():
@@ -794,7 +803,7 @@ def test_compare_table_shows_what_validation_chose_whatever_the_test_says():
         ("peel", "yes", "–", "0.1800 ±0.0010 int8", "0.1500 int8"),
     )
     assert view.best == {(1, 3), (1, 4)}  # at 10% random is better on the test, and validation likes peel
-    assert "0.0900 ±0.0005" in printed(compare_view(rows, "ndcg@20").to_rich())
+    assert "0.0900 ±0.0005" in printed(compare_view(rows, "ndcg@20"))
     assert [row[1] for row in compare_details_view(rows).rows] == [*["int8 (chosen)"] * 4, "int4"]
 
 

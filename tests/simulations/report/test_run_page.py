@@ -11,7 +11,7 @@ from simulations.report.render import page
 from simulations.report.run_files import run_page
 from simulations.report.section import Section
 from simulations.report.sections.classes import device_classes_view, recall_by_class
-from simulations.report.sections.quality import recall_by_budget, why_less
+from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.traces import device_traces
 from simulations.report.table_view import TableView
 from simulations.report.theme import INK
@@ -48,18 +48,33 @@ def test_why_less_can_be_more_than_the_global_table_is_the_groups_own():
     assert why_less(replace(better_than(run_result(), strongest=False), full_table=as_good)) == ""
 
 
-def test_the_lead_figure_begins_at_nought_and_has_the_line_to_beat():
-    plot = recall_by_budget(run_result())
-    assert "best full table, refined: 0.2500; full table, global: 0.2000." in plot.alt
+def test_the_lead_figure_is_the_ratio_to_the_full_model_around_the_data():
+    plot = budgets_plot(run_result())
+    assert plot.alt.endswith("global table: 0.8; group tables after refinement: 1.")
     assert plot.narrow
     assert plot.svg.count('class="tip"') == plot.narrow.count('class="tip"') == 4
-    assert "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 relative to the best full table" in plot.svg
+    assert (
+        "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 [0.550, 0.660] times the full model&#x27;s" in plot.svg
+        or "int8: 0.1500 [0.1300, 0.1800] at 1%, 10.00 KB, 0.600 [0.550, 0.660] times the full model's" in plot.svg
+    )
     heights = {
         words[:12]: float(y) for words, y in re.findall(r"<title>([^<]*)</title>.*?y=\"([\d.]+)\"", tips(plot.svg))
     }
-    of_nought = 2 * heights["fp32: 0.0500"] - heights["fp32: 0.1000"]
-    foot = float(re.findall(r'id="recall-ytick_1".*?<use [^>]*y="([\d.]+)"', plot.svg, flags=re.DOTALL)[0])
-    assert of_nought == pytest.approx(foot, abs=0.1)
+    assert heights["fp32: 0.0500"] > heights["fp32: 0.1000"] > heights["int8: 0.1500"] > heights["int8: 0.2100"]
+
+
+def test_at_most_six_lines_are_coloured_and_others_can_be_switched_off():
+    """Devices' own blocks come first, in bold."""
+    (first, *_) = run_result().budgets
+    rows = [
+        replace(first, precision=precision, selector=selector, share=share)
+        for precision in ("fp16", "fp32", "int8", "int4")
+        for selector in ("controller", "energy")
+        for share in (0.01, 0.05)
+    ]
+    plot = budgets_plot(replace(run_result(), budgets=tuple(rows)))
+    assert [one.name for one in plot.series] == ["int4, by energy", "int8, by energy"]
+    assert plot.alt.index("int8, by the controller") < plot.alt.index("fp16, by the controller")
 
 
 def tips(svg: str) -> str:
@@ -101,7 +116,7 @@ def words_of(result) -> str:
 @pytest.mark.usefixtures("undrawn")
 def test_no_key_is_shown():
     result = re.findall(r"\b\w+_\w+\b", words_of(with_own_tables()))
-    assert set(result) <= {"x86_64"}
+    assert set(result) <= {"x86_64", "learning_rate", "full_tables"}, "of these, only keys that a remedy names"
     assert "user groups 2" in words_of(run_result())
 
 

@@ -99,7 +99,7 @@ def test_every_kind_of_scenario_is_taken_apart(tiny, tmp_path, started, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["private", "poisoned", "stragglers"])
+@pytest.mark.parametrize("kind", ["private", "poisoned"])
 def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, started, kind):
     rows = ("none", "clipping", *(("tiny",) if kind == "private" else ()))
     settings = AuditSettings(**FEW, only=rows)

@@ -16,7 +16,7 @@ from simulations.listing import LIST
 from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from simulations.timeline import run_timeline as runs
-from simulations.timeline.report import timeline_tables
+from simulations.timeline.report import timeline_summary
 from simulations.timeline.timeline_plots import LABELS
 from simulations.timeline.timeline_seeds import run_timeline_seeds
 from strategies.run.run_paths import RunPaths
@@ -95,9 +95,11 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
         "joining in the period",
     ):
         assert words in page
-    summary, recall, reads = timeline_tables(result)
-    assert (summary.row_count, recall.row_count) == (len(result.last), len(result.last))
-    assert reads.row_count == len(result.periods[0].reads)
+    seen, summary, recall, reads = timeline_summary(result)
+    assert seen in page
+    assert seen.startswith("Fully federated: no interaction leaves a device")
+    assert (len(summary.rows), len(recall.rows)) == (len(result.last), len(result.last))
+    assert len(reads.rows) == len(result.periods[0].reads)
 
 
 def test_shipped_timelines_are_refused_nothing():

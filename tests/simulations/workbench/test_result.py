@@ -120,7 +120,7 @@ class TestResult:
         (axes,) = figure.axes
         rows = [row for row in result.measured.budgets if row.selector == "controller"]
         drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines if len(line.get_xdata()) == 2]
-        assert ([row.share for row in rows], [row.recall.value for row in rows]) in drawn
+        assert ([row.share for row in rows], [row.to_strongest.value for row in rows]) in drawn
         assert len(axes.containers) == 2, "error bars of both selectors"
         figure.savefig(tmp_path / "recall.png")
         assert plt.get_fignums() == [], "no window, no global state"

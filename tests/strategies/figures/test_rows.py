@@ -174,7 +174,8 @@ def test_what_single_devices_get_by_hand():
     def reply(*recalls):
         recall = np.array(recalls).T
         classes, groups, items = np.array([2, 0]), np.array([1, 3]), np.array([5, 4])
-        return SimpleNamespace(single=DeviceFigures(np.array([3, 1]), classes, groups, items, recall, recall / 2))
+        single = DeviceFigures(np.array([3, 1]), classes, groups, items, recall, recall / 2)
+        return SimpleNamespace(single=single, only=lambda places: SimpleNamespace(single=single.only(places)))
 
     evaluation = SimpleNamespace(budgets=(0.05, 0.0025), top_n=20)
     evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation, seed=9), members=MEMBERS)
@@ -182,7 +183,7 @@ def test_what_single_devices_get_by_hand():
         BudgetReplies("int8", "energy", reply([0.1, 0.2], [0.3, 0.4])),
         BudgetReplies("fp16", "controller", reply([0.5, 0.6], [0.7, 0.8])),
     )
-    full = FullTableReplies(reply([0.11, 0.12]), None, reply([9, 9]), reply([0.13, 0.14]))
+    full = FullTableReplies({"global": reply([0.11, 0.12], [9, 9]), "refined": reply([0.13, 0.14], [9, 9])})
     result = per_device(
         evaluator, EvaluationReplies(asked, reply([0.15, 0.16]), None), full, rows_of([], [4], [], [2, 3])
     )

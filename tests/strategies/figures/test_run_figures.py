@@ -18,16 +18,18 @@ def served(tiny, run_dir, *changes):
     ("changes", "rows", "files"),
     [
         ([], 4, 4),
-        (["selector=energy"], 4, 4),
-        (["evaluation.selectors=[]"], 0, 4),
-        (["evaluation.precisions=[fp16]"], 4, 4),
-        (["selector=energy", "evaluation.artifacts=0"], 4, 0),
+        (["selector=energy"], 6, 4),
+        (["evaluation.selectors=[]"], 2, 4),
+        (["evaluation.precisions=[fp16]"], 6, 4),
+        (["selector=energy", "evaluation.artifacts=0"], 6, 0),
         (["evaluation.budgets=[]"], 0, 0),
     ],
 )
-def test_embeddings_are_stored_whichever_figures_are_asked_for(tiny, tmp_path, changes, rows, files):
+def test_what_devices_store_is_evaluated_and_kept_whatever_else_is(tiny, tmp_path, changes, rows, files):
     result = served(tiny, tmp_path / "run", *changes)
     assert len(result.budgets) == rows
+    own = (result.scenario["blocks"]["precision"], result.scenario["selector"])
+    assert not rows or own in {(row.precision, row.selector) for row in result.budgets}
     stored = list((tmp_path / "run" / "artifacts").glob("device-*-int8-*.peel"))
     assert len(stored) == files
 

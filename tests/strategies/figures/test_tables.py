@@ -36,32 +36,49 @@ def reply(recalls, ndcgs, devices=4, stored=()):
     )
     sums = MetricSums(*once, np.zeros_like(once[0]), np.full(len(recalls), devices))
     replicates = Replicates(half[0][:, None], half[1][:, None], np.array([2]))
-    return SimpleNamespace(by_budget=lambda: sums, replicates=replicates, stored_max=np.array(stored))
+
+    def only(places):
+        return reply(recalls[places], ndcgs[places], devices)
+
+    return SimpleNamespace(by_budget=lambda: sums, replicates=replicates, stored_max=np.array(stored), only=only)
+
+
+def replies(**by_table):
+    """Replies about full tables, by name; "global" without a final underscore."""
+    return FullTableReplies({name.rstrip("_"): one for name, one in by_table.items()})
 
 
 GLOBAL, START, REFINED = reply([0.25], [0.125]), reply([0.5], [0.75], devices=8), reply([0.375], [0.625], devices=8)
 
 
 def test_full_tables_by_hand():
-    result = full_table(400, FullTableReplies(GLOBAL, START, reply([0.4375], [0.3125]), REFINED))
+    result = full_table(400, replies(global_=GLOBAL, start=START, refined=REFINED))
     assert result.bytes == 400
     assert [(one.recall.value, one.ndcg.value) for one in (result.globally, result.start, result.refined)] == [
         (0.25, 0.125), (0.5, 0.75), (0.375, 0.625),
     ]  # fmt: skip
     assert (result.start.recall.ends, result.start.ndcg.ends) == ((0.25, 0.25), (0.375, 0.375))
     assert (result.globally.to_global, result.start.to_global) == (Estimate(1.0, 1.0, 1.0), Estimate(2.0, 2.0, 2.0))
-    assert result.start_validation == Quality(Estimate(0.4375), Estimate(0.3125))
+    assert result.on_validation == {}
     assert result.gain == Gain(Estimate(-0.125, -0.0625, -0.0625), devices=8)
-    assert result.strongest == "start"
-    assert full_table(400, FullTableReplies(GLOBAL, REFINED, None, START)).strongest == "refined"
+    assert result.strongest == "refined", "the last one, where validation does not choose"
+
+
+def test_validation_chooses_the_best_full_table_whatever_the_test_says():
+    """On the test, the table before refinement is the best one; on validation, the global one."""
+    by_table = {"global": ([0.25, 0.5], [0.125, 0.3125]), "start": ([0.5, 0.4375], [0.5, 0.75])}
+    result = full_table(400, FullTableReplies({name: reply(*values) for name, values in by_table.items()}))
+    assert result.global_validation == Quality(Estimate(0.5), Estimate(0.3125))
+    assert (result.start_validation.recall, result.refined_validation) == (Estimate(0.4375), None)
+    assert result.start.recall.value > result.globally.recall.value
+    assert result.strongest == "global"
 
 
 def test_tables_that_nobody_asked_for_are_not_there():
-    nothing = full_table(400, FullTableReplies(None, None, None, None))
-    assert (nothing.globally, nothing.start, nothing.start_validation, nothing.refined) == (None,) * 4
-    assert (nothing.gain, nothing.strongest) == (None, None)
-    for start, refined in ((START, None), (None, REFINED)):
-        assert full_table(400, FullTableReplies(GLOBAL, start, None, refined)).gain is None
+    nothing = full_table(400, replies())
+    assert (nothing.tables, nothing.on_validation, nothing.gain, nothing.strongest) == ({}, {}, None, None)
+    for some in ({"start": START}, {"refined": REFINED}):
+        assert full_table(400, replies(global_=GLOBAL, **some)).gain is None
 
 
 def budgets_of(full):
@@ -75,7 +92,7 @@ def budgets_of(full):
 
 
 def test_budgets_by_hand():
-    rows = budgets_of(FullTableReplies(GLOBAL, START, None, REFINED))
+    rows = budgets_of(replies(global_=GLOBAL, refined=REFINED, start=START))
     assert [(row.share, row.budget_bytes, row.precision, row.selector) for row in rows] == [
         (0.05, 20, "int8", "energy"), (0.1, 40, "int8", "energy"),
         (0.05, 20, "fp16", "controller"), (0.1, 40, "fp16", "controller"),
@@ -90,9 +107,9 @@ def test_budgets_by_hand():
 
 
 def test_budgets_beside_no_table_are_no_share_of_one():
-    (row, *_) = budgets_of(FullTableReplies(None, None, None, None))
+    (row, *_) = budgets_of(replies())
     assert (row.to_global, row.to_strongest) == (None, None)
-    (row, *_) = budgets_of(FullTableReplies(None, START, None, None))
+    (row, *_) = budgets_of(replies(start=START))
     assert (row.to_global, row.to_strongest) == (None, Estimate(0.25, 0.25, 0.25))
 
 
@@ -111,13 +128,17 @@ def asked_for(selector="energy", extra=None, **changes):
 
     evaluator = SimpleNamespace(
         scenario=SimpleNamespace(
-            evaluation=evaluation, blocks=SimpleNamespace(precision="int8"), selector=selector, seed=3
+            data=SimpleNamespace(validation_share=0.1),
+            evaluation=evaluation,
+            blocks=SimpleNamespace(precision="int8"),
+            selector=selector,
+            seed=3,
         ),
         members=MEMBERS,
         layout=LAYOUT,
         evaluate=lambda budgets, **more: asked.append((budgets, more)) or f"reply {len(asked)}",
         together=together,
-        full_table=lambda: "full",
+        full_tables=lambda with_validation: SimpleNamespace(whole=f"full, {with_validation}"),
     )
     result = evaluated(evaluator, events.append, extra)
     stored = some_devices(evaluator.scenario, MEMBERS, "artifacts", 3).tolist()
@@ -145,7 +166,7 @@ def test_every_precision_meets_every_selector():
     ]
     replies = ["reply 1", "reply 2", "reply 3, 0", "reply 4"]
     rows = tuple(BudgetReplies(*pair, reply) for pair, reply in zip(pairs, replies, strict=True))
-    assert result == EvaluationReplies(rows, "reply 3, 1", "full", {"tiers": "reply 3, 2"})
+    assert result == EvaluationReplies(rows, "reply 3, 1", "full, True", {"tiers": "reply 3, 2"})
     texts = ["fp16, energy", "fp16, popularity", "int8, energy", "int8, popularity", "own budgets", "full tables"]
     assert events == [Event("evaluation", done + 1, 6, text) for done, text in enumerate(texts)]
 
@@ -162,11 +183,15 @@ def test_without_precisions_it_is_the_scenarios_and_without_full_tables_there_ar
     assert [event.total for event in events] == [3, 3, 3]
 
 
-def test_what_devices_would_store_is_written_even_where_no_figure_is_of_it():
-    result, asked, events = asked_for(selector="controller")
-    assert asked[-2:] == [([20, 40], {"label": "int8", "artifacts": "stored"}), ([OWN], {})]
-    assert (len(result.budgets), len(asked), events[-1].done) == (4, 6, 6)
-    assert len(asked_for(selector="controller", artifacts=0)[1]) == 5, "nothing is to be stored"
+def test_what_devices_are_sent_is_evaluated_whatever_else_is():
+    """A scenario's own selector and precision, a plug-in's too, need not be listed."""
+    result, asked, events = asked_for(selector="controller", precisions=("fp16",))
+    assert [(one.precision, one.selector) for one in result.budgets] == [
+        ("fp16", "energy"), ("fp16", "popularity"), ("int8", "controller"),
+    ]  # fmt: skip
+    assert asked[-1][0] == [BudgetRequest((20, 40)), OWN]
+    assert asked[-1][1]["artifacts"] == "stored"
+    assert (len(asked), events[-1].done, events[-1].total) == (3, 5, 5)
 
 
 def test_full_tables_that_did_not_change_are_not_asked_again():
@@ -174,12 +199,15 @@ def test_full_tables_that_did_not_change_are_not_asked_again():
         def __add__(self, other):
             return Reply(f"{self} {other}")
 
-    def full_tables(groups):
+    def full_tables(groups, with_validation):
+        assert with_validation
         asked.append(list(groups))
         return EvaluationParts((tuple(groups),), (Reply("anew"),), (-1,))
 
     asked = []
-    evaluator = SimpleNamespace(federation=SimpleNamespace(states=[None] * 4), full_tables=full_tables)
+    scenario = SimpleNamespace(data=SimpleNamespace(validation_share=0.1))
+    federation = SimpleNamespace(states=[None] * 4)
+    evaluator = SimpleNamespace(federation=federation, full_tables=full_tables, scenario=scenario)
     started = EvaluationParts(((0, 1), (2,)), (Reply("both"), Reply("two")), (-1, -1))
     assert (_full_tables(evaluator, started), asked) == ("both two anew", [[3]])
     assert (_full_tables(evaluator, started.without([1])), asked) == ("two anew", [[3], [0, 1, 3]])
