@@ -72,13 +72,16 @@ class FittedJoining(Joining):
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the arrays as they are."""
-        return {"centroids": self.centroids, "item_table": self.item_table, "maps": self.maps}
+        maps = {"maps": self.maps} if len(self.maps) else {}
+        return {"centroids": self.centroids, "item_table": self.item_table, **maps}
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> FittedJoining:
         """Return the value that :meth:`tensors` gave."""
         table = _floats(tensors, "item_table")
-        unturned = {"maps": np.zeros((0, *table.shape[1:], *table.shape[1:]), np.float32)}  # of models before 0.2
+        unturned = {
+            "maps": np.zeros((0, *table.shape[1:], *table.shape[1:]), np.float32)
+        }  # of models from before there were axes
         return FittedJoining(_floats(tensors, "centroids"), table, _floats(unturned | dict(tensors), "maps"))
 
     def check(self, num_items: int, dim: int) -> None:

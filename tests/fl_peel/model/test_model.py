@@ -22,6 +22,7 @@ from fl_peel.model.coded_blocks import changed_blocks
 from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.model.model_files import ABOUT
+from fl_peel.pretraining.principal_axes import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
@@ -167,8 +168,8 @@ def test_a_device_joins_as_one_of_a_run_that_gave_nothing(tmp_path):
     device = fl_peel.load(tmp_path / "model").device(GIVEN)
     rows = UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))
     user = fit_user_embeddings(joining.item_table, rows)
-    assert device.user.tobytes() == user[0].tobytes()
     assert [device.group] == choose_group(user, joining.centroids).tolist()
+    assert device.user.tobytes() == turned(user, np.array([device.group]), joining.maps)[0].tobytes()
     assert (device.items, device.seen) == ((3, 20, 7), (3, 7, 20))
 
 
