@@ -79,10 +79,11 @@ class FittedJoining(Joining):
     def from_tensors(tensors: Tensors) -> FittedJoining:
         """Return the value that :meth:`tensors` gave."""
         table = _floats(tensors, "item_table")
-        unturned = {
-            "maps": np.zeros((0, *table.shape[1:], *table.shape[1:]), np.float32)
-        }  # of models from before there were axes
-        return FittedJoining(_floats(tensors, "centroids"), table, _floats(unturned | dict(tensors), "maps"))
+        if "maps" in tensors:
+            maps = _floats(tensors, "maps")
+        else:  # nothing was turned
+            maps = np.zeros((0, *table.shape[1:], *table.shape[1:]), np.float32)
+        return FittedJoining(_floats(tensors, "centroids"), table, maps)
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
