@@ -23,8 +23,6 @@ from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
-Tables = NDArray[np.float32] | Callable[[int], NDArray[np.float32]]
-"""A table (I, d) that serves all devices, whole, or as it serves each user group."""
 REACH = 1.25
 """Devices skip blocks they never need, so they reach further down the list than their budget alone would. Where that is
 not far enough for one of them, all of its message are asked again with a list twice as long: what a device gets under
@@ -38,7 +36,7 @@ class EvaluationOptions(TypedDict, total=False):
     precision: Precision | None
     selector: str | None
     split: str
-    everybody: Tables | None
+    everybody: NDArray[np.float32] | None
     label: str
     artifacts: NDArray[np.int64] | None
     factors: Sequence[float] | None
@@ -47,6 +45,23 @@ class EvaluationOptions(TypedDict, total=False):
     devices: tuple[int, int]
     on_validation: int
     stored: int
+
+
+DEFAULTS: EvaluationOptions = {
+    "precision": None,
+    "selector": None,
+    "split": "test",
+    "everybody": None,
+    "label": "",
+    "artifacts": None,
+    "factors": None,
+    "rooms": None,
+    "per_device": False,
+    "devices": (0, -1),
+    "on_validation": 0,
+    "stored": -1,
+}
+"""The options of an evaluation that asks for nothing in particular."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +157,8 @@ class Evaluator:
         replies.
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
-        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: what serves all devices instead of
-        their user groups' own tables. per_device: tell what single devices get, too, where the scenario
+        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
+        whole, instead of their user groups' own. per_device: tell what single devices get, too, where the scenario
         wants to know. Only the test has replicates: what is chosen on validation needs no interval. devices: numbers of
         the first that counts and the one after the last, -1 for all from there on. on_validation, stored: see
         :class:`fl_peel.wire.EvaluateRequest`.
@@ -186,62 +201,50 @@ class Evaluator:
     def in_parts(
         self,
         budgets: Sequence[int],
-        *,
-        precision: Precision | None = None,
-        selector: str | None = None,
-        split: str = "test",
-        everybody: Tables | None = None,
-        label: str = "",
-        artifacts: NDArray[np.int64] | None = None,
-        factors: Sequence[float] | None = None,
-        rooms: Sequence[float] | None = None,
-        per_device: bool = False,
-        devices: tuple[int, int] = (0, -1),
-        on_validation: int = 0,
-        stored: int = -1,
         groups: Iterable[int] | None = None,
+        *,
         by_node: bool = False,
+        **asked: Unpack[EvaluationOptions],
     ) -> EvaluationParts:
         """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all;
         by_node: whether the replies of nodes are kept apart.
         """
-        scenario, layout = self.scenario, self.layout
-        coded = precision or scenario.blocks.precision
+        scenario, layout, options = self.scenario, self.layout, DEFAULTS | asked
+        coded, everybody = options["precision"] or scenario.blocks.precision, options["everybody"]
+        rooms = options["rooms"]
+        ones = [1.0] * len(budgets)
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
-        if isinstance(everybody, np.ndarray):
+        if everybody is not None:
             weights = {wire.EVERYBODY: as_numbered}
-        elif everybody is not None or set(budgets) == {
-            wire.UNLIMITED
-        }:  # where all blocks are there, their order says nothing
+        elif set(budgets) == {wire.UNLIMITED}:  # where all blocks are there, their order says nothing
             weights = dict.fromkeys(range(len(self.federation.states)), as_numbered)
         else:
-            weights = dict(enumerate(self.weights(selector or scenario.selector)))
+            weights = dict(enumerate(self.weights(options["selector"] or scenario.selector)))
 
-        def asked(groups: dict[int, wire.Arrays]) -> Content:
+        def request_of(groups: dict[int, wire.Arrays]) -> Content:
             request = wire.EvaluateRequest(
                 self.federation.setting,
                 scenario.refinement.rounds if self.server_round is None else self.server_round,
                 coded,
-                split,
-                label,
+                options["split"],
+                options["label"],
                 np.array(budgets, np.int64),
-                np.array([1.0] * len(budgets) if factors is None else factors, np.float64),
-                np.array([-1.0] * len(budgets) if rooms is None else rooms, np.float64),
-                np.zeros(0, np.int64) if artifacts is None else artifacts,
+                np.array(ones if options["factors"] is None else options["factors"], np.float64),
+                np.negative(ones) if rooms is None else np.array(rooms, np.float64),
+                np.zeros(0, np.int64) if options["artifacts"] is None else options["artifacts"],
                 groups,
-                scenario.evaluation.bootstrap if split == "test" else 0,
-                per_device and scenario.evaluation.per_device,
-                *devices,
-                on_validation,
-                stored,
+                scenario.evaluation.bootstrap if options["split"] == "test" else 0,
+                options["per_device"] and scenario.evaluation.per_device,
+                *options["devices"],
+                options["on_validation"],
+                options["stored"],
             )
             return lambda partition: NodeRequest(request, self._known(request, partition))
 
         def served(some: Iterable[int], reach: int | None) -> EvaluationParts:
             def pack(group: int) -> wire.Arrays:
                 if everybody is not None:
-                    table = everybody if isinstance(everybody, np.ndarray) else everybody(group)
-                    return pack_ranking(layout, coded, weights[group], table, reach)
+                    return pack_ranking(layout, coded, weights[group], everybody, reach)
                 return self.federation.states[group].packed(layout, coded, weights[group], reach)
 
             together: list[list[int]] = []
@@ -249,7 +252,7 @@ class Evaluator:
             def questions() -> Iterator[Content]:
                 for groups in packed_batches(some, pack, self.message_bytes):
                     together.append(list(groups))
-                    yield asked(groups)
+                    yield request_of(groups)
 
             nodes = self.federation.nodes
             replies = [
@@ -295,10 +298,10 @@ class Evaluator:
         *,
         with_validation: bool = False,
         groups: Iterable[int] | None = None,
-        everybody: Tables | None = None,
+        everybody: NDArray[np.float32] | None = None,
     ) -> EvaluationParts:
-        """Evaluate every device with the whole fp32 table of its user group, or the same for all devices, message by
-        message: on the test and also on validation; node by node, so that those of one that is excluded
+        """Evaluate every device with the whole fp32 table of its user group, or the same (I, d) for all devices,
+        message by message: on the test and also on validation; node by node, so that those of one that is excluded
         later can be left out.
         """
         return self.in_parts(
@@ -311,8 +314,8 @@ class Evaluator:
             by_node=True,
         )
 
-    def full_table(self, everybody: Tables | None = None, *, split: str = "test") -> wire.EvaluateReply:
-        """Evaluate every device with a whole fp32 table: that of its user group, or the same for all devices."""
+    def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:
+        """Evaluate every device with a whole fp32 table: that of its user group, or the same (I, d) for all devices."""
         return self.evaluate(
             [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
         )
