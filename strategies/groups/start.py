@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,6 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.grouping.clusters import Interests, UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.pretraining.principal_axes import Axes
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import signals_of_group
@@ -84,22 +84,26 @@ def starting_tables(
     return table
 
 
+@dataclass(frozen=True)
+class CollectedUsers:
+    """Users who gave data: embeddings (U, d) that their devices have, user groups, items that were collected."""
+
+    embeddings: FloatArray
+    groups: UserGroups
+    items: UserItems
+
+
 def starting_states(
     scenario: Scenario,
     layout: BlockLayout,
-    pretrained: PretrainedEmbeddings,
-    groups: UserGroups,
-    collected: UserItems,
+    tables: Callable[[int], FloatArray],
+    users: CollectedUsers,
     folder: str = "",
-    *,
-    users: FloatArray,
-    axes: Axes | None,
 ) -> list[UserGroupState]:
-    """Return every group with its starting table, and statistics from the collected interactions alone. folder: as in
-    :func:`empty_tables`; axes: onto which tables are turned, if any; users: (U, d) embeddings that go with these.
+    """Return every group with its starting table, and statistics from the collected interactions alone. tables: (I, d)
+    of each group, by number; folder: as in :func:`empty_tables`.
     """
-    num_items = layout.num_items
-    tables = starting_tables(scenario, pretrained, groups, collected)
+    num_items, groups, collected = layout.num_items, users.groups, users.items
     room = empty_tables(groups.num_groups, (num_items, layout.embedding_dim), folder)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
     shelf = shelf_for(groups.num_groups * known_bytes(layout.num_blocks), folder)
@@ -110,10 +114,10 @@ def starting_states(
     def state(group: int) -> UserGroupState:
         members = np.flatnonzero(groups.assignment == group)
         mine = collected.select(members)
-        table = tables(group) if axes is None else tables(group) @ axes.rows[group]
+        table = tables(group)
         everything = ranked_as_numbered(layout, table)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
-        shown = shown_in_lists(everything, users[members], mine, scenario.controller.list_length)
+        shown = shown_in_lists(everything, users.embeddings[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),

@@ -22,7 +22,7 @@ from fl_peel.pretraining.principal_axes import Axes, turned
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import pretraining_device
 from fl_peel.training.workers import fixed_threads
-from strategies.groups.start import make_groups, make_layout, starting_states
+from strategies.groups.start import CollectedUsers, make_groups, make_layout, starting_states, starting_tables
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
@@ -65,9 +65,13 @@ class CentralStage1Outcome(Stage1Outcome):
 
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Return every user group with its table, and statistics from the collected interactions."""
-        return starting_states(
-            scenario, self.layout, self.pretrained, self.groups, self.given, folder, users=self.users, axes=self.axes
-        )
+        plain, axes = starting_tables(scenario, self.pretrained, self.groups, self.given), self.axes
+
+        def table(group: int) -> FloatArray:
+            return plain(group) if axes is None else plain(group) @ axes.rows[group]
+
+        users = CollectedUsers(self.users, self.groups, self.given)
+        return starting_states(scenario, self.layout, table, users, folder)
 
     @property
     def joining(self) -> FittedJoining:
