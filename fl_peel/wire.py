@@ -236,7 +236,8 @@ class JoinRequest:
 
     item_table: (I, d) if some device must find its embedding and group by itself, else (0, d);
     item_group: (I,); centroids: (G, d). maps: (G, K, d) from the vector that a device made in stage 1 to its embedding,
-    (0, 0, d) where devices have none; centroids are then (G, c) and of those vectors. former: (G,) in a timeline, the
+    centroids are then (G, c) and of those vectors; with an item_table (G, d, d) from the embedding that a device finds
+    to the one on the axes of its group's table; (0, 0, d) where there are none. former: (G,) in a timeline, the
     number that each group had in the last period, -1 for new ones: devices that are in it may stay.
 
     Of many devices some join at a time, one part after the other: first, count: of the node's hosted devices, the place

@@ -156,6 +156,6 @@ def _before_rounds(evaluator: Evaluator, prepared: Stage1Outcome) -> StartReplie
     scenario = evaluator.scenario
     if not scenario.evaluation.full_tables:
         return StartReplies()
-    table, validated = prepared.global_table, bool(scenario.data.validation_share)
-    globally = None if table is None else evaluator.full_tables(with_validation=validated, everybody=table)
+    tables, validated = prepared.global_tables, bool(scenario.data.validation_share)
+    globally = None if tables is None else evaluator.full_tables(with_validation=validated, everybody=tables)
     return StartReplies(globally, evaluator.full_tables(with_validation=validated))

@@ -17,6 +17,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.pretraining.principal_axes import turned
 from fl_peel.pretraining.spectral_steps import embeddings
 from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.sources import source_of
@@ -98,12 +99,14 @@ def join(cohort: Cohort, request: JoinRequest) -> JoinReply:
     known = cohort.places(request.devices) - request.first
     users[known], groups[known] = request.users, request.groups
     alone = np.flatnonzero(groups < 0)
-    if len(request.maps):
+    if len(request.maps) and not len(request.item_table):
         users, groups = _mapped(cohort, request)
     elif len(alone):
         some = places[alone]
         users[alone] = fit_user_embeddings(request.item_table, cohort.splits.train.select(some))
         groups[alone] = answered_groups(cohort, some, choose_group(users[alone], request.centroids), request.centroids)
+        if len(request.maps):
+            users[alone] = turned(users[alone], groups[alone], request.maps)
     if request.first == 0:
         _check_devices(cohort, layout)
         cohort.save_layout(layout)

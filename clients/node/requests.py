@@ -75,14 +75,16 @@ def _check_join(cohort: Cohort, request: wire.JoinRequest) -> None:
         raise MessageError(f"JoinRequest.count: devices that do not exist, of {len(cohort.devices)}")
     if not np.isin(request.devices, cohort.devices[some]).all():
         raise MessageError("JoinRequest.devices: some of them join in another part")
-    if len(request.maps):
-        if len(request.maps) != len(request.centroids):
-            raise MessageError(f"JoinRequest.maps: {len(request.maps)} of {len(request.centroids)} user groups")
+    if len(request.maps) not in (0, len(request.centroids)):
+        raise MessageError(f"JoinRequest.maps: {len(request.maps)} of {len(request.centroids)} user groups")
+    if len(request.maps) and not len(request.item_table):
         if len(some) < len(cohort.devices):
             raise MessageError("JoinRequest.maps: all devices of a node join at once")
         return
     if request.centroids.shape[1] != cohort.scenario.pretraining.embedding_dim:
         raise MessageError(f"JoinRequest.centroids: of {request.centroids.shape[1]} columns, as no embedding is")
+    if len(request.maps) and request.maps.shape[1] != request.centroids.shape[1]:
+        raise MessageError(f"JoinRequest.maps: of {request.maps.shape[1]} rows, as no embedding is")
     if len(request.devices) < len(some):
         rows, wanted = len(request.item_table), cohort.splits.num_items
         if rows != wanted:

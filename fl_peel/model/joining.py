@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.pretraining.principal_axes import turned
 from fl_peel.pretraining.spectral_steps import embeddings
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
 
@@ -54,30 +55,41 @@ class Joining(ABC):
 
 @dataclass(frozen=True)
 class FittedJoining(Joining):
-    """Joining by a fit: a device fits its embedding to the item table (I, d), then takes the nearest group."""
+    """Joining by a fit: a device fits its embedding to the item table (I, d), takes the nearest group, and turns the
+    embedding by the group's map. maps: (G, d, d), (0, d, d) where it stays as it is.
+    """
 
     kind: ClassVar[str] = "fitted"
     item_table: FloatArray
+    maps: FloatArray
 
     def join(self, rows: UserItems) -> tuple[FloatArray, NDArray[np.int32]]:
         """Join as devices of a run do whose interactions are not collected."""
         with threadpool_limits(limits=1):
             users = fit_user_embeddings(self.item_table, rows)
-        return users, choose_group(users, self.centroids)
+        groups = choose_group(users, self.centroids)
+        return turned(users, groups, self.maps) if len(self.maps) else users, groups
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the arrays as they are."""
-        return {"centroids": self.centroids, "item_table": self.item_table}
+        maps = {"maps": self.maps} if len(self.maps) else {}
+        return {"centroids": self.centroids, "item_table": self.item_table, **maps}
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> FittedJoining:
         """Return the value that :meth:`tensors` gave."""
-        return FittedJoining(_floats(tensors, "centroids"), _floats(tensors, "item_table"))
+        table = _floats(tensors, "item_table")
+        if "maps" in tensors:
+            maps = _floats(tensors, "maps")
+        else:  # nothing was turned
+            maps = np.zeros((0, *table.shape[1:], *table.shape[1:]), np.float32)
+        return FittedJoining(_floats(tensors, "centroids"), table, maps)
 
     def check(self, num_items: int, dim: int) -> None:
         """See :class:`Joining`."""
         _check_shape("item_table", self.item_table, (num_items, dim))
         _check_shape("centroids", self.centroids, (self.num_groups, dim))
+        _check_shape("maps", self.maps, (self.num_groups if len(self.maps) else 0, dim, dim))
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ class _Trainer:
         if config.l2 > 0:
             squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)
             loss = loss + 0.5 * config.l2 * squares
-        if config.diversity_form != "none" and config.diversity_weight > 0:
+        if config.diversity_weight > 0:
             chosen = evenly_drawn(self._num_items, _DIVERSITY_SAMPLE, generator, self._device)
             table = items if chosen is None else items[chosen]
             loss = loss + config.diversity_weight * slice_diversity(table, config.num_slices, config.diversity_form)

@@ -199,7 +199,7 @@ def slice_diversity(items: Tensor, num_slices: int, form: DiversityForm) -> Tens
     items, as in the authors' release; it has no lower bound, so a large weight makes the table grow without
     end.
     """
-    if form == "none" or num_slices < 2:
+    if form in ("axes", "none") or num_slices < 2:
         return items.new_zeros(())
     slices = items.view(items.shape[0], num_slices, -1)  # (I, N, s)
     if form == "distance":

@@ -291,9 +291,11 @@ class Pretraining(Keys):
     """
     initial_norm: float = Field(1.0, gt=0, json_schema_extra=unit("length"))
     """Mean norm of the initial layer-0 item rows."""
-    diversity_form: DiversityForm = "cosine"
-    """Form of the regularizer that keeps the slices of an item different; none; cosine, which is bounded; distance, the
-    paper's, which is unbounded."""
+    diversity_form: DiversityForm = "axes"
+    """What keeps the slices of an item different; axes: where there are several, each user group's table is turned onto
+    its principal axes after training, which changes no score and puts columns in the order of what they add to the
+    group's scores; none; or a regularizer: cosine, which is bounded; distance, the paper's, which is unbounded. Tables
+    of spectral are on such axes in any case."""
     diversity_weight: float = Field(0.0, ge=0, json_schema_extra=unit("weight"))
     """Weight of that regularizer in the loss; 0: no regularizer."""
     diversity_slices: int = Field(4, ge=1, le=WIDEST, json_schema_extra=unit("slices"))
@@ -310,10 +312,11 @@ class Pretraining(Keys):
             raise ValueError(
                 "popularity_correction applies to sampled-softmax and has no effect under bpr; leave it out"
             )
-        if self.diversity_weight and (self.diversity_form == "none" or self.diversity_slices == 1):
+        if self.diversity_weight and (self.diversity_form in ("axes", "none") or self.diversity_slices == 1):
             raise ValueError(
                 f"diversity_weight {self.diversity_weight:g} has no effect with diversity_form {self.diversity_form} "
-                f"and {self.diversity_slices} diversity_slices; set a form and 2 or more slices, or the weight to 0"
+                f"and {self.diversity_slices} diversity_slices; set cosine or distance and 2 or more slices, or the "
+                "weight to 0"
             )
         return self
 

@@ -45,7 +45,7 @@ class PretrainingConfig:
     num_threads: int = 0
 
 
-DiversityForm = Literal["none", "cosine", "distance"]
+DiversityForm = Literal["axes", "none", "cosine", "distance"]
 
 
 def check_collected(collected: UserItems) -> None:

@@ -44,22 +44,29 @@ def read_size(text: str, place: str = "--budget") -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-# ---- Shares of the full table as they are typed on the command line
+# ---- Budgets as they are typed on the command line: shares of the full table, or bytes
 
 
-def read_budgets(text: str, option: str = "--budgets") -> tuple[float, ...]:
-    """``0.1%,0.25%,0.01`` as ascending fractions.
+def read_budgets(
+    text: str, option: str = "--budgets", full_table_bytes: Callable[[], int] | None = None
+) -> tuple[float, ...]:
+    """``430B,1KB,0.25%,0.01`` as ascending shares. full_table_bytes: asked where a budget is in bytes; without it, none
+    may be.
 
     Raises:
-        BudgetError: not a list of shares above 0 and at most 1.
+        BudgetError: not a list of bytes and of shares above 0 and at most 1.
     """
     shares = []
     for part in text.split(","):
         word = part.strip()
+        in_bytes = full_table_bytes is not None and word.lower().endswith("b")
         try:
-            share = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
+            share = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1) if not in_bytes else 0.0
         except ValueError as error:
-            raise BudgetError(f"{option}: {word!r} is not a share; write e.g. 0.5%,1%") from error
+            more = "" if full_table_bytes is None else ", or bytes, e.g. 430B,1KB"
+            raise BudgetError(f"{option}: {word!r} is not a share; write e.g. 0.5%,1%{more}") from error
+        if in_bytes and full_table_bytes is not None:
+            share = read_size(word, option) / full_table_bytes()
         if not 0 < share <= 1:
             raise BudgetError(f"{option}: {word} is not above 0 and at most 100%; write e.g. 0.5%,1%")
         shares.append(share)

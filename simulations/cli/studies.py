@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +24,17 @@ from simulations.cli.console import (
 from simulations.cli.run import print_estimate
 
 if TYPE_CHECKING:
+    from fl_peel.scenario.scenario import Scenario
     from simulations.run_options import StudyArguments
 
 Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
 Budgets = Annotated[
-    str, typer.Option("--budgets", metavar="SHARES", help="Memory budgets, as shares of the fp32 full item table.")
+    str,
+    typer.Option(
+        "--budgets",
+        metavar="BUDGETS",
+        help="Memory budgets, in bytes or as shares of the fp32 full item table, e.g. 430B,1KB,1%.",
+    ),
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds, from the scenario's on.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, ignoring the checkpoints in --out.")]
@@ -70,9 +77,10 @@ def compare(
     from fl_peel.errors import ScenarioError
     from simulations.scenario_files import load_scenario
 
-    shares = read_budgets(budgets)
-    single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets")
     loaded = load_scenario(scenario, overrides or [])
+    whole = _full_table_bytes(loaded, data_dir)
+    shares = read_budgets(budgets, full_table_bytes=whole)
+    single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
     from simulations.studies.compare import compare as comparison
     from simulations.studies.compare.central import some
@@ -126,8 +134,8 @@ def ablate(
     """Ablate the method: leave out or change one part at a time; one table, one plot."""
     from simulations.scenario_files import load_scenario
 
-    shares = read_budgets(budgets)
     loaded = load_scenario(scenario, overrides or [])
+    shares = read_budgets(budgets, full_table_bytes=_full_table_bytes(loaded, data_dir))
 
     from simulations.studies.ablate import ablate as ablation
     from simulations.studies.ablate.report import ablate_tables
@@ -274,6 +282,18 @@ def reproduce(
 
 def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(separator) if word.strip())
+
+
+def _full_table_bytes(scenario: Scenario, data_dir: Path | None) -> Callable[[], int]:
+    """Return the function that reads the data for the size of its full table."""
+
+    def num_bytes() -> int:
+        from fl_peel.device_storage import load_interactions
+
+        items = load_interactions(scenario, "" if data_dir is None else str(data_dir)).num_items
+        return 4 * items * scenario.pretraining.embedding_dim
+
+    return num_bytes
 
 
 def _arguments(out: Path, data_dir: Path | None, command: str, *, fresh: bool, quiet: bool) -> StudyArguments:

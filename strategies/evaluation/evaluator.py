@@ -23,6 +23,8 @@ from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 
+Tables = NDArray[np.float32] | Callable[[int], NDArray[np.float32]]
+"""A table (I, d) that serves all devices, whole, or as it serves each user group."""
 REACH = 1.25
 """Devices skip blocks they never need, so they reach further down the list than their budget alone would. Where that is
 not far enough for one of them, all of its message are asked again with a list twice as long: what a device gets under
@@ -36,7 +38,7 @@ class EvaluationOptions(TypedDict, total=False):
     precision: Precision | None
     selector: str | None
     split: str
-    everybody: NDArray[np.float32] | None
+    everybody: Tables | None
     label: str
     artifacts: NDArray[np.int64] | None
     factors: Sequence[float] | None
@@ -157,8 +159,8 @@ class Evaluator:
         replies.
 
         precision, selector: by default the scenario's. factors, rooms: one a budget, see
-        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: a table (I, d) that serves all devices,
-        whole, instead of their user groups' own. per_device: tell what single devices get, too, where the scenario
+        :class:`fl_peel.wire.EvaluateRequest`; without them 1 and -1. everybody: what serves all devices instead of
+        their user groups' own tables. per_device: tell what single devices get, too, where the scenario
         wants to know. Only the test has replicates: what is chosen on validation needs no interval. devices: numbers of
         the first that counts and the one after the last, -1 for all from there on. on_validation, stored: see
         :class:`fl_peel.wire.EvaluateRequest`.
@@ -214,9 +216,9 @@ class Evaluator:
         rooms = options["rooms"]
         ones = [1.0] * len(budgets)
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
-        if everybody is not None:
+        if isinstance(everybody, np.ndarray):
             weights = {wire.EVERYBODY: as_numbered}
-        elif set(budgets) == {wire.UNLIMITED}:  # where all blocks are there, their order says nothing
+        elif everybody is not None or set(budgets) == {wire.UNLIMITED}:  # of all blocks, the order says nothing
             weights = dict.fromkeys(range(len(self.federation.states)), as_numbered)
         else:
             weights = dict(enumerate(self.weights(options["selector"] or scenario.selector)))
@@ -244,7 +246,8 @@ class Evaluator:
         def served(some: Iterable[int], reach: int | None) -> EvaluationParts:
             def pack(group: int) -> wire.Arrays:
                 if everybody is not None:
-                    return pack_ranking(layout, coded, weights[group], everybody, reach)
+                    table = everybody if isinstance(everybody, np.ndarray) else everybody(group)
+                    return pack_ranking(layout, coded, weights[group], table, reach)
                 return self.federation.states[group].packed(layout, coded, weights[group], reach)
 
             together: list[list[int]] = []
@@ -298,10 +301,10 @@ class Evaluator:
         *,
         with_validation: bool = False,
         groups: Iterable[int] | None = None,
-        everybody: NDArray[np.float32] | None = None,
+        everybody: Tables | None = None,
     ) -> EvaluationParts:
-        """Evaluate every device with the whole fp32 table of its user group, or the same (I, d) for all devices,
-        message by message: on the test and also on validation; node by node, so that those of one that is excluded
+        """Evaluate every device with the whole fp32 table of its user group, or the same for all devices, message by
+        message: on the test and also on validation; node by node, so that those of one that is excluded
         later can be left out.
         """
         return self.in_parts(
@@ -314,8 +317,8 @@ class Evaluator:
             by_node=True,
         )
 
-    def full_table(self, everybody: NDArray[np.float32] | None = None, *, split: str = "test") -> wire.EvaluateReply:
-        """Evaluate every device with a whole fp32 table: that of its user group, or the same (I, d) for all devices."""
+    def full_table(self, everybody: Tables | None = None, *, split: str = "test") -> wire.EvaluateReply:
+        """Evaluate every device with a whole fp32 table: that of its user group, or the same for all devices."""
         return self.evaluate(
             [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
         )

@@ -129,8 +129,8 @@ def run_trial(run: Run, trial: Trial) -> dict[str, Any]:
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):
         if trial.full_tables:
-            if prepared.global_table is not None:
-                full["global"] = in_replicates(evaluator.full_table(prepared.global_table))
+            if prepared.global_tables is not None:
+                full["global"] = in_replicates(evaluator.full_table(prepared.global_tables))
             full |= {f"start{suffix}": one for suffix, one in _full_tables(evaluator).items()}
     with stages("refinement"):
         keeping = refiner.refine(strategy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,19 +84,26 @@ def starting_tables(
     return table
 
 
+@dataclass(frozen=True)
+class CollectedUsers:
+    """Users who gave data: embeddings (U, d) that their devices have, user groups, items that were collected."""
+
+    embeddings: FloatArray
+    groups: UserGroups
+    items: UserItems
+
+
 def starting_states(
     scenario: Scenario,
     layout: BlockLayout,
-    pretrained: PretrainedEmbeddings,
-    groups: UserGroups,
-    collected: UserItems,
+    tables: Callable[[int], FloatArray],
+    users: CollectedUsers,
     folder: str = "",
 ) -> list[UserGroupState]:
-    """Return every group with its starting table, and statistics from the collected interactions alone. folder: as in
-    :func:`empty_tables`.
+    """Return every group with its starting table, and statistics from the collected interactions alone. tables: (I, d)
+    of each group, by number; folder: as in :func:`empty_tables`.
     """
-    num_items = layout.num_items
-    tables = starting_tables(scenario, pretrained, groups, collected)
+    num_items, groups, collected = layout.num_items, users.groups, users.items
     room = empty_tables(groups.num_groups, (num_items, layout.embedding_dim), folder)
     global_popularity = by_block(layout, collected.popularity(num_items) / max((collected.counts() > 0).sum(), 1))
     shelf = shelf_for(groups.num_groups * known_bytes(layout.num_blocks), folder)
@@ -109,7 +117,7 @@ def starting_states(
         table = tables(group)
         everything = ranked_as_numbered(layout, table)
         popularity = by_block(layout, mine.popularity(num_items))  # interactions per item
-        shown = shown_in_lists(everything, pretrained.users[members], mine, scenario.controller.list_length)
+        shown = shown_in_lists(everything, users.embeddings[members], mine, scenario.controller.list_length)
         sizes = np.repeat(layout.group_sizes, layout.num_slices)
         statistics = BlockStatistics(
             popularity=(popularity / max(len(members), 1)).astype(np.float32),

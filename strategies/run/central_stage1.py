@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +18,11 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.model.joining import FittedJoining
+from fl_peel.pretraining.principal_axes import Axes, turned
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import pretraining_device
-from strategies.groups.start import make_groups, make_layout, starting_states
+from fl_peel.training.workers import fixed_threads
+from strategies.groups.start import CollectedUsers, make_groups, make_layout, starting_states, starting_tables
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
@@ -29,26 +33,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CentralStage1Outcome(Stage1Outcome):
-    """One table, an embedding for every user who gave data, user groups of these."""
+    """One table, an embedding for every user who gave data, user groups of these; axes: of each group's table, None
+    where it stays as it was trained.
+    """
 
     given: UserItems
     has_data: NDArray[np.bool_]
     pretrained: PretrainedEmbeddings
     groups: UserGroups
+    axes: Axes | None = None
 
     @property
     def global_table(self) -> FloatArray:
         """The table as pretrained, (I, d)."""
         return self.pretrained.items
 
+    @property
+    def global_tables(self) -> FloatArray | Callable[[int], FloatArray]:
+        """The table as pretrained, on each group's axes."""
+        if self.axes is None:
+            return self.pretrained.items
+        rows = self.axes.rows
+        return lambda group: self.pretrained.items @ rows[group]
+
+    @cached_property
+    def users(self) -> FloatArray:
+        """Embeddings (U, d) that users have as devices: on the axes of their group."""
+        if self.axes is None:
+            return self.pretrained.users
+        return turned(self.pretrained.users, self.groups.assignment, self.axes.users)
+
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Return every user group with its table, and statistics from the collected interactions."""
-        return starting_states(scenario, self.layout, self.pretrained, self.groups, self.given, folder)
+        plain, axes = starting_tables(scenario, self.pretrained, self.groups, self.given), self.axes
+
+        def table(group: int) -> FloatArray:
+            return plain(group) if axes is None else plain(group) @ axes.rows[group]
+
+        users = CollectedUsers(self.users, self.groups, self.given)
+        return starting_states(scenario, self.layout, table, users, folder)
 
     @property
     def joining(self) -> FittedJoining:
         """It fits its embedding to the table as pretrained."""
-        return FittedJoining(self.groups.centroids, self.pretrained.items)
+        return FittedJoining(self.groups.centroids, self.pretrained.items, self._maps)
+
+    @property
+    def _maps(self) -> FloatArray:
+        dim = self.layout.embedding_dim
+        return np.zeros((0, dim, dim), np.float32) if self.axes is None else self.axes.users
 
     @property
     def sends_own_embeddings(self) -> bool:
@@ -58,17 +91,17 @@ class CentralStage1Outcome(Stage1Outcome):
     def join_request(self, setting: wire.RunSetting, devices: NDArray[np.int64]) -> wire.JoinRequest:
         """Embeddings and groups of the devices that gave data; to the others the table, to find theirs."""
         items, mine = self.pretrained.items, devices[self.has_data[devices]]
-        users = self.pretrained.users[mine]
+        users, alone = self.users[mine], len(mine) < len(devices)
         drop_pages_now(self.pretrained.users)
         return wire.JoinRequest(
             setting,
             self.layout.item_group,
             self.groups.centroids,
-            items[:0] if len(mine) == len(devices) else items,
+            items if alone else items[:0],
             mine,
             users,
             self.groups.assignment[mine],
-            np.zeros((0, 0, items.shape[1]), np.float32),
+            self._maps if alone else self._maps[:0],
         )
 
 
@@ -107,9 +140,13 @@ def prepare_collected(
     with stages("grouping"):
         groups = make_groups(scenario, pretrained, has_data)
         layout = make_layout(scenario, splits.num_items, given.popularity(splits.num_items), pretrained.items)
+        axes = None
+        if config.diversity_form == "axes" and layout.num_slices > 1:
+            with fixed_threads(1):
+                axes = Axes.from_embeddings(pretrained.users, groups.assignment, groups.num_groups, pretrained.items)
     on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))
     check_budgets(scenario, layout)
-    return CentralStage1Outcome(layout, pretrained.temperature, given, has_data, pretrained, groups)
+    return CentralStage1Outcome(layout, pretrained.temperature, given, has_data, pretrained, groups, axes)
 
 
 __all__ = ["CentralStage1Outcome", "prepare_collected"]

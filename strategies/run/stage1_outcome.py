@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,11 @@ class Stage1Outcome(ABC):
     def global_table(self) -> FloatArray | None:
         """Return the one item table (I, d) for all devices, where there is one."""
         return None
+
+    @property
+    def global_tables(self) -> FloatArray | Callable[[int], FloatArray] | None:
+        """Return the same table as devices score by it: for each user group, by number, where embeddings differ."""
+        return self.global_table
 
     @abstractmethod
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:

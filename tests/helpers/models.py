@@ -33,8 +33,10 @@ def ids_of(layout: BlockLayout, first: int = 0) -> tuple[str, ...]:
 
 
 def fitted(rng: np.random.Generator, layout: BlockLayout, groups: int = 2) -> FittedJoining:
-    """Random centroids, and a random table."""
-    return FittedJoining(rng.normal(size=(groups, layout.embedding_dim)).astype(np.float32), random_table(rng, layout))
+    """Random centroids, a random table, and random maps."""
+    dim = layout.embedding_dim
+    centroids, table = rng.normal(size=(groups, dim)).astype(np.float32), random_table(rng, layout)
+    return FittedJoining(centroids, table, rng.normal(size=(groups, dim, dim)).astype(np.float32))
 
 
 def mapped(rng: np.random.Generator, layout: BlockLayout, groups: int = 2, columns: int = 6) -> MappedJoining:

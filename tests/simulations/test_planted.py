@@ -21,7 +21,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from simulations.scenario_files import validated
-from strategies.groups.start import make_groups, make_layout, starting_states
+from strategies.groups.start import CollectedUsers, make_groups, make_layout, starting_states, starting_tables
 
 MISSING = {0: (2, 4, 6, 8), 1: (3, 5, 7, 9)}  # world -> users whose missing item is its 0th, 1st, 2nd, 3rd
 NUM_USERS = 44
@@ -63,7 +63,8 @@ def world():
     pretrained = pretrain(train, 8, scenario.pretraining.config(), seed=0)
     groups = make_groups(scenario, pretrained, np.ones(NUM_USERS, np.bool_))
     layout = make_layout(scenario, 8, train.popularity(8), pretrained.items)
-    states = starting_states(scenario, layout, pretrained, groups, train)
+    tables = starting_tables(scenario, pretrained, groups, train)
+    states = starting_states(scenario, layout, tables, CollectedUsers(pretrained.users, groups, train))
     return scenario, taste, train, test, pretrained, groups, layout, states
 
 

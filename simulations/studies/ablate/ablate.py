@@ -172,7 +172,9 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
     slices = base.pretraining.diversity_slices
     weight = base.pretraining.diversity_weight or 0.1
     if slices > 1:
-        add("diversity", "off", pretraining={"diversity_weight": 0.0})
+        plain = {"diversity_weight": 0.0}
+        add("diversity", "principal axes", pretraining=plain | {"diversity_form": "axes"})
+        add("diversity", "off", pretraining=plain | {"diversity_form": "none"})
         add("diversity", f"cosine {weight:g}", pretraining={"diversity_weight": weight, "diversity_form": "cosine"})
     add("controller", "off, popularity", selector="popularity")
     add("controller", "off, random", selector="random")

@@ -10,7 +10,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.model import joining as module
-from fl_peel.model.joining import MappedJoining, as_halves
+from fl_peel.model.joining import FittedJoining, MappedJoining, as_halves
 from tests.helpers.models import LAYOUT, fitted, mapped
 
 
@@ -103,3 +103,14 @@ def test_sums_are_of_one_thread(monkeypatch):
 def test_a_group_is_chosen_by_some_numbers_of_a_vector_or_all(columns):
     replace(FITS, centroids=np.ones((2, columns), np.float32)).check(30, 8)
     assert isinstance(FITS, MappedJoining)
+
+
+def test_a_model_from_before_there_were_axes_leaves_embeddings_as_they_are_fitted():
+    joining = fitted(np.random.default_rng(3), LAYOUT)
+    before = {name: array for name, array in joining.tensors().items() if name != "maps"}
+    rows = UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))
+    users, groups = FittedJoining.from_tensors(before).join(rows)
+    again, same = FittedJoining.from_tensors(joining.tensors()).join(rows)
+    assert groups.tolist() == same.tolist()
+    assert users.tobytes() == fit_user_embeddings(joining.item_table, rows).tobytes()
+    assert again[0] == pytest.approx(users[0].astype(np.float64) @ joining.maps[groups[0]], rel=1e-5)

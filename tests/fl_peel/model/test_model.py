@@ -23,6 +23,7 @@ from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model import ModelContent
 from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.model.model_files import ABOUT
+from fl_peel.pretraining.principal_axes import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
@@ -169,8 +170,8 @@ def test_a_device_joins_as_one_of_a_run_that_gave_nothing(tmp_path):
     device = fl_peel.load(tmp_path / "model").device(GIVEN)
     rows = UserItems(np.array([0, 3]), np.array([3, 20, 7], np.int32))
     user = fit_user_embeddings(joining.item_table, rows)
-    assert device.user.tobytes() == user[0].tobytes()
     assert [device.group] == choose_group(user, joining.centroids).tolist()
+    assert device.user.tobytes() == turned(user, np.array([device.group]), joining.maps)[0].tobytes()
     assert (device.items, device.seen) == ((3, 20, 7), (3, 7, 20))
 
 
@@ -214,7 +215,7 @@ class Joins(FittedJoining):
 def test_a_user_embedding_that_cannot_be_stored_is_one_line(tmp_path, monkeypatch, largest):
     saved(tmp_path / "model")
     model = fl_peel.load(tmp_path / "model")
-    joining = Joins(model.joining.centroids, model.joining.tensors()["item_table"])
+    joining = Joins(**model.joining.tensors())
     monkeypatch.setattr(Joins, "user", None if largest is None else np.array([[1.0] * 7 + [largest]], np.float32))
     model = replace(model, joining=joining)
     if largest == 65_504.0:

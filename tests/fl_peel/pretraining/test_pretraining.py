@@ -342,7 +342,7 @@ def test_diversity_gradient_equals_finite_differences(form: str) -> None:
 
 def test_diversity_off_and_single_slice_are_zero() -> None:
     items = torch.ones(2, 4)
-    assert float(slice_diversity(items, 4, "none")) == 0.0
+    assert float(slice_diversity(items, 4, "none")) == float(slice_diversity(items, 4, "axes")) == 0.0
     assert float(slice_diversity(items, 1, "cosine")) == 0.0
 
 
@@ -352,7 +352,7 @@ def test_diversity_weight_makes_the_slices_differ() -> None:
         float(slice_diversity(torch.from_numpy(pretrain(rows, 30, config, seed=1).items), 4, "cosine"))
         for config in (
             replace(SMALL, epochs=20, diversity_weight=0.0),
-            replace(SMALL, epochs=20, diversity_weight=5.0),
+            replace(SMALL, epochs=20, diversity_weight=5.0, diversity_form="cosine"),
         )
     ]
     # 4 slices of 2 dimensions cannot all be at right angles: the least mean is (4 / 2 - 1) / (4 - 1) = 1/3

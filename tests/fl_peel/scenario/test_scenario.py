@@ -145,12 +145,12 @@ BAD = [
         "pretraining: popularity_correction applies to sampled-softmax and has no effect under bpr; leave it out",
     ),
     (
-        {"pretraining": {"diversity_weight": 0.1, "diversity_slices": 1}},
-        "pretraining: diversity_weight 0.1 has no effect with diversity_form cosine and 1 diversity_slices; set a form",
+        {"pretraining": {"diversity_weight": 0.1, "diversity_form": "cosine", "diversity_slices": 1}},
+        "pretraining: diversity_weight 0.1 has no effect with diversity_form cosine and 1 diversity_slices; set cosine",
     ),
     (
-        {"pretraining": {"diversity_weight": 0.1, "diversity_form": "none"}},
-        "pretraining: diversity_weight 0.1 has no effect with diversity_form none and 4 diversity_slices; set a form",
+        {"pretraining": {"diversity_weight": 0.1}},
+        "pretraining: diversity_weight 0.1 has no effect with diversity_form axes and 4 diversity_slices; set cosine",
     ),
     ({"evaluation": {"budgets": ["1%", 0.01]}}, "evaluation: budgets: 0.01 is given twice; leave one out"),
     ({"evaluation": {"precisions": ["int8", "int8"]}}, "evaluation: precisions: int8 is given twice; leave one out"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fl_peel import plugins
+from fl_peel.blocks.layout import share_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ReportError, ScenarioError
 from fl_peel.json_codec import from_plain
@@ -367,6 +368,12 @@ def test_budgets_that_make_no_sense_are_refused(text):
 
 def test_budgets_are_read_as_shares():
     assert read_budgets("1%, 0.1%,0.01") == (0.001, 0.01)
+    shares = read_budgets("1KB, 1%,430B", full_table_bytes=lambda: 430_592)
+    assert [share_bytes(430_592, share) for share in shares] == [430, 1000, 4305], "to the byte"
+    with pytest.raises(BudgetError, match="'1KB' is not a share"):
+        read_budgets("1KB")
+    with pytest.raises(BudgetError, match=r"^--budgets: 2KB is not above 0 and at most 100%"):
+        read_budgets("2KB", full_table_bytes=lambda: 1_999)
 
 
 def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path, monkeypatch):
@@ -448,7 +455,12 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
     assert parts == wanted | {ablation.BASELINE}
     by_name = {(row["part"], row["setting"]): row for row in result["rows"] if row["share"] == 0.6}
     base = by_name[ablation.BASELINE, ""]
-    for same in (("controller", "on"), ("item groups", "single"), ("collected", "100%"), ("diversity", "off")):
+    for same in (
+        ("controller", "on"),
+        ("item groups", "single"),
+        ("collected", "100%"),
+        ("diversity", "principal axes"),
+    ):
         assert by_name[same]["recall@20"] == base["recall@20"]
     assert by_name["grouping", "off"]["recall@20"] == by_name["user groups", "1"]["recall@20"]
     assert by_name["controller", "on"]["to_scenario"] == {"value": 1, "low": 1, "high": 1}, "paired: the same devices"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fl_peel import mmap_arrays, wire
+from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.data import interactions
 from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
@@ -76,3 +77,29 @@ def test_a_part_of_devices_that_are_not_there_is_refused(part, output, tiny, tmp
 
     with pytest.raises(FlPeelError, match=output):
         serve(LoopbackGrid(1, spoilt), scenario, RunPaths("", str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("collected", [1, 0.5])
+def test_on_principal_axes_devices_score_as_before(collected, tiny, tmp_path):
+    """Those whose embedding the server has and those that find theirs, by tables of groups and by the global one; the
+    first slice of the groups' tables has more energy than the second.
+    """
+    keys = [*QUICK, f"pretraining.collected.share={collected}", "refinement.rounds=0", "blocks.precision=fp16"]
+    results = {}
+    for form in ("axes", "none"):
+        scenario = load_scenario(tiny, [*keys, f"pretraining.diversity_form={form}", "evaluation.artifacts=40"])
+        results[form] = serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path / form)))
+    turned, plain = (one.full_table for one in results.values())
+    for name in ("globally", "start", "refined"):
+        mine, its = getattr(turned, name), getattr(plain, name)
+        assert mine.recall.value == pytest.approx(its.recall.value, abs=0.02), name  # but for ties of fp16
+    artifacts = [sorted((tmp_path / form / "artifacts").glob("*.peel")) for form in results]
+    of_slices = np.zeros(2)
+    for one, other in zip(*artifacts, strict=True):
+        stored, before = (StoredEmbedding.from_bytes(path.read_bytes()) for path in (one, other))
+        if len(stored.blocks) == len(before.blocks) == 12:  # all blocks of all items
+            np.testing.assert_allclose(stored.scores()[1], before.scores()[1], atol=5e-3)
+            slices = np.repeat(stored.blocks % 2, stored.counts)
+            of_slices += [(stored.codes[slices == s] ** 2).sum() for s in (0, 1)]
+            assert not np.array_equal(stored.user, before.user)
+    assert of_slices[0] > 2 * of_slices[1] > 0
