@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.config import JsonDict
 from pydantic_core import CoreSchema
 
+from fl_peel.errors import shortened
 from fl_peel.plugins import Registry
 
 MOST_ROUNDS = 1_000_000
@@ -46,11 +47,12 @@ def check_path(path: str) -> str:
 
 def as_share(value: Any) -> Any:
     """Read ``1%`` as 0.01; numbers stay."""
-    if isinstance(value, str) and value.strip().endswith("%"):
+    if isinstance(value, str):
+        word = value.strip()
         try:
-            return float(value.strip()[:-1]) / 100
+            return float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
         except ValueError as error:
-            raise ValueError(f"{value!r} is not a percentage; write e.g. 1%") from error
+            raise ValueError(f"{shortened(repr(value), 60)} is not a share; write e.g. 1% or 0.01") from error
     return value
 
 
