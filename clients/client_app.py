@@ -72,16 +72,13 @@ def _cohort(context: Context, request: Any) -> Cohort:
     scenario = _of_scenario(_scenario, setting.scenario)
     refuse_seeded_noise(scenario, context)
     own = OwnData.from_context(context, _partition(context)[0])
-    hosting = *_partition(context), str(context.node_config.get("profile", "")), setting.fleet
+    hosting = *_partition(context), str(context.node_config.get("profile", ""))
     if own is not None:
-        return open_own_cohort(setting.scenario, own, setting.num_devices, *hosting)
+        return open_own_cohort(setting, own, *hosting)
     refuse_paths(scenario, context)
     data_dir = str(context.node_config.get(DATA_DIR, setting.data_dir))
     run_dir = str(context.node_config.get(RUN_DIR, setting.run_dir))
-    return open_cohort(setting.scenario, data_dir, run_dir, *hosting)
-
-
-Request = TypeVar("Request")
+    return open_cohort(replace(setting, data_dir=data_dir, run_dir=run_dir, num_devices=0), *hosting)
 
 
 @lru_cache(maxsize=1)
@@ -90,13 +87,19 @@ def _begin(kind: str) -> None:
     release_memory()
 
 
-def _answer(message: Message, context: Context, work_for: Callable[[], object]) -> Message:
+def _answer(message: Message, context: Context, kind: type[Any], work: Callable[[Any, Any], object]) -> Message:
     """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
-    :func:`clients.node.simulation.node_error` lets out.
+    :func:`clients.node.simulation.node_error` lets out. work: gets the devices that the node hosts and the request, but
+    for a first request, which comes before there are any, the context and the request.
     """
     _begin(message.metadata.message_type)
     try:
-        return Message(wire.pack(work_for()), reply_to=message)
+        request = wire.unpack(kind, message.content)
+        if kind is wire.HelloRequest:
+            return Message(wire.pack(work(context, request)), reply_to=message)
+        cohort = _cohort(context, request)
+        checked(cohort, request)
+        return Message(wire.pack(work(cohort, request)), reply_to=message)
     except FlPeelError as mistake:
         error = node_error(mistake, whole=is_simulated(context))
         return Message(Error(wire.USER_MISTAKE, error.to_reason()), reply_to=message)
@@ -107,125 +110,51 @@ def _answer(message: Message, context: Context, work_for: Callable[[], object]) 
         return Message(Error(wire.NODE_FAILED, "the node failed; its log says how"), reply_to=message)
 
 
-def _answer_for_devices(
-    message: Message, context: Context, kind: type[Request], work: Callable[[Cohort, Request], object]
-) -> Message:
-    """The reply of a node's devices to a question that they can answer."""
-
-    def reply() -> object:
-        request = wire.unpack(kind, message.content)
-        cohort = _cohort(context, request)
-        checked(cohort, request)
-        return work(cohort, request)
-
-    return _answer(message, context, reply)
-
-
-@app.query("hello")
-def hello(message: Message, context: Context) -> Message:
+def hello(context: Context, request: wire.HelloRequest) -> wire.HelloReply:
     """Say which partition this node hosts, unless it will not take part in such a run."""
-
-    def reply() -> wire.HelloReply:
-        request = wire.unpack(wire.HelloRequest, message.content)
-        scenario = _of_scenario(Scenario.from_json, request.scenario)
-        refuse_seeded_noise(scenario, context)
-        root = check_one_root()
-        partition, num_partitions = _partition(context)
-        own = OwnData.from_context(context, partition)
-        if (own is None) == scenario.data.held_by_nodes:
-            raise EngineError(
-                f"node {partition}: nodes hold their own interactions if, and only if, the scenario has a catalogue "
-                f"and no name or path; start the node {'with' if own is None else 'without'} data in its --node-config",
-                public=True,
-            )
-        if own is None:
-            refuse_paths(scenario, context)
-        place = str(root) if is_simulated(context) else ""
-        reply = wire.HelloReply(partition, num_partitions, place, code_digest(root))
-        return reply if own is None else replace(reply, first=own.first, hosted=own.hosted(scenario, request.catalogue))
-
-    return _answer(message, context, reply)
+    scenario = _of_scenario(Scenario.from_json, request.scenario)
+    refuse_seeded_noise(scenario, context)
+    root = check_one_root()
+    partition, num_partitions = _partition(context)
+    own = OwnData.from_context(context, partition)
+    if (own is None) == scenario.data.held_by_nodes:
+        raise EngineError(
+            f"node {partition}: nodes hold their own interactions if, and only if, the scenario has a catalogue "
+            f"and no name or path; start the node {'with' if own is None else 'without'} data in its --node-config",
+            public=True,
+        )
+    if own is None:
+        refuse_paths(scenario, context)
+    place = str(root) if is_simulated(context) else ""
+    reply = wire.HelloReply(partition, num_partitions, place, code_digest(root))
+    return reply if own is None else replace(reply, first=own.first, hosted=own.hosted(scenario, request.catalogue))
 
 
-@app.train("step")
-def add_up(message: Message, context: Context) -> Message:
-    """Devices do a step of stage 1."""
-    return _answer_for_devices(message, context, wire.StepRequest, step_round)
+ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
+    (wire.HELLO, wire.HelloRequest, hello),
+    (wire.STEP, wire.StepRequest, step_round),
+    (wire.JOIN, wire.JoinRequest, joining.join),
+    (wire.ROUND, wire.RoundRequest, clear.clear_round),
+    (wire.EVALUATE, wire.EvaluateRequest, ranking.evaluate_budgets),
+    (wire.REFRESH, wire.RefreshRequest, refreshing.refresh),
+    (wire.MOVING, wire.MovingRequest, serving.follow),
+    (wire.COMPARE, wire.CompareRequest, acceptance.compare),
+    (wire.KEEP, wire.KeepRequest, acceptance.keep),
+    # secure aggregation: of a round, and of a step of stage 1
+    (wire.SECURE_KEYS, wire.SecureKeysRequest, secure_round.announce_keys),
+    (wire.SECURE_SHARES, wire.SecureSharesRequest, masked_group.share_secrets),
+    (wire.SECURE_ROUND, wire.SecureRoundRequest, secure_round.masked_round),
+    (wire.SECURE_STEP, wire.SecureStepRequest, masked_steps.announce_step),
+    (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_steps.masked_sums),
+    (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked_group.open_shares),
+)
+"""Every kind of message, as what it is read, and what a node does about it."""
 
 
-@app.query("join")
-def join(message: Message, context: Context) -> Message:
-    """Devices take or find their user embedding and group."""
-    return _answer_for_devices(message, context, wire.JoinRequest, joining.join)
+def _answers(kind: type[Any], work: Callable[[Any, Any], object]) -> Callable[[Message, Context], Message]:
+    return lambda message, context: _answer(message, context, kind, work)
 
 
-@app.train("round")
-def train_round(message: Message, context: Context) -> Message:
-    """Sampled devices train one round."""
-    return _answer_for_devices(message, context, wire.RoundRequest, clear.clear_round)
-
-
-@app.evaluate("budgets")
-def evaluate_budgets(message: Message, context: Context) -> Message:
-    """Let all hosted devices rank under each budget."""
-    return _answer_for_devices(message, context, wire.EvaluateRequest, ranking.evaluate_budgets)
-
-
-@app.query("refresh")
-def refresh(message: Message, context: Context) -> Message:
-    """A period begins: hosted devices read what they lack of its tables."""
-    return _answer_for_devices(message, context, wire.RefreshRequest, refreshing.refresh)
-
-
-@app.evaluate("moving")
-def follow(message: Message, context: Context) -> Message:
-    """Follow some hosted devices while their budgets move."""
-    return _answer_for_devices(message, context, wire.MovingRequest, serving.follow)
-
-
-@app.evaluate("compare")
-def compare(message: Message, context: Context) -> Message:
-    """Devices compare what they were refined to with what they kept last."""
-    return _answer_for_devices(message, context, wire.CompareRequest, acceptance.compare)
-
-
-@app.query("keep")
-def keep(message: Message, context: Context) -> Message:
-    """Devices keep what they have, or go back."""
-    return _answer_for_devices(message, context, wire.KeepRequest, acceptance.keep)
-
-
-@app.query("secure_keys")
-def secure_keys(message: Message, context: Context) -> Message:
-    """A round of secure aggregation begins: devices announce keys."""
-    return _answer_for_devices(message, context, wire.SecureKeysRequest, secure_round.announce_keys)
-
-
-@app.query("secure_shares")
-def secure_shares(message: Message, context: Context) -> Message:
-    """Devices seal shares of their secrets for their neighbours."""
-    return _answer_for_devices(message, context, wire.SecureSharesRequest, masked_group.share_secrets)
-
-
-@app.train("secure_round")
-def secure_train_round(message: Message, context: Context) -> Message:
-    """Devices train and send masked vectors."""
-    return _answer_for_devices(message, context, wire.SecureRoundRequest, secure_round.masked_round)
-
-
-@app.query("secure_step")
-def secure_step(message: Message, context: Context) -> Message:
-    """A step of stage 1 under secure aggregation begins: devices announce keys."""
-    return _answer_for_devices(message, context, wire.SecureStepRequest, masked_steps.announce_step)
-
-
-@app.train("secure_sums")
-def secure_sums(message: Message, context: Context) -> Message:
-    """Devices do a step of stage 1 and send masked vectors."""
-    return _answer_for_devices(message, context, wire.SecureSumsRequest, masked_steps.masked_sums)
-
-
-@app.query("secure_unmask")
-def secure_unmask(message: Message, context: Context) -> Message:
-    """Devices open shares of their neighbours' secrets."""
-    return _answer_for_devices(message, context, wire.SecureUnmaskRequest, masked_group.open_shares)
+for _message_type, _kind, _work in ANSWERS:
+    _category, _, _name = _message_type.partition(".")
+    getattr(app, _category)(_name)(_answers(_kind, _work))

@@ -84,6 +84,14 @@ class Counters(IntColumns):
             total = getattr(self, name)
             total += getattr(other, name)
 
+    @classmethod
+    def from_columns(cls, cells: NDArray[np.integer], num_cells: int, **amounts: NDArray[np.generic]) -> Self:
+        """Return the sums (num_cells,) of some columns (N,) of single devices, by name; the others are zero."""
+        per_device = cls.zeros(len(cells))
+        for name, values in amounts.items():
+            getattr(per_device, name)[:] = values
+        return per_device.by_cell(cells, num_cells)
+
     def by_cell(self, cells: NDArray[np.integer], num_cells: int) -> Self:
         """Return the sums (num_cells,) of single devices (N,), each in its cell."""
         sums = np.zeros((num_cells, len(self.names())), np.int64)

@@ -70,18 +70,24 @@ class DemoPoint:
     high: float | None = None
 
 
+@dataclass(frozen=True)
+class DemoCurve:
+    """Recall of a run by budget, in any order. recall_at: how many items recall looks at."""
+
+    recall_at: int
+    points: Sequence[DemoPoint] = ()
+
+
 def demo_page(
     devices: Sequence[DemoDevice],
     items: DemoItems,
     *,
     title: str,
     command: str,
-    recall_at: int,
-    curve: Sequence[DemoPoint] = (),
+    curve: DemoCurve,
     seed: int | None = None,
 ) -> str:
-    """The page. command: what to type to get it again; recall_at: how many items recall looks at; curve: of the run
-    that the devices are from, in any order.
+    """The page. command: what to type to get it again; curve: of the run that the devices are from.
 
     Raises:
         ReportError: there is no device, or none that holds a block.
@@ -98,9 +104,9 @@ def demo_page(
         "items": {key: value for key, value in (("ids", items.ids), ("groups", items.groups)) if value},
         "curve": [
             {"bytes": point.budget_bytes, "recall": point.recall, "low": point.low, "high": point.high}
-            for point in sorted(curve, key=lambda point: point.budget_bytes)
+            for point in sorted(curve.points, key=lambda point: point.budget_bytes)
         ],
-        "recallAt": recall_at,
+        "recallAt": curve.recall_at,
         "shown": SHOWN,
     }
     return render(
@@ -119,7 +125,7 @@ def demo_page(
         data=_json(data),
         script=Markup(code),
         policy=policy(code, "img-src data:"),
-        recall_at=recall_at,
+        recall_at=curve.recall_at,
         command=command,
         seed=seed,
         versions=None,
@@ -221,8 +227,7 @@ def page_of(
         devices,
         items,
         title=f"{scenario.name}: devices and their budgets",
-        curve=_curve(report, scenario),
-        recall_at=report.top_n,
+        curve=DemoCurve(report.top_n, _curve(report, scenario)),
         command=f"{report.command or 'fl-peel run'}\n{command}",
         seed=report.seed,
     )

@@ -8,34 +8,25 @@ and their processors are Flower's to say (`--federation-config`), not the scenar
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import show
 from simulations.cli.progress_lines import ProgressLines
-from simulations.engine.folders import default_cache_dir, run_folder
-from simulations.engine.inputs import MODEL, check_run, checked, require_absolute
-from simulations.engine.memory import PeakMemory
-from simulations.engine.passing_grid import deployment_grid, is_simulated
-from simulations.engine.versions import versions
+from simulations.engine.folders import default_cache_dir
+from simulations.engine.inputs import checked, require_absolute
+from simulations.engine.passing_grid import deployment_grid
 from simulations.report.run_files import summary
-from simulations.report.table_view import TableView
-from simulations.resumable import resumable_folder
-from simulations.runner import finished, save, with_checkpoints
+from simulations.run_options import RunOptions
+from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_summary
-from simulations.timeline.run_timeline import save_timeline
 from strategies.figures.schema import RunResult
-from strategies.run.run_paths import RunPaths
-from strategies.server_app import connected, serve
-from strategies.timeline.serve import serve_timeline
 
 server_app = ServerApp()
 
@@ -49,54 +40,17 @@ def main(grid: Grid, context: Context) -> None:
     """
     config = context.run_config
     scenario, data_dir, out = read_config(config)
-    grid = deployment_grid(grid, scenario.engine.patience_s)
-    with run_folder() as run_dir, PeakMemory() as memory:
-        paths = RunPaths(data_dir, str(run_dir), str(default_cache_dir()))
-        if scenario.data.timeline is not None:
-            _timeline(grid, scenario, paths, out, command(config))
-            return
-        nodes = None
-        if scenario.data.held_by_nodes:  # who say how many devices there are
-            nodes = connected(grid, scenario, paths)
-        splits = device_splits(scenario, paths.data_dir, paths.run_dir)
-        check_run(scenario, splits)
-        here = is_simulated(grid)  # elsewhere devices have disks of their own, which nobody copies
-        with resumable_folder(out if here else None, scenario, splits) as checkpoint_dir:
-            lines = ProgressLines(lambda line: print(line, flush=True))
-            at = (
-                with_checkpoints(paths, checkpoint_dir)
-                if here or out is None
-                else replace(paths, model_dir=str(run_dir / MODEL))
-            )
-            result = serve(grid, scenario, at, lines, nodes)
-            result = _with_engine(finished(result, scenario, memory.peak_bytes, command(config)), grid)
-            if out is not None:
-                save(result, scenario, run_dir, out, Path(at.model_dir), splits if here else None)
-    _print(summary(result))
-
-
-def _print(parts: Iterable[TableView | str]) -> None:
-    """Print what a run comes to."""
+    options = RunOptions(
+        out=out,
+        data_dir=data_dir,
+        cache_dir=default_cache_dir(),
+        on_event=ProgressLines(lambda line: print(line, flush=True)),
+        command=command(config),
+        grid=deployment_grid(grid, scenario.engine.patience_s),
+    )
+    result = run(scenario, options)
+    parts = summary(result) if isinstance(result, RunResult) else timeline_summary(result)
     show(lambda: None, lambda: parts, None, quiet=False, as_json=False, wide=False)
-
-
-def _with_engine(result: RunResult, grid: Grid) -> RunResult:
-    """Record that a run was on SuperNodes."""
-    if is_simulated(grid) or result.environment is None:
-        return result
-    return replace(result, environment=replace(result.environment, engine="deployment"))
-
-
-def _timeline(grid: Grid, scenario: Scenario, paths: RunPaths, out: Path | None, typed: str) -> None:
-    """Replay a timeline and print it."""
-    timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
-    with resumable_folder(out if is_simulated(grid) else None, scenario, timeline) as checkpoint_dir:
-        lines = ProgressLines(lambda line: print(line, flush=True))
-        result = serve_timeline(grid, scenario, replace(paths, checkpoint_dir=checkpoint_dir), lines)
-        result = replace(result, versions=versions(), command=typed)
-        if out is not None:
-            save_timeline(result, scenario, out)
-    _print(timeline_summary(result))
 
 
 def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | None]:

@@ -1,4 +1,4 @@
-"""Run a scenario in this process, on the engine that it asks for.
+"""Run a scenario, once or with several seeds: beneath the command line, Python, `flwr run` and sweeps.
 
 A user waits for what is imported before the nodes answer. So what the server's side needs is imported while they start,
 torch when something trains with it, and what draws pages when one is drawn.
@@ -9,25 +9,27 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.serverapp import Grid
 
-from fl_peel.callbacks import Callback
 from fl_peel.data.interactions import Splits
-from fl_peel.errors import ReportError, ScenarioError
-from fl_peel.events import Event, OnEvent, silent, with_seed
+from fl_peel.data.timeline import Timeline
+from fl_peel.errors import ReportError
+from fl_peel.events import Event, OnEvent, with_seed
+from fl_peel.json_codec import to_plain
 from fl_peel.model.model import load
+from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, given_folder, require_folders, splits_to_run
+from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, data_to_run, given_folder, require_folders
 from simulations.engine.memory import PeakMemory
+from simulations.engine.passing_grid import is_simulated
 from simulations.engine.versions import versions
 from simulations.report.result_files import write_results
 from simulations.resumable import (
@@ -39,162 +41,195 @@ from simulations.resumable import (
     read_finished,
     resumable_folder,
 )
-from simulations.scenario_files import load_scenario
+from simulations.run_options import RunOptions
 from simulations.trackers.registry import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run_paths import RunPaths
+from strategies.timeline.schema import TimelineResult
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
+    from simulations.timeline.timeline_seeds import TimelineSeeds
+    from strategies.run.run import Run
+
+RESULT = "result"
+"""Name of the arrays that are kept of the result of a seed."""
 
 
-def run(
-    scenario: str | Path | Scenario = "ml-100k",
-    *,
-    overrides: Iterable[str] = (),
-    seed: int | None = None,
-    data_dir: str | Path | None = None,
-    out: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-    on_event: OnEvent = silent,
-    callbacks: Sequence[Callback] = (),
-    command: str | None = None,
-    fresh: bool = False,
-) -> RunResult:
-    """Run a scenario and return what it measured; with ``out``, also write the report files there.
-
-    scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``; cache_dir: where pretrained tables
-    are kept by content (None keeps none); callbacks: get the events, and never stop the run. With ``out``, what is
-    done is kept there until all is: the same run, stopped at any moment and called again, goes on to the same figures;
-    fresh: it starts anew.
+def run(scenario: Scenario, options: RunOptions | None = None) -> RunResult | TimelineResult:
+    """Run a scenario, or replay its timeline, and return what was measured; with ``out``, also write the files there.
+    What is done is kept there until all is: the same run, stopped at any moment and called again, goes on to the same
+    figures.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    if not isinstance(scenario, Scenario):
-        scenario = load_scenario(scenario, overrides, seed=seed)
-    if callbacks:
-        alone = partial(run, scenario, data_dir=data_dir, out=out, cache_dir=cache_dir, command=command, fresh=fresh)
+    options = options or RunOptions()
+    if options.callbacks:
         return watched(
-            lambda on_watched_event: alone(on_event=on_watched_event),
+            lambda on_event: _run(scenario, replace(options, on_event=on_event)),
             scenario,
-            callbacks,
-            on_event,
-            to_json,
-            figures_on_test,
+            options.callbacks,
+            options.on_event,
+            in_json,
+            lambda result: figures_on_test(result) if isinstance(result, RunResult) else {},
         )
-    out = given_folder(out)
+    return _run(scenario, options)
+
+
+def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
+    """Check, read the data, run on the scenario's engine or on the nodes of the options, and write the results."""
+    out, grid = given_folder(options.out), options.grid
     scenario = checked(scenario, out, working_dir=Path.cwd())
+    deployed = grid is not None and not is_simulated(grid)  # devices have disks of their own, which nobody copies
     with run_folder() as run_dir:
-        paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or ""))
+        paths = RunPaths(data_folder(options.data_dir), str(run_dir), str(options.cache_dir or ""))
+        # nodes that have their own data say how many devices there are
+        connected = None if grid is None else _connected(grid, scenario, paths, options.on_event)
         start = time.perf_counter()
-        splits = splits_to_run(scenario, paths.data_dir, paths.run_dir)
+        data = data_to_run(scenario, paths.data_dir, paths.run_dir, deployed=deployed)
         reading_s = time.perf_counter() - start
-        with resumable_folder(out, scenario, splits, fresh=fresh) as checkpoint_dir:
+        with resumable_folder(None if deployed else out, scenario, data, fresh=options.fresh) as checkpoint_dir:
+            model_dir = os.path.join(checkpoint_dir or run_dir, MODEL) if out is not None else ""
+            paths = replace(paths, checkpoint_dir=checkpoint_dir, model_dir=model_dir)
             with PeakMemory() as memory:
-                result = simulated(scenario, with_checkpoints(paths, checkpoint_dir), on_event, server=served)
-            stages = result.stages | {"data": result.stages["data"] + reading_s}
-            result = replace(result, stages=stages)
-            result = finished(result, scenario, memory.peak_bytes, command)
+                if connected is None:
+                    result = simulated(scenario, paths, options.on_event, server=_serve)
+                else:
+                    result = _server_side(scenario)(replace(connected, paths=paths))
+            if isinstance(result, RunResult):
+                result = finished(result, scenario, memory.peak_bytes, options.command)
+                result = replace(result, stages=result.stages | {"data": result.stages["data"] + reading_s})
+                result = _with_engine(result) if deployed else result
+            else:
+                result = replace(result, versions=versions(), peak_rss_bytes=memory.peak_bytes, command=options.command)
             if out is not None:
-                save(result, scenario, run_dir, out, Path(checkpoint_dir) / MODEL, splits)
-        return result
+                save(result, scenario, out, paths, None if deployed else data)
+    return result
 
 
-def with_checkpoints(paths: RunPaths, checkpoint_dir: str) -> RunPaths:
-    """A place where a run keeps what is done, and leaves its model: on the disk of its results, "" for none of it."""
-    return replace(
-        paths, checkpoint_dir=checkpoint_dir, model_dir=os.path.join(checkpoint_dir, MODEL) if checkpoint_dir else ""
-    )
+def in_json(result: object) -> dict[str, Any]:
+    """Return a result of one or several seeds as its file has it."""
+    plain: dict[str, Any] = to_json(result) if isinstance(result, RunResult) else to_plain(result, top_n=20)
+    return plain
 
 
-def run_seeds(
-    scenario: str | Path | Scenario = "ml-100k",
-    *,
-    seeds: int,
-    out: str | Path,
-    overrides: Iterable[str] = (),
-    seed: int | None = None,
-    data_dir: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-    on_event: OnEvent = silent,
-    callbacks: Sequence[Callback] = (),
-    command: str | None = None,
-    fresh: bool = False,
-) -> SeedsResult:
+def _connected(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> Run:
+    """:meth:`strategies.run.run.Run.connect`, imported when there are nodes."""
+    from strategies.run.run import Run
+
+    return Run.connect(grid, scenario, paths, on_event)
+
+
+def _serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> RunResult | TimelineResult:
+    """The server's side of a run or a timeline, imported while the nodes' processes start."""
+    serve = _server_side(scenario)
+    return serve(_connected(grid, scenario, paths, on_event))
+
+
+def _server_side(scenario: Scenario) -> Callable[[Run], RunResult | TimelineResult]:
+    if scenario.data.timeline is not None:
+        from strategies.timeline.serve import replay
+
+        return replay
+    from strategies.server_app import serve_run
+
+    return serve_run
+
+
+def _with_engine(result: RunResult) -> RunResult:
+    """Record that a run was on SuperNodes."""
+    assert result.environment is not None, "serve tells how large the run was"
+    return replace(result, environment=replace(result.environment, engine="deployment"))
+
+
+def run_seeds(scenario: Scenario, seeds: int, options: RunOptions) -> SeedsResult | TimelineSeeds:
     """Run a scenario with so many seeds, from its own on: each into ``out/seed-K``, with what every device gets, and
     what they show together into ``out`` (docs/statistics.md). Stopped and called again, it goes on: seeds that are done
-    are read; fresh: it starts anew.
+    are read.
 
     Raises:
         FlPeelError: as :func:`run`.
     """
-    from simulations.differences.seeds import SeedRuns, seeds_result, write_seeds
-    from simulations.report.run_files import read_report
-
-    if not isinstance(scenario, Scenario):
-        scenario = load_scenario(scenario, overrides, seed=seed)
-    if scenario.data.timeline is not None:
-        raise ScenarioError(
-            "data.timeline: is replayed with several seeds by simulations.timeline.timeline_seeds.run_timeline_seeds"
-        )
-    out = require_folders(out, scenario, seeds)
+    assert options.out is not None, "several seeds have a folder"
+    out = require_folders(options.out, scenario, seeds)
     scenario = checked(scenario, out, working_dir=Path.cwd())
-    evaluation = scenario.evaluation.model_copy(update={"per_device": True})
+    if scenario.data.timeline is None:
+        evaluation = scenario.evaluation.model_copy(update={"per_device": True})
+        scenario = scenario.model_copy(update={"evaluation": evaluation})
+    results: dict[int, Any] = {}
     with owned_store(out / CHECKPOINTS) as store:
-        by_seed = []
         for number in range(scenario.seed, scenario.seed + seeds):
-            one = scenario.model_copy(update={"seed": number, "evaluation": evaluation})
-            place = out / f"{SEED}{number}"
-            on_seed_event = with_seed(number, on_event)
-            about = about_seed(one, data_dir)
-            if not fresh and read_finished(store, place, about):
+            one, place = scenario.model_copy(update={"seed": number}), out / f"{SEED}{number}"
+            on_seed_event = with_seed(number, options.on_event)
+            about = about_seed(one, options.data_dir)
+            kept = None if options.fresh else read_finished(store, place, about)
+            if kept is not None:
                 on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
-                result = read_report(place)
+                results[number] = from_nodes(kept.value["value"], kept.arrays(RESULT))
             else:
-                result = run(
-                    one,
-                    data_dir=data_dir,
-                    out=place,
-                    cache_dir=cache_dir,
-                    on_event=on_seed_event,
-                    callbacks=callbacks,
-                    command=command,
-                    fresh=fresh,
-                )
-                mark_finished(store, place, about)
-            by_seed.append((result, PerDevice.read(place / FILE)))
-        results, devices = zip(*by_seed, strict=True)
-        runs = SeedRuns.from_reports(str(out), results, devices)
-        together = seeds_result(runs, results[0].versions, command, scenario.evaluation.bootstrap or REPLICATES)
-        write_seeds(out, together)
+                results[number] = run(one, replace(options, out=place, on_event=on_seed_event))
+                value, arrays = to_nodes(results[number])
+                mark_finished(store, place, about, value, {RESULT: arrays})
+        together = _over_seeds(out, results, options.command)
         store.remove(SEED)
     return together
 
 
+def _over_seeds(out: Path, results: dict[int, Any], command: str | None) -> SeedsResult | TimelineSeeds:
+    """Put the results of all seeds together, and write what they show."""
+    first = next(iter(results.values()))
+    if isinstance(first, TimelineResult):
+        from simulations.timeline.timeline_seeds import timeline_seeds, write_timeline_seeds
+
+        over_time = timeline_seeds(list(results.values()), command)
+        write_timeline_seeds(out, over_time)
+        return over_time
+    from simulations.differences.seeds import SeedRuns, seeds_result, write_seeds
+
+    devices = tuple(PerDevice.read(out / f"{SEED}{number}" / FILE) for number in results)
+    runs = SeedRuns.from_reports(str(out), tuple(results.values()), devices)
+    together = seeds_result(runs, first.versions, command, first.scenario["evaluation"]["bootstrap"] or REPLICATES)
+    write_seeds(out, together)
+    return together
+
+
 def save(
-    result: RunResult, scenario: Scenario, run_dir: Path, out: Path, model_dir: Path, splits: Splits | None = None
+    result: RunResult | TimelineResult,
+    scenario: Scenario,
+    out: Path,
+    paths: RunPaths,
+    data: Splits | Timeline | None = None,
 ) -> None:
     """Write a run's files: report.json, metrics.csv and .parquet, report.html, scenario.yaml, artifacts/, model/,
-    demo.html where there is something to play with and, where it was asked for, per-device.parquet. Of an earlier
-    run's, nothing is left. splits: of the devices, by which the page to play with tells recall.
+    demo.html where there is something to play with and, where it was asked for, per-device.parquet; of a timeline, its
+    own. Of an earlier run's, nothing is left. data: of the devices, by which the page to play with tells recall.
 
     Raises:
         ReportError: the folder cannot be written, or the result is not a report.
     """
+    content: dict[str, bytes | Path] = {"scenario.yaml": scenario.to_yaml().encode()}
+    if isinstance(result, TimelineResult):
+        from simulations.timeline.report import write_timeline
+
+        write_timeline(result, out, content)
+        return
     from simulations.report.run_files import report_contents
 
+    assert not isinstance(data, Timeline), "this is a run without one"
+    run_dir = Path(paths.run_dir)
+    model_dir = Path(paths.model_dir or run_dir / MODEL)
     kept = run_dir / ARTIFACTS
     files = sorted(path for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else []
     model = sorted(model_dir.iterdir()) if model_dir.is_dir() else []
-    demo = _demo(result, scenario, run_dir, model_dir, splits)
+    demo = _demo(result, scenario, run_dir, model_dir, data)
     write_results(
         out,
         {
             **report_contents(result, next(iter(demo), None)),
             **demo,
-            "scenario.yaml": scenario.to_yaml().encode(),
+            **content,
             **({FILE: run_dir / FILE} if (run_dir / FILE).is_file() else {}),
             **{path.relative_to(run_dir).as_posix(): path for path in files},
             **{f"{MODEL}/{path.name}": path for path in model},
@@ -220,13 +255,6 @@ def _demo(
     return {DEMO: page.encode()}
 
 
-def served(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> RunResult:
-    """:func:`strategies.server_app.serve`, imported while the nodes' processes start."""
-    from strategies.server_app import serve
-
-    return serve(grid, scenario, paths, on_event)
-
-
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:
     """Add what identifies the run: versions, machine, fleet, command."""
     from simulations.fleet.fleet_view import fleet_summary
@@ -241,8 +269,8 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
             environment, cpus=os.cpu_count() or 1, machine=platform.machine(), system=platform.system()
         ),
         fleet=fleet_summary(scenario, num_devices=environment.devices, full_table_bytes=result.full_table.bytes),
-        command=command or None,
+        command=command,
     )
 
 
-__all__ = ["MODEL", "finished", "run", "run_seeds", "save", "with_checkpoints"]
+__all__ = ["finished", "in_json", "run", "run_seeds", "save"]

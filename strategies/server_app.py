@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from flwr.serverapp import Grid
 
-import fl_peel
-from fl_peel.data.catalogue import read_catalogue
-from fl_peel.device_storage import device_splits, enrol
+from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.report import report_of
@@ -43,69 +40,38 @@ from strategies.figures.schema import (
 )
 from strategies.figures.secure import secure_report
 from strategies.nodes.members import NUM_TRACED, some_devices
-from strategies.nodes.nodes import Nodes
-from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.model import save_model
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from strategies.run.select_settings import select_settings
-from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
+from strategies.run.stage1_outcome import Stage1Outcome
 
 
-def connected(grid: Grid, scenario: Scenario, paths: RunPaths) -> Nodes:
-    """The nodes of ``grid``; those that have their own interactions get the items, and report how many devices they
-    have, which the run's folder knows from then on.
-
-    Raises:
-        FlPeelError: as for :meth:`strategies.nodes.nodes.Nodes.connect`; or the catalogue cannot be read.
-    """
-    catalogue = ""
-    if scenario.data.held_by_nodes:
-        assert scenario.data.catalogue is not None, "a scenario without data has a catalogue"
-        catalogue = "\n".join(read_catalogue(scenario.data.catalogue))
-    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
-    nodes = Nodes.connect(
-        grid, scenario.to_json(), root=root, timeout_s=scenario.engine.reply_timeout_s, catalogue=catalogue
-    )
-    if catalogue:
-        enrol(nodes.num_devices, paths.run_dir)
-    return nodes
-
-
-def serve(
-    grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent, nodes: Nodes | None = None
-) -> RunResult:
-    """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows. nodes:
-    where they are connected already.
-    """
+def serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = silent) -> RunResult:
+    """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows."""
     if scenario.data.timeline is not None:
         raise ScenarioError(
             "data.timeline: timelines are replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
         )
-    stages = StageTimes()
-    with stages("start"):
-        nodes = nodes or connected(grid, scenario, paths)
+    return serve_run(Run.connect(grid, scenario, paths, on_event))
+
+
+def serve_run(run: Run) -> RunResult:
+    """As :func:`serve`, of a run whose nodes are connected."""
+    requested, nodes, stages, on_event = run, run.nodes, run.stages, run.on_event
     on_event(Event("start", 1, 1, f"{len(nodes.ids)} nodes"))
-    plan = privacy_plan(scenario, paths)
-    requested_scenario, rehearsal = scenario, None
-    checkpoints = RunCheckpoints.from_paths(paths, stages, on_event)
-    if scenario.data.refit:
-        rehearsal = checkpoints.stage(
-            "rehearsal",
-            lambda: select_settings(grid, requested_scenario, paths, nodes, stages, on_event, checkpoints),
-            disks=True,
-        )
-        scenario = rehearsal.scenario
+    plan, checkpoints, rehearsal = run.plan, run.checkpoints, None
+    if run.scenario.data.refit:
+        rehearsal = checkpoints.stage("rehearsal", lambda: select_settings(requested), disks=True)
+        run = run.under(rehearsal.scenario)
+    scenario, paths = run.scenario, run.paths
     before = rehearsal.prepared if rehearsal else None
-    prepared = checkpoints.stage(
-        "stage-1", lambda: prepare(scenario, plan, paths, stages, nodes, on_event, before, checkpoints), disks=True
-    )
-    refiner = Refiner(
-        grid, paths, prepared, nodes, on_event, rehearsal.controller if rehearsal else None, checkpoints=checkpoints
-    )
+    prepared = checkpoints.stage("stage-1", lambda: prepare(run, before), disks=True)
+    refiner = Refiner(run, prepared, rehearsal.controller if rehearsal else None)
     with stages("joining"):
-        strategy = refiner.joined(scenario, plan, num_traced=NUM_TRACED)
+        strategy = refiner.joined(NUM_TRACED)
     evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
     start = checkpoints.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
@@ -152,7 +118,7 @@ def serve(
     records, num_devices = [*(rehearsal.records if rehearsal else ()), *strategy.rounds], len(members.devices)
     keeping = rehearsal.acceptance if rehearsal else keeping
     return RunResult(
-        scenario=requested_scenario.model_dump(mode="json"),
+        scenario=requested.scenario.model_dump(mode="json"),
         seed=scenario.seed,
         budgets=budget_rows(evaluator, evaluation, replies),
         device_classes=device_class_rows(members, records, evaluation.own),

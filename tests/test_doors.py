@@ -64,7 +64,7 @@ KINDS = {
     ],
 )
 def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):
-    """Which channel and contents there are is asked in ``choice.py`` alone; what each does is its own."""
+    """Which channel and contents there are is asked in one place on each side; what each does is its own."""
     tree = ast.parse((ROOT / file).read_text())
     assert not MODES & {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not KINDS & set(imports(ROOT / file))

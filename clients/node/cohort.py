@@ -30,6 +30,7 @@ from fl_peel.file_kind import file_kind
 from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
+from fl_peel.wire import RunSetting
 
 USUAL_ROUNDS = 400
 """Rounds that a device's usual availability is taken over."""
@@ -203,66 +204,44 @@ def _layout(path: str, stamp: int, embedding_dim: int, num_slices: int) -> Block
 
 
 @lru_cache(maxsize=64)
-def open_cohort(
-    scenario_json: str,
-    data_dir: str,
-    run_dir: str,
-    partition: int,
-    num_partitions: int,
-    profile: str = "",
-    fleet: str = "",
-) -> Cohort:
+def open_cohort(setting: RunSetting, partition: int, num_partitions: int, profile: str = "") -> Cohort:
     """The cohort of node ``partition``: everything but the state that changes, so it may be kept in memory.
 
-    profile: the class of the fleet that all devices here belong to; "" draws each device's by population share. fleet:
-    as in :class:`fl_peel.wire.RunSetting`.
+    profile: the class of the fleet that all devices here belong to; "" draws each device's by population share.
 
     Raises:
         ProfileError: the fleet has no such class.
     """
-    scenario = Scenario.from_json(scenario_json)
-    num_devices = device_splits(scenario, data_dir, run_dir).num_users
+    scenario, place = Scenario.from_json(setting.scenario), (partition, num_partitions)
+    num_devices = device_splits(scenario, setting.data_dir, setting.run_dir).num_users
     devices = np.arange(partition, num_devices, num_partitions, dtype=np.int64)
-    mine = hosted_splits(scenario, data_dir, run_dir, devices, (partition, num_partitions))
-    place = Path(run_dir), partition, num_partitions
-    return _cohort(scenario, place, devices, mine, num_devices, profile, fleet)
+    mine = hosted_splits(scenario, setting.data_dir, setting.run_dir, devices, place)
+    return _cohort(replace(setting, num_devices=num_devices), place, profile, devices, mine)
 
 
 @lru_cache(maxsize=64)
 def open_own_cohort(
-    scenario_json: str,
-    data: OwnData,
-    num_devices: int,
-    partition: int,
-    num_partitions: int,
-    profile: str = "",
-    fleet: str = "",
+    setting: RunSetting, data: OwnData, partition: int, num_partitions: int, profile: str = ""
 ) -> Cohort:
-    """The same of a node that has its devices' interactions itself. num_devices: of all nodes together.
+    """The same of a node that has its devices' interactions itself, and keeps what they change beside them.
 
     Raises:
         DataError: as for :func:`fl_peel.device_storage.own_splits`.
         ProfileError: the fleet has no such class.
     """
-    scenario = Scenario.from_json(scenario_json)
+    scenario = Scenario.from_json(setting.scenario)
     splits = own_splits(scenario, data.path, data.first, data.folder)
     devices = np.arange(data.first, data.first + splits.num_users, dtype=np.int64)
-    place = data.folder, partition, num_partitions
-    return replace(_cohort(scenario, place, devices, splits, num_devices, profile, fleet), own=True)
+    own = replace(setting, run_dir=str(data.folder))
+    return replace(_cohort(own, (partition, num_partitions), profile, devices, splits), own=True)
 
 
 def _cohort(
-    scenario: Scenario,
-    place: tuple[Path, int, int],
-    devices: NDArray[np.int64],
-    splits: Splits,
-    population: int,
-    profile: str,
-    fleet_files: str,
+    setting: RunSetting, place: tuple[int, int], profile: str, devices: NDArray[np.int64], splits: Splits
 ) -> Cohort:
-    """place: the run's folder, the partition, and of how many."""
-    run_dir, partition, num_partitions = place
-    fleet = load_sent_fleet(scenario.fleet, fleet_files)
+    """place: the partition, and of how many."""
+    scenario, run_dir, (partition, num_partitions) = Scenario.from_json(setting.scenario), Path(setting.run_dir), place
+    fleet = load_sent_fleet(scenario.fleet, setting.fleet)
     if scenario.budget_factor != 1:
         fleet = fleet.with_shock(at_round=0, factor=scenario.budget_factor)
     own_fleet = fleet.only(profile) if profile else fleet
@@ -280,7 +259,7 @@ def _cohort(
         own_fleet,
         classes[own_fleet.classes(scenario.seed, devices)],
         FleetBudgets(own_fleet, scenario.seed, devices, full_table_bytes),
-        population,
+        setting.num_devices,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,8 @@ class MaskedGroup:
         slots = np.flatnonzero(known["present"][i]).tolist()
         others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
         needed, _ = needed_of(self.cohort.scenario, len(known["directory"]))
-        return protocol.mask_vector(words, secrets_of(known, i), self.occasion, device, others, needed, self.start)
+        part = replace(words, start=self.start)
+        return protocol.mask_vector(part, secrets_of(known, i), self.occasion, device, others, needed)
 
     def finish(self, stage: str = MASKED) -> MaskedSum:
         """Return the sum; the devices in it keep the shares that they hold of their neighbours and, unless their whole

@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.round.accounts import class_counts, clock_counts
-from clients.round.memory import RoundMemory, WorkingMemory
+from clients.round.memory import RoundMemory
 from clients.round.outcome import MembersReply, StateUpdate
 from clients.round.poisoning import Adversary
 from clients.round.round_context import RoundContext
 from clients.round.within_deadline import GroupDevices, GroupOutcome, Traffic, train_within_deadline
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.columns import SUM_SCALE
-from fl_peel.data.interactions import IntArray, UserItems
-from fl_peel.exchange.counters import DeviceTraces, RoundCounts, RoundTotals
+from fl_peel.data.interactions import FloatArray, IntArray, UserItems
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, RoundCounts, RoundTotals
 from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.mmap_arrays import rows_at
 from fl_peel.ranking.top import MetricSums, recall_ndcg
@@ -51,18 +50,7 @@ def train_members(
         cohort.rates.select(members),
         Adversary.among(cohort, members),
     )
-    done = train_within_deadline(
-        ranked,
-        memory,
-        devices,
-        context.how,
-        list_length=context.list_length,
-        deadline_s=cohort.scenario.refinement.deadline_s,
-        traffic=terms.traffic,
-        hiding=contents.hiding(),
-        train=contents.train,
-        device=cohort.scenario.engine.device,
-    )
+    done = train_within_deadline(context, ranked, memory, devices, terms.traffic)
     kept = members[done.kept]
     # what nobody had used when tables were made is in none of them
     validation = cohort.splits.validation.select(kept).below(ranked.layout.num_items)
@@ -72,26 +60,47 @@ def train_members(
     trained = TrainedDevices(
         cohort.devices[kept], memory.last[done.kept], done.users, done.update, done.best, train, validation
     )
+    working_bytes = memory.working_bytes(ranked, working, done.kept, done.update.touched_pieces)
+    counts = _counts(context, members, memory, done, working_bytes, working_bytes > working.allowed)
+    if done.best is not None:
+        counts = _with_metrics(counts, cohort.classes[kept], recall_ndcg(ranked, done.best, validation, 20), validation)
     return MembersReply(
         contents.contribution(ranked, trained, terms.noise_devices),
-        _counts(context, ranked, done, memory, working, members, validation),
+        counts,
         StateUpdate(kept, done.users, members, memory.last),
     )
 
 
 def _counts(
     context: RoundContext,
-    ranked: RankedBlocks,
-    done: GroupOutcome,
-    memory: RoundMemory,
-    working: WorkingMemory,
     members: IntArray,
-    validation: UserItems,
+    memory: RoundMemory,
+    done: GroupOutcome,
+    working_bytes: IntArray,
+    violated: NDArray[np.bool_],
 ) -> RoundCounts:
-    """Return the counts of devices at ``members`` (N,). validation: validation counts of those that count."""
+    """Return the counts of devices at ``members`` (N,). working_bytes: (N,) taken besides what is stored; violated:
+    (N,) whether that is more than may be taken. Bytes moved and violations cover every device reached; devices,
+    budgets, stored and peak bytes cover those whose update counts.
+    """
     cohort, num_classes = context.cohort, len(context.cohort.fleet.names)
-    classes, kept = cohort.classes[members], members[done.kept]
-    clock = clock_counts(
+    classes = cohort.classes[members]
+    counted = np.zeros(len(members), np.int64)
+    counted[done.kept] = 1
+    kept_before = np.asarray(context.state.kept_blocks[members])
+    changed = ((kept_before >= 0) & (kept_before != memory.first)).astype(np.int64) + memory.dropped_blocks
+    per_class = ClassCounts(
+        devices=counted,
+        budget_bytes=counted * memory.budgets,
+        download_bytes=done.spent.download_bytes,
+        upload_bytes=done.spent.upload_bytes,
+        reselections=changed,
+        violations=memory.violations,
+        stored_bytes=counted * memory.stored,
+        peak_bytes=counted * (memory.stored + working_bytes),
+        working_violations=violated.astype(np.int64),
+    ).by_cell(classes, num_classes)
+    clock = ClockCounts.from_columns(
         classes,
         num_classes,
         time_us=done.spent.time_us,
@@ -106,14 +115,6 @@ def _counts(
         trained=_number(learned.sum()),
         loss=_number(np.rint(done.update.loss[learned] * SUM_SCALE).astype(np.int64).sum()),
     )
-    if done.best is not None:
-        per_device = recall_ndcg(ranked, done.best, validation, 20)
-        metrics = MetricSums.from_devices(cohort.classes[kept], num_classes, *per_device, validation.counts() > 0)
-        clock = replace(clock, recall=metrics.recall, evaluated=metrics.devices)
-        total = metrics.total()
-        totals = replace(totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices)
-    kept_before = np.asarray(context.state.kept_blocks[members])
-    working_bytes = memory.working_bytes(ranked, working, done.kept, done.update.touched_pieces)
     shown = np.flatnonzero(np.isin(cohort.devices[members], context.request.traced))
     traces = DeviceTraces(
         cohort.devices[members[shown]],
@@ -122,12 +123,19 @@ def _counts(
         memory.stored[shown],
         memory.first[shown],
     )
-    return RoundCounts(
-        class_counts(done, memory, working_bytes, working.allowed, classes, kept_before, num_classes),
-        clock,
-        totals,
-        int(done.spent.time_us[done.kept].max(initial=0)),
-        traces,
+    return RoundCounts(per_class, clock, totals, int(done.spent.time_us[done.kept].max(initial=0)), traces)
+
+
+def _with_metrics(
+    counts: RoundCounts, classes: NDArray[np.int16], per_device: tuple[FloatArray, FloatArray], validation: UserItems
+) -> RoundCounts:
+    """Return the counts with the metrics (N,) of devices of these classes (N,), by their validation items."""
+    metrics = MetricSums.from_devices(classes, len(counts.clock.recall), *per_device, validation.counts() > 0)
+    total = metrics.total()
+    return replace(
+        counts,
+        clock=replace(counts.clock, recall=metrics.recall, evaluated=metrics.devices),
+        totals=replace(counts.totals, recall=total.recall, ndcg=total.ndcg, evaluated=total.devices),
     )
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from clients.node.state import DeviceState
-from clients.round.accounts import clock_counts
-from clients.round.choice import contents_of
+from clients.round.bounded import BoundedDeviceContents
+from clients.round.bucketed import BucketedDeviceContents
 from clients.round.contents import DeviceContents
 from clients.round.memory import RoundMemory, WorkingMemory, extra_bytes
+from clients.round.open import OpenDeviceContents
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.sources import source_of
 from fl_peel.randomness import device_seeds
+from fl_peel.scenario import registered
+from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.memory import TrainingMemory
 from fl_peel.training.settings import LocalTraining
 from fl_peel.wire import RoundRequest
+
+
+def contents_kind(scenario: Scenario) -> type[DeviceContents]:
+    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.registered.contents_kind`."""
+    kinds = DeviceContents, OpenDeviceContents, BoundedDeviceContents, BucketedDeviceContents
+    return cast(type[DeviceContents], registered.contents_kind(scenario, registered.DEVICE_CONTENTS, *kinds))
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class RoundContext:
     def from_request(cohort: Cohort, request: RoundRequest) -> RoundContext:
         """The world of one request."""
         scenario = cohort.scenario
-        contents = contents_of(scenario, request)
+        contents = contents_kind(scenario)(scenario, request)
         return RoundContext(
             cohort,
             cohort.state("r"),
@@ -82,7 +92,7 @@ def reached_devices(
     available = answering(cohort, places, server_round)
     smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
     too_small = available & (budgets[places] < smallest)
-    counts = clock_counts(
+    counts = ClockCounts.from_columns(
         cohort.classes[places],
         len(cohort.fleet.names),
         sampled=np.ones(len(places), np.int64),
@@ -104,4 +114,4 @@ def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np
     return available & (coin * cohort.usual_availability[places] < share)
 
 
-__all__ = ["RoundContext", "answering", "reached_devices"]
+__all__ = ["RoundContext", "answering", "contents_kind", "reached_devices"]

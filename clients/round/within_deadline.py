@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from clients.node.clock import DeviceRates, RoundCost, never_within_deadline, spend
 from clients.round.memory import IntArray, RoundMemory
 from clients.round.poisoning import Adversary
+from clients.round.round_context import RoundContext
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.traffic import TrafficPadding
 from fl_peel.ranking.top import top_rows
-from fl_peel.training.group import Train, train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import GroupUpdate
 from fl_peel.training.work import LocalWork
 
@@ -71,23 +69,16 @@ class GroupOutcome:
 
 
 def train_within_deadline(
+    context: RoundContext,
     ranked: RankedBlocks,
     memory: RoundMemory,
     devices: GroupDevices,
-    how: LocalTraining,
-    *,
-    list_length: int | None,
-    deadline_s: float | None,
     traffic: Traffic | None = None,
-    hiding: TrafficPadding | None = None,
-    train: Train = train_group,
-    device: str = "cpu",
 ) -> GroupOutcome:
-    """Train the devices of one user group; list_length: of the top lists for signals, None where none are wanted.
-
-    traffic: None where devices upload what they touched; hiding: what they move besides, so that nobody sees it;
-    train: what trains honest devices; device: as ``engine.device``.
-    """
+    """Train the devices of one user group. traffic: None where devices upload what they touched."""
+    scenario, how, list_length = context.cohort.scenario, context.how, context.list_length
+    hiding, train, device = context.contents.hiding(), context.contents.train, scenario.engine.device
+    deadline_s = scenario.refinement.deadline_s
     layout, rates = ranked.layout, devices.rates
     download = ranked.read_bytes(np.zeros_like(memory.first), memory.first)
     if hiding is not None:

@@ -11,7 +11,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.ranking.paired import PairedSums
-from fl_peel.ranking.top import evaluate
+from fl_peel.ranking.top import Ranker
 from fl_peel.wire import OWN_BUDGET, Arrays, CompareReply, CompareRequest, KeepReply, KeepRequest
 
 TOP_N = 20
@@ -50,8 +50,9 @@ def _recall(
     seen: UserItems = cohort.splits.train.select(members)
     held = Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], seen)
     wanted = cohort.splits.validation.select(members)
-    recall, _ = evaluate(ranked, held.cutoffs, users, seen, wanted, TOP_N, cohort.scenario.engine.device)
-    return recall, int(ranked.read_bytes(np.zeros_like(held.cutoffs), held.cutoffs).sum())
+    ranker = Ranker(ranked, TOP_N, cohort.scenario.engine.device)
+    recall, _ = ranker.evaluate(held.cutoffs[:, None], users, seen, wanted)
+    return recall[:, 0], int(ranked.read_bytes(np.zeros_like(held.cutoffs), held.cutoffs).sum())
 
 
 def keep(cohort: Cohort, request: KeepRequest) -> KeepReply:

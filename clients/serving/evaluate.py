@@ -18,7 +18,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.paired import NUM_BINS, Histogram
-from fl_peel.ranking.top import MetricSums, Tiles, evaluate_under
+from fl_peel.ranking.top import MetricSums, Ranker, Tiles
 from fl_peel.training.settings import torch_device
 from fl_peel.wire import EVERYBODY, OWN_BUDGET, UNLIMITED, DeviceFigures, EvaluateReply, EvaluateRequest
 
@@ -123,7 +123,8 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             )
             held = [Holdings.without(ranked, *one, own, skipped) for one in asked]
             cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
-            recall, ndcg = evaluate_under(ranked, cutoffs, users, hidden, mine, scenario.evaluation.top_n, where, tiles)
+            ranker = Ranker(ranked, scenario.evaluation.top_n, where, tiles)
+            recall, ndcg = ranker.evaluate(cutoffs, users, hidden, mine)
             if part is parts[0]:
                 figures.recall[members, part.places], figures.ndcg[members, part.places] = recall, ndcg
                 _write_artifacts(cohort, request, ranked, members, hidden)

@@ -21,7 +21,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.columns import SUM_SCALE
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import StepCounts, StepTraces
-from fl_peel.ranking.top import evaluate_under
+from fl_peel.ranking.top import Ranker
 from fl_peel.wire import MovingReply, MovingRequest
 
 FloatArray = NDArray[np.float64]
@@ -136,15 +136,8 @@ class _FollowedGroup:
         """
         recall = np.zeros(cutoffs.shape, np.int64)
         some = np.flatnonzero(changed.any(axis=1))
-        exact, _ = evaluate_under(
-            self.ranked,
-            np.ascontiguousarray(cutoffs[some].T),
-            self.users,
-            self.seen,
-            self.wanted,
-            self.top_n,
-            self.device,
-        )
+        ranker = Ranker(self.ranked, self.top_n, self.device)
+        exact, _ = ranker.evaluate(np.ascontiguousarray(cutoffs[some].T), self.users, self.seen, self.wanted)
         recall[some] = np.where(changed[some], np.rint(exact.T * SUM_SCALE).astype(np.int64), 0)
         return np.take_along_axis(recall, _latest(changed), axis=0)
 

@@ -8,6 +8,8 @@ lists themselves.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,7 +52,8 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
         for i, budget in enumerate(request.budgets.tolist()):
             held = Holdings.under(ranked, budget, 1.0, -1.0, own[members], hidden)
             short += int(held.short.sum())
-            sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, before, members, i, strange)
+            there = PresentBlocks(before, i, members, strange)
+            sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, there)
             ones = np.ones(len(members), np.int64)
             per_device = RefreshCounts(ones, sent, held.stored, held.violations, moved * ones, sent * moved)
             total[i].add(per_device.by_cell(cohort.classes[members], num_classes))
@@ -62,33 +65,42 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
     return RefreshReply(total, short)
 
 
+@dataclass(frozen=True)
+class PresentBlocks:
+    """The blocks that the devices at ``members`` (N,) hold when a period begins, under a budget by its number. strange:
+    (N,) whose blocks are of another table.
+    """
+
+    before: PreviousHoldings
+    budget: int
+    members: IntArray
+    strange: NDArray[np.bool_]
+
+    def held(self, some: IntArray, blocks: IntArray) -> NDArray[np.bool_]:
+        """Return which of the blocks (K,) some (M,) of the devices hold, (M, K)."""
+        return self.before.held_blocks(self.members[some], self.budget, blocks) & ~self.strange[some][:, None]
+
+
 def _sent_bytes(
-    ranked: RankedBlocks,
-    cutoffs: IntArray,
-    hidden: UserItems,
-    changed: NDArray[np.uint8],
-    before: PreviousHoldings,
-    members: IntArray,
-    budget: int,
-    strange: NDArray[np.bool_],
+    ranked: RankedBlocks, cutoffs: IntArray, hidden: UserItems, changed: NDArray[np.uint8], there: PresentBlocks
 ) -> IntArray:
     """Bytes (N,) of what devices up to ``cutoffs`` (N,) need and do not hold as it is now: whole blocks, and new scales
-    of those whose codes stay. strange: (N,) whose blocks are of another table.
+    of those whose codes stay.
     """
-    sent = np.zeros(len(members), np.int64)
+    sent = np.zeros(len(cutoffs), np.int64)
     reach = int(cutoffs.max(initial=0))
     costs, places = np.diff(ranked.cost)[:reach], np.arange(reach)
     rows = ranked.layout.group_sizes[ranked.blocks[:reach] // ranked.layout.num_slices]
     scales = rows * SCALE_BYTES if has_scales(ranked.precision) else costs
     skipped = ranked.unneeded(hidden)
     step = max(1, AT_ONCE // max(reach, 1))
-    for first in range(0, len(members), step):
-        some = np.arange(first, min(first + step, len(members)))
+    for first in range(0, len(cutoffs), step):
+        some = np.arange(first, min(first + step, len(cutoffs)))
         needed = places[None, :] < cutoffs[some][:, None]
         passed = skipped.select(some)
         inside = passed.keep(passed.items < reach)
         needed[inside.users(), inside.items] = False
-        had = before.held_blocks(members[some], budget, ranked.blocks[:reach]) & ~strange[some][:, None]
+        had = there.held(some, ranked.blocks[:reach])
         lacking = (changed[None, :reach] == NEW) | ~had
         rescaled = ~lacking & (changed[None, :reach] == RESCALED)
         sent[some] = (needed & lacking) @ costs + (needed & rescaled) @ scales

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from clients.node.clock import RoundCost, spend
 from clients.node.cohort import Cohort
-from clients.round.accounts import clock_counts
 from fl_peel.data.interactions import IntArray
-from fl_peel.exchange.counters import ClassCounts, RoundCounts
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.randomness import device_uniforms
 from fl_peel.steps.base import Step
 from fl_peel.steps.contributors import ContributorsStep
@@ -122,9 +121,9 @@ class StepParticipants:
         num_classes, classes = len(cohort.fleet.names), cohort.classes[there.reached]
         away = there.requested & (there.window < 0)
         sampled = {"sampled": there.requested, "unavailable": away, "excluded": there.small}
-        clock = clock_counts(cohort.classes, num_classes, **sampled)
+        clock = ClockCounts.from_columns(cohort.classes, num_classes, **sampled)
         times = {"stragglers": spent.late, "time_us": spent.time_us, "energy_mj": spent.energy_mj}
-        clock += clock_counts(classes, num_classes, **times)
+        clock += ClockCounts.from_columns(classes, num_classes, **times)
         moved = ClassCounts.zeros(len(reached))
         moved.devices[:] = ~spent.late
         moved.download_bytes[:], moved.upload_bytes[:] = spent.download_bytes, spent.upload_bytes

@@ -98,7 +98,7 @@ def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, tria
             server_round += 1
             parts = released(plan.shares, signals=signals)
             scales = {part: plan.scale(part, limits[part]) for part in parts}
-            drawn = _drawn(scenario, plan, limits, scales, sizes, (trial, int(present), server_round), seed)
+            drawn = _drawn(scenario, plan, limits, scales, sizes, (seed, trial, int(present), server_round))
             takes_part = present and (sampling >= 1 or direction.random() < sampling)
             ratio = 0.0
             for part in parts:
@@ -116,15 +116,17 @@ def _drawn(
     limits: dict[Part, float],
     scales: dict[Part, float],
     sizes: dict[Part, tuple[int, ...]],
-    what: tuple[int, int, int],
-    seed: int,
+    what: tuple[int, int, int, int],
 ) -> NamedSums:
-    """Return the noise of one round; where devices add it in shares, that of the smallest sum that may be opened."""
+    """Return the noise of one round; where devices add it in shares, that of the smallest sum that may be opened.
+    what: the seed, the trial, whether the canary is present, and the round.
+    """
+    seed, *rest = what
     if not in_masked_sums(scenario, plan.mechanism):
-        return noise(plan.mechanism, scales, sizes, ("canary-noise", *what), SeededNoise(seed))
+        return noise(plan.mechanism, scales, sizes, ("canary-noise", *rest), SeededNoise(seed))
     fewest = noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
     stds = {part: plan.std(part, limits[part]) for part in scales}
-    trial, present, server_round = what
+    trial, present, server_round = rest
     devices = np.arange(fewest) + fewest * (2 * trial + present)
     nothing = NamedSums({part: np.zeros(sizes[part], np.int64) for part in scales})
     return with_noise_shares(nothing, stds, fewest, SeededNoise(seed), server_round, devices)

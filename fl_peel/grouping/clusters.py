@@ -113,23 +113,30 @@ def check_count(kind: ItemGroupKind, count: int, num_items: int) -> None:
         raise ScenarioError(f"blocks.count: {count} is not in 1..{num_items}, the number of items; change it")
 
 
+@dataclass(frozen=True)
+class Interests:
+    """What groups of items by interest are made of: item_embeddings (I, d); num_tiers: item groups of each interest."""
+
+    item_embeddings: FloatArray
+    num_tiers: int = 4
+    seed: int = 0
+
+
 def item_groups(
     kind: ItemGroupKind,
     num_items: int,
     *,
     count: int = 0,
     popularity: NDArray[np.int64] | None = None,
-    item_embeddings: FloatArray | None = None,
-    num_tiers: int = 4,
-    seed: int = 0,
+    interests: Interests | None = None,
 ) -> NDArray[np.int32]:
     """Group number per item, shape (num_items,), dense 0..G-1.
 
     "contiguous": ``count`` runs of item ids of near-equal size, as in the authors' release.
     "popularity": ``count`` runs of near-equal size in order of popularity (num_items,), most popular first,
     ties to the lower item number.
-    "interest-popularity": items clustered by ``item_embeddings`` (num_items, d) into count / num_tiers
-    interests (K-means on rows of length 1), each cut into ``num_tiers`` near-equal runs by popularity.
+    "interest-popularity": items clustered into count / num_tiers ``interests`` (K-means on rows of length 1), each cut
+    into num_tiers near-equal runs by popularity.
     "single": every item is its own group; ``count`` is ignored.
 
     Raises:
@@ -147,13 +154,14 @@ def item_groups(
     if kind == "popularity":
         groups[by_popularity] = _runs(num_items, count)
         return groups
-    if item_embeddings is None:
+    if interests is None:
         raise ValueError("interest-popularity item groups need the item embeddings")
+    num_tiers = interests.num_tiers
     num_interests = max(1, round(count / num_tiers))
-    points = unit_rows(item_embeddings)
-    interests = choose_group(points, _k_means(points, num_interests, seed_for(seed, "item-groups")))
+    points = unit_rows(interests.item_embeddings)
+    of_item = choose_group(points, _k_means(points, num_interests, seed_for(interests.seed, "item-groups")))
     for interest in range(num_interests):
-        members = by_popularity[interests[by_popularity] == interest]  # most popular first
+        members = by_popularity[of_item[by_popularity] == interest]  # most popular first
         groups[members] = interest * num_tiers + _runs(len(members), min(num_tiers, max(1, len(members))))
     return np.unique(groups, return_inverse=True)[1].astype(np.int32)
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel import __version__
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
@@ -47,30 +48,32 @@ def list_name(group: int) -> str:
     return f"group-{group:05}.safetensors"
 
 
-def save(
-    folder: Path,
-    catalogue: Catalogue,
-    joining: Joining,
-    precision: Precision,
-    orders: Sequence[NDArray[np.integer]],
-    tables: Sequence[FloatArray],
-    *,
-    package: str,
-    base: FloatArray | None = None,
-    each: ForEach = in_turn,
-) -> int:
-    """Save a model, whole or not at all, one user group after the other; returns its bytes.
+@dataclass(frozen=True, eq=False)
+class ModelContent:
+    """What a model is made of. orders: (B,) blocks of each user group, best first; tables: (I, d) of each; base: a
+    table (I, d) that groups may have most blocks of; precision: of blocks that devices read.
+    """
 
-    orders: (B,) blocks of each user group, best first; tables: (I, d) of each; base: a table (I, d) that groups may
-    have most blocks of; precision: of blocks that devices read; package: version of this one; each: does the work for
+    catalogue: Catalogue
+    joining: Joining
+    precision: Precision
+    orders: Sequence[NDArray[np.integer]]
+    tables: Sequence[FloatArray]
+    base: FloatArray | None = None
+
+
+def save(folder: Path, content: ModelContent, each: ForEach = in_turn) -> int:
+    """Save a model, whole or not at all, one user group after the other; returns its bytes. each: does the work for
     every group, in any order.
     """
+    catalogue, joining, precision = content.catalogue, content.joining, content.precision
+    orders, tables, base = content.orders, content.tables, content.base
     layout = catalogue.layout
     different = _different(layout, base, tables)
     whole = 1 + sum(map(len, different)) / layout.num_blocks if different is not None else len(tables)
     saved: Precision = "fp32" if whole * layout.full_table_bytes <= WHOLE_BYTES else precision
     about = {
-        "package": package,
+        "package": __version__,
         "precision": precision,
         "tables": saved,
         "items": layout.num_items,

@@ -34,6 +34,7 @@ from fl_peel.pretraining.spectral_steps import (
 )
 from fl_peel.pretraining.stage1 import (
     NUM_DRAWN,
+    GroupPlan,
     SpectralStart,
     find_centroids,
     iterated,
@@ -128,16 +129,11 @@ def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
 def update_model(
     sums: StepChannel,
     config: SpectralConfig,
+    plan: GroupPlan,
     previous: SpectralModel | None,
     *,
     exponents: Exponents,
     recent: Counts,
-    passes: int,
-    dim: int,
-    num_groups: int,
-    min_size: int,
-    group_rounds: int,
-    seed: int,
 ) -> tuple[SpectralModel, SpectralStart]:
     """Return the model over the devices' current items, and the start of the user groups. previous: the last model,
     None for the first; recent: (I,) uses of items in the period that is over.
@@ -145,12 +141,13 @@ def update_model(
     Raises:
         DataError: no device has any item, or the scenario has more columns than a table.
     """
+    dim, seed = plan.dim, plan.seed
     if config.columns > dim:
         raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
     counts = np.asarray(CountsStep.ask(sums))
     require_items(counts)
     with fixed_threads(config.num_threads):
-        whole, all_values = _directions(sums, config, previous, counts, passes, seed)
+        whole, all_values = _directions(sums, config, previous, counts, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]
         shape = Filter.from_spectrum(
             directions,
@@ -165,12 +162,10 @@ def update_model(
     scored = (shape.scored @ turn).astype(np.float32)
     VectorsStep.ask(sums, own)
     if previous is None:
-        centroids = find_centroids(
-            sums, Filter(own, scored), counts, config, num_groups, min_size, seed, lambda text: None
-        )
+        centroids = find_centroids(sums, Filter(own, scored), counts, config, plan, lambda text: None)
         former = np.full(len(centroids), -1)
     else:
-        centroids, former = _moved(sums, previous.centroids, group_rounds, min_size)
+        centroids, former = _moved(sums, previous.centroids, config.group_rounds, plan.min_size)
     moments = list(moments_by_group(sums, centroids, counts, own.shape[1]))
     scale = _scale(scored, moments, sums.terms.units.moments) if previous is None else previous.scale
     table = np.zeros((len(scored), dim), np.float32)
@@ -188,7 +183,7 @@ def update_model(
 
 
 def _directions(
-    sums: StepChannel, config: SpectralConfig, before: SpectralModel | None, counts: Counts, passes: int, seed: int
+    sums: StepChannel, config: SpectralConfig, before: SpectralModel | None, counts: Counts, seed: int
 ) -> tuple[Doubles, Doubles]:
     """Return directions and eigenvalues under these counts, starting from the previous model's directions where there
     is one.
@@ -204,7 +199,7 @@ def _directions(
     def once(block: Doubles) -> Doubles:
         return passed(sums, block, counts, config)
 
-    directions, values = iterated(once, directions, blocks_of(passes))
+    directions, values = iterated(once, directions, blocks_of(config.passes))
     return orthonormal_again(directions), values
 
 

@@ -112,6 +112,16 @@ class _Steps:
             self.progress(self.done, self.total, text)
 
 
+@dataclass(frozen=True)
+class GroupPlan:
+    """The user groups that stage 1 makes. dim: of a table's rows; num_groups: at most; min_size: of a group."""
+
+    dim: int
+    num_groups: int
+    min_size: int
+    seed: int
+
+
 def run_passes(
     sums: StepChannel,
     config: SpectralConfig,
@@ -132,11 +142,8 @@ def run_passes(
 def run_stage1(
     sums: StepChannel,
     config: SpectralConfig,
+    plan: GroupPlan,
     *,
-    dim: int,
-    num_groups: int,
-    min_size: int,
-    seed: int,
     given: UserItems | None = None,
     earlier: Floats | None = None,
     progress: Progress | None = None,
@@ -150,7 +157,7 @@ def run_stage1(
         DataError: no device has any item.
     """
     step = _Steps(num_steps(config), progress)
-    chosen = _passes(sums, config, seed, given, earlier, step)
+    chosen = _passes(sums, config, plan.seed, given, earlier, step)
     directions, values, counts = chosen.directions, chosen.values, chosen.counts
     with fixed_threads(config.num_threads):
         shape = Filter.from_spectrum(
@@ -163,7 +170,7 @@ def run_stage1(
         )
     VectorsStep.ask(sums, shape.own)
     step("vectors")
-    centroids = find_centroids(sums, shape, counts, config, num_groups, min_size, seed, step)
+    centroids = find_centroids(sums, shape, counts, config, plan, step)
     groups: list[GroupStart] = []
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
@@ -173,9 +180,9 @@ def run_stage1(
                 one = partial(
                     compression.group,
                     moments,
-                    dim,
+                    plan.dim,
                     num_users=NUM_DRAWN,
-                    rng=rng_for(seed, "drawn-users", group),
+                    rng=rng_for(plan.seed, "drawn-users", group),
                     scale=sums.terms.units.moments,
                 )
                 pending.append(pool.submit(one))
@@ -347,26 +354,24 @@ def find_centroids(
     shape: Filter,
     counts: Counts,
     config: SpectralConfig,
-    num_groups: int,
-    min_size: int,
-    seed: int,
+    plan: GroupPlan,
     step: Callable[[str], None],
 ) -> Floats:
     """Lloyd's algorithm from centroids of items, of which the server has vectors already; then, as long as a group is
-    smaller than ``min_size``, the smallest is dissolved: the rule of :func:`fl_peel.grouping.clusters.user_groups`.
+    smaller than allowed, the smallest is dissolved: the rule of :func:`fl_peel.grouping.clusters.user_groups`.
     """
     columns = min(config.group_columns, shape.own.shape[1])
     # where each item's devices are: an item's row, seen from a device that has nothing else
     points = unit_vectors(shape.own[counts > 0, :columns])
-    wanted = min(num_groups, len(np.unique(points, axis=0)))
+    wanted = min(plan.num_groups, len(np.unique(points, axis=0)))
     from sklearn.cluster import KMeans  # a second that nodes do not need; before its threads are fixed
 
     with fixed_threads(1):
-        model = KMeans(wanted, n_init=1, random_state=seed_for(seed, "user-groups") % 2**32)
+        model = KMeans(wanted, n_init=1, random_state=seed_for(plan.seed, "user-groups") % 2**32)
         model.fit(points, sample_weight=counts[counts > 0])
     centroids = coarse(np.asarray(model.cluster_centers_, np.float32))
     if sums.terms.bounded:
-        return _noised_centroids(sums, centroids, config, num_groups, min_size, step)
+        return _noised_centroids(sums, centroids, config, plan, step)
     for number in range(1, config.group_rounds + 1):
         groups = GroupsStep.ask(sums, centroids)
         some = groups.sizes > 0
@@ -375,10 +380,10 @@ def find_centroids(
         step(f"user groups {number}")
     while True:
         sizes = GroupsStep.ask(sums, centroids).sizes
-        if len(centroids) == 1 or sizes.min() >= min_size:
+        if len(centroids) == 1 or sizes.min() >= plan.min_size:
             return centroids
-        allowed = max(1, int(sizes.sum()) // min_size)
-        surplus = max(1, min(int((sizes < min_size).sum()) // 2, len(centroids) - 1), len(centroids) - allowed)
+        allowed = max(1, int(sizes.sum()) // plan.min_size)
+        surplus = max(1, min(int((sizes < plan.min_size).sum()) // 2, len(centroids) - 1), len(centroids) - allowed)
         # half of those that are too small at once: each round is a round for every device
         centroids = np.delete(centroids, np.argsort(sizes, kind="stable")[:surplus], axis=0)
 
@@ -387,21 +392,20 @@ def _noised_centroids(
     sums: StepChannel,
     centroids: Floats,
     config: SpectralConfig,
-    num_groups: int,
-    min_size: int,
+    plan: GroupPlan,
     step: Callable[[str], None],
 ) -> Floats:
     """As often as was accounted for. Groups that were too small in the last round are dissolved, all but the largest:
     to ask how large the others became would be one release more.
     """
-    if num_groups == 1:
+    if plan.num_groups == 1:
         return centroids
     for number in range(1, config.group_rounds + 1):
         groups = GroupsStep.ask(sums, centroids)
         sizes = groups.sizes
         centroids = coarse(moved(centroids, groups, sums.std("group sizes"), sums.std("group vectors")))
         step(f"user groups {number}")
-    kept = sizes >= min_size * UNIT_SCALE
+    kept = sizes >= plan.min_size * UNIT_SCALE
     kept[sizes.argmax()] = True
     return centroids[kept]
 
@@ -462,6 +466,7 @@ class PooledSums:
 
 __all__ = [
     "NUM_DRAWN",
+    "GroupPlan",
     "PooledSums",
     "SpectralFilter",
     "SpectralStart",

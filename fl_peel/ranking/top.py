@@ -71,51 +71,69 @@ def top_rows(
     Ties go to the smaller catalogue row, the only one of an item's numbers that a device knows.
     cutoffs: (N,); users: (N, d); exclude: items that each device must not be recommended; device: as ``engine.device``.
     """
-    best: NDArray[np.int32] = top_rows_under(ranked, cutoffs[:, None], users, exclude, n, device)[0]
+    best: NDArray[np.int32] = Ranker(ranked, n, device).top_rows(cutoffs[:, None], users, exclude)[0]
     return best
 
 
-def top_rows_under(
-    ranked: RankedBlocks,
-    cutoffs: NDArray[np.int64],
-    users: NDArray[np.float32],
-    exclude: UserItems,
-    n: int,
-    device: str = "cpu",
-    tiles: Tiles | None = None,
-) -> NDArray[np.int32]:
-    """Return the n best table rows (X, N, n) under several cutoffs (N, X), reading each row once where rows are whole
-    blocks: the blocks kept under a smaller cutoff are the first ones of those kept under a larger one. tiles: of all
-    rows, for callers that rank repeatedly.
+@dataclass(frozen=True)
+class Ranker:
+    """Ranks what devices have stored of a user group's blocks, under several cutoffs at once.
+
+    device: as ``engine.device``; tiles: of all rows, for callers that rank repeatedly.
     """
-    where = torch_device(device)
-    num_slices = ranked.position.shape[1]
-    num_devices, num_lists = cutoffs.shape
-    if not num_lists:
-        return np.empty((0, num_devices, n), np.int32)
-    if num_lists > 1 and (where is not None or num_slices > 1):
-        return np.stack([top_rows(ranked, some, users, exclude, n, device) for some in cutoffs.T])
-    if where is not None:
-        from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
 
-        return top_rows_in_torch(ranked, np.ascontiguousarray(cutoffs[:, 0]), users, exclude, n, where)[None]
-    present = ranked.num_present(cutoffs)
-    tiles = tiles or Tiles.from_ranked(ranked, int(present.max(initial=0)))
-    best = np.empty((num_lists, num_devices, n), np.int32)
-    kernels.top_rows(
-        tiles.rows,
-        tiles.places,
-        ranked.layout.row_in_catalogue[ranked.items],
-        present,
-        present.argsort(axis=1),
-        cutoffs.max(axis=1),
-        np.ascontiguousarray(users),
-        exclude.indptr,
-        _rows(ranked, exclude),
-        present.max(axis=1).argsort(),
-        best,
-    )
-    return best
+    ranked: RankedBlocks
+    n: int
+    device: str = "cpu"
+    tiles: Tiles | None = None
+
+    def top_rows(self, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems) -> NDArray[np.int32]:
+        """Return the n best table rows (X, N, n) under several cutoffs (N, X), reading each row once where rows are
+        whole blocks: the blocks kept under a smaller cutoff are the first ones of those kept under a larger one.
+        """
+        ranked, where = self.ranked, torch_device(self.device)
+        num_slices = ranked.position.shape[1]
+        num_devices, num_lists = cutoffs.shape
+        if not num_lists:
+            return np.empty((0, num_devices, self.n), np.int32)
+        if num_lists > 1 and (where is not None or num_slices > 1):
+            return np.stack([top_rows(ranked, some, users, exclude, self.n, self.device) for some in cutoffs.T])
+        if where is not None:
+            from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
+
+            first = np.ascontiguousarray(cutoffs[:, 0])
+            return top_rows_in_torch(ranked, first, users, exclude, self.n, where)[None]
+        present = ranked.num_present(cutoffs)
+        tiles = self.tiles or Tiles.from_ranked(ranked, int(present.max(initial=0)))
+        best = np.empty((num_lists, num_devices, self.n), np.int32)
+        kernels.top_rows(
+            tiles.rows,
+            tiles.places,
+            ranked.layout.row_in_catalogue[ranked.items],
+            present,
+            present.argsort(axis=1),
+            cutoffs.max(axis=1),
+            np.ascontiguousarray(users),
+            exclude.indptr,
+            _rows(ranked, exclude),
+            present.max(axis=1).argsort(),
+            best,
+        )
+        return best
+
+    def evaluate(
+        self, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems, wanted: UserItems
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return Recall@n and NDCG@n (N, X) under several cutoffs (N, X), from what devices have stored: fp16 user
+        embedding, coded blocks. Devices without wanted items rank nothing.
+        """
+        recall, ndcg = np.zeros(cutoffs.shape), np.zeros(cutoffs.shape)
+        some = np.flatnonzero(wanted.counts())
+        if len(some):
+            wants, stored = wanted.select(some), stored_user(users[some])
+            for place, best in enumerate(self.top_rows(cutoffs[some], stored, exclude.select(some))):
+                recall[some, place], ndcg[some, place] = recall_ndcg(self.ranked, best, wants, self.n)
+        return recall, ndcg
 
 
 def recall_ndcg(
@@ -134,34 +152,10 @@ def evaluate(
     exclude: UserItems,
     wanted: UserItems,
     n: int,
-    device: str = "cpu",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Recall@n and NDCG@n of each device from what it has stored: fp16 user embedding, coded blocks."""
-    recall, ndcg = evaluate_under(ranked, cutoffs[:, None], users, exclude, wanted, n, device)
+    """Return Recall@n and NDCG@n (N,) of each device under one cutoff; see :meth:`Ranker.evaluate`."""
+    recall, ndcg = Ranker(ranked, n).evaluate(cutoffs[:, None], users, exclude, wanted)
     return recall[:, 0], ndcg[:, 0]
-
-
-def evaluate_under(
-    ranked: RankedBlocks,
-    cutoffs: NDArray[np.int64],
-    users: NDArray[np.float32],
-    exclude: UserItems,
-    wanted: UserItems,
-    n: int,
-    device: str,
-    tiles: Tiles | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return Recall@n and NDCG@n (N, X) under several cutoffs (N, X). Devices without wanted items rank nothing. tiles:
-    as in :func:`top_rows_under`.
-    """
-    recall, ndcg = np.zeros(cutoffs.shape), np.zeros(cutoffs.shape)
-    some = np.flatnonzero(wanted.counts())
-    if len(some):
-        wants, stored = wanted.select(some), stored_user(users[some])
-        lists = top_rows_under(ranked, cutoffs[some], stored, exclude.select(some), n, device, tiles)
-        for place, best in enumerate(lists):
-            recall[some, place], ndcg[some, place] = recall_ndcg(ranked, best, wants, n)
-    return recall, ndcg
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,11 @@ def mask_vector(
     device: int,
     present: Sequence[Neighbour],
     needed: int,
-    start: int = 0,
 ) -> MaskWords:
     """The vector as the server gets it, from the device's own, which is left as it is.
 
     present: neighbours whose shares have arrived. Of two neighbours the one with the smaller number adds their mask.
-    start: bytes of the vector before these words, where it goes in several parts. Every part is sent once.
+    Where the vector goes in several parts, every part is sent once.
 
     Raises:
         SecureAggregationError: fewer than ``needed`` neighbours are there to open what must be opened.
@@ -142,11 +141,11 @@ def mask_vector(
     if len(present) < needed:
         raise _refused(occasion, device, f"only {len(present)} neighbours are left, {needed} must be")
     masked = MaskWords(words.narrow.copy(), words.wide.copy())
-    add_mask(masked, secrets.self_seed, start=start)
+    add_mask(masked, secrets.self_seed, start=words.start)
     private = mask_private_key(secrets.mask_key_seed)
     for neighbour in present:
         key = pair_key(private, neighbour.mask_key, occasion, device, neighbour.device)
-        add_mask(masked, key, subtract=device > neighbour.device, start=start)
+        add_mask(masked, key, subtract=device > neighbour.device, start=words.start)
     return masked
 
 

@@ -21,10 +21,13 @@ _ZEROS = bytes(CHUNK_BYTES)
 
 @dataclass(frozen=True)
 class MaskWords:
-    """A vector: narrow (N,) uint32, added modulo 2^32, and wide (M,) uint64, added modulo 2^64."""
+    """A vector, or a part of one: narrow (N,) uint32, added modulo 2^32, and wide (M,) uint64, added modulo 2^64.
+    start: bytes of the vector before a part that a device masks.
+    """
 
     narrow: NDArray[np.uint32]
     wide: NDArray[np.uint64]
+    start: int = 0
 
     @staticmethod
     def zeros(narrow: int, wide: int) -> MaskWords:

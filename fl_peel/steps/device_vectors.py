@@ -71,8 +71,10 @@ class VectorsStep(Step):
             self.columns,
             rows,
             budgets,
-            down=np.zeros_like(rows) + rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0),
-            up=np.zeros_like(rows),
+            moved=(
+                np.zeros_like(rows) + rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0),
+                np.zeros_like(rows),
+            ),
             kept=np.zeros_like(rows) + NUMBER_BYTES * self.columns,
             column_bytes=ROW_BYTES * rows,
         )

@@ -41,8 +41,10 @@ class MapsStep(Step):
             self.columns,
             nothing + terms.dim,
             budgets,
-            down=nothing + (ROW_BYTES * terms.dim + UNIT_BYTES) * self.columns,
-            up=nothing,
+            moved=(
+                nothing + (ROW_BYTES * terms.dim + UNIT_BYTES) * self.columns,
+                nothing,
+            ),
             kept=nothing + NUMBER_BYTES * self.columns + WORD_BYTES * terms.dim,
             column_bytes=nothing + ROW_BYTES * terms.dim,
         )

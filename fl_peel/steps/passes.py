@@ -127,8 +127,10 @@ class PassStep(Step):
             self.columns,
             rows,
             budgets,
-            down=np.zeros_like(rows) + down,
-            up=terms.word_bytes * self.columns + ID_BYTES * rows,
+            moved=(
+                np.zeros_like(rows) + down,
+                terms.word_bytes * self.columns + ID_BYTES * rows,
+            ),
             kept=np.zeros_like(rows),
             column_bytes=ROW_BYTES * rows + WORD_BYTES,
         )

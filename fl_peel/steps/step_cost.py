@@ -73,14 +73,15 @@ class StepCost:
 
 
 def cost_by_columns(
-    columns: int, rows: Ints, budgets: Ints, *, down: Ints, up: Ints, kept: Ints, column_bytes: Ints
+    columns: int, rows: Ints, budgets: Ints, *, moved: tuple[Ints, Ints], kept: Ints, column_bytes: Ints
 ) -> StepCost:
-    """Return the cost of a step that takes rows a few columns at a time. rows: (N,) that a device computes with; down,
-    up: (N,) bytes of all columns; kept: (N,) bytes that it holds throughout; column_bytes: (N,) of one column.
+    """Return the cost of a step that takes rows a few columns at a time. rows: (N,) that a device computes with;
+    moved: (N,) bytes down and up of all columns; kept: (N,) bytes that it holds throughout; column_bytes: (N,)
+    of one column.
     """
     column = np.maximum(column_bytes, 1)
     at_a_time = np.clip((budgets - kept) // column, 1, max(columns, 1))
-    return StepCost(down, up, rows * -(-columns // SAMPLE_COLUMNS), kept + column, -(-columns // at_a_time))
+    return StepCost(*moved, rows * -(-columns // SAMPLE_COLUMNS), kept + column, -(-columns // at_a_time))
 
 
 def rows_bytes(columns: int, rows: Ints | int, all_rows: int) -> Ints | int:

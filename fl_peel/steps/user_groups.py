@@ -112,8 +112,10 @@ class GroupsStep(GroupedStep):
             self.leading,
             nothing + self.groups,
             budgets,
-            down=nothing + CENTROID_BYTES * self.groups * self.leading,
-            up=nothing + terms.word_bytes * self.leading + ID_BYTES,
+            moved=(
+                nothing + CENTROID_BYTES * self.groups * self.leading,
+                nothing + terms.word_bytes * self.leading + ID_BYTES,
+            ),
             kept=nothing + WORD_BYTES * self.groups + NUMBER_BYTES * self.leading,
             column_bytes=nothing + CENTROID_BYTES * self.groups,
         )

@@ -33,10 +33,10 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.package_check import own_environment, own_root
+from fl_peel.package_check import own_environment
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.randomness import device_seeds
-from fl_peel.ranking.top import MetricSums, evaluate
+from fl_peel.ranking.top import MetricSums, Ranker
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, is_gpu, require_device, torch_device
@@ -59,45 +59,36 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
+from simulations.run_options import RunOptions
 from simulations.runner import run
+from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator
-from strategies.nodes.nodes import Nodes
 from strategies.rounds.sampling import sample_cohort
 from strategies.rounds.strategy import PeelStrategy
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-
-QUICK_ROUNDS, QUICK_STOCK_DEVICES = 3, 200
-"""Timed rounds of each kind, and nodes of the plain Flower app, where figures need not be the best there are."""
 
 
 def bench(
     data_dir: str | Path,
     out: str | Path | None,
+    plan: BenchPlan,
     *,
-    device: str = "cpu",
-    quick: bool = False,
-    stock_devices: int = 1000,
     pfl_python: str | Path | None = None,
-    plan: BenchPlan | None = None,
     on_event: OnEvent = silent,
 ) -> dict[str, Any]:
-    """Measure, and write bench.json to ``out`` if given.
-
-    quick: no synthetic populations, fewer rounds, and a plain Flower app of fewer devices; pfl_python: the interpreter
-    of an environment that pfl and torch are installed in, to measure pfl too; device: where our cohorts train and rank,
-    as ``engine.device``; rivals are on the CPU.
+    """Measure, and write bench.json to ``out`` if given. pfl_python: the interpreter of an environment that pfl and
+    torch are installed in, to measure pfl too.
 
     Raises:
-        ScenarioError: no such ``device`` here.
+        ScenarioError: no such device here as the plan names.
         FlPeelError: a data set that is not there, or a failed engine.
     """
+    device = plan.device
     require_device(device)
     out = given_folder(out)
     if out is not None:
         check_out(out, writes=BENCH_RESULTS)
-    plan = replace(plan or BenchPlan(stock_devices=stock_devices), device=device)
-    if quick:
-        plan = replace(plan, sizes=(), rounds=QUICK_ROUNDS, stock_devices=min(plan.stock_devices, QUICK_STOCK_DEVICES))
     free = psutil.virtual_memory().available
     if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
         raise EngineError(
@@ -131,7 +122,8 @@ def bench(
             figures["speedup_vs_pfl"] = figures["devices_per_second"] / figures["pfl_devices_per_second"]
     if plan.main_job:
         start = time.perf_counter()
-        run(MAIN_JOB, overrides=[f"engine.device={device}"], data_dir=data_dir, on_event=on_event)
+        main_job = load_scenario(MAIN_JOB, [f"engine.device={device}"])
+        run(main_job, RunOptions(data_dir=data_dir, on_event=on_event))
         figures["main_job_seconds"] = time.perf_counter() - start
         figures["start"] = start_seconds(MAIN_JOB, str(data_dir or ""))
     on_event(Event("bench", 3, 3))
@@ -154,13 +146,13 @@ def _through_flower(
     grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, folder: Path, on_event: OnEvent
 ) -> dict[str, Any]:
     """Measure all that PEEL's engine does, on one set of nodes."""
-    nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
-    figures = _rounds(grid, scenario, paths, plan, nodes, on_event)
+    run = Run.connect(grid, scenario, paths, on_event)
+    figures = _rounds(run, plan)
     if plan.flagship is not None:
-        figures["flagship"] = _flagship(grid, plan, paths, nodes, on_event)
+        figures["flagship"] = _flagship(run, plan)
     figures["scaling"] = []
     for number, size in enumerate(sorted(plan.sizes)):
-        one = _population(grid, scenario, plan, size, folder, nodes, on_event)
+        one = _population(run, plan, size, folder)
         figures["scaling"].append(
             {key: one[key] for key in ("devices", "seconds_per_device", "user_groups", "round_seconds")}
         )
@@ -172,11 +164,10 @@ def _through_flower(
     return figures
 
 
-def _rounds(
-    grid: Grid, scenario: Scenario, paths: RunPaths, plan: BenchPlan, nodes: Nodes, on_event: OnEvent
-) -> dict[str, Any]:
+def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
     """Measure rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
-    world = make_context(scenario, paths, nodes, on_event)
+    grid, scenario, paths = run.grid, run.scenario, run.paths
+    world = make_context(run)
     strategy = world.strategy()
     num_devices = len(strategy.members.devices)
     best_s, stages, seconds = strategy.timed(grid, plan.rounds)
@@ -208,15 +199,14 @@ def _rounds(
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
     )
-    one_table = make_context(alone, RunPaths(paths.data_dir, f"{paths.run_dir}-one-table"), nodes, on_event).strategy()
+    other_paths = RunPaths(paths.data_dir, f"{paths.run_dir}-one-table")
+    one_table = make_context(replace(run, scenario=alone, paths=other_paths)).strategy()
     alone_s, _, _ = one_table.timed(grid, plan.rounds)
     figures["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
     return figures
 
 
-def _population(
-    grid: Grid, base: Scenario, plan: BenchPlan, size: int, folder: Path, nodes: Nodes, on_event: OnEvent
-) -> dict[str, Any]:
+def _population(run: Run, plan: BenchPlan, size: int, folder: Path) -> dict[str, Any]:
     """Write a population, have it join, and run rounds. ``seconds``: everything up to the end of the first round."""
     with PeakMemory() as memory:
         start = time.perf_counter()
@@ -225,15 +215,16 @@ def _population(
         written = time.perf_counter()
         # user groups of one size, so that a larger population has more of them
         num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
-        scenario = bench_scenario(plan, str(data), str(base.fleet), f"user_groups.count={num_groups}")
-        world = make_context(scenario, RunPaths("", str(folder / f"run-{size}")), nodes, on_event)
+        scenario = bench_scenario(plan, str(data), str(run.scenario.fleet), f"user_groups.count={num_groups}")
+        paths = RunPaths("", str(folder / f"run-{size}"))
+        world = make_context(replace(run, scenario=scenario, paths=paths))
         strategy = world.strategy()
         joined = time.perf_counter()
         rounds = max(1, min(plan.rounds, 200_000 // size))
-        best_s, stages, seconds = strategy.timed(grid, rounds)
+        best_s, stages, seconds = strategy.timed(run.grid, rounds)
         first_s = strategy.rounds[0].seconds
     best_s = min(best_s, first_s)
-    on_event(Event("bench", 1, 3, f"{size:,} devices: {size / best_s:,.0f} devices/s"))
+    run.on_event(Event("bench", 1, 3, f"{size:,} devices: {size / best_s:,.0f} devices/s"))
     return {
         "devices": strategy.rounds[-1].devices,
         "seconds_per_device": best_s / size,
@@ -252,7 +243,7 @@ def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> di
     layout = context.prepared.layout
     ceiling = int(strategy.members.ceilings[0])
     ranked = rank_blocks(layout, "int8", context.popularity[0], context.prepared.pretrained.items, ceiling)
-    train = device_splits(context.scenario, context.paths.data_dir, context.paths.run_dir).train
+    train = device_splits(context.run.scenario, context.run.paths.data_dir, context.run.paths.run_dir).train
     elastic = ElasticEmbedding(ranked, context.prepared.pretrained.users[0], train.row(0))
     stored = elastic.at(budget)
     seen = layout.row_in_catalogue[elastic.seen]
@@ -272,7 +263,7 @@ def _loop_seconds(
     context: BenchContext, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]
 ) -> float:
     """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
-    train = device_splits(context.scenario, context.paths.data_dir, context.paths.run_dir).train
+    train = device_splits(context.run.scenario, context.run.paths.data_dir, context.run.paths.run_dir).train
     table, users = context.prepared.pretrained.items, context.prepared.pretrained.users
     devices, seconds = strategy.members.devices, 0.0
     for group, popularity in enumerate(context.popularity):
@@ -293,20 +284,20 @@ def _loop_seconds(
     return seconds
 
 
-def _flagship(grid: Grid, plan: BenchPlan, paths: RunPaths, nodes: Nodes, on_event: OnEvent) -> dict[str, Any]:
+def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
     """Rounds of a scenario that ships, and what of them the training loop takes alone."""
     scenario = flagship_scenario(plan)
-    paths = replace(paths, run_dir=f"{paths.run_dir}-flagship")
+    paths = replace(run.paths, run_dir=f"{run.paths.run_dir}-flagship")
     Path(paths.run_dir).mkdir()
-    world = make_context(scenario, paths, nodes, on_event)
+    world = make_context(replace(run, scenario=scenario, paths=paths))
     strategy = world.strategy()
-    best_s, stages, seconds = strategy.timed(grid, plan.rounds)
+    best_s, stages, seconds = strategy.timed(run.grid, plan.rounds)
     devices = strategy.members.devices
     fleet, layout = load_fleet(scenario.fleet), world.prepared.layout
     budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
     how = scenario.refinement.local.config(strategy.federation.temperature)
     alone_s = _loop_seconds(world, strategy, how, budgets) / plan.nodes
-    on_event(Event("bench", 1, 3, f"{scenario.name}: {len(devices) / best_s:,.0f} devices/s"))
+    run.on_event(Event("bench", 1, 3, f"{scenario.name}: {len(devices) / best_s:,.0f} devices/s"))
     return {
         "scenario": scenario.name,
         "devices": len(devices),
@@ -365,9 +356,10 @@ def compared_metrics(scenario: Scenario, paths: RunPaths, device: str) -> dict[s
         table = pretrained.items.copy()
         table[sent.items] += (update.sums / np.maximum(update.touched, 1) / FIXED_POINT).astype(np.float32)
         new = rank_blocks(layout, "int8", weights, table)
-        per_device = evaluate(new, everything, users, seen, splits.test, TOP_N, where)
+        per_device = Ranker(new, TOP_N, where).evaluate(everything[:, None], users, seen, splits.test)
+        recalls, ndcgs = (metric[:, 0] for metric in per_device)
         counted = splits.test.counts() > 0
-        recall, ndcg = MetricSums.from_devices(np.zeros(num_devices, np.int64), 1, *per_device, counted).mean()
+        recall, ndcg = MetricSums.from_devices(np.zeros(num_devices, np.int64), 1, recalls, ndcgs, counted).mean()
         metrics[where] = {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
     differences = [abs(metrics[device][name] - value) for name, value in metrics["cpu"].items()]
     return {"metrics": metrics, "metrics_difference": max(differences)}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.data.population import Population
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
-from fl_peel.events import OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.pretraining.central_training import PretrainedEmbeddings
@@ -32,12 +31,11 @@ from simulations.scenario_files import load_scenario
 from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.group_tables import empty_tables, put_once, shelf_for
 from strategies.groups.state import UserGroupState, known_bytes
-from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.central_stage1 import CentralStage1Outcome
 from strategies.run.joining import join
 from strategies.run.refinement import Refiner, put_together
-from strategies.run.run_paths import RunPaths
+from strategies.run.run import Run
 
 MAIN_JOB = "ml-100k"
 """The scenario, and the data set, of the run that is timed whole."""
@@ -55,6 +53,10 @@ profiles:
     memory: {table_share: 1.0}
     budget: {process: constant}
 """
+
+
+QUICK_ROUNDS, QUICK_STOCK_DEVICES = 3, 200
+"""Timed rounds of each kind, and nodes of the plain Flower app, where figures need not be the best there are."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class BenchPlan:
     flagship: str | None = "gowalla"
     nodes: int = 2
     device: str = "cpu"
+
+    def quick(self) -> BenchPlan:
+        """Return a plan without synthetic populations, with fewer rounds and a plain Flower app of fewer devices."""
+        stock_devices = min(self.stock_devices, QUICK_STOCK_DEVICES)
+        return replace(self, sizes=(), rounds=QUICK_ROUNDS, stock_devices=stock_devices)
 
 
 def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:
@@ -203,23 +210,20 @@ class TimedStrategy(PeelStrategy):
 class BenchContext:
     """A population of devices at work: what the server needs to run rounds on them."""
 
-    scenario: Scenario
-    paths: RunPaths
+    run: Run
     prepared: CentralStage1Outcome
-    nodes: Nodes
     popularity: NDArray[np.float32]
     """(G, I), what ranks blocks."""
-    on_event: OnEvent = field(default=silent, repr=False)
 
     def strategy(self, scenario: Scenario | None = None) -> TimedStrategy:
         """Have the devices join; a strategy to run rounds with."""
-        scenario = scenario or self.scenario
-        members = join(scenario, self.paths, self.prepared, self.nodes)
+        run = self.run.under(scenario or self.run.scenario)
+        members = join(run, self.prepared)
         layout, table = self.prepared.layout, self.prepared.pretrained.items
-        shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), self.paths.run_dir)
+        shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), run.paths.run_dir)
         energy = {"energy": np.einsum("id,id->i", table, table)}
         shared = put_once(shelf, energy | BlockStatistics.unknown(layout.num_blocks))
-        tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), self.paths.run_dir)
+        tables = empty_tables(len(self.popularity), (layout.num_items, layout.embedding_dim), run.paths.run_dir)
         states = []
         for mine, popularity in zip(tables, self.popularity, strict=True):
             mine[:] = table
@@ -233,13 +237,13 @@ class BenchContext:
             )
             state.drop_pages()
             states.append(state)
-        refiner = Refiner(self.nodes.grid, self.paths, self.prepared, self.nodes, self.on_event)
-        federation = refiner.federation(scenario, members, states)
-        return put_together(TimedStrategy, federation, None, on_event=self.on_event)
+        federation = Refiner(run, self.prepared).federation(members, states)
+        return put_together(TimedStrategy, federation, None, on_event=run.on_event)
 
 
-def make_context(scenario: Scenario, paths: RunPaths, nodes: Nodes, on_event: OnEvent) -> BenchContext:
+def make_context(run: Run) -> BenchContext:
     """Devices of a data set with drawn embeddings and planted groups."""
+    scenario, paths = run.scenario, run.paths
     splits = device_splits(scenario, paths.data_dir, paths.run_dir)
     num_users, num_items, dim = splits.num_users, splits.num_items, scenario.pretraining.embedding_dim
     num_groups = scenario.user_groups.count
@@ -270,7 +274,7 @@ def make_context(scenario: Scenario, paths: RunPaths, nodes: Nodes, on_event: On
         PretrainedEmbeddings(users, items, 1.0),
         UserGroups(assignment, centroids),
     )
-    return BenchContext(scenario, paths, prepared, nodes, popularity, on_event)
+    return BenchContext(run, prepared, popularity)
 
 
 def _popularity(train: UserItems, members: NDArray[np.int64], num_items: int) -> NDArray[np.float32]:

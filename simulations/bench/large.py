@@ -16,7 +16,6 @@ from flwr.serverapp import Grid
 from fl_peel.data.population import Population
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.package_check import own_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.bench.bench_context import BenchPlan, make_context, population_scenario
 from simulations.engine.engine import simulated
@@ -24,7 +23,7 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
-from strategies.nodes.nodes import Nodes
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 
 DEVICES_PER_GROUP = 62_500
@@ -88,8 +87,7 @@ def _round(
     clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent
 ) -> tuple[float, int]:
     stages["engine"] = clock.lap()
-    nodes = Nodes.connect(grid, scenario.to_json(), root=str(own_root()), timeout_s=scenario.engine.reply_timeout_s)
-    strategy = make_context(scenario, paths, nodes, on_event).strategy()
+    strategy = make_context(Run.connect(grid, scenario, paths, on_event)).strategy()
     stages["join"] = clock.lap()
     on_event(Event("bench", 2, 3, f"{len(strategy.members.devices):,} devices joined"))
     strategy.run_whole(grid, 1)

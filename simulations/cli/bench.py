@@ -48,15 +48,15 @@ def bench(
         print_json(figures)
         return
     from simulations.bench.bench import bench as measure
+    from simulations.bench.bench_context import BenchPlan
 
+    plan = BenchPlan(device=device, stock_devices=stock_devices)
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
     with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
         figures = measure(
             folder and Path(folder).absolute(),
             out,
-            device=device,
-            quick=quick,
-            stock_devices=stock_devices,
+            plan.quick() if quick else plan,
             pfl_python=pfl_python,
             on_event=on_event,
         )

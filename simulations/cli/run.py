@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -199,13 +199,7 @@ def run(
         "--data-dir": data_dir,
         "--seeds": seeds,
     }
-    given: dict[str, Any] = {
-        "data_dir": data_dir,
-        "out": out,
-        "callbacks": callbacks,
-        "command": command_line(["run", scenario], words) + " --per-device" * per_device,
-        "fresh": fresh,
-    }
+    command = command_line(["run", scenario], words) + " --per-device" * per_device
 
     from simulations.cli.progress_lines import shown_at
     from simulations.engine import engine
@@ -214,60 +208,46 @@ def run(
     # the nodes' processes import what they need while this one does
     with shown_at(err, port=port, title=loaded.name, quiet=quiet) as on_event, engine.starting(loaded):
         on_event(Event("start", 0, 1, loaded.name))
-        given["on_event"] = on_event
-        if loaded.data.timeline is not None:
-            shown = _run_timeline(loaded, seeds, given)
-        else:
-            from simulations.engine.folders import default_cache_dir
+        from simulations import runner
+        from simulations.engine.folders import default_cache_dir
+        from simulations.run_options import RunOptions
 
-            shown = _run(loaded, seeds, given | {"cache_dir": None if no_cache else default_cache_dir()})
-    show(shown.figures, shown.summary, shown.page, quiet=quiet, as_json=as_json, wide=wide)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What a run comes to: its figures and its summary, made when they are printed, and its page, if it has one."""
-
-    figures: Callable[[], Any]
-    summary: Callable[[], Iterable[TableView | str]]
-    page: Path | None
-
-
-def _run(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Shown:
-    """Run a scenario with one seed or several. given: what else the runner is told."""
-    from simulations import runner
-
-    out: Path | None = given["out"]
-    if seeds is not None:
-        from simulations.differences.seeds import SEEDS_PAGE, seeds_verdicts, seeds_view
-
-        assert out is not None
-        together = runner.run_seeds(scenario, seeds=seeds, **given)
-        return _Shown(lambda: together, lambda: [*seeds_verdicts(together), seeds_view(together)], out / SEEDS_PAGE)
-    result = runner.run(scenario, **given)
-    from simulations.report.run_files import summary  # with what draws figures: not before the run
-    from strategies.figures.schema import to_json
-
-    page = None if out is None else out / "report.html"
-    return _Shown(lambda: to_json(result), lambda: summary(result), page)
+        options = RunOptions(
+            out=out,
+            data_dir=data_dir,
+            cache_dir=None if no_cache else default_cache_dir(),
+            on_event=on_event,
+            callbacks=callbacks,
+            command=command,
+            fresh=fresh,
+        )
+        result = runner.run(loaded, options) if seeds is None else runner.run_seeds(loaded, seeds, options)
+    one, several = ("report", "seeds") if loaded.data.timeline is None else ("timeline", "timeline-seeds")
+    page = None if out is None else out / f"{one if seeds is None else several}.html"
+    show(lambda: runner.in_json(result), lambda: _summary(result), page, quiet=quiet, as_json=as_json, wide=wide)
 
 
-def _run_timeline(scenario: Scenario, seeds: int | None, given: Mapping[str, Any]) -> _Shown:
-    """Replay a timeline with one seed or several."""
-    from fl_peel.json_codec import to_plain
+def _summary(result: Any) -> Iterable[TableView | str]:
+    """Return what a result comes to; what draws figures is not imported before."""
+    from strategies.figures.schema import RunResult
+    from strategies.timeline.schema import TimelineResult
+
+    if isinstance(result, RunResult):
+        from simulations.report.run_files import summary
+
+        return summary(result)
+    if isinstance(result, TimelineResult):
+        from simulations.timeline.report import timeline_summary
+
+        return timeline_summary(result)
+    from simulations.differences.seeds import SeedsResult, seeds_verdicts, seeds_view
+
+    if isinstance(result, SeedsResult):
+        return [*seeds_verdicts(result), seeds_view(result)]
     from simulations.report.verdict import seen_data
-    from simulations.timeline.report import timeline_summary
-    from simulations.timeline.run_timeline import run_timeline
-    from simulations.timeline.timeline_seeds import NAME, run_timeline_seeds, timeline_seeds_view
+    from simulations.timeline.timeline_seeds import timeline_seeds_view
 
-    out: Path | None = given["out"]
-    page = None if out is None else out / ("timeline.html" if seeds is None else f"{NAME}.html")
-    if seeds is None:
-        result = run_timeline(scenario, **given)
-        return _Shown(lambda: to_plain(result, top_n=20), lambda: timeline_summary(result), page)
-    together = run_timeline_seeds(scenario, seeds=seeds, **given)
-    parts: list[TableView | str] = [seen_data(together.scenario), timeline_seeds_view(together)]
-    return _Shown(lambda: to_plain(together), lambda: parts, page)
+    return [seen_data(result.scenario), timeline_seeds_view(result)]
 
 
 # ---- `fl-peel deploy`: a scenario on Flower's deployment engine, on loopback
@@ -296,15 +276,14 @@ def deploy(
     loaded = checked(load_scenario(scenario, overrides or [], seed=seed), out)
 
     from simulations.deployment.local import node_configs, run_deployed
-    from simulations.engine.folders import data_folder
+    from simulations.run_options import RunOptions
 
     configs = node_configs(loaded, nodes=nodes, own=own or [])
     run_deployed(
         loaded,
         configs,
-        (lambda line: None) if quiet else typer.echo,
-        data_dir=data_folder(data_dir),
-        out=out,
+        lambda _, line: None if quiet else typer.echo(line),
+        RunOptions(data_dir=data_dir, out=out),
         secure=not insecure,
     )
     if out is not None and not quiet:

@@ -23,7 +23,7 @@ from simulations.cli.console import (
 from simulations.cli.run import print_estimate
 
 if TYPE_CHECKING:
-    from simulations.studies.frame import Options
+    from simulations.run_options import StudyArguments
 
 Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
 Budgets = Annotated[
@@ -80,15 +80,16 @@ def compare(
     from simulations.studies.compare.report import compare_tables, leaderboard_tables
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
+    command = command_line(["compare", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
+    arguments = _arguments(out, data_dir, command, fresh=fresh, quiet=quiet)
     if nothing_is_collected(loaded):
         for option, given in (("--single-budgets", single), ("--rivals", rivals)):
             if given is not None:
                 raise ScenarioError(
                     f"{option}: is for scenarios in which the server collects interactions; leave it out"
                 )
-        options = _options(["compare", scenario], overrides, words, data_dir, fresh, quiet)
         print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-        compared = compare_federated(loaded, shares, out=out, seeds=seeds, **options)
+        compared = compare_federated(loaded, shares, seeds=seeds, **arguments)
         show(
             lambda: compared,
             lambda: leaderboard_tables(compared),
@@ -102,15 +103,7 @@ def compare(
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
     print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-    result = comparison.compare(
-        loaded,
-        shares,
-        out=out,
-        seeds=seeds,
-        single_budgets=single,
-        **chosen,
-        **_options(["compare", scenario], overrides, words, data_dir, fresh, quiet),
-    )
+    result = comparison.compare(loaded, shares, seeds=seeds, single_budgets=single, **chosen, **arguments)
     show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json, wide=wide)
 
 
@@ -140,14 +133,14 @@ def ablate(
     from simulations.studies.ablate.report import ablate_tables
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
+    command = command_line(["ablate", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
     print_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
     result = ablation.ablate(
         loaded,
         shares,
-        out=out,
         seeds=seeds,
         parts=None if parts is None else [part.strip() for part in parts.split(",")],
-        **_options(["ablate", scenario], overrides, words, data_dir, fresh, quiet),
+        **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
     )
     show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json, wide=wide)
 
@@ -237,13 +230,13 @@ def audit(
         "--only": only,
         "--row": rows,
     }
+    command = command_line(["audit", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
     print_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
     result = auditing.audit(
         loaded,
-        out=out,
         settings=settings,
         rows=rows or [],
-        **_options(["audit", scenario], overrides, words, data_dir, fresh, quiet),
+        **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
     )
     show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json, wide=wide)
 
@@ -283,23 +276,15 @@ def _words(text: str | None, separator: str) -> tuple[str, ...] | None:
     return None if text is None else tuple(word.strip() for word in text.split(separator) if word.strip())
 
 
-def _options(
-    command: list[str],
-    overrides: list[str] | None,
-    words: dict[str, Any],
-    data_dir: Path | None,
-    fresh: bool,
-    quiet: bool,
-) -> Options:
-    """What every study is told. words: the command's own options by name; with the others they make the line to type
-    to get the same files again, but for the folder.
-    """
+def _arguments(out: Path, data_dir: Path | None, command: str, *, fresh: bool, quiet: bool) -> StudyArguments:
+    """Return what every study is given. command: the line to type to get the same files again, but for the folder."""
     from simulations.engine.folders import default_cache_dir
 
     return {
+        "out": out,
         "data_dir": data_dir,
         "cache_dir": default_cache_dir(),
         "on_event": print_lines(quiet),
-        "command": command_line(command, {"--set": overrides, **words, "--data-dir": data_dir}),
+        "command": command,
         "fresh": fresh,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import fl_peel
@@ -11,6 +12,9 @@ from fl_peel.data.readers import read_interactions
 from fl_peel.errors import EngineError, ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.deployment.processes import Config, Deployment, deployed
+from simulations.engine.folders import data_folder
+from simulations.engine.inputs import given_folder
+from simulations.run_options import RunOptions
 
 
 def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) -> list[Config]:
@@ -40,16 +44,15 @@ def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) ->
 def run_deployed(
     scenario: Scenario,
     configs: Sequence[Config],
-    on_line: Callable[[str], None],
+    on_line: Callable[[Deployment, str], None],
+    options: RunOptions,
     *,
-    data_dir: str = "",
-    out: Path | None = None,
     secure: bool = True,
-    meanwhile: Callable[[Deployment, str], None] | None = None,
     limit_s: float | None = None,
 ) -> None:
     """Start a SuperLink and SuperNodes, run a scenario with absolute paths on them, and end them. on_line: gets every
-    line of the server's side; meanwhile: likewise, with what runs; limit_s: after so long everything is ended.
+    line of the server's side, with what runs; options: of these, the folders of data and results; limit_s: after so
+    long everything is ended.
 
     Raises:
         EngineError: one of them did not start, or the run failed, with its last words.
@@ -59,20 +62,20 @@ def run_deployed(
         (Path(folder) / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         if scenario.data.held_by_nodes:  # what devices keep goes with the deployment
             configs = [{**one, "run-dir": f"{folder}/node-{one['partition-id']}"} for one in configs]
-        given = {"scenario": f"{folder}/scenario.yaml", "data-dir": data_dir, "out": str(out.absolute()) if out else ""}
+        out = given_folder(options.out)
+        given = {
+            "scenario": f"{folder}/scenario.yaml",
+            "data-dir": data_folder(options.data_dir),
+            "out": str(out.absolute()) if out else "",
+        }
         with deployed(home, configs, secure=secure) as deployment:
-
-            def show_line(line: str) -> None:
-                on_line(line)
-                if meanwhile is not None:
-                    meanwhile(deployment, line)
-
+            show_line = partial(on_line, deployment)
             try:
                 deployment.run(write_app(Path(folder) / "app"), given, show_line, limit_s)
             except EngineError as error:
                 tail = deployment.log("superlink").read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
                 for line in tail:
-                    on_line(line)
+                    show_line(line)
                 raise EngineError(str(error).partition("; see ")[0]) from error
 
 

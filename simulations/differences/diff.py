@@ -296,8 +296,7 @@ def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
             ("devices", f"{min(one.devices for one in result.runs):,}"),
             ("tables", str(len({row.table for row in result.rows}))),
         ],
-        source={"versions": versions},
-        command=shlex.join(["fl-peel", "diff", *(one.path for one in result.runs)]),
+        source={"versions": versions, "command": shlex.join(["fl-peel", "diff", *(one.path for one in result.runs)])},
     )
 
 

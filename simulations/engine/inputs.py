@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clients.fleet.fleet import Fleet
     from fl_peel.blocks.layout import BlockLayout
     from fl_peel.data.interactions import Splits
+    from fl_peel.data.timeline import Timeline
 
 MOST_ROUNDS_LOOKED_AT = 1000
 """Rounds looked at for a device that is available: in a usual fleet the first round has one."""
@@ -210,8 +211,9 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
     check_budgets(scenario, layout_of(scenario, splits))
 
 
-def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
+def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str, *, deployed: bool = False) -> Splits:
     """Splits of all devices of a scenario, on which it can be run as it is: mistakes show before an engine starts.
+    deployed: whether its nodes are not simulated.
 
     Raises:
         FlPeelError: as :func:`fl_peel.device_storage.device_splits`, :func:`check_run` and :func:`check_devices`.
@@ -219,9 +221,28 @@ def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     from fl_peel.device_storage import device_splits
 
     splits = device_splits(scenario, data_dir, run_dir)
-    check_run(scenario, splits)
-    check_devices(scenario, splits)
+    if scenario.data.timeline is None:
+        check_run(scenario, splits)
+    else:
+        from strategies.timeline.serve import check_timeline
+
+        check_timeline(scenario)
+        check_items(scenario, splits.num_items)
+    if not deployed:
+        check_devices(scenario, splits)
     return splits
+
+
+def data_to_run(scenario: Scenario, data_dir: str, run_dir: str, *, deployed: bool = False) -> Splits | Timeline:
+    """Return the data that a run is of: splits, or where the scenario has a timeline, that.
+
+    Raises:
+        FlPeelError: as :func:`splits_to_run`.
+    """
+    from fl_peel.device_storage import device_timeline
+
+    splits = splits_to_run(scenario, data_dir, run_dir, deployed=deployed)
+    return splits if scenario.data.timeline is None else device_timeline(scenario, data_dir, run_dir)
 
 
 def check_devices(scenario: Scenario, splits: Splits) -> None:
@@ -368,8 +389,8 @@ def check_plug_ins(scenario: Scenario) -> None:
         assert mechanism is not None, "a mechanism that adds noise has a name"
         check_keys(scenario, mechanism)
     if scenario.refinement.contribution is not None:
-        from clients.round.choice import contents_kind as device_kind
-        from strategies.rounds.choice import contents_kind as server_kind
+        from clients.round.round_context import contents_kind as device_kind
+        from strategies.run.refinement import contents_kind as server_kind
 
         device_kind(scenario)
         server_kind(scenario)

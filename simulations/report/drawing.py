@@ -365,26 +365,28 @@ def error_bars(
         in_series(series, (*drawn.lines[1], *drawn.lines[2]))
 
 
-def draw_line(
-    axes: Axes,
-    name: str,
-    x: Sequence[float],
-    figures: Sequence[Estimate],
-    style: Mapping[str, Any],
-    words: Sequence[str] = (),
-    *,
-    bold: bool = False,
-    aside: float = 1.0,
-    series: int | None = None,
-) -> EndLabel:
-    """Draw a line with error bars, and words at each of its points; return its label. aside: factor by which bars stand
-    beside their points.
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure: its label, its points, and words at each of them. aside: factor by which error bars stand
+    beside their points; series: as in :func:`in_series`.
     """
-    y = [figure.value for figure in figures]
-    in_series(series, axes.plot(x, y, **style))
-    error_bars(axes, [at * aside for at in x], figures, style["color"], series=series)
-    hover(axes, x, y, words, series)
-    return EndLabel(name, x[-1], y[-1], style["color"], bold, series)
+
+    name: str
+    x: Sequence[float]
+    figures: Sequence[Estimate]
+    words: Sequence[str] = ()
+    bold: bool = False
+    aside: float = 1.0
+    series: int | None = None
+
+
+def draw_line(axes: Axes, line: Line, style: Mapping[str, Any]) -> EndLabel:
+    """Draw a line with error bars, and words at each of its points; return its label."""
+    y = [figure.value for figure in line.figures]
+    in_series(line.series, axes.plot(line.x, y, **style))
+    error_bars(axes, [at * line.aside for at in line.x], line.figures, style["color"], series=line.series)
+    hover(axes, line.x, y, line.words, line.series)
+    return EndLabel(line.name, line.x[-1], y[-1], style["color"], line.bold, line.series)
 
 
 def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel:

@@ -65,11 +65,10 @@ def page(
     lead: str,
     facts: Sequence[tuple[str, str]],
     source: Mapping[str, Any],
-    command: str = "",
     demo: str | None = None,
 ) -> str:
     """Return the page of a result: one HTML file, nothing fetched from elsewhere. source: the result's content, which
-    says where it is from; command: to show where it has none of its own; demo: a page to play with that lies beside it.
+    says where it is from; demo: a page to play with that lies beside it.
     """
     drawn = [(one, tuple(_drawn_parts(one))) for one in sections]
     shown = [{"id": one.id, "title": one.title, "parts": parts} for one, parts in drawn if parts]
@@ -83,7 +82,7 @@ def page(
         facts=facts,
         sections=shown,
         demo=demo,
-        command=source.get("command") or command,
+        command=source.get("command") or "",
         seed=source.get("seed"),
         scenario=scenario,
         versions=TableView("Versions", ("package", "version"), tuple(packages.items()), 2) if packages else None,

@@ -69,8 +69,7 @@ def run_page(result: RunResult, demo: str | None = None) -> str:
         title=f"{scenario_name(result.scenario)}: personalized elastic embeddings",
         lead="\n".join(verdicts(result)),
         facts=_facts(result),
-        source=to_json(result),
-        command=f"fl-peel run scenario.yaml --seed {result.seed}",
+        source={"command": f"fl-peel run scenario.yaml --seed {result.seed}", **to_json(result)},
         demo=demo,
     )
 

@@ -20,6 +20,7 @@ from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import check_data, check_devices, require_items
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
+from simulations.run_options import RunOptions
 from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
@@ -146,23 +147,12 @@ def study_splits(scenario: Scenario, paths: RunPaths) -> Splits:
 
 
 @contextmanager
-def open_study(
-    scenario: Scenario,
-    out: Path,
-    *,
-    data_dir: str | Path | None,
-    cache_dir: str | Path | None,
-    on_event: OnEvent,
-    fresh: bool = False,
-) -> Iterator[Study]:
-    """One seed's study, in a folder of its own that is gone afterwards; what is kept lies in ``out``/checkpoints.
-    fresh: nothing that was kept before is read.
-    """
-    folder = out / CHECKPOINTS
+def open_study(scenario: Scenario, out: Path, options: RunOptions) -> Iterator[Study]:
+    """One seed's study, in a folder of its own that is gone afterwards; what is kept lies in ``out``/checkpoints."""
+    folder, on_event = out / CHECKPOINTS, options.on_event
     with run_folder() as run_dir:
-        paths = RunPaths(data_folder(data_dir), str(run_dir), str(cache_dir or folder / "tables"))
+        paths = RunPaths(data_folder(options.data_dir), str(run_dir), str(options.cache_dir or folder / "tables"))
         splits = study_splits(scenario, paths)
         with owned_store(folder) as store:
-            yield Study(
-                scenario, paths, splits, data_digest(splits), Checkpoints(store, on_event, fresh=fresh), on_event
-            )
+            checkpoints = Checkpoints(store, on_event, fresh=options.fresh)
+            yield Study(scenario, paths, splits, data_digest(splits), checkpoints, on_event)

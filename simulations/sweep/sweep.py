@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from fl_peel.callbacks import Callback
-from fl_peel.errors import ScenarioError
-from fl_peel.events import Event, OnEvent, silent
+from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.events import Event, OnEvent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
@@ -17,6 +16,7 @@ from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished
+from simulations.run_options import RunArguments, RunOptions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
 from simulations.sweep.search import optuna, search
@@ -38,40 +38,48 @@ class PlannedSetting:
 
 @dataclass(frozen=True)
 class SweepRunner:
-    """The runner of a sweep's settings, each with so many seeds, into a folder of its own below ``out``."""
+    """The runner of a sweep's settings, each with so many seeds, into a folder of its own below ``out``. seed: the
+    first, in place of the scenario's.
+    """
 
     source: str | Path
     out: Path
     seeds: int
     seed: int | None
-    data_dir: str | Path | None
-    cache_dir: str | Path | None
-    on_event: OnEvent
-    callbacks: Sequence[Callback]
-    command: str | None
-    fresh: bool
+    options: RunOptions
 
     def planned(self, settings: Sequence[Setting]) -> list[PlannedSetting]:
-        """Plan settings, as :func:`planned` does."""
-        return planned(self.source, settings, self.out, self.seeds, self.seed, self.data_dir)
+        """Plan every setting's scenario, checked with its data; nothing is written.
+
+        Raises:
+            FlPeelError: the first mistake, in one line.
+        """
+        check_out(self.out, writes=SWEEP_RESULTS)
+        scenarios = [load_scenario(self.source, setting.overrides, seed=self.seed) for setting in settings]
+        if any(one.data.timeline is not None for one in scenarios):
+            raise ScenarioError("data.timeline: sweeps do not support timelines; leave it out")
+        if len({one.evaluation.top_n for one in scenarios}) > 1:
+            raise ScenarioError(
+                "evaluation.top_n: metrics of lists of different lengths cannot be compared; give it one value"
+            )
+        plans = []
+        for setting, scenario in zip(settings, scenarios, strict=True):
+            named = scenario.model_copy(update={"name": f"{scenario.name}: {setting.label}"})
+            one = checked(named, None, working_dir=Path.cwd())
+            folder = require_folders(self.out / setting.folder, one, self.seeds)
+            with run_folder() as run_dir:
+                splits = splits_to_run(one, data_folder(self.options.data_dir), str(run_dir))
+                about = about_run(one, splits) | {"seeds": self.seeds}
+            plans.append(PlannedSetting(setting, one, folder, about))
+        return plans
 
     def measured(self, plan: PlannedSetting, store: Store) -> MeasuredSetting:
         """Run a setting, or read what an earlier sweep has left of it. store: which settings are done."""
-        on_setting_event = _with_setting(plan.setting, self.on_event)
-        if not self.fresh and read_finished(store, plan.folder, plan.about):
+        on_setting_event = _with_setting(plan.setting, self.options.on_event)
+        if not self.options.fresh and read_finished(store, plan.folder, plan.about):
             on_setting_event(Event("report", 1, 1, "resumed from an earlier sweep"))
             return MeasuredSetting.read(plan.folder, plan.setting)
-        run_seeds(
-            plan.scenario,
-            seeds=self.seeds,
-            out=plan.folder,
-            data_dir=self.data_dir,
-            cache_dir=self.cache_dir,
-            on_event=on_setting_event,
-            callbacks=self.callbacks,
-            command=self.command,
-            fresh=self.fresh,
-        )
+        run_seeds(plan.scenario, self.seeds, replace(self.options, out=plan.folder, on_event=on_setting_event))
         mark_finished(store, plan.folder, plan.about)
         return MeasuredSetting.read(plan.folder, plan.setting)
 
@@ -80,17 +88,11 @@ def sweep(
     scenario: str | Path = "ml-100k",
     asked: Iterable[str] = (),
     *,
-    out: str | Path,
     seeds: int = 1,
     seed: int | None = None,
-    data_dir: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-    on_event: OnEvent = silent,
-    callbacks: Sequence[Callback] = (),
-    command: str | None = None,
-    fresh: bool = False,
     searched: Iterable[str] = (),
     trials: int = TRIALS,
+    **arguments: Unpack[RunArguments],
 ) -> SweepResult:
     """Run every combination of ``path=value,value,...`` with so many seeds, each into a folder of its own below
     ``out``, and write sweep.json, .csv, .html and .svg there. What is done is read: of a sweep that was stopped, and of
@@ -101,7 +103,10 @@ def sweep(
         FlPeelError: a mistake in any of the scenarios, before anything runs; or as :func:`simulations.runner.run`.
         MissingExtraError: a search, and Optuna is not installed.
     """
-    how = SweepRunner(scenario, Path(out), seeds, seed, data_dir, cache_dir, on_event, tuple(callbacks), command, fresh)
+    options = RunOptions(**arguments)
+    if options.out is None:
+        raise ReportError("out: a sweep needs a folder for its results")
+    how = SweepRunner(scenario, Path(options.out), seeds, seed, options)
     looked_for = tuple(searched)
     space = space_of(looked_for, asked) if looked_for else None
     if space is not None:
@@ -118,10 +123,10 @@ def sweep(
             settings = []
             for number, plan in enumerate(plans, start=1):
                 settings.append((plan, how.measured(plan, store)))
-                on_event(Event("sweep", number, len(plans), plan.setting.label))
+                options.on_event(Event("sweep", number, len(plans), plan.setting.label))
         else:
             settings = _searched(how, store, space, trials)
-        result = _result([plan for plan, _ in settings], [measured for _, measured in settings], command)
+        result = _result([plan for plan, _ in settings], [measured for _, measured in settings], options.command)
         if looked_for:
             result = replace(result, search=looked_for, trials=trials)
         write_sweep(how.out, result)
@@ -145,7 +150,7 @@ def _searched(
         return reached
 
     def on_trial(number: int, setting: Setting, reached: float) -> None:
-        how.on_event(Event("search", number, trials, f"{setting.label}: validation {reached:.4f}"))
+        how.options.on_event(Event("search", number, trials, f"{setting.label}: validation {reached:.4f}"))
 
     search(space, values_at(own, space), validation_of, trials=trials, seed=own.seed, on_trial=on_trial)
     return list(tried.values())
@@ -160,39 +165,6 @@ def values_at(scenario: Scenario, space: Space) -> dict[str, Any]:
             value = value.get(name) if isinstance(value, dict) else None
         values[one.path] = value
     return values
-
-
-def planned(
-    source: str | Path,
-    settings: Sequence[Setting],
-    out: Path,
-    seeds: int,
-    seed: int | None,
-    data_dir: str | Path | None,
-) -> list[PlannedSetting]:
-    """Plan every setting's scenario, checked with its data; nothing is written.
-
-    Raises:
-        FlPeelError: the first mistake, in one line.
-    """
-    check_out(out, writes=SWEEP_RESULTS)
-    scenarios = [load_scenario(source, setting.overrides, seed=seed) for setting in settings]
-    if any(one.data.timeline is not None for one in scenarios):
-        raise ScenarioError("data.timeline: sweeps do not support timelines; leave it out")
-    if len({one.evaluation.top_n for one in scenarios}) > 1:
-        raise ScenarioError(
-            "evaluation.top_n: metrics of lists of different lengths cannot be compared; give it one value"
-        )
-    plans = []
-    for setting, scenario in zip(settings, scenarios, strict=True):
-        named = scenario.model_copy(update={"name": f"{scenario.name}: {setting.label}"})
-        one = checked(named, None, working_dir=Path.cwd())
-        folder = require_folders(out / setting.folder, one, seeds)
-        with run_folder() as run_dir:
-            splits = splits_to_run(one, data_folder(data_dir), str(run_dir))
-            about = about_run(one, splits) | {"seeds": seeds}
-        plans.append(PlannedSetting(setting, one, folder, about))
-    return plans
 
 
 def _with_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
@@ -217,4 +189,4 @@ def _result(plans: Sequence[PlannedSetting], measured: Sequence[MeasuredSetting]
     )
 
 
-__all__ = ["planned", "sweep"]
+__all__ = ["SweepRunner", "sweep"]

@@ -88,7 +88,9 @@ def sweep_plot(result: SweepResult) -> Plot | None:
     for index, (row, by_share) in enumerate(lines):
         recalls, style = list(by_share.values()), drawing.line_kwargs(index)
         aside, bold = drawing.line_aside(index, len(lines)), row.setting == result.chosen
-        label = drawing.draw_line(axes, row.setting, list(by_share), recalls, style, bold=bold, aside=aside)
+        label = drawing.draw_line(
+            axes, drawing.Line(row.setting, list(by_share), recalls, bold=bold, aside=aside), style
+        )
         labels.append(label)
         words.append(f"{row.setting} goes from {recalls[0].value:.4f} to {recalls[-1].value:.4f}")
     axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")

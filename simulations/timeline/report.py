@@ -34,7 +34,7 @@ BASES = ("cached-list", "retrained", "recent-popularity")
 """Ways of serving that others are compared with in tables."""
 
 
-def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes] | None = None) -> list[Path]:
+def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes | Path] | None = None) -> list[Path]:
     """Write the files, and more, into ``out_dir``, all or none, and return their paths.
 
     Raises:
@@ -196,8 +196,7 @@ def timeline_page(result: TimelineResult) -> str:
             ("Recall@20, last three", format_point(last.lines["all"].recall)),
             ("relative to static list", ABSENT if cached is None else f"{cached.value:.2f}"),
         ],
-        source=in_plain(result, top_n=20),
-        command=f"fl-peel run {name}",
+        source={"command": f"fl-peel run {name}", **in_plain(result, top_n=20)},
     )
 
 

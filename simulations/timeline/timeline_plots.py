@@ -73,7 +73,7 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
             style = drawing.line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
             if known:
                 x, recalls = zip(*((number, one.recall) for number, one in known), strict=True)
-                drawing.draw_line(axes, name, x, recalls, style)
+                drawing.draw_line(axes, drawing.Line(name, x, recalls), style)
         axes.set_title(words)
         axes.set_xlabel("period")
     panels[0].set_ylim(bottom=0)
@@ -206,7 +206,7 @@ def _line(
     known = [figure if isinstance(figure, Estimate) else Estimate(figure) for figure in figures]
     pairs = zip(x, known, strict=True)
     tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in pairs] if style["marker"] else []
-    return drawing.draw_line(axes, words, x, known, style, tips)
+    return drawing.draw_line(axes, drawing.Line(words, x, known, tips), style)
 
 
 __all__ = ["KINDS", "LABELS", "classes_plot", "kinds_plot", "life_plot", "recall_plot"]

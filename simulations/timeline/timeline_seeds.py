@@ -8,30 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fl_peel.callbacks import Callback
 from fl_peel.errors import ScenarioError
-from fl_peel.events import Event, OnEvent, silent, with_seed
 from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain
-from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import Sample
-from fl_peel.scenario.scenario import Scenario
 from simulations.differences.seeds import METHOD
-from simulations.engine.inputs import require_folders
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_ratio
-from simulations.resumable import CHECKPOINTS, SEED, about_seed, mark_finished, owned_store, read_finished
 from simulations.timeline.report import BASES
-from simulations.timeline.run_timeline import run_with_replicates
 from simulations.timeline.timeline_plots import LABELS
 from strategies.timeline.schema import TimelineResult
 
-Doubles = NDArray[np.float64]
-NAME, REPLICATES = "timeline-seeds", "replicates"
+NAME = "timeline-seeds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,61 +52,9 @@ class TimelineSeeds:
         return Figures.from_result(self, seeds=self.seeds)
 
 
-def run_timeline_seeds(
-    scenario: Scenario,
-    *,
-    seeds: int,
-    out: Path,
-    data_dir: str | Path | None = None,
-    on_event: OnEvent = silent,
-    callbacks: Sequence[Callback] = (),
-    command: str | None = None,
-    fresh: bool = False,
-) -> TimelineSeeds:
-    """Replay a checked scenario's timeline with so many seeds, from its own on: each into ``out/seed-K``, and what they
-    show together into ``out``. Stopped and called again, it goes on: seeds that are done are read; fresh: it starts
-    anew.
-
-    Raises:
-        FlPeelError: as :func:`simulations.timeline.run_timeline.run_timeline`.
-    """
-    out = require_folders(out, scenario, seeds)
-    results, drawn = [], []
-    with owned_store(out / CHECKPOINTS) as store:
-        for number in range(scenario.seed, scenario.seed + seeds):
-            one = scenario.model_copy(update={"seed": number})
-            place, on_seed_event = out / f"{SEED}{number}", with_seed(number, on_event)
-            about = about_seed(one, data_dir)
-            kept = None if fresh else read_finished(store, place, about)
-            if kept is not None:
-                on_seed_event(Event("report", 1, 1, "resumed from a checkpoint"))
-                result, replicates = from_nodes(kept.value["value"], kept.arrays(REPLICATES))
-            else:
-                result, replicates = run_with_replicates(
-                    one,
-                    data_dir=data_dir,
-                    out=place,
-                    on_event=on_seed_event,
-                    callbacks=callbacks,
-                    command=command,
-                    fresh=fresh,
-                )
-                value, arrays = to_nodes((result, replicates))
-                mark_finished(store, place, about, value, {REPLICATES: arrays})
-            results.append(result)
-            drawn.append(replicates)
-        together = timeline_seeds(results, drawn, command)
-        write_timeline_seeds(out, together)
-        store.remove(SEED)
-    return together
-
-
-def timeline_seeds(
-    results: list[TimelineResult], drawn: list[dict[str, Doubles]], command: str | None = None
-) -> TimelineSeeds:
-    """Return what several seeds show together. drawn: by seed and way of serving, (B,) replicates of its mean recall
-    over the last three periods, of the same draws of devices in every seed.
-    """
+def timeline_seeds(results: Sequence[TimelineResult], command: str | None = None) -> TimelineSeeds:
+    """Return what several seeds show together; their replicates are of the same draws of devices."""
+    drawn = [result.replicates for result in results]
     if not all(one.keys() == drawn[0].keys() for one in drawn):
         raise ScenarioError("evaluation: the seeds did not evaluate the same devices; raise data.timeline.share")
     devices = min(result.last["federation"].lines["all"].devices for result in results)
@@ -178,4 +117,4 @@ def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
     return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
 
 
-__all__ = ["NAME", "LineSeeds", "TimelineSeeds", "run_timeline_seeds", "timeline_seeds", "timeline_seeds_view"]
+__all__ = ["NAME", "LineSeeds", "TimelineSeeds", "timeline_seeds", "timeline_seeds_view", "write_timeline_seeds"]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
-from fl_peel.callbacks import Callback
-from fl_peel.events import OnEvent, silent
+from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import given_folder
+from simulations.run_options import RunArguments, RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.workbench.progress import Progress, notebook
 from simulations.workbench.result import Result
 from strategies.figures.per_device import FILE, PerDevice
+from strategies.figures.schema import RunResult
 
 
 def run(
@@ -25,45 +28,35 @@ def run(
     *,
     overrides: Iterable[str] = (),
     seed: int | None = None,
-    data_dir: str | Path | None = None,
-    out: str | Path | None = None,
     cache: bool = True,
-    cache_dir: str | Path | None = None,
-    on_event: OnEvent = silent,
-    callbacks: Sequence[Callback] | None = None,
-    command: str | None = None,
-    fresh: bool = False,
+    **arguments: Unpack[RunArguments],
 ) -> Result:
     """Run a scenario and return its result; with ``out``, also write the report files there.
 
     scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``. cache: whether pretrained tables are
-    cached by content, in ``cache_dir`` or, where that is None, in the cache of the command line. callbacks: receive the
-    run's events; None: progress is shown in a notebook. With ``out``, checkpoints are written there until the run ends:
-    the same run, stopped at any moment and called again, resumes and gives the same figures; fresh: it starts from
-    scratch.
+    cached by content, in ``cache_dir`` or, without one, in the cache of the command line. callbacks: None shows
+    progress in a notebook. With ``out``, checkpoints are written there until the run ends: the same run, stopped at any
+    moment and called again, resumes and gives the same figures; with ``fresh``, it starts from scratch. arguments:
+    :class:`simulations.run_options.RunArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(scenario, overrides, seed=seed)
+    if scenario.data.timeline is not None:
+        raise ScenarioError("data.timeline: timelines are replayed by fl-peel run and flwr run; leave it out")
+    options = RunOptions(**arguments)
     if notebook() is not None:
         logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # of widgets that nobody asked for
-    if callbacks is None:
-        callbacks = [] if notebook() is None else [Progress()]
-    folder, single = given_folder(out), scenario.evaluation.per_device
+    if options.callbacks is None and notebook() is not None:
+        options = replace(options, callbacks=[Progress()])
+    folder, single = given_folder(options.out), scenario.evaluation.per_device
+    cache_dir = (options.cache_dir or default_cache_dir()) if cache else None
     with ExitStack() as stack:
         if folder is None and single:  # files of single devices go through a folder
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        measured = runner.run(
-            scenario,
-            data_dir=data_dir,
-            out=folder,
-            cache_dir=(cache_dir or default_cache_dir()) if cache else None,
-            on_event=on_event,
-            callbacks=callbacks,
-            command=command,
-            fresh=fresh,
-        )
+        measured = runner.run(scenario, replace(options, out=folder, cache_dir=cache_dir))
+        assert isinstance(measured, RunResult), "this is a run without a timeline"
         devices = PerDevice.read(folder / FILE) if folder is not None and single else None
     return Result(measured, devices)

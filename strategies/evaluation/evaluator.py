@@ -47,6 +47,23 @@ class EvaluationOptions(TypedDict, total=False):
     stored: int
 
 
+DEFAULTS: EvaluationOptions = {
+    "precision": None,
+    "selector": None,
+    "split": "test",
+    "everybody": None,
+    "label": "",
+    "artifacts": None,
+    "factors": None,
+    "rooms": None,
+    "per_device": False,
+    "devices": (0, -1),
+    "on_validation": 0,
+    "stored": -1,
+}
+"""The options of an evaluation that asks for nothing in particular."""
+
+
 @dataclass(frozen=True)
 class BudgetRequest:
     """The budgets of one request, to be sent with others. factors, rooms: one a budget, as in
@@ -184,52 +201,43 @@ class Evaluator:
     def in_parts(
         self,
         budgets: Sequence[int],
-        *,
-        precision: Precision | None = None,
-        selector: str | None = None,
-        split: str = "test",
-        everybody: NDArray[np.float32] | None = None,
-        label: str = "",
-        artifacts: NDArray[np.int64] | None = None,
-        factors: Sequence[float] | None = None,
-        rooms: Sequence[float] | None = None,
-        per_device: bool = False,
-        devices: tuple[int, int] = (0, -1),
-        on_validation: int = 0,
-        stored: int = -1,
         groups: Iterable[int] | None = None,
+        *,
         by_node: bool = False,
+        **asked: Unpack[EvaluationOptions],
     ) -> EvaluationParts:
         """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all;
         by_node: whether the replies of nodes are kept apart.
         """
-        scenario, layout = self.scenario, self.layout
-        coded = precision or scenario.blocks.precision
+        scenario, layout, options = self.scenario, self.layout, DEFAULTS | asked
+        coded, everybody = options["precision"] or scenario.blocks.precision, options["everybody"]
+        rooms = options["rooms"]
+        ones = [1.0] * len(budgets)
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
         if everybody is not None:
             weights = {wire.EVERYBODY: as_numbered}
         elif set(budgets) == {wire.UNLIMITED}:  # where all blocks are there, their order says nothing
             weights = dict.fromkeys(range(len(self.federation.states)), as_numbered)
         else:
-            weights = dict(enumerate(self.weights(selector or scenario.selector)))
+            weights = dict(enumerate(self.weights(options["selector"] or scenario.selector)))
 
-        def asked(groups: dict[int, wire.Arrays]) -> Content:
+        def request_of(groups: dict[int, wire.Arrays]) -> Content:
             request = wire.EvaluateRequest(
                 self.federation.setting,
                 scenario.refinement.rounds if self.server_round is None else self.server_round,
                 coded,
-                split,
-                label,
+                options["split"],
+                options["label"],
                 np.array(budgets, np.int64),
-                np.array([1.0] * len(budgets) if factors is None else factors, np.float64),
-                np.array([-1.0] * len(budgets) if rooms is None else rooms, np.float64),
-                np.zeros(0, np.int64) if artifacts is None else artifacts,
+                np.array(ones if options["factors"] is None else options["factors"], np.float64),
+                np.negative(ones) if rooms is None else np.array(rooms, np.float64),
+                np.zeros(0, np.int64) if options["artifacts"] is None else options["artifacts"],
                 groups,
-                scenario.evaluation.bootstrap if split == "test" else 0,
-                per_device and scenario.evaluation.per_device,
-                *devices,
-                on_validation,
-                stored,
+                scenario.evaluation.bootstrap if options["split"] == "test" else 0,
+                options["per_device"] and scenario.evaluation.per_device,
+                *options["devices"],
+                options["on_validation"],
+                options["stored"],
             )
             return lambda partition: NodeRequest(request, self._known(request, partition))
 
@@ -244,7 +252,7 @@ class Evaluator:
             def questions() -> Iterator[Content]:
                 for groups in packed_batches(some, pack, self.message_bytes):
                     together.append(list(groups))
-                    yield asked(groups)
+                    yield request_of(groups)
 
             nodes = self.federation.nodes
             replies = [

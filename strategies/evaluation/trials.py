@@ -7,17 +7,14 @@ out of its report is measured too: validation figures, by which choices are made
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from flwr.serverapp import Grid
 
-import fl_peel
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked_blocks import smallest_budget_bytes
@@ -30,7 +27,6 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator
 from strategies.figures.intervals import qualities
 from strategies.figures.schema import Quality
-from strategies.nodes.nodes import Nodes
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
 from strategies.rivals.quality import in_json as replicates_in_json
@@ -38,8 +34,9 @@ from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
+from strategies.run.stage1_outcome import Stage1Outcome
 
 SPLITS = ("validation", "test")
 
@@ -68,13 +65,11 @@ def serve_trials(
     Returns the results by the trials' names: full_table, rows (selector, and as of
     :func:`strategies.rivals.compete.compete`), group_sizes, num_blocks, seconds by stage.
     """
-    first = trials[0].scenario
-    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
-    nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
+    run = Run.connect(grid, trials[0].scenario, paths, on_event)
     results: dict[str, Any] = {}
     for number, trial in enumerate(trials, start=1):
         try:
-            results[trial.name] = run_trial(grid, nodes, trial, paths, _progress(trial, on_event))
+            results[trial.name] = run_trial(replace(run, on_event=_progress(trial, on_event)), trial)
         except BudgetError as mistake:  # some device can hold no block of this layout: a finding, not a failure
             results[trial.name] = _nothing(trial, str(mistake))
         gc.collect()  # a strategy and what listens to it hold one another, and with them every user group's tables
@@ -118,19 +113,18 @@ def _progress(trial: Trial, on_event: OnEvent) -> OnEvent:
     return on_step
 
 
-def run_trial(grid: Grid, nodes: Nodes, trial: Trial, paths: RunPaths, on_event: OnEvent = silent) -> dict[str, Any]:
-    """Refine under the trial's scenario and measure."""
-    stages = StageTimes()
+def run_trial(run: Run, trial: Trial) -> dict[str, Any]:
+    """Refine under the trial's scenario and measure. run: on whose nodes."""
     # what is measured is the trial's to say; prepare checks only what the scenario would measure by itself
     evaluation = trial.scenario.evaluation.model_copy(
         update={"budgets": (1.0,), "selectors": trial.selectors, "bootstrap": REPLICATES}
     )
-    scenario = trial.scenario.model_copy(update={"evaluation": evaluation})
-    plan = privacy_plan(scenario, paths)
-    prepared = prepare(scenario, plan, paths, stages, nodes, on_event)
-    refiner = Refiner(grid, paths, prepared, nodes, on_event)
+    scenario, stages = trial.scenario.model_copy(update={"evaluation": evaluation}), StageTimes()
+    run = replace(run, scenario=scenario, stages=stages)
+    prepared = prepare(run)
+    refiner = Refiner(run, prepared)
     with stages("joining"):
-        strategy = refiner.joined(scenario, plan)
+        strategy = refiner.joined()
     evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     full: dict[str, Any] = {"bytes": prepared.layout.full_table_bytes}
     with stages("evaluation"):
@@ -149,7 +143,7 @@ def run_trial(grid: Grid, nodes: Nodes, trial: Trial, paths: RunPaths, on_event:
             for precision in trial.precisions:
                 rows += _rows(evaluator, trial, selector, precision)
                 done = len(rows) // max(len(trial.shares), 1)
-                on_event(Event("evaluation", done, total, f"{precision}, {selector}"))
+                run.on_event(Event("evaluation", done, total, f"{precision}, {selector}"))
     return {
         "full_table": full,
         "rows": rows,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import UserItems
-from fl_peel.grouping.clusters import UserGroups, item_groups, user_groups
+from fl_peel.grouping.clusters import Interests, UserGroups, item_groups, user_groups
 from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking.top import top_rows
@@ -43,9 +43,7 @@ def make_layout(
         num_items,
         count=blocks.count,
         popularity=popularity,
-        item_embeddings=items,
-        num_tiers=blocks.num_tiers,
-        seed=scenario.seed,
+        interests=None if items is None else Interests(items, blocks.num_tiers, scenario.seed),
     )
     return BlockLayout(item_group, scenario.pretraining.embedding_dim, blocks.num_slices)
 

@@ -71,7 +71,7 @@ def refine_centrally(
     start = lru_cache(maxsize=max(len(sample), 1))(start or (lambda group: material.pretrained.items))
     best: tuple[float, Rates, int] | None = None
     for done, choice in enumerate(tried, start=1):
-        sums = _over_groups(material, members, sample, local, choice, epochs, start, every=True)
+        sums = CentralTraining(material, local, choice, epochs, start).over_groups(members, sample, every=True)
         for epoch in range(epochs + 1):
             recall = float(sums[epoch, "validation"].mean()[0][0])
             if best is None or recall > best[0]:
@@ -79,7 +79,7 @@ def refine_centrally(
         material.on_event(Event("central refinement", done, len(tried) + 1, f"validation recall@20 {best[0]:.4f}"))  # type: ignore[index]
     assert best is not None
     _, choice, epoch = best
-    sums = _over_groups(material, members, numbers, local, choice, epoch, start, every=False)
+    sums = CentralTraining(material, local, choice, epoch, start).over_groups(members, numbers, every=False)
     material.on_event(Event("central refinement", len(tried) + 1, len(tried) + 1, f"{choice}, {epoch} epochs"))
     result: dict[str, Any] = {"rates": vars(choice) | {}, "epochs": epoch}
     for split in ("validation", "test"):
@@ -102,93 +102,70 @@ def _sample(numbers: list[int], members: list[NDArray[np.int64]], seed: int) -> 
 Sums = dict[tuple[int, Split], MetricSums]
 
 
-def _over_groups(
-    material: Material,
-    members: list[NDArray[np.int64]],
-    numbers: Sequence[int],
-    local: LocalTraining,
-    rates: Rates,
-    epochs: int,
-    start: Callable[[int], FloatArray],
-    *,
-    every: bool,
-) -> Sums:
-    """Metric sums by epoch and split: validation after each epoch (``every``), or both splits after the last."""
-    total: Sums = {}
-    with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
-        parts = pool.map(
-            lambda group: _one_group(material, members[group], group, local, rates, epochs, start(group), every),
-            numbers,
-        )
-        for part in parts:
-            for key, sums in part.items():
-                total[key] = total[key] + sums if key in total else sums
-    return total
+@dataclass(frozen=True)
+class CentralTraining:
+    """How user groups are refined on a server. start: a group's first table (I, d), by number."""
 
+    material: Material
+    local: LocalTraining
+    rates: Rates
+    epochs: int
+    start: Callable[[int], FloatArray]
 
-def _one_group(
-    material: Material,
-    members: NDArray[np.int64],
-    group: int,
-    local: LocalTraining,
-    rates: Rates,
-    epochs: int,
-    start: FloatArray,
-    every: bool,
-) -> Sums:
-    layout = BlockLayout(np.arange(material.num_items, dtype=np.int32), material.config.embedding_dim, 1)
-    result: Sums = {}
-    for epoch, (table, users) in enumerate(
-        train_group_centrally(material, members, group, local, rates, epochs, start)
-    ):
-        splits: tuple[Split, ...] = ("validation",) if every else ("validation", "test") if epoch == epochs else ()
-        for split in splits:
-            ranked = replace(ranked_blocks(layout, "fp32", np.arange(material.num_items), table), precision="fp32")
-            whole = np.full(len(members), material.num_items, np.int64)
-            exclude = material.seen if split == "test" else material.splits.train
-            wanted = material.splits.test if split == "test" else material.splits.validation
-            places = np.arange(len(members))
-            result[epoch, split] = chosen_quality(
-                ranked, whole, users, exclude.select(members), wanted.select(members), places
-            ).sums()
-    return result
+    def over_groups(self, members: list[NDArray[np.int64]], numbers: Sequence[int], *, every: bool) -> Sums:
+        """Metric sums by epoch and split: validation after each epoch (``every``), or both splits after the last."""
+        total: Sums = {}
+        with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
+            for part in pool.map(lambda group: self._one_group(members[group], group, every), numbers):
+                for key, sums in part.items():
+                    total[key] = total[key] + sums if key in total else sums
+        return total
 
+    def _one_group(self, members: NDArray[np.int64], group: int, every: bool) -> Sums:
+        material = self.material
+        layout = BlockLayout(np.arange(material.num_items, dtype=np.int32), material.config.embedding_dim, 1)
+        result: Sums = {}
+        for epoch, (table, users) in enumerate(self.tables(members, group)):
+            last: tuple[Split, ...] = ("validation", "test") if epoch == self.epochs else ()
+            splits: tuple[Split, ...] = ("validation",) if every else last
+            for split in splits:
+                ranked = replace(ranked_blocks(layout, "fp32", np.arange(material.num_items), table), precision="fp32")
+                whole = np.full(len(members), material.num_items, np.int64)
+                exclude = material.seen if split == "test" else material.splits.train
+                wanted = material.splits.test if split == "test" else material.splits.validation
+                places = np.arange(len(members))
+                result[epoch, split] = chosen_quality(
+                    ranked, whole, users, exclude.select(members), wanted.select(members), places
+                ).sums()
+        return result
 
-def train_group_centrally(
-    material: Material,
-    members: NDArray[np.int64],
-    group: int,
-    local: LocalTraining,
-    rates: Rates,
-    epochs: int,
-    start: FloatArray | None = None,
-) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """The group's table (I, d) and its members' embeddings (N, d) before the first and after each epoch. start: the
-    first table, by default the pretrained one.
+    def tables(self, members: NDArray[np.int64], group: int) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """The group's table (I, d) and its members' embeddings (N, d) before the first and after each epoch.
 
-    The arrays are the same ones each time, changed in place.
-    """
-    table = np.array(material.pretrained.items if start is None else start, np.float32)
-    users = material.users[members].astype(np.float32, copy=True)
-    train = material.splits.train.select(members)
-    sorted_items = np.concatenate([np.sort(train.row(u)) for u in range(train.num_users)] or [train.items])
-    moments = np.zeros_like(table) if rates.optimizer == "adagrad" else np.zeros((1, 1), np.float32)
-    yield table, users
-    for epoch in range(epochs):
-        pooled_epoch(
-            table,
-            users,
-            train.indptr,
-            sorted_items.astype(np.int64),
-            train.users(),
-            rng_for(material.seed, "central", group, epoch).permutation(train.num_interactions),
-            seed_for(material.seed, "central-negatives", group, epoch),
-            local.num_negatives,
-            rates.learning_rate,
-            rates.user_learning_rate,
-            local.l2,
-            local.loss == "sampled-softmax",
-            local.temperature,
-            moments,
-        )
+        The arrays are the same ones each time, changed in place.
+        """
+        material, local, rates = self.material, self.local, self.rates
+        table = np.array(self.start(group), np.float32)
+        users = material.users[members].astype(np.float32, copy=True)
+        train = material.splits.train.select(members)
+        sorted_items = np.concatenate([np.sort(train.row(u)) for u in range(train.num_users)] or [train.items])
+        moments = np.zeros_like(table) if rates.optimizer == "adagrad" else np.zeros((1, 1), np.float32)
         yield table, users
+        for epoch in range(self.epochs):
+            pooled_epoch(
+                table,
+                users,
+                train.indptr,
+                sorted_items.astype(np.int64),
+                train.users(),
+                rng_for(material.seed, "central", group, epoch).permutation(train.num_interactions),
+                seed_for(material.seed, "central-negatives", group, epoch),
+                local.num_negatives,
+                rates.learning_rate,
+                rates.user_learning_rate,
+                local.l2,
+                local.loss == "sampled-softmax",
+                local.temperature,
+                moments,
+            )
+            yield table, users

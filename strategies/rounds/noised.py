@@ -177,10 +177,10 @@ class NoisedServerContents(ServerContents):
         releases = dict(zip(blocks, for_groups(take, blocks), strict=True))
         if SIGNALS in parts:
             for group, mine in blocks.items():
-                count, known = float(num_devices[group]), self._variances[group]
-                self._variances[group] = take_signals(
-                    states[group], layout, mine, releases[group], count, known, scenario
-                )
+                momentum = scenario.controller.signal_momentum
+                take_signals(states[group], layout, mine, releases[group], float(num_devices[group]), momentum)
+                self._variances[group] = momentum**2 * self._variances[group]
+                self._variances[group][mine] += releases[group].std["signals"] ** 2
         quantiles = [total["quantile"] for total in totals.values() if "quantile" in total]
         quantile = np.sum(quantiles, axis=0) if quantiles else None
         self.private.end_round(quantile, sent.server_round, float(num_devices.sum()))
@@ -272,22 +272,17 @@ def take_signals(
     blocks: NDArray[np.int64],
     release: GroupRelease,
     num_devices: float,
-    variance: FloatArray,
-    scenario: Scenario,
-) -> FloatArray:
-    """Give a user group a round's validation signals; returns the variance (B,) of their noise, so far ``variance``.
+    momentum: float,
+) -> None:
+    """Give a user group a round's validation signals.
 
     All ``num_devices`` that were asked count as exposed to all blocks (K,) that were sent: what each of them holds is
     not sent.
     """
-    memory = scenario.controller.signal_momentum
     hits, exposure = np.zeros(layout.num_blocks), np.zeros(layout.num_blocks)
     hits[blocks] = release.sums["signals"]
     exposure[blocks] = num_devices * np.repeat(layout.group_sizes, layout.num_slices)[blocks]
-    state.statistics.add_signals(hits, exposure, memory)
-    result = memory**2 * variance
-    result[blocks] += release.std["signals"] ** 2
-    return result
+    state.statistics.add_signals(hits, exposure, momentum)
 
 
 def tilt(controller: Controller, states: Sequence[UserGroupState], variances: Sequence[FloatArray]) -> None:

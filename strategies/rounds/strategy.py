@@ -5,7 +5,7 @@ sampled devices of that group; what comes back are sums, which become a new grou
 step of the controller (outer level). Flower's own loop, ``Strategy.start``, drives the rounds.
 
 How sums meet is the channel's (:mod:`strategies.rounds.channel`), what they are and become the contents'
-(:mod:`strategies.rounds.contents`); both are chosen once, in :mod:`strategies.rounds.choice`.
+(:mod:`strategies.rounds.contents`); both are chosen once, in :mod:`strategies.run.refinement`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from fl_peel.store import DAMAGED, Arrays, Content, Entry, Store
 from strategies.groups.group_tables import FloatArray
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.run_paths import StageTimes
 
 Result = TypeVar("Result")
 
@@ -57,13 +57,6 @@ class RunCheckpoints:
     run_dir: Path
     stages: StageTimes
     on_event: OnEvent = field(default=silent, repr=False)
-
-    @staticmethod
-    def from_paths(paths: RunPaths, stages: StageTimes, on_event: OnEvent = silent) -> RunCheckpoints:
-        """Build the checkpoints in the folders of a run."""
-        return RunCheckpoints(
-            Path(paths.checkpoint_dir) if paths.checkpoint_dir else None, Path(paths.run_dir), stages, on_event
-        )
 
     def stage(self, name: str, work: Callable[[], Result], *, disks: bool = False, timed: str | None = None) -> Result:
         """Return the result of a stage that is done, or of ``work``, whose result is then kept. disks: whether devices

@@ -7,13 +7,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.data.interactions import UserItems
+from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits
-from fl_peel.events import Event, OnEvent, silent
+from fl_peel.events import Event
 from fl_peel.model.joining import MappedJoining
-from fl_peel.pretraining.stage1 import PooledSums, Progress, SpectralFilter, SpectralStart, run_passes, run_stage1
+from fl_peel.pretraining.stage1 import (
+    GroupPlan,
+    PooledSums,
+    Progress,
+    SpectralFilter,
+    SpectralStart,
+    run_passes,
+    run_stage1,
+)
 from fl_peel.privacy.noise_plan import Plan
-from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepChannel, StepTerms
 from fl_peel.steps.device_vectors import VectorsStep
@@ -25,9 +32,7 @@ from strategies.groups.spectral import TEMPERATURE, spectral_states
 from strategies.groups.start import make_layout
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes
-from strategies.run.checkpoints import RunCheckpoints
-from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.run import Run
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
 from strategies.run.step_checkpoints import CheckpointedSteps
 from strategies.steps.clear_steps import ClearSteps, SumsRecord
@@ -56,6 +61,18 @@ class FederatedStage1Outcome(Stage1Outcome):
     def steps(self) -> tuple[SumsRecord, ...]:
         """Return the records of the steps that devices took part in."""
         return self.records
+
+    @staticmethod
+    def from_start(scenario: Scenario, start: SpectralStart, num_devices: int) -> FederatedStage1Outcome:
+        """Return the outcome that joining and user groups start from; no step is recorded in it yet.
+
+        Raises:
+            BudgetError: an evaluation budget is below one block.
+        """
+        scored = start.scored[:, : scenario.pretraining.embedding_dim]
+        layout = make_layout(scenario, len(scored), start.counts, scored)
+        check_budgets(scenario, layout)
+        return FederatedStage1Outcome(layout, TEMPERATURE, start, num_devices, ())
 
     def chosen(self) -> dict[str, float]:
         """The filter's exponents; and fewer passes, as the next stage 1 goes on from these directions."""
@@ -97,14 +114,20 @@ class FederatedStage1Outcome(Stage1Outcome):
         )
 
 
-def asked_devices(
-    scenario: Scenario, nodes: Nodes, setting: wire.RunSetting, terms: StepTerms, num_devices: int, plan: Plan | None
-) -> ClearSteps:
-    """Return the devices of a federation as a server asks them, in the clear or masked. plan: of noise, if any."""
-    windows, multiplier = scenario.pretraining.open_rounds, 0.0 if plan is None else plan.multiplier
-    if not scenario.secure_aggregation.enabled:
-        return ClearSteps(nodes, setting, terms, windows, num_devices, multiplier)
-    return MaskedSteps(nodes, setting, terms, windows, num_devices, multiplier, scenario=scenario)
+def asked_devices(run: Run, splits: Splits, plan: Plan | None = None, begin: int = 1) -> ClearSteps:
+    """Return the devices of a run as a server asks them, in the clear or masked. plan: of noise, if any; begin: round
+    of the fleet's clock in which the first step opens.
+    """
+    kind = MaskedSteps if run.scenario.secure_aggregation.enabled else ClearSteps
+    multiplier = 0.0 if plan is None else plan.multiplier
+    setting = run.setting(splits.num_users)
+    return kind(run.nodes, run.scenario, setting, splits.num_items, multiplier, begin)
+
+
+def group_plan(scenario: Scenario) -> GroupPlan:
+    """Return the user groups that a scenario asks for."""
+    groups = scenario.user_groups
+    return GroupPlan(scenario.pretraining.embedding_dim, groups.count, groups.min_size, scenario.seed)
 
 
 @dataclass(frozen=True)
@@ -140,7 +163,6 @@ class _Stage1Inputs:
 
     given: UserItems
     num_devices: int
-    num_items: int
     devices: ClearSteps
     checkpointed: CheckpointedSteps
     sums: StepChannel
@@ -148,95 +170,64 @@ class _Stage1Inputs:
     progress: Progress
 
     @staticmethod
-    def from_scenario(
-        scenario: Scenario,
-        plan: Plan | None,
-        paths: RunPaths,
-        stages: StageTimes,
-        nodes: Nodes,
-        on_event: OnEvent,
-        checkpoints: RunCheckpoints | None,
-    ) -> _Stage1Inputs:
-        assert scenario.privacy.noised == (plan is not None), "noise needs its plan"
-        with stages("data"):
-            splits = device_splits(scenario, paths.data_dir, paths.run_dir)
+    def from_run(run: Run) -> _Stage1Inputs:
+        scenario = run.scenario
+        with run.stages("data"):
+            splits = device_splits(scenario, run.paths.data_dir, run.paths.run_dir)
             given, _ = given_data(scenario, splits.train)
-        on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
+        run.on_event(Event("data", 1, 1, f"{splits.num_users:,} devices, {splits.num_items:,} items"))
         by_devices = scenario.pretraining.by_devices
-        plan = plan if by_devices else None
-        setting = paths.setting(scenario, splits.num_users)
-        terms = StepTerms.from_scenario(scenario, splits.num_items, splits.num_users, contribution_bounds(scenario))
-        devices = asked_devices(scenario, nodes, setting, terms, splits.num_users, plan)
+        plan = run.plan if by_devices else None
+        devices = asked_devices(run, splits, plan)
         # noise hides who contributes: there is nothing to count
         counted = CountedSteps(devices, scenario.privacy.min_owners)
         asked = counted if plan is None else NoisedSteps(devices, scenario, plan)
-        checkpointed = CheckpointedSteps(
-            asked, devices, checkpoints or RunCheckpoints.from_paths(replace(paths, checkpoint_dir=""), stages)
-        )
+        checkpointed = CheckpointedSteps(asked, devices, run.checkpoints)
         collected = StepTerms(splits.num_items, scenario.pretraining.user_exponent)
         sums = checkpointed if by_devices else PooledSums(given, collected, choosing=checkpointed)
 
         def show(done: int, total: int, text: str) -> None:
-            on_event(Event("pretraining", min(done, total), total, text))
+            run.on_event(Event("pretraining", min(done, total), total, text))
 
-        return _Stage1Inputs(given, splits.num_users, splits.num_items, devices, checkpointed, sums, plan, show)
+        return _Stage1Inputs(given, splits.num_users, devices, checkpointed, sums, plan, show)
 
 
-def choose_by_sums(
-    scenario: Scenario,
-    paths: RunPaths,
-    stages: StageTimes,
-    nodes: Nodes,
-    on_event: OnEvent = silent,
-    checkpoints: RunCheckpoints | None = None,
-) -> ChosenFilter:
+def choose_by_sums(run: Run) -> ChosenFilter:
     """Run counts, passes, and the choice of a filter by devices; make no user groups, and add no noise.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
     """
-    ready = _Stage1Inputs.from_scenario(scenario, None, paths, stages, nodes, on_event, checkpoints)
-    pretraining = scenario.pretraining
-    with stages("pretraining"):
+    ready = _Stage1Inputs.from_run(run)
+    pretraining = run.scenario.pretraining
+    with run.stages("pretraining"):
         chosen = run_passes(
             ready.sums,
             pretraining.spectral(),
-            seed=scenario.seed,
+            seed=run.scenario.seed,
             given=ready.given if pretraining.by_devices else None,
             progress=ready.progress,
         )
     return ChosenFilter(chosen, tuple(ready.devices.records) if pretraining.by_devices else ())
 
 
-def prepare_by_sums(
-    scenario: Scenario,
-    plan: Plan | None,
-    paths: RunPaths,
-    stages: StageTimes,
-    nodes: Nodes,
-    on_event: OnEvent = silent,
-    earlier: FloatArray | None = None,
-    checkpoints: RunCheckpoints | None = None,
-) -> FederatedStage1Outcome:
-    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. plan: of the
-    scenario's noise; earlier: directions (I, K) of a stage 1 before, to go on from; checkpoints: where steps are kept.
+def prepare_by_sums(run: Run, earlier: FloatArray | None = None) -> FederatedStage1Outcome:
+    """Sums -> directions -> user groups with tables, blocks. Devices make their vectors on the way. earlier: directions
+    (I, K) of a stage 1 before, to go on from.
 
     Raises:
         DataError: the data set cannot be had, or nobody has any item.
         EngineError: a node failed, or a step reached nobody.
         BudgetError: an evaluation budget is below one block.
     """
-    ready = _Stage1Inputs.from_scenario(scenario, plan, paths, stages, nodes, on_event, checkpoints)
-    pretraining, groups = scenario.pretraining, scenario.user_groups
-    with stages("pretraining"):
+    ready, scenario = _Stage1Inputs.from_run(run), run.scenario
+    pretraining = scenario.pretraining
+    with run.stages("pretraining"):
         start = run_stage1(
             ready.sums,
             pretraining.spectral(),
-            dim=pretraining.embedding_dim,
-            num_groups=groups.count,
-            min_size=groups.min_size,
-            seed=scenario.seed,
+            group_plan(scenario),
             given=ready.given if pretraining.by_devices else None,
             earlier=earlier,
             progress=ready.progress,
@@ -245,13 +236,10 @@ def prepare_by_sums(
             MapsStep.ask(ready.devices, start.own.shape[1])
         else:
             VectorsStep.ask(ready.checkpointed, start.own)
-    scored = start.scored[:, : pretraining.embedding_dim]
-    layout = make_layout(scenario, ready.num_items, start.counts, scored)
-    on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {layout.num_blocks:,} blocks"))
-    check_budgets(scenario, layout)
+    outcome = FederatedStage1Outcome.from_start(scenario, start, ready.num_devices)
+    run.on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {outcome.layout.num_blocks:,} blocks"))
     steps = tuple(ready.devices.records) if pretraining.by_devices else ()
-    epsilon = None if ready.plan is None else ready.plan.stage1_epsilon
-    return FederatedStage1Outcome(layout, TEMPERATURE, start, ready.num_devices, steps, epsilon)
+    return replace(outcome, records=steps, epsilon=None if ready.plan is None else ready.plan.stage1_epsilon)
 
 
-__all__ = ["ChosenFilter", "FederatedStage1Outcome", "choose_by_sums", "prepare_by_sums"]
+__all__ = ["ChosenFilter", "FederatedStage1Outcome", "asked_devices", "choose_by_sums", "group_plan", "prepare_by_sums"]

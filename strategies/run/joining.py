@@ -12,8 +12,8 @@ from fl_peel.array_specs import MessageContext
 from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import NodeRequest, Nodes
-from strategies.run.run_paths import RunPaths
+from strategies.nodes.nodes import NodeRequest
+from strategies.run.run import Run
 from strategies.run.stage1_outcome import Stage1Outcome
 
 AT_ONCE = 1 << 16
@@ -22,14 +22,15 @@ AT_ONCE = 1 << 16
 logger = logging.getLogger("fl_peel")
 
 
-def join(scenario: Scenario, paths: RunPaths, prepared: Stage1Outcome, nodes: Nodes) -> Members:
+def join(run: Run, prepared: Stage1Outcome) -> Members:
     """Devices take part: those whose data was collected get their embedding, the others find it locally.
 
     Raises:
         EngineError, MessageError: a node failed, or what its devices answer makes no sense.
     """
-    num_devices = device_splits(scenario, paths.data_dir, paths.run_dir).num_users
-    setting = paths.setting(scenario, num_devices)
+    nodes = run.nodes
+    num_devices = device_splits(run.scenario, run.paths.data_dir, run.paths.run_dir).num_users
+    setting = run.setting(num_devices)
 
     hosted = [nodes.hosted(partition, num_devices) for partition in range(len(nodes.ids))]
     most = max(map(len, hosted), default=0)

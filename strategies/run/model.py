@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel import __version__
 from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.device_storage import item_ids
 from fl_peel.errors import ReportError
-from fl_peel.model.model import save
+from fl_peel.model.model import ModelContent, save
 from fl_peel.model.model_catalogue import Catalogue
 from strategies.groups.group_tables import FloatArray
 from strategies.groups.state import UserGroupState
@@ -44,17 +43,9 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths)
 
     orders = for_groups(order, range(len(weights)))
     try:
-        return save(
-            Path(paths.model_dir),
-            catalogue,
-            prepared.joining,
-            scenario.blocks.precision,
-            orders,
-            _Tables(strategy.states),
-            package=__version__,
-            base=prepared.global_table,
-            each=for_groups,
-        )
+        tables, precision = _Tables(strategy.states), scenario.blocks.precision
+        content = ModelContent(catalogue, prepared.joining, precision, orders, tables, prepared.global_table)
+        return save(Path(paths.model_dir), content, for_groups)
     except OSError as error:
         raise ReportError(
             f"{paths.model_dir}: the model cannot be written ({error}); free some space there, or give another --out"

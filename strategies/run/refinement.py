@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from flwr.app import ArrayRecord
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.privacy.noise_plan import Plan
+from fl_peel.scenario import registered
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
-from strategies.nodes.nodes import Nodes
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.rounds.choice import channel_of, contents_of
+from strategies.rounds.bucketed import BucketedServerContents
+from strategies.rounds.clear import ClearServerChannel
+from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation
+from strategies.rounds.masked import MaskedServerChannel
+from strategies.rounds.noised import NoisedServerContents
+from strategies.rounds.open import OpenServerContents
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.checkpoints import RoundCheckpoints, RunCheckpoints
+from strategies.run.checkpoints import RoundCheckpoints
 from strategies.run.joining import join, warn_of_small_groups
-from strategies.run.run_paths import RunPaths
-from strategies.run.stage1_outcome import Stage1Outcome, privacy_plan
+from strategies.run.run import Run
+from strategies.run.stage1_outcome import Stage1Outcome
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller
@@ -33,6 +37,12 @@ if TYPE_CHECKING:
 Kind = TypeVar("Kind", bound=PeelStrategy)
 Refine = Callable[[Scenario], PeelStrategy]
 """Refine once more from the same start, under another scenario."""
+
+
+def contents_kind(scenario: Scenario) -> type[ServerContents]:
+    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.registered.contents_kind`."""
+    kinds = ServerContents, OpenServerContents, NoisedServerContents, BucketedServerContents
+    return cast(type[ServerContents], registered.contents_kind(scenario, registered.SERVER_CONTENTS, *kinds))
 
 
 def put_together(
@@ -44,11 +54,11 @@ def put_together(
     on_event: OnEvent = silent,
 ) -> Kind:
     """A strategy with the channel and the contents that its scenario asks for. plan: of the scenario's noise."""
-    nobody = federation.members.devices[:0]
+    scenario, nobody = federation.scenario, federation.members.devices[:0]
     return kind(
         federation,
-        channel_of(federation),
-        contents_of(federation, plan),
+        (MaskedServerChannel if scenario.secure_aggregation.enabled else ClearServerChannel)(federation),
+        contents_kind(scenario)(federation, plan),
         traced=nobody if traced is None else traced,
         on_event=on_event,
     )
@@ -58,41 +68,35 @@ def put_together(
 class Refiner:
     """Refines from the same pretrained tables on the same nodes, once or more often; devices keep a state of their own
     for each refinement. controller: that refinements start with, None for one that knows nothing yet; begin: rounds of
-    the fleet's clock that are over by then; checkpoints: where rounds are kept, so that a refinement goes on after the
-    last.
+    the fleet's clock that are over by then.
     """
 
-    grid: Grid
-    paths: RunPaths
+    run: Run
     prepared: Stage1Outcome
-    nodes: Nodes
-    on_event: OnEvent = field(default=silent, repr=False)
     controller: Controller | None = None
     begin: int = 0
-    checkpoints: RunCheckpoints | None = None
 
-    def joined(self, scenario: Scenario, plan: Plan | None, *, num_traced: int = 0) -> PeelStrategy:
+    def joined(self, num_traced: int = 0) -> PeelStrategy:
         """Devices take part; a strategy before its first round, of which the report follows ``num_traced`` devices."""
-        federation = self.federation(scenario, join(scenario, self.paths, self.prepared, self.nodes))
+        scenario = self.run.scenario
+        federation = self.federation(join(self.run, self.prepared))
         warn_of_small_groups(scenario, federation.members)
         traced = some_devices(scenario, federation.members, "traced", num_traced)
-        strategy = put_together(PeelStrategy, federation, plan, traced=traced, on_event=self.on_event)
+        strategy = put_together(PeelStrategy, federation, self.run.plan, traced=traced, on_event=self.run.on_event)
         if self.controller is not None:
             strategy.controller = copy.deepcopy(self.controller)
         return strategy
 
-    def federation(
-        self, scenario: Scenario, members: Members, states: list[UserGroupState] | None = None
-    ) -> Federation:
+    def federation(self, members: Members, states: list[UserGroupState] | None = None) -> Federation:
         """The parties of a refinement; states: by default what pretraining gives each user group to start with."""
-        start = self.prepared
+        start, run = self.prepared, self.run
         return Federation(
-            scenario,
-            self.paths.setting(scenario, len(members.devices)),
+            run.scenario,
+            run.setting(len(members.devices)),
             start.layout,
-            start.states(scenario, self.paths.run_dir) if states is None else states,
+            start.states(run.scenario, run.paths.run_dir) if states is None else states,
             members,
-            self.nodes,
+            run.nodes,
             start.temperature,
             self.begin,
         )
@@ -102,12 +106,12 @@ class Refiner:
         asked.
         """
         scenario = strategy.scenario
-        acceptance = AcceptanceTest(strategy, self.paths.run_dir) if scenario.compares else None
+        acceptance = AcceptanceTest(strategy, self.run.paths.run_dir) if scenario.compares else None
         after = [] if acceptance is None else [acceptance.after]
-        if self.checkpoints is not None and self.checkpoints.folder is not None:
-            rounds = RoundCheckpoints(self.checkpoints, strategy, acceptance)
-            strategy.completed_rounds = rounds.resume()
-            after.append(rounds.after)
+        if self.run.checkpoints.folder is not None:
+            kept = RoundCheckpoints(self.run.checkpoints, strategy, acceptance)
+            strategy.completed_rounds = kept.resume()
+            after.append(kept.after)
 
         def after_round(server_round: int) -> None:
             for listener in after:
@@ -115,9 +119,8 @@ class Refiner:
 
         strategy.after_round, before = after_round, strategy.after_round
         try:
-            strategy.start(
-                self.grid, ArrayRecord(), num_rounds=scenario.refinement.rounds, timeout=scenario.engine.reply_timeout_s
-            )
+            rounds, timeout_s = scenario.refinement.rounds, scenario.engine.reply_timeout_s
+            strategy.start(self.run.grid, ArrayRecord(), num_rounds=rounds, timeout=timeout_s)
         finally:  # tables of gigabytes: nobody holds them in a circle, waiting to be found
             strategy.after_round = before
         if acceptance is not None:
@@ -130,12 +133,12 @@ class Refiner:
         """
 
         def on_comparison(event: Event) -> None:
-            self.on_event(Event("comparison", event.done, event.total, event.text))
+            self.run.on_event(Event("comparison", event.done, event.total, event.text))
 
-        other = replace(self, on_event=on_comparison)
-        strategy = other.joined(scenario, privacy_plan(scenario, self.paths))
+        other = replace(self, run=self.run.under(scenario, on_comparison))
+        strategy = other.joined()
         other.refine(strategy)
         return strategy
 
 
-__all__ = ["Refine", "Refiner", "put_together"]
+__all__ = ["Refine", "Refiner", "contents_kind", "put_together"]

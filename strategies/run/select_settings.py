@@ -6,23 +6,22 @@ stage 1 and those rounds take validation items for train items; nothing is left 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.serverapp import Grid
 
-from fl_peel.events import Event, OnEvent, figures_under, silent
+from fl_peel.events import Event, figures_under
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
-from strategies.nodes.nodes import Nodes
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.record import RoundRecord
-from strategies.run.checkpoints import RunCheckpoints
+from strategies.rounds.strategy import PeelStrategy
 from strategies.run.federated_stage1 import ChosenFilter, choose_by_sums
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.run import Run
 from strategies.run.stage1_outcome import Stage1Outcome
 from strategies.steps.clear_steps import SumsRecord
 
@@ -48,35 +47,29 @@ class SettingsSelection:
         return self.prepared.steps
 
 
-def select_settings(
-    grid: Grid,
-    scenario: Scenario,
-    paths: RunPaths,
-    nodes: Nodes,
-    stages: StageTimes,
-    on_event: OnEvent = silent,
-    checkpoints: RunCheckpoints | None = None,
-) -> SettingsSelection:
+def select_settings(run: Run) -> SettingsSelection:
     """Run both stages on train items, measure on validation items alone, and choose the settings of the refit."""
-    on_event = figures_under("rehearsal", on_event)
+    scenario, checkpoints = run.scenario, run.checkpoints
+    run = replace(run, on_event=figures_under("rehearsal", run.on_event))
     if scenario.pretraining.model == "spectral" and not scenario.refinement.rounds:  # the filter is all there is
-        chosen = choose_by_sums(scenario, paths, stages, nodes, on_event, checkpoints)
+        chosen = choose_by_sums(run)
         return SettingsSelection(refitting(scenario, chosen, 0), None, None, (), chosen)
-
-    def first() -> Stage1Outcome:
-        return prepare(scenario, None, paths, stages, nodes, on_event, checkpoints=checkpoints)
-
-    prepared = first() if checkpoints is None else checkpoints.stage("rehearsal-stage-1", first, disks=True)
-    refiner = Refiner(grid, paths, prepared, nodes, on_event, checkpoints=checkpoints)
-    with stages("joining"):
-        strategy = refiner.joined(scenario, None)
-    with stages("refinement"):
-        keeping = refiner.refine(strategy)
-    rounds = scenario.refinement.rounds if keeping is None else kept_by_most(keeping, strategy.members)
-    on_event(Event("refinement", 1, 1, f"refit with {rounds} rounds"))
+    prepared = checkpoints.stage("rehearsal-stage-1", lambda: prepare(run), disks=True)
+    strategy, keeping, rounds = try_rounds(Refiner(run, prepared))
+    run.on_event(Event("refinement", 1, 1, f"refit with {rounds} rounds"))
     return SettingsSelection(
         refitting(scenario, prepared, rounds), strategy.controller, keeping, tuple(strategy.rounds), prepared
     )
+
+
+def try_rounds(refiner: Refiner) -> tuple[PeelStrategy, AcceptanceTest | None, int]:
+    """Refine in all rounds of the run's scenario; return how they went, and how many of them to keep."""
+    with refiner.run.stages("joining"):
+        strategy = refiner.joined()
+    with refiner.run.stages("refinement"):
+        keeping = refiner.refine(strategy)
+    tried = refiner.run.scenario.refinement.rounds
+    return strategy, keeping, tried if keeping is None else kept_by_most(keeping, strategy.members)
 
 
 def kept_by_most(acceptance: AcceptanceTest, members: Members) -> int:
@@ -86,16 +79,28 @@ def kept_by_most(acceptance: AcceptanceTest, members: Members) -> int:
 
 def refitting(scenario: Scenario, prepared: Stage1Outcome | ChosenFilter, rounds: int) -> Scenario:
     """Return the scenario of the refit, with everything that was chosen."""
-    acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
     parts = {
         "data": {"validation_share": 0.0, "refit": False},
         "pretraining": prepared.chosen(),
-        "refinement": {"rounds": rounds, "acceptance": acceptance},
-        "controller": {"every": rounds + 1},  # no validation items, no signals
         "fairness": {"tiers": ()},  # that are chosen on validation items
     }
+    return with_parts(with_rounds(scenario, rounds), parts)
+
+
+def with_rounds(scenario: Scenario, rounds: int) -> Scenario:
+    """Return a scenario with so many rounds of refinement, all of which are kept: nothing is left to compare on."""
+    acceptance = scenario.refinement.acceptance.model_copy(update={"rule": "always"})
+    parts = {
+        "refinement": {"rounds": rounds, "acceptance": acceptance},
+        "controller": {"every": rounds + 1},  # no validation items, no signals
+    }
+    return with_parts(scenario, parts)
+
+
+def with_parts(scenario: Scenario, parts: Mapping[str, Any]) -> Scenario:
+    """Return a scenario with some keys of some of its parts changed."""
     changed = {name: getattr(scenario, name).model_copy(update=part) for name, part in parts.items()}
     return scenario.model_copy(update=changed)
 
 
-__all__ = ["SettingsSelection", "kept_by_most", "refitting", "select_settings"]
+__all__ = ["SettingsSelection", "kept_by_most", "refitting", "select_settings", "try_rounds", "with_rounds"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from operator import add
 from typing import Any
 
@@ -14,6 +14,8 @@ from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.errors import EngineError
 from fl_peel.exchange.counters import RoundCounts
+from fl_peel.privacy.stage1_noise import contribution_bounds
+from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import Arrays, Bools, Part, PartSums, Step, StepTerms
 from fl_peel.steps.contributors import packed_rows
 from strategies.nodes.members import bounds_of
@@ -36,16 +38,14 @@ class SumsRecord:
 class ClearSteps:
     """The :class:`fl_peel.steps.base.StepChannel` of a federation whose devices answer in the clear.
 
-    windows: rounds that each step lasts; num_devices: of all nodes together; multiplier: of noise that devices add;
-    begin: round of the fleet's clock in which the first step opens; records: of the steps so far, one after the other
-    on the virtual clock.
+    multiplier: of noise that devices add; begin: round of the fleet's clock in which the first step opens; records: of
+    the steps so far, one after the other on the virtual clock.
     """
 
     nodes: Nodes
+    scenario: Scenario
     setting: wire.RunSetting
-    terms: StepTerms
-    windows: int
-    num_devices: int
+    num_items: int
     multiplier: float = 0.0
     begin: int = 1
     records: list[SumsRecord] = field(default_factory=list)
@@ -53,6 +53,22 @@ class ClearSteps:
 
     def __post_init__(self) -> None:
         self._time = self.begin - self.windows
+
+    @property
+    def windows(self) -> int:
+        """Return how many rounds each step lasts."""
+        return self.scenario.pretraining.open_rounds
+
+    @property
+    def num_devices(self) -> int:
+        """Return the number of devices on all nodes together."""
+        return self.setting.num_devices
+
+    @cached_property
+    def terms(self) -> StepTerms:
+        """Return what the devices and the server know alike."""
+        bounds = contribution_bounds(self.scenario)
+        return StepTerms.from_scenario(self.scenario, self.num_items, self.num_devices, bounds)
 
     @property
     def position(self) -> tuple[int, ...]:

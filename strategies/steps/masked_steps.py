@@ -8,7 +8,7 @@ left out: one that too few devices last out ends the run.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -19,7 +19,6 @@ from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
-from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.unmask import Mask, added
 from fl_peel.secure.vector import Values
@@ -44,7 +43,6 @@ class MaskedSteps(ClearSteps):
     Devices make vectors and fetch maps as in the clear, where they answer nothing.
     """
 
-    scenario: Scenario = field(kw_only=True)
     _keyed: int = 0
 
     @property

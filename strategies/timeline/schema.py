@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fl_peel.figures import Beside, Column, Estimate, Figures
+from fl_peel.json_codec import UNWRITTEN
 from strategies.figures.schema import OverTime
 
 
@@ -91,7 +95,8 @@ class TimelineSummary:
 @dataclass(frozen=True)
 class TimelineResult:
     """Content of timeline.json. full_table_bytes: size of the fp32 full table in the last period; last: summaries over
-    the last three periods; whole: summaries over all periods."""
+    the last three periods; whole: summaries over all periods; replicates: (B,) of mean recall over the last three
+    periods, by serving method, for a summary over several seeds."""
 
     scenario: dict[str, Any]
     seed: Annotated[int, Column("seed")]
@@ -104,6 +109,9 @@ class TimelineResult:
     versions: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     peak_rss_bytes: int = 0
+    replicates: dict[str, NDArray[np.float64]] = field(
+        default_factory=dict, repr=False, compare=False, metadata=UNWRITTEN
+    )
 
     @property
     def figures(self) -> Figures:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from fl_peel import __version__
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.settings import Precision
 from fl_peel.model.joining import FittedJoining, Joining, MappedJoining
-from fl_peel.model.model import save
+from fl_peel.model.model import ModelContent, in_turn, save
 from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.scenario.scenario import Scenario
@@ -62,7 +61,8 @@ def saved(
     tables = more.pop("tables", None) or [random_table(rng, layout) for _ in range(groups)]
     orders = [rng.permutation(layout.num_blocks) for _ in range(groups)]
     catalogue = Catalogue(layout, ids_of(layout) if ids is None else ids)
-    save(folder, catalogue, joining, precision, orders, tables, package=__version__, **more)
+    each = more.pop("each", in_turn)
+    save(folder, ModelContent(catalogue, joining, precision, orders, tables, **more), each)
     return orders, tables
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from clients.node.cohort import Cohort, open_cohort
 from fl_peel.scenario.scenario import Scenario
+from simulations import runner
+from simulations.run_options import RunOptions
+from simulations.scenario_files import load_scenario
 from strategies.figures.schema import RunResult, to_json
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import Interfere, LoopbackGrid, let_through
@@ -19,6 +25,23 @@ def served(
     """Run a scenario on nodes in this process; returns the nodes, too, with what crossed."""
     grid = LoopbackGrid(nodes, interfere)
     return serve(grid, scenario, RunPaths("", str(run_dir))), grid
+
+
+def connected(scenario: Scenario, run_dir: Path, nodes: int = 2, interfere: Interfere = let_through) -> Run:
+    """A run that has nodes in this process, before its first stage."""
+    return Run.connect(LoopbackGrid(nodes, interfere), scenario, RunPaths("", str(run_dir)))
+
+
+def run(scenario: Path | Scenario, overrides: Iterable[str] = (), seed: int | None = None, **options: Any) -> Any:
+    """Run a scenario or its file as the command line does; returns what was measured."""
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario, overrides, seed=seed)
+    return runner.run(scenario, RunOptions(**options))
+
+
+def hosted_by(scenario: Scenario, run_dir: Path, partition: int = 0, nodes: int = 1) -> Cohort:
+    """The cohort of a node of a run, as the node itself opens it."""
+    return open_cohort(RunPaths("", str(run_dir)).setting(scenario), partition, nodes)
 
 
 def figures(result: RunResult) -> dict[str, Any]:

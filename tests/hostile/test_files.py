@@ -12,7 +12,6 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from clients.client_app import app as client_app
-from clients.serving import acceptance
 from fl_peel import wire
 from fl_peel.errors import DataError
 from fl_peel.scenario.fleet_files import fleet_files
@@ -200,7 +199,7 @@ def test_what_no_node_foresees_stays_there_too(holder, secrets, tmp_path, monkey
         raise OSError(13, SECRET, str(secrets / "shadow"))
 
     scenario, config = holder
-    monkeypatch.setattr(acceptance, "keep", fails)
+    monkeypatch.setattr("clients.client_app.checked", fails)
     setting = RunPaths("", "").setting(scenario, 40)
     kind, payload = next(questions(setting))
     reply = asked(config, payload, kind)

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from fl_peel.errors import ScenarioError
 from simulations import estimate as estimates
-from simulations import runner
 from simulations.cli.main import app
 from simulations.cli.run import format_seconds
 from simulations.estimate import WITHIN, estimate
@@ -17,6 +16,7 @@ from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.runs import run
 
 BY_DEVICES = ["pretraining.model=spectral", "pretraining.source=devices", "pretraining.collected.share=0"]
 NARROW = ["privacy.min_owners=1", "pretraining.columns=16", "pretraining.group_columns=8"]
@@ -61,7 +61,7 @@ def test_devices_that_do_not_train_move_nothing(tiny):
 
 @pytest.mark.engine
 def test_time_and_memory(tiny_scenario):
-    results, result = estimate(tiny_scenario, None), runner.run(tiny_scenario)
+    results, result = estimate(tiny_scenario, None), run(tiny_scenario)
     assert results.memory_bytes / WITHIN < result.peak_rss_bytes < WITHIN * results.memory_bytes
     took = sum(result.stages.values())
     assert results.total_s / WITHIN < took < LOADED * WITHIN * results.total_s

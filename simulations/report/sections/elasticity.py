@@ -130,7 +130,7 @@ def recall_after_falls(result: RunResult) -> Plot | None:
         style = drawing.line_kwargs(index) | ({"linestyle": "", "markersize": 9} if key == "trained_for" else {})
         texts = [f"{one.value:.4f} at {format_share(factor)}" for factor, one in points]
         tips = [f"{name}: {text}".replace("\n", " ") for text in texts]
-        labels.append(drawing.draw_line(axes, name, x, known, style, tips, bold=True))
+        labels.append(drawing.draw_line(axes, drawing.Line(name, x, known, tips, bold=True), style))
         words.append(f"{key} from {texts[0]} to {texts[-1]}")
     full = (
         (FULL_REFINED, rows[0].full_table_refined, INK),

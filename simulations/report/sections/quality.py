@@ -218,7 +218,7 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
             series.append(Series(number, name, MUTED, "–"))
         tips, aside = [_budget_words(row, name) for row in line], drawing.line_aside(index, len(lines))
         bold = (precision, selector) in own
-        label = drawing.draw_line(axes, name, x, figures, style, tips, bold=bold, aside=aside, series=number)
+        label = drawing.draw_line(axes, drawing.Line(name, x, figures, tips, bold, aside, number), style)
         labels += [label] if number is None else []
         drawn += figures
         first, last = figures[0].value, figures[-1].value

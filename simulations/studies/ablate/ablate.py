@@ -17,11 +17,12 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
-from simulations.studies.frame import Frame, Options
+from simulations.studies.frame import Frame
 from simulations.studies.paired_rows import aggregated, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
@@ -64,20 +65,19 @@ def ablate(
     scenario: str | Path | Scenario,
     budgets: Iterable[float] = BUDGETS,
     *,
-    out: str | Path,
     seeds: int = 1,
     parts: Iterable[str] | None = None,
-    **options: Unpack[Options],
+    **arguments: Unpack[StudyArguments],
 ) -> dict[str, Any]:
     """Measure every variation at every budget and write ablate.json, ablate.csv, ablate.html and ablate.svg.
 
-    parts: only these (None: all); seeds: how many, from the scenario's on; options:
-    :class:`simulations.studies.frame.Options`.
+    parts: only these (None: all); seeds: how many, from the scenario's on; arguments:
+    :class:`simulations.run_options.StudyArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.from_scenario(scenario, out, options)
+    frame = Frame.from_scenario(scenario, arguments)
     shares = tuple(sorted(set(budgets)))
     chosen = None if parts is None else list(parts)
     by_seed = list(frame.by_seed(seeds, lambda study: _one_seed(study, shares, chosen)).values())

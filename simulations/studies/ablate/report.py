@@ -135,7 +135,7 @@ def _full_tables_plot(
         style = drawing.line_kwargs(index // 2 if WHEN["refined"] in "".join(lines) else index, dashed=dashed)
         x, recalls = zip(*points, strict=True)
         shown = [Estimate(recall.value) for recall in recalls] if dashed else recalls
-        drawing.draw_line(axes, words, x, shown, style | {"label": words})
+        drawing.draw_line(axes, drawing.Line(words, x, shown), style | {"label": words})
     if level is not None:
         axes.axhline(level.value, color=INK, linewidth=1.1, linestyle=(0, (5, 3)), label="without noise")
     if log:
@@ -218,6 +218,5 @@ def ablate_page(result: AblateResult, plot: Plot, source: Mapping[str, Any]) -> 
             ("variations", str(len(_lines(rows)) - 1)),
             ("seeds", str(result.seeds)),
         ],
-        source=source,
-        command=f"fl-peel ablate {result.name}",
+        source={"command": f"fl-peel ablate {result.name}", **source},
     )

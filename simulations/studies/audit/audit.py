@@ -8,7 +8,6 @@ mechanism adds noise, canary devices bound its epsilon from below. A row that is
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,26 +16,26 @@ from typing import Any, Unpack
 
 from flwr.serverapp import Grid
 
-import fl_peel
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.attacks.canary import worst_canary
 from fl_peel.errors import ScenarioError
-from fl_peel.events import Event, OnEvent, silent
+from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
+from simulations.run_options import StudyArguments
 from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
 from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
-from simulations.studies.frame import Frame, Options
+from simulations.studies.frame import Frame
 from simulations.studies.paired_rows import REPLICATES, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import study_splits
 from strategies.evaluation.trials import Trial, run_trial
-from strategies.nodes.nodes import Nodes
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from strategies.run.stage1_outcome import privacy_plan
 
@@ -64,21 +63,20 @@ class AuditSettings:
 def audit(
     scenario: str | Path | Scenario,
     *,
-    out: str | Path,
     settings: AuditSettings | None = None,
     rows: Iterable[str] = (),
-    **options: Unpack[Options],
+    **arguments: Unpack[StudyArguments],
 ) -> dict[str, Any]:
     """Audit every row and write audit.json, audit.csv, audit.html and audit.svg.
 
-    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.audit_rows.added_rows`; options:
-    :class:`simulations.studies.frame.Options`.
+    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.audit_rows.added_rows`; arguments:
+    :class:`simulations.run_options.StudyArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, the data or the rows, an unknown attack, or a failed engine.
     """
     settings = settings or AuditSettings()
-    frame = Frame.from_scenario(scenario, out, options)
+    frame = Frame.from_scenario(scenario, arguments)
     scenario = frame.scenario
     names = list(settings.attacks or attacks_on(scenario))
     for name in names:
@@ -91,13 +89,13 @@ def audit(
         only=settings.only,
     )
     with run_folder() as run_dir:
-        paths = RunPaths(data_folder(frame.data_dir), str(run_dir), str(frame.cache_dir or ""))
+        paths = RunPaths(data_folder(frame.options.data_dir), str(run_dir), str(frame.options.cache_dir or ""))
         for row in chosen:  # what cannot be had is told before anything runs
             devices = int((study_splits(row.scenario, paths).test.counts() > 0).sum())
             privacy_plan(row.scenario, paths)
             _require_replay(row)
         with owned_store(frame.out / CHECKPOINTS) as store:
-            checkpoints = Checkpoints(store, frame.on_event, fresh=frame.fresh)
+            checkpoints = Checkpoints(store, frame.options.on_event, fresh=frame.options.fresh)
             keys = {row.name: row_key(row, paths, settings, names) for row in chosen}
             done_rows = checkpoints.read(keys)
             missing = [row for row in chosen if row.name not in done_rows]
@@ -106,11 +104,12 @@ def audit(
                 return checkpoints.write(row["mechanism"], keys[row["mechanism"]], row, seconds)
 
             def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
-                rows = audited(grid, missing, paths, settings, names, on_event, save)
+                run = Run.connect(grid, missing[0].scenario, paths, on_event)
+                rows = audited(run, missing, settings, names, save)
                 return {row["mechanism"]: row for row in rows}
 
             if missing:
-                done_rows |= simulated(scenario, paths, frame.on_event, server=server)
+                done_rows |= simulated(scenario, paths, frame.options.on_event, server=server)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
     result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
     write_audit(result, frame.out)
@@ -160,39 +159,26 @@ def attacks_on(scenario: Scenario) -> list[str]:
 
 
 def audited(
-    grid: Grid,
+    run: Run,
     rows: Sequence[AuditRow],
-    paths: RunPaths,
     settings: AuditSettings,
     names: Sequence[str],
-    on_event: OnEvent = silent,
     save: Callable[[dict[str, Any], float], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Run and attack one row after the other on the nodes of ``grid``; the rows of audit.json. save: keeps each, with
+    """Run and attack one row after the other on the nodes of a run; the rows of audit.json. save: keeps each, with
     its seconds, as soon as it is there, and returns it as it will be read.
     """
-    first = rows[0].scenario
-    root = os.fspath(Path(fl_peel.__file__).resolve().parent.parent)
-    nodes = Nodes.connect(grid, first.to_json(), root=root, timeout_s=first.engine.reply_timeout_s)
     results = []
     for number, row in enumerate(rows, start=1):
         start = time.perf_counter()
-        one = _one(grid, nodes, row, paths, settings, names, on_event)
+        one = _one(run, row, settings, names)
         results.append(one if save is None else save(one, time.perf_counter() - start))
-        on_event(Event("audit", number, len(rows), row.name))
+        run.on_event(Event("audit", number, len(rows), row.name))
     return results
 
 
-def _one(
-    grid: Grid,
-    nodes: Nodes,
-    row: AuditRow,
-    paths: RunPaths,
-    settings: AuditSettings,
-    names: Sequence[str],
-    on_event: OnEvent,
-) -> dict[str, Any]:
-    scenario = row.scenario
+def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:
+    scenario, paths, nodes = row.scenario, run.paths, run.nodes
     sums_alone = scenario.secure_aggregation.enabled and scenario.secure_aggregation.masked
     observer = Observer(
         scenario, paths.data_dir, paths.run_dir, len(nodes.ids), settings.devices, settings.rounds, sums_alone
@@ -201,8 +187,8 @@ def _one(
     # the larger budgets of the run too: devices are sent a list for the largest, and skip on it what they never need
     shares = (settings.share, *(share for share in scenario.evaluation.budgets if share > settings.share))
     trial = Trial(row.name, scenario, shares, (precision,), (selector,))
-    tap = TapGrid(grid, observer)
-    measured = run_trial(tap, replace(nodes, grid=tap), trial, paths, _quieter(row.name, on_event))
+    tapped = replace(nodes, grid=TapGrid(run.grid, observer))
+    measured = run_trial(replace(run, nodes=tapped, on_event=_quieter(row.name, run.on_event)), trial)
     observer.finish()
     row_content: dict[str, Any] = {
         "mechanism": row.name,

@@ -168,19 +168,19 @@ class Observer:
         """The files of the scenario's fleet."""
         return fleet_files(self.scenario.fleet)
 
+    def _setting(self, scenario: str) -> wire.RunSetting:
+        return wire.RunSetting(scenario, self.data_dir, self.run_dir, fleet=self._fleet)
+
     def _everybody(self, scenario: str) -> Cohort:
         if self._cohort is None:
-            whole = open_cohort(scenario, self.data_dir, self.run_dir, 0, 1, fleet=self._fleet)
+            whole = open_cohort(self._setting(scenario), 0, 1)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer")
         return self._cohort
 
     def _copy_state(self, cohort: Cohort) -> None:
         """The state of all devices as it is on their real nodes."""
         num_devices = len(cohort.devices)
-        parts = [
-            open_cohort(self.scenario.to_json(), self.data_dir, self.run_dir, p, self.num_nodes, fleet=self._fleet)
-            for p in range(self.num_nodes)
-        ]
+        parts = [open_cohort(self._setting(self.scenario.to_json()), p, self.num_nodes) for p in range(self.num_nodes)]
         states = [part.state("r") for part in parts]
         users = np.empty((num_devices, states[0].users.shape[1]), np.float32)
         groups, kept = np.empty(num_devices, np.int32), np.empty(num_devices, np.int32)

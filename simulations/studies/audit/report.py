@@ -108,8 +108,7 @@ def audit_page(result: AuditResult, plot: Plot, source: Mapping[str, Any]) -> st
             ("mechanisms", str(len(result.rows))),
             ("collected for pretraining", format_share(result.collected_share)),
         ],
-        source=source,
-        command=f"fl-peel audit {result.name}",
+        source={"command": f"fl-peel audit {result.name}", **source},
     )
 
 

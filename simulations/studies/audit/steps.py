@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -178,7 +178,7 @@ class StepObserver:
 
     def _everybody(self, setting: wire.RunSetting) -> Cohort:
         if self._cohort is None:
-            whole = open_cohort(setting.scenario, self.data_dir, self.run_dir, 0, 1, fleet=setting.fleet)
+            whole = open_cohort(replace(setting, data_dir=self.data_dir, run_dir=self.run_dir), 0, 1)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer" / "stage1")
         return self._cohort
 

@@ -23,11 +23,12 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
+from simulations.run_options import StudyArguments
 from simulations.studies.checkpoints import decisive, decisive_of_starts
 from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
 from simulations.studies.compare.compare_rows import summary, with_intervals
 from simulations.studies.compare.report import write_compare
-from simulations.studies.frame import Frame, Options
+from simulations.studies.frame import Frame
 from simulations.studies.paired_rows import aggregated, with_interval
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
@@ -49,23 +50,22 @@ def compare(
     scenario: str | Path | Scenario,
     budgets: Iterable[float] = BUDGETS,
     *,
-    out: str | Path,
     seeds: int = 1,
     single_budgets: Iterable[float] | None = None,
     rivals: Sequence[tuple[Rival, tuple[Precision, ...]]] = RIVALS,
     ceilings: Sequence[Rival] = CEILINGS,
-    **options: Unpack[Options],
+    **arguments: Unpack[StudyArguments],
 ) -> dict[str, Any]:
     """Compare all methods at every budget (shares of the fp32 full table) and write compare.json and its companions.
 
     seeds: how many, from the scenario's on; with more than one, figures are means and carry their spread.
-    single_budgets: for which PEEL is also trained with that budget alone (None: up to three of ``budgets``); options:
-    :class:`simulations.studies.frame.Options`.
+    single_budgets: for which PEEL is also trained with that budget alone (None: up to three of ``budgets``); arguments:
+    :class:`simulations.run_options.StudyArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.from_scenario(scenario, out, options)
+    frame = Frame.from_scenario(scenario, arguments)
     if frame.scenario.pretraining.model == "spectral":
         raise ScenarioError(
             "pretraining.model: spectral makes no global table, from which rivals start; compare another "

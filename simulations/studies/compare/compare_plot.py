@@ -63,7 +63,7 @@ def _compare_panel(
         style = drawing.line_kwargs(index, strong=strong, dashed=not group[0].group_aware)
         figures = [point.metric(metric) for point in points]
         tips = [f"{name}: {_point_text(point, metric)}" for point in points]
-        labels.append(drawing.draw_line(axes, name, x, figures, style, tips, bold=strong, series=index))
+        labels.append(drawing.draw_line(axes, drawing.Line(name, x, figures, tips, strong, series=index), style))
     value = full_table.metric(metric).value
     labels.append(drawing.yardstick(axes, value, f"full table, fp32 {value:.4f}"))
     axes.set_ylim(bottom=0)

@@ -23,9 +23,10 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
+from simulations.run_options import StudyArguments
 from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.report import write_leaderboard
-from simulations.studies.frame import Frame, Options
+from simulations.studies.frame import Frame
 from simulations.studies.paired_rows import REPLICATES, aggregated, ratio_of, ratios_in_json, with_interval
 from simulations.studies.study import Study
 from strategies.evaluation.trials import Trial
@@ -58,18 +59,17 @@ def compare_federated(
     scenario: str | Path | Scenario,
     budgets: Iterable[float] = BUDGETS,
     *,
-    out: str | Path,
     seeds: int = 1,
     methods: Sequence[Federated[Any]] = METHODS,
     effort: Effort | None = None,
-    **options: Unpack[Options],
+    **arguments: Unpack[StudyArguments],
 ) -> dict[str, Any]:
     """Compare PEEL at every budget, and its full tables, with federated rivals; write compare.json and its companions.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
-    frame = Frame.from_scenario(scenario, out, options)
+    frame = Frame.from_scenario(scenario, arguments)
     _check(frame.scenario)
     shares = tuple(sorted(set(budgets)))
     seeds_done = frame.by_seed(seeds, lambda study: _one_seed(study, shares, methods, effort or Effort()))

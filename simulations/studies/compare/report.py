@@ -75,8 +75,7 @@ def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -
             ("NDCG@20", format_metric(full.ndcg.value)),
             ("methods", str(len({row.method for row in result.rows}))),
         ],
-        source=source,
-        command=f"fl-peel compare {shlex.quote(name)}" if name else "",
+        source={"command": f"fl-peel compare {shlex.quote(name)}" if name else "", **source},
     )
 
 
@@ -168,8 +167,7 @@ def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any])
             ("NDCG@20", format_metric(full.ndcg.value)),
             ("methods", str(len({row.method for row in result.rows}))),
         ],
-        source=source,
-        command=f"fl-peel compare {shlex.quote(name)}" if name else "",
+        source={"command": f"fl-peel compare {shlex.quote(name)}" if name else "", **source},
     )
 
 

@@ -83,8 +83,8 @@ class FedAvgBpr(SharedTable):
         setting: BprSetting,
     ) -> RowUpdates:
         """Changed rows."""
-        kept[devices], updates = bpr_steps(
-            server, kept[devices], devices, (context.dim,), context, setting, number, item_rate=setting.learning_rate
+        kept[devices], updates = BprRound(context, setting, number).steps(
+            server, kept[devices], devices, (context.dim,), setting.learning_rate
         )
         return updates
 
@@ -109,39 +109,40 @@ def start_vectors(context: FederatedContext, dim: int) -> FloatArray:
     )
 
 
-def bpr_steps(
-    table: FloatArray,
-    users: FloatArray,
-    devices: IntArray,
-    widths: tuple[int, ...],
-    context: FederatedContext,
-    setting: BprSetting,
-    number: int,
-    *,
-    item_rate: float,
-) -> tuple[FloatArray, RowUpdates]:
-    """One round of these devices (N,) on a table (I, w): their vectors (N, w) after it, and how their rows changed.
+@dataclass(frozen=True)
+class BprRound:
+    """A round of devices, by its number."""
 
-    widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
-    """
-    train = context.train.select(devices)
-    users = np.ascontiguousarray(users)
-    draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
-    room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
-    bpr_devices(
-        table,
-        users,
-        train.indptr,
-        train.items,
-        device_seeds(context.seed, "federated-bpr", number, devices=devices),
-        setting.epochs,
-        setting.num_negatives,
-        np.float32(item_rate),
-        np.float32(setting.learning_rate),
-        np.float32(setting.l2),
-        np.array(widths, np.int64),
-        room.indptr,
-        room.items,
-        room.rows,
-    )
-    return users, room.written
+    context: FederatedContext
+    setting: BprSetting
+    number: int
+
+    def steps(
+        self, table: FloatArray, users: FloatArray, devices: IntArray, widths: tuple[int, ...], item_rate: float
+    ) -> tuple[FloatArray, RowUpdates]:
+        """Train these devices (N,) on a table (I, w): their vectors (N, w) after it, and how their rows changed.
+
+        widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
+        """
+        context, setting = self.context, self.setting
+        train = context.train.select(devices)
+        users = np.ascontiguousarray(users)
+        draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
+        room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
+        bpr_devices(
+            table,
+            users,
+            train.indptr,
+            train.items,
+            device_seeds(context.seed, "federated-bpr", self.number, devices=devices),
+            setting.epochs,
+            setting.num_negatives,
+            np.float32(item_rate),
+            np.float32(setting.learning_rate),
+            np.float32(setting.l2),
+            np.array(widths, np.int64),
+            room.indptr,
+            room.items,
+            room.rows,
+        )
+        return users, room.written

@@ -30,7 +30,7 @@ from strategies.rivals.federated.base import (
     RowSums,
     ServedTables,
 )
-from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
+from strategies.rivals.federated.bpr import START_SCALE, BprRound, BprSetting, start_vectors
 
 DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)
@@ -125,15 +125,8 @@ class HeteFedRec:
         for place, (width, table) in enumerate(zip(widths, server.tables, strict=True)):
             some = devices[tier == place]
             vectors = kept[some]
-            vectors[:, :width], updates = bpr_steps(
-                table,
-                vectors[:, :width],
-                some,
-                widths[: place + 1],
-                context,
-                setting.bpr,
-                number,
-                item_rate=setting.bpr.learning_rate,
+            vectors[:, :width], updates = BprRound(context, setting.bpr, number).steps(
+                table, vectors[:, :width], some, widths[: place + 1], setting.bpr.learning_rate
             )
             kept[some] = vectors
             messages.append(updates)
@@ -167,19 +160,10 @@ class HeteFedRec:
         is trained on that table first.
         """
         table = served.tables[place]
-        config = replace(setting.bpr, epochs=VECTOR_EPOCHS)
+        training, width = BprRound(context, replace(setting.bpr, epochs=VECTOR_EPOCHS), 0), table.shape[1]
         users = np.concatenate(
             [
-                bpr_steps(
-                    table,
-                    served.users[some, : table.shape[1]],
-                    some,
-                    (table.shape[1],),
-                    context,
-                    config,
-                    0,
-                    item_rate=0.0,
-                )[0]
+                training.steps(table, served.users[some, :width], some, (width,), 0.0)[0]
                 for some in context.chunks(np.arange(context.num_devices))
             ]
         )

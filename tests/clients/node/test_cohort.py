@@ -113,8 +113,7 @@ class World:
         return RunSetting(self.scenario.to_json(), "", str(self.folder / "run"), fleet=fleet)
 
     def cohorts(self, nodes: int) -> list[Cohort]:
-        scenario, run_dir, fleet = self.setting.scenario, self.setting.run_dir, self.setting.fleet
-        return [open_cohort(scenario, "", run_dir, p, nodes, fleet=fleet) for p in range(nodes)]
+        return [open_cohort(dataclasses.replace(self.setting, data_dir=""), p, nodes) for p in range(nodes)]
 
     def join(self, cohort: Cohort) -> JoinReply:
         mine = self.known[self.known % cohort.num_partitions == cohort.partition]

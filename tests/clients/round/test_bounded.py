@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clients.round import members
-from clients.round.choice import contents_of
+from clients.round.round_context import contents_kind
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import RoundCounts
@@ -207,7 +207,9 @@ def test_withholding_is_for_privacy_alone(tiny):
         scenario = load_scenario(tiny, overrides)
         setting = wire.RunSetting(scenario.to_json(), "", "")
         nobody = np.zeros(0, np.int64)
-        output = contents_of(scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})).counted(counts)
+        output = contents_kind(scenario)(
+            scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})
+        ).counted(counts)
         assert output.slowest_us == left
         assert output.clock.sampled.tolist() == ([3, 4] if left else [7, 0])
 
@@ -232,8 +234,8 @@ def test_no_train_item_is_in_a_list_that_signals_are_counted_on(tiny, tmp_path, 
     seen = []
     real = members.train_within_deadline
 
-    def listen(ranked, memory, devices, *args, **kwargs):
-        done = real(ranked, memory, devices, *args, **kwargs)
+    def listen(context, ranked, memory, devices, traffic):
+        done = real(context, ranked, memory, devices, traffic)
         if done.best is not None:
             seen.append((ranked, devices.train.select(done.kept), done.best))
         return done

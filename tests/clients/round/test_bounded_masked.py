@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.node.cohort import open_cohort
 from clients.round.round_context import answering
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
@@ -25,7 +24,7 @@ from fl_peel.secure.protocol_plan import needed_of
 from simulations.scenario_files import load_scenario
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds
-from tests.helpers.runs import figures, served
+from tests.helpers.runs import figures, hosted_by, served
 from tests.simulations.studies.test_audit import observed
 
 PRIVATE = {
@@ -179,7 +178,7 @@ def test_devices_of_all_classes_answer_equally_often(tiny, tmp_path):
     often = {}
     for share in ("null", "0.6"):
         scenario = load_scenario(tiny, ["fleet=default", f"privacy.answer_share={share}"])
-        cohort = open_cohort(scenario.to_json(), "", str(tmp_path), 0, 1)
+        cohort = hosted_by(scenario, tmp_path)
         there = np.mean([answering(cohort, np.arange(40), number) for number in range(1, 301)], axis=0)
         often[share] = [there[cohort.classes == kind].mean() for kind in range(3)]
     assert often["null"] == pytest.approx([0.7, 0.8, 0.9], abs=0.03)

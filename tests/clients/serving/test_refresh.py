@@ -7,7 +7,7 @@ import pytest
 
 import clients.serving.refresh as module
 from clients.node.previous_holdings import NEVER, PreviousHoldings
-from clients.serving.refresh import _sent_bytes, refresh
+from clients.serving.refresh import PresentBlocks, _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
@@ -47,9 +47,8 @@ def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=No
     places = np.arange(len(cutoffs)) if members is None else np.array(members)
     seen = UserItems.from_pairs(users, items, len(places))
     flags = np.array(changed, np.uint8)[result.blocks]
-    return _sent_bytes(
-        result, np.array(cutoffs), seen, flags, held, places, 0, np.array(strange or [False] * len(places))
-    ).tolist()
+    there = PresentBlocks(held, 0, places, np.array(strange or [False] * len(places)))
+    return _sent_bytes(result, np.array(cutoffs), seen, flags, there).tolist()
 
 
 def test_who_holds_nothing_reads_all_that_fits():
@@ -161,7 +160,7 @@ def test_a_block_of_several_rows_has_a_scale_for_each():
         UserItems.from_pairs(*(np.zeros(0, int),) * 2, 1),
         np.zeros(1, int),
     )
-    output = _sent_bytes(result, np.array([3]), nobody, flags, held, one, 0, np.array([False]))
+    output = _sent_bytes(result, np.array([3]), nobody, flags, PresentBlocks(held, 0, one, np.array([False])))
     assert output.tolist() == [3 * 2 * SCALE]
 
 
@@ -170,7 +169,8 @@ def test_without_scales_what_grew_is_sent_whole():
     held = before([0], [3], [[0, 1, 2, 3, 4, 5]])
     nobody = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 1)
     flags = np.array([0, RESCALED, 0, 0, 0, 0], np.uint8)
-    output = _sent_bytes(result, np.array([3]), nobody, flags, held, np.zeros(1, int), 0, np.array([False]))
+    there = PresentBlocks(held, 0, np.zeros(1, int), np.array([False]))
+    output = _sent_bytes(result, np.array([3]), nobody, flags, there)
     assert output.tolist() == [2 * 4 + 2]
 
 
@@ -290,7 +290,7 @@ def test_of_a_list_of_nothing_nothing_is_read():
     nobody, none = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 2), np.zeros(0, np.uint8)
     held = before([-1, 0], [0, 3], [ORDER.tolist()])
     cutoffs, places, strange = np.zeros(2, int), np.arange(2), np.zeros(2, np.bool_)
-    assert _sent_bytes(empty, cutoffs, nobody, none, held, places, 0, strange).tolist() == [0, 0]
+    assert _sent_bytes(empty, cutoffs, nobody, none, PresentBlocks(held, 0, places, strange)).tolist() == [0, 0]
 
 
 def test_in_a_first_period_nobody_held_anything(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.grouping.clusters import (
+    Interests,
     choose_group,
     fit_user_embeddings,
     item_groups,
@@ -127,7 +128,7 @@ def test_interest_popularity_item_groups() -> None:
     east, north = np.tile([1.0, 0.0], (4, 1)), np.tile([0.0, 1.0], (4, 1))
     table = np.concatenate([east, north]).astype(np.float32) * np.arange(1, 9, dtype=np.float32)[:, None]
     popularity = np.array([8, 7, 6, 5, 4, 3, 2, 1])
-    groups = item_groups("interest-popularity", 8, count=4, popularity=popularity, item_embeddings=table, num_tiers=2)
+    groups = item_groups("interest-popularity", 8, count=4, popularity=popularity, interests=Interests(table, 2))
     assert groups[0] == groups[1] != groups[2] == groups[3]
     assert groups[4] == groups[5] != groups[6] == groups[7]
     assert sorted(set(groups.tolist())) == [0, 1, 2, 3]
@@ -145,9 +146,7 @@ def test_item_group_numbers_are_dense(num_items: int, count: int, tiers: int, se
             num_items,
             count=min(count, num_items),
             popularity=popularity,
-            item_embeddings=table,
-            num_tiers=tiers,
-            seed=seed,
+            interests=Interests(table, tiers, seed),
         )
         assert groups.shape == (num_items,)
         assert np.array_equal(np.unique(groups), np.arange(groups.max() + 1))

@@ -20,6 +20,7 @@ from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
 from fl_peel.model.coded_blocks import changed_blocks
 from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
+from fl_peel.model.model import ModelContent
 from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.model.model_files import ABOUT
 from fl_peel.pretraining.spectral_steps import embeddings, halves
@@ -151,7 +152,8 @@ def test_tables_are_saved_whole_up_to_a_number_of_bytes_with_the_base(tmp_path, 
 def test_what_saving_returns_is_the_bytes_of_all_that_is_listed(tmp_path):
     joining, tables = fitted(np.random.default_rng(0), LAYOUT), [random_table(np.random.default_rng(1), LAYOUT)] * 2
     orders = [np.arange(LAYOUT.num_blocks)] * 2
-    num_bytes = module.save(tmp_path / "a", Catalogue(LAYOUT), joining, "fp16", orders, tables, package="1")
+    content = ModelContent(Catalogue(LAYOUT), joining, "fp16", orders, tables)
+    num_bytes = module.save(tmp_path / "a", content)
     assert num_bytes == sum(file.stat().st_size for file in (tmp_path / "a").iterdir() if file.name != ABOUT)
 
 

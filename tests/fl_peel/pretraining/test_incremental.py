@@ -8,7 +8,7 @@ import pytest
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining.incremental import Exponents, exponents_of, filter_request, update_model
-from fl_peel.pretraining.stage1 import PooledSums
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.choice import ChoiceStep, freshness
 from fl_peel.steps.units import add_rows, unit_vectors
@@ -30,16 +30,11 @@ def model_of(rows, before=None, *, num_items=NUM_ITEMS, passes=6, shape=SHAPE, r
     sums = PooledSums(rows, StepTerms(num_items, CONFIG.user_exponent, CONFIG.item_exponent))
     return update_model(
         sums,
-        CONFIG,
+        replace(CONFIG, passes=passes, group_rounds=rounds),
+        GroupPlan(dim=8, num_groups=2, min_size=3, seed=0),
         before,
         exponents=shape,
         recent=np.zeros(num_items) if recent is None else recent,
-        passes=passes,
-        dim=8,
-        num_groups=2,
-        min_size=3,
-        group_rounds=rounds,
-        seed=0,
     )
 
 
@@ -128,9 +123,8 @@ def test_items_that_no_table_has_yet_are_nothing_to_choose_on():
 
 def test_more_columns_than_a_table_are_refused():
     sums = PooledSums(worlds(), StepTerms(NUM_ITEMS, 0.3))
-    keys = {"num_groups": 1, "min_size": 1, "group_rounds": 0, "seed": 0, "passes": 1}
     with pytest.raises(DataError, match=r"^pretraining.columns: a timeline needs at most embedding_dim 4, not 6"):
-        update_model(sums, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=4, **keys)
+        update_model(sums, CONFIG, GroupPlan(4, 1, 1, 0), None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS))
     nobody = PooledSums(UserItems(np.zeros(3, np.int64), np.zeros(0, np.int32)), StepTerms(NUM_ITEMS, 0.3))
     with pytest.raises(DataError, match=r"^stage 1: no item has as many devices that answered"):
-        update_model(nobody, CONFIG, None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS), dim=8, **keys)
+        update_model(nobody, CONFIG, GroupPlan(8, 1, 1, 0), None, exponents=SHAPE, recent=np.zeros(NUM_ITEMS))

@@ -14,7 +14,7 @@ from fl_peel.steps.passes import PassStep, pass_sums
 from fl_peel.steps.sketch import MOST_ROWS, RowSketch
 from fl_peel.steps.step_vector import StepVector
 from fl_peel.steps.units import Units, add_rows, in_units, nearest, unit_vectors
-from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, SHAPE, rows
+from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, PLAN, rows
 from tests.helpers.settings import SPECTRAL
 
 __all__ = ["rows"]  # the fixture of 80 users of three tastes
@@ -83,9 +83,9 @@ def test_a_sketched_stage_1_finds_the_same_directions_and_takes_all_rows_last(ro
             yield from super().ask(step, sent, opened)
 
     config = dataclasses.replace(CONFIG, columns=3, oversampling=8, passes=5)
-    exact = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3)), config, **SHAPE)
+    exact = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3)), config, PLAN)
     sketched = dataclasses.replace(config, row_sketch=0.6)
-    result = run_stage1(Spied(rows, StepTerms(NUM_ITEMS, 0.3)), sketched, **SHAPE)
+    result = run_stage1(Spied(rows, StepTerms(NUM_ITEMS, 0.3)), sketched, PLAN)
     assert [place is None for place in asked] == [False] * 4 + [True]
     assert len({place.tobytes() for place in asked[:-1]}) == 4
     cosines = np.linalg.svd(exact.directions.T @ result.directions)[1]
@@ -127,10 +127,10 @@ def test_units_are_as_fine_as_the_devices_allow():
 
 
 def test_coarse_units_change_tables_little(rows):
-    exact = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3)), CONFIG, **SHAPE)
+    exact = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3)), CONFIG, PLAN)
     config = dataclasses.replace(CONFIG, sum_bits=32)
     units = Units.from_config(config, 80, NUM_ITEMS)
-    coarse = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3, units=units)), config, **SHAPE)
+    coarse = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, 0.3, units=units)), config, PLAN)
     assert coarse.values == pytest.approx(exact.values, rel=1e-3)
     vectors = unit_vectors(add_rows(exact.own, rows))
     one, other = (nearest(vectors, start.centroids) for start in (exact, coarse))

@@ -9,7 +9,7 @@ import pytest
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining import spectral_steps, stage1
-from fl_peel.pretraining.stage1 import PooledSums, num_steps, run_stage1
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, num_steps, run_stage1
 from fl_peel.steps import units
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.counts import CountsStep
@@ -43,7 +43,7 @@ CONFIG = dataclasses.replace(
     count_exponent=0.4,
     value_exponent=0.1,
 )
-SHAPE = {"dim": 6, "num_groups": 3, "min_size": 5, "seed": 3}
+PLAN = GroupPlan(dim=6, num_groups=3, min_size=5, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_passes_find_what_the_svd_of_the_pooled_matrix_finds(rows, a, b, sent, m
         monkeypatch.setattr(stage1, "halves", lambda table: table)
     error = 1e-5 if sent == "in full" else 3e-4
     config = dataclasses.replace(CONFIG, user_exponent=a, item_exponent=b)
-    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, a)), config, **SHAPE)
+    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, a)), config, PLAN)
     _, values, right = np.linalg.svd(dense(rows, a, b))
     assert start.values == pytest.approx(values[: config.columns] ** 2, rel=error)
     counts = rows.popularity(NUM_ITEMS).astype(float)
@@ -127,7 +127,7 @@ def test_vectors_are_a_product_with_the_interactions_at_length_1(rows, fading, m
 
 
 def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
-    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, **SHAPE)
+    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, PLAN)
     vectors = unit_vectors(add_rows(start.own, rows))
     groups = nearest(vectors, start.centroids)
     assert [len(np.unique(np.arange(80)[groups == group] % 3)) for group in range(3)] == [1, 1, 1]
@@ -148,7 +148,8 @@ def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
 
 
 def test_with_room_for_all_columns_nothing_is_lost(rows):
-    start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, **(SHAPE | {"dim": 12}))
+    sums = PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent))
+    start = run_stage1(sums, CONFIG, dataclasses.replace(PLAN, dim=12))
     vectors = unit_vectors(add_rows(start.own, rows))
     groups = nearest(vectors, start.centroids)
     for group, it in enumerate(start.groups):
@@ -163,10 +164,7 @@ def test_no_group_is_smaller_than_allowed(rows, min_size):
     start = run_stage1(
         PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)),
         CONFIG,
-        dim=6,
-        num_groups=9,
-        min_size=min_size,
-        seed=0,
+        GroupPlan(dim=6, num_groups=9, min_size=min_size, seed=0),
     )
     assert min(group.size for group in start.groups) >= min_size
     assert sum(group.size for group in start.groups) == 80
@@ -177,8 +175,8 @@ def test_what_is_collected_gives_the_start_and_the_rest_comes_from_all(rows):
     few = dataclasses.replace(CONFIG, passes=2)
     half = rows.keep(np.repeat(np.arange(80) % 2 == 0, rows.counts()))
     sums = PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent))
-    exact = run_stage1(sums, CONFIG, **SHAPE).values
-    cold, warm = run_stage1(sums, few, **SHAPE).values, run_stage1(sums, few, given=half, **SHAPE).values
+    exact = run_stage1(sums, CONFIG, PLAN).values
+    cold, warm = run_stage1(sums, few, PLAN).values, run_stage1(sums, few, PLAN, given=half).values
     assert np.abs(warm - exact).max() < 0.5 * np.abs(cold - exact).max()
 
 
@@ -188,7 +186,7 @@ def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
     start = run_stage1(
         PooledSums(rows, StepTerms(4, 0.3)),
         CONFIG,
-        **(SHAPE | {"num_groups": 2}),
+        dataclasses.replace(PLAN, num_groups=2),
         progress=lambda *step: events.append(step),
     )
     assert all(np.isfinite(group.table).all() and group.table.shape == (4, 6) for group in start.groups)
@@ -198,7 +196,7 @@ def test_fewer_directions_than_columns_and_dimensions_are_no_obstacle():
 def test_nobody_with_anything_is_refused():
     nobody = UserItems(np.zeros(5, np.int64), np.zeros(0, np.int32))
     with pytest.raises(DataError, match="no item has as many devices"):
-        run_stage1(PooledSums(nobody, StepTerms(4, 0.3)), CONFIG, **SHAPE)
+        run_stage1(PooledSums(nobody, StepTerms(4, 0.3)), CONFIG, PLAN)
 
 
 def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
@@ -208,7 +206,7 @@ def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
     wanted = wanted.keep(~np.array([wanted.items[user] in rows.row(user) for user in range(80)]))
     free = dataclasses.replace(CONFIG, columns=40, count_exponent=None, value_exponent=None)
     sums = PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent), wanted)
-    start = run_stage1(sums, free, **SHAPE)
+    start = run_stage1(sums, free, PLAN)
     assert start.value_exponent > 0
     assert 0 < start.chosen <= 1
     asked = []
@@ -219,7 +217,7 @@ def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
             yield from super().ask(step, sent, opened)
 
     terms = StepTerms(NUM_ITEMS, CONFIG.user_exponent)
-    elsewhere = run_stage1(PooledSums(rows, terms, choosing=Choosing(rows, terms, wanted)), free, **SHAPE)
+    elsewhere = run_stage1(PooledSums(rows, terms, choosing=Choosing(rows, terms, wanted)), free, PLAN)
     assert (elsewhere.count_exponent, elsewhere.value_exponent, elsewhere.chosen) == (
         start.count_exponent,
         start.value_exponent,

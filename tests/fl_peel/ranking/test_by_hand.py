@@ -10,7 +10,7 @@ from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.columns import SUM_SCALE
 from fl_peel.ranking.paired import NUM_BINS, Effects, Histogram, PairedSums
-from fl_peel.ranking.top import MetricSums, evaluate, recall_ndcg, top_rows
+from fl_peel.ranking.top import MetricSums, Ranker, recall_ndcg, top_rows
 from tests.helpers.blocks import rows_of
 
 # ---------------------------------------------------------------- paired differences
@@ -194,8 +194,9 @@ def test_what_is_excluded_is_not_recommended_and_the_rest_moves_up(device):
     best = top_rows(ranked, cutoffs, users, rows_of([0, 2], [9, 1]), 4, device)
     assert best.tolist() == [[1, 3, 4, 5], [0, 2, 3, -1]]
     assert best.dtype == np.int32
-    recall, _ = evaluate(ranked, cutoffs, users, rows_of([0, 2], [9, 1]), rows_of([1, 9], [0]), 4, device)
-    assert recall.tolist() == [0.5, 1.0]
+    ranker = Ranker(ranked, 4, device)
+    recall, _ = ranker.evaluate(cutoffs[:, None], users, rows_of([0, 2], [9, 1]), rows_of([1, 9], [0]))
+    assert recall[:, 0].tolist() == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("device", ["cpu", "torch-cpu"])
@@ -225,4 +226,4 @@ def test_users_are_ranked_as_stored(device):
     user = np.array([[1.0, 1.0004]], np.float32)
     nothing, wanted = rows_of([]), rows_of([0])
     assert top_rows(ranked, np.array([2]), user, nothing, 1, device).tolist() == [[1]]
-    assert evaluate(ranked, np.array([2]), user, nothing, wanted, 1, device)[0].tolist() == [1.0]
+    assert Ranker(ranked, 1, device).evaluate(np.array([[2]]), user, nothing, wanted)[0].tolist() == [[1.0]]

@@ -10,8 +10,7 @@ from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes, stored_user
-from fl_peel.ranking import top
-from fl_peel.ranking.top import MetricSums, Tiles, evaluate, evaluate_under, recall_ndcg, top_rows, top_rows_under
+from fl_peel.ranking.top import MetricSums, Ranker, Tiles, evaluate, recall_ndcg, top_rows
 from tests.helpers import readable_twins as reference
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
@@ -61,9 +60,9 @@ def test_under_several_cutoffs_every_list_is_as_if_it_were_alone(layout, precisi
         for share in (0.3, 0.2)
     )
     cutoffs = rng.integers(0, len(ranked.blocks) + 1, (6, lists))
-    result = top_rows_under(ranked, cutoffs, users, seen, 3, device)
+    result = Ranker(ranked, 3, device).top_rows(cutoffs, users, seen)
     assert (result.shape, result.dtype) == ((lists, 6, 3), np.int32)
-    recall, ndcg = evaluate_under(ranked, cutoffs, users, seen, wanted, 3, device)
+    recall, ndcg = Ranker(ranked, 3, device).evaluate(cutoffs, users, seen, wanted)
     assert recall.shape == ndcg.shape == (6, lists)
     for place in range(lists):
         alone = top_rows(ranked, cutoffs[:, place].copy(), users, seen, 3, device)
@@ -86,7 +85,7 @@ def test_hundreds_of_rows_are_looked_at_once_for_all_lists(monkeypatch):
     alone = [[rows + [-1] * (9 - len(rows)) for rows in one] for one in alone]
     calls, loop = [], kernels.top_rows
     monkeypatch.setattr(kernels, "top_rows", lambda *given: calls.append(loop(*given)))
-    assert top_rows_under(ranked, cutoffs, users, seen, 9).tolist() == alone
+    assert Ranker(ranked, 9).top_rows(cutoffs, users, seen).tolist() == alone
     assert len(calls) == 1
 
 
@@ -101,12 +100,12 @@ def test_no_more_rows_are_laid_out_than_somebody_has_and_none_twice(monkeypatch)
     asked, lay_out = [], Tiles.from_ranked
     monkeypatch.setattr(Tiles, "from_ranked", staticmethod(lambda *given: asked.append(given[1:]) or lay_out(*given)))
     for cutoffs in ([[3, 70], [64, 9]], [[0, 0], [0, 0]]):
-        top_rows_under(ranked, np.array(cutoffs), users, nothing, 3)
+        Ranker(ranked, 3).top_rows(np.array(cutoffs), users, nothing)
     assert asked == [(70,), (0,)]
-    result = evaluate_under(ranked, np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]), 3, "cpu", whole)
+    result = Ranker(ranked, 3, "cpu", whole).evaluate(np.array([[3, 70], [64, 9]]), users, nothing, rows_of([1], [2]))
     assert len(asked) == 2, "whoever brings rows that are laid out needs none"
     assert result[0].shape == (2, 2)
-    assert top_rows_under(ranked, np.zeros((0, 2), np.int64), users[:0], rows_of(), 3).shape == (2, 0, 3)
+    assert Ranker(ranked, 3).top_rows(np.zeros((0, 2), np.int64), users[:0], rows_of()).shape == (2, 0, 3)
 
 
 def test_who_wants_nothing_ranks_nothing(monkeypatch):
@@ -114,7 +113,7 @@ def test_who_wants_nothing_ranks_nothing(monkeypatch):
     ranked = rank_blocks(layout, "fp32", np.arange(4.0), np.ones((4, 2), np.float32))
     ranks, users = [], []
     monkeypatch.setattr(
-        top, "top_rows_under", lambda ranked, cutoffs, some, *rest: ranks.append(cutoffs) or users.append(some)
+        Ranker, "top_rows", lambda self, cutoffs, some, exclude: ranks.append(cutoffs) or users.append(some)
         or np.zeros((1, len(some), 1), np.int32)
     )  # fmt: skip
     given = ranked, np.array([1, 2, 3]), np.arange(6, dtype=np.float32).reshape(3, 2), rows_of([], [], [])

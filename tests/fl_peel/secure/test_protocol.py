@@ -302,7 +302,12 @@ def test_a_device_masks_parts_of_its_vector_as_the_whole():
     whole = group.masked(0, words([], range(9)))
     parts = [
         protocol.mask_vector(
-            words([], range(first, stop)), group.secrets[0], OCCASION, 10, group.neighbours[0], group.needed, 8 * first
+            dataclasses.replace(words([], range(first, stop)), start=8 * first),
+            group.secrets[0],
+            OCCASION,
+            10,
+            group.neighbours[0],
+            group.needed,
         )
         for first, stop in ((0, 5), (5, 9))
     ]

@@ -23,7 +23,7 @@ from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking import torch_ranking
-from fl_peel.ranking.top import evaluate, top_rows
+from fl_peel.ranking.top import Ranker, evaluate, top_rows
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, pretraining_device, require_device, torch_device
@@ -248,7 +248,8 @@ def test_metrics_in_torch_are_those_of_the_compiled_loop():
     wanted = UserItems.from_pairs(np.repeat(np.arange(40), 4), rng.integers(0, 60, 160), 40)
     compiled = evaluate(ranked, cutoffs, users, train, wanted, 5)
     assert compiled[0].any()
-    np.testing.assert_array_equal(evaluate(ranked, cutoffs, users, train, wanted, 5, "torch-cpu"), compiled)
+    in_torch = Ranker(ranked, 5, "torch-cpu").evaluate(cutoffs[:, None], users, train, wanted)
+    np.testing.assert_array_equal(np.array(in_torch)[:, :, 0], compiled)
 
 
 @pytest.fixture
@@ -416,7 +417,7 @@ def test_the_bench_runs_cohorts_where_it_is_told(monkeypatch):
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     for device in ("cpu", "torch-cpu"):
         with pytest.raises(ScenarioError, match="enough"):
-            benchmarks.bench("", None, device=device, quick=True)
+            benchmarks.bench("", None, BenchPlan(device=device).quick())
     assert [scenario.engine.device for scenario in scenarios] == ["cpu", "torch-cpu"]
 
 

@@ -23,10 +23,10 @@ from simulations.bench.bench import bench
 from simulations.bench.bench_context import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
-from strategies.nodes.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.runs import connected
 
 NUM_ITEMS, DIM = 320, 8
 
@@ -85,12 +85,10 @@ def test_every_device_of_the_bench_trains_on_all_its_items(tmp_path):
     scenario = bench_scenario(plan, plan.data, str(tmp_path / "full.yaml"))
     how = scenario.refinement.local.config(1.0)
     assert how == stock_flower.HOW
-    grid = LoopbackGrid(2)
-    nodes = Nodes.connect(grid, scenario.to_json(), root=str(benchmarks.own_root()), timeout_s=60)
-    world = bench_world.make_context(scenario, RunPaths("", str(tmp_path / "run")), nodes, lambda event: None)
-    strategy = world.strategy()
+    run = connected(scenario, tmp_path / "run")
+    strategy = bench_world.make_context(run).strategy()
     before = strategy.states[0].counted_interactions.copy()
-    strategy.timed(grid, 1)
+    strategy.timed(run.grid, 1)
     assert [record.devices for record in strategy.rounds] == [90, 90]
     assert [record.failures for record in strategy.rounds] == [0, 0]
     splits = benchmarks.device_splits(scenario, "", "")
@@ -104,7 +102,7 @@ def test_every_device_of_the_bench_trains_on_all_its_items(tmp_path):
 
 def test_cohorts_on_a_gpu_are_refused_in_one_line():
     with pytest.raises(ScenarioError, match="cuda"):
-        bench("", None, device="cuda")
+        bench("", None, BenchPlan(device="cuda"))
 
 
 def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
@@ -118,7 +116,7 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks, "simulated", simulated)
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     with pytest.raises(ScenarioError, match="enough"):
-        bench("", tmp_path, quick=True, stock_devices=7)
+        bench("", tmp_path, BenchPlan(stock_devices=7).quick())
     assert plans[0].data.name == "gowalla"
     assert plans[0].engine.nodes == 2
     assert not (tmp_path / "bench.json").exists()
@@ -136,18 +134,18 @@ def test_a_data_set_that_cannot_be_had_is_refused_before_anything_is_measured(tm
     monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
     for plan, name in ((BenchPlan(sizes=()), "gowalla"), (BenchPlan(data=str(tmp_path / "pop"), sizes=()), "ml-100k")):
         with pytest.raises(DataError, match=f"^{name}: could not be downloaded"):
-            bench(tmp_path / "data", tmp_path, plan=plan)
+            bench(tmp_path / "data", tmp_path, plan)
 
 
 def test_a_python_without_pfl_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     monkeypatch.setattr(benchmarks, "simulated", lambda *_, **__: pytest.fail("started all the same"))
     with pytest.raises(EngineError, match=r"^--pfl-python \S+none: cannot be started .*; name a Python$"):
-        bench("", tmp_path, quick=True, pfl_python=tmp_path / "none")
+        bench("", tmp_path, BenchPlan().quick(), pfl_python=tmp_path / "none")
     (tmp_path / "python").write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'pfl'\" >&2; exit 1\n")
     (tmp_path / "python").chmod(0o755)
     with pytest.raises(EngineError, match=r"No module named 'pfl'; install pfl and torch there: .*$"):
-        bench("", tmp_path, quick=True, pfl_python=tmp_path / "python")
+        bench("", tmp_path, BenchPlan().quick(), pfl_python=tmp_path / "python")
 
 
 def test_pfl_gets_the_devices_and_the_table_and_its_answer_is_read(tmp_path):
@@ -184,7 +182,7 @@ def test_a_small_bench_has_every_figure(tmp_path):
         main_job=False,
     )
     events = []
-    result = bench("", tmp_path / "out", plan=plan, on_event=events.append)
+    result = bench("", tmp_path / "out", plan, on_event=events.append)
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(result))
     for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "evaluation_seconds"):
         assert result[key] > 0, key

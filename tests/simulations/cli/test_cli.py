@@ -364,8 +364,8 @@ def test_usage_errors_exit_2(fl_peel, args):
 def test_run_passes_everything_on(fl_peel, tiny, tmp_path, monkeypatch):
     asked = {}
 
-    def fake(scenario, **kwargs):
-        asked.update(kwargs, scenario=scenario)
+    def fake(scenario, options):
+        asked.update(vars(options), scenario=scenario)
         raise FlPeelError("two\nlines")
 
     monkeypatch.setattr("simulations.runner.run", fake)
@@ -388,7 +388,7 @@ def test_run_passes_everything_on(fl_peel, tiny, tmp_path, monkeypatch):
 def test_runs_keep_pretrained_tables_unless_told_otherwise(fl_peel, tiny, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("simulations.runner.run", lambda scenario, **kwargs: asked.update(kwargs))
+    monkeypatch.setattr("simulations.runner.run", lambda scenario, options: asked.update(vars(options)))
     assert fl_peel("run", tiny, "--quiet") == (0, "", "")
     assert asked["cache_dir"] == tmp_path / "cache" / "fl-peel" / "pretrained"
 
@@ -396,8 +396,8 @@ def test_runs_keep_pretrained_tables_unless_told_otherwise(fl_peel, tiny, tmp_pa
 def test_a_run_is_served_while_it_lasts_where_that_is_asked_for(fl_peel, tiny, monkeypatch):
     seen = []
 
-    def run(scenario, **kwargs):
-        kwargs["on_event"](Event("data", 1, 1))
+    def run(scenario, options):
+        options.on_event(Event("data", 1, 1))
         seen.append([thread.name for thread in threading.enumerate() if "serve_forever" in thread.name])
 
     monkeypatch.setattr("simulations.runner.run", run)

@@ -14,6 +14,7 @@ from fl_peel.errors import ArtifactError, DataError, ReportError
 from simulations import demo as pages
 from simulations.cli.main import app
 from simulations.demo import (
+    DemoCurve,
     DemoDevice,
     DemoItems,
     DemoPoint,
@@ -37,8 +38,10 @@ def device(name="a", vector="single-int8", wanted=None):
     return DemoDevice(name, (make.FOLDER / f"{vector}.peel").read_bytes(), np.array([0, 5]), wanted)
 
 
-def made(devices, items=None, **more):
-    return demo_page(devices, items or DemoItems(), title="t", command="fl-peel demo", recall_at=5, **more)
+def made(devices, items=None, curve=(), **more):
+    return demo_page(
+        devices, items or DemoItems(), title="t", command="fl-peel demo", curve=DemoCurve(5, curve), **more
+    )
 
 
 def data_of(page):
@@ -105,7 +108,7 @@ def finished(tiny, tmp_path, *changes, with_model=False):
     model = tmp_path / "run" / "model"
     paths = RunPaths("", str(tmp_path / "run"), model_dir=str(model) if with_model else "")
     result = serve(LoopbackGrid(1), scenario, paths)
-    save(result, scenario, tmp_path / "run", tmp_path / "out", model)
+    save(result, scenario, tmp_path / "out", paths)
     return result
 
 

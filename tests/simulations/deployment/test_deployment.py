@@ -17,6 +17,7 @@ import pytest
 
 from simulations.deployment.local import node_configs, run_deployed
 from simulations.report.run_files import read_report
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own_data import BOUNDS, NOTHING, held, take_apart
 from tests.helpers.runs import figures, served
@@ -98,7 +99,8 @@ def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny,
     lines = []
     configs = node_configs(held(scenario), nodes=3, own=files)
     assert [config["first-device"] for config in configs] == list(BOUNDS[:-1])
-    run_deployed(held(scenario), configs, lines.append, out=tmp_path / "out", limit_s=LIMIT_S)
+    options = RunOptions(out=tmp_path / "out")
+    run_deployed(held(scenario), configs, lambda _, line: lines.append(line), options, limit_s=LIMIT_S)
     result = read_report(tmp_path / "out" / "report.json")
     assert figures(result) == figures(wanted)
     assert (result.environment.engine, result.environment.nodes) == ("deployment", 3)
@@ -141,8 +143,7 @@ def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_pat
             bringing.append(threading.Thread(target=bring_back, args=(deployment, 2)))
             bringing[0].start()
 
-    lines = []
-    run_deployed(scenario, configs, lines.append, out=tmp_path / "out", meanwhile=meanwhile, limit_s=LIMIT_S)
+    run_deployed(scenario, configs, meanwhile, RunOptions(out=tmp_path / "out"), limit_s=LIMIT_S)
     bringing[0].join(timeout=60)
     result = read_report(tmp_path / "out" / "report.json")
     failures = [row.failures for row in result.rounds]

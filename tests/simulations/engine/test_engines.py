@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from fl_peel.errors import DataError, ScenarioError
-from simulations import runner
 from simulations.engine import engine as engines
 from simulations.engine.embedded_engine import start_workers
 from simulations.engine.engine import backend_of, simulated, starting
@@ -22,6 +21,7 @@ from simulations.engine.worker_pool import ForkServer
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from tests.helpers.root import ROOT
+from tests.helpers.runs import run
 from tests.simulations.engine.clients import CLIENT, asking, carrying
 from tests.simulations.test_run import figures, served
 
@@ -65,7 +65,7 @@ def echoed(grid, nodes):
 @pytest.mark.parametrize("nodes", [1, 2, 8])
 def test_figures_are_the_same_to_the_last_digit(nodes, tiny, tmp_path):
     """On Ray: test_ray_token.py."""
-    result = runner.run(tiny, overrides=["engine.backend=embedded", f"engine.nodes={nodes}"])
+    result = run(tiny, overrides=["engine.backend=embedded", f"engine.nodes={nodes}"])
     wanted, _ = served(load_scenario(tiny), tmp_path / "run", nodes=3)
     assert figures(result) == figures(wanted)
     assert result.environment.nodes == nodes

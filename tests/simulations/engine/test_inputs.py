@@ -10,6 +10,7 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, FlPeelError, ReportError, ScenarioError
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_out, check_run, checked
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies.study import open_study
 
@@ -136,7 +137,7 @@ def test_studies_ask_the_data_too(world, tmp_path):
     scenario = load_scenario(world, ["blocks.count=60"])
     with (
         pytest.raises(ScenarioError, match=r"blocks\.count: 60 is not in 1\.\.59"),
-        open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=print),
+        open_study(scenario, tmp_path / "out", RunOptions()),
     ):
         pytest.fail("a study was begun all the same")
 

@@ -7,12 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
-from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
@@ -24,8 +22,10 @@ from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.schema import AuditResult, typed
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.runs import hosted_by
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
@@ -39,7 +39,7 @@ def observed(scenario: Scenario, run_dir, *, num_nodes: int = 2, count: int = 40
     tap = TapGrid(grid, observer)
     nodes = Nodes(tap, tuple(grid.get_node_ids()), 60.0)
     trial = Trial("row", scenario, (0.5,), ("int8",), ("controller",))
-    result = run_trial(tap, nodes, trial, paths)
+    result = run_trial(Run(scenario, paths, nodes), trial)
     return observer, grid, result
 
 
@@ -211,7 +211,7 @@ def test_attacks_find_counts_and_nothing_is_in_the_candidates(tiny_scenario, tmp
 def test_truth_is_of_the_devices_own_node(tiny_scenario, tmp_path):
     observer, _, _ = observed(tiny_scenario, tmp_path / "run")
     watched = observer.watched()
-    node = open_cohort(tiny_scenario.to_json(), "", str(tmp_path / "run"), 1, 2, fleet=fleet_files(tiny_scenario.fleet))
+    node = hosted_by(tiny_scenario, tmp_path / "run", 1, 2)
     assert watched.classes[1::2].tolist() == node.classes.tolist()
     assert watched.groups[1::2].tolist() == node.state("r").groups.tolist()
     assert watched.splits.train.row(3).tolist() == node.splits.train.row(1).tolist()
@@ -264,7 +264,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     }
     rows = [AuditRow("none", tiny_scenario), AuditRow("local", Scenario.model_validate(noised))]
     paths = RunPaths("", str(tmp_path / "run"))
-    results = audited(LoopbackGrid(2), rows, paths, SETTINGS, list(SETTINGS.attacks or ()))
+    results = audited(Run.connect(LoopbackGrid(2), tiny_scenario, paths), rows, SETTINGS, list(SETTINGS.attacks or ()))
     assert [row["mechanism"] for row in results] == ["none", "local"]
     assert all(0 <= row["validation recall@20"] <= 1 for row in results)
     assert results[0]["epsilon"] is None
@@ -300,14 +300,15 @@ def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tm
     """As a run does: a list that was cut for the smallest budget alone would lack what devices skip to."""
     shares = []
 
-    def spied(grid, nodes, trial, *rest):
+    def spied(run, trial):
         shares.append(trial.shares)
-        return run_trial(grid, nodes, trial, *rest)
+        return run_trial(run, trial)
 
     monkeypatch.setattr("simulations.studies.audit.audit.run_trial", spied)
     settings = replace(SETTINGS, share=0.6)
     paths = RunPaths("", str(tmp_path / "audit"))
-    result = audited(LoopbackGrid(2), [AuditRow("none", tiny_scenario)], paths, settings, ["touched-rows"])
+    run = Run.connect(LoopbackGrid(2), tiny_scenario, paths)
+    result = audited(run, [AuditRow("none", tiny_scenario)], settings, ["touched-rows"])
     assert shares == [(0.6, 1.0)]  # the scenario's 50% is smaller
     assert result[0]["share"] == 0.6
 
@@ -325,11 +326,11 @@ def started(monkeypatch):
     """Rows that were run, on nodes in this process; the second of the first try is stopped."""
     rows = []
 
-    def spied(grid, nodes, trial, *rest):
+    def spied(run, trial):
         rows.append(trial.name)
         if rows == ["none", "clipping"]:
             raise KeyboardInterrupt
-        return run_trial(grid, nodes, trial, *rest)
+        return run_trial(run, trial)
 
     def simulated(scenario, place, on_event, *, server):
         return server(LoopbackGrid(2), scenario, place, on_event)

@@ -19,6 +19,7 @@ from fl_peel.store import Store
 from simulations.cli.console import read_budgets
 from simulations.engine.inputs import absolute
 from simulations.listing import LIST
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
@@ -218,7 +219,7 @@ def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, 
     one_group = {"count": 1, "neighbour_weight": 0.0}
     alone = plain.model_copy(update={"user_groups": plain.user_groups.model_copy(update=one_group)})
     shares, precisions = (0.3, 0.6), ("fp32", "int8", "int4")
-    with open_study(alone, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(alone, tmp_path / "out", RunOptions()) as study:
         trial = Trial("energy", alone, shares, precisions, ("energy",))
         rows = study.trials([trial])["energy"]["rows"]
         material = comparison.material_of(study)
@@ -461,7 +462,7 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
 
 
 def test_budgets_below_one_block_serve_nothing(scenario, tmp_path, counts):
-    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(scenario, tmp_path / "out", RunOptions()) as study:
         # header 44, user 16, block of 4 columns in int8: 2 + 4 + 2 -> 68 bytes are 3.602% of 1,888
         rows = study.trials([Trial("t", scenario, (0.0360, 0.0361), ("int8",), ("popularity",))])["t"]["rows"]
     assert [row["budget_bytes"] for row in rows] == [67, 68]
@@ -473,7 +474,7 @@ def test_budgets_below_one_block_serve_nothing(scenario, tmp_path, counts):
 def test_a_fleet_with_one_budget_has_it(scenario, tmp_path):
     from clients.fleet.fleet import load_fleet
 
-    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(scenario, tmp_path / "out", RunOptions()) as study:
         fleet = load_fleet(comparison.single_budget_fleet(study, 0.6))
         budgets = fleet.budget_bytes(0, np.arange(50), 3.0, full_table_bytes=1920)
         assert budgets.tolist() == [1152] * 50

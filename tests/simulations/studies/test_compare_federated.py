@@ -7,6 +7,7 @@ import pytest
 
 from fl_peel.errors import ReportError, ScenarioError
 from simulations.listing import LIST
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.compare import compare as comparison
@@ -138,9 +139,7 @@ def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
     from clients.fleet.fleet import load_fleet
 
     scenario = load_scenario(tiny, [*NOTHING, "refinement.cohort_share=0.5"])
-    with studies.open_study(
-        scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None
-    ) as study:
+    with studies.open_study(scenario, tmp_path / "out", RunOptions()) as study:
         world = federated.federated_context(study)
         assert world.present(3).size == 20
         assert not np.array_equal(world.present(3), world.present(4))

@@ -7,6 +7,7 @@ import pytest
 
 from fl_peel.errors import BudgetError, EngineError, ScenarioError
 from fl_peel.json_codec import from_plain
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
@@ -20,6 +21,7 @@ from simulations.studies.frame import Frame
 from simulations.studies.schema import AblateRow, AuditResult, typed
 from simulations.studies.study import open_study
 from strategies.evaluation.trials import Trial
+from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
@@ -111,16 +113,16 @@ def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, start
 @pytest.mark.parametrize("study", STUDIES)
 def test_where_a_result_is_from(tiny, tmp_path, monkeypatch, study):
     """Without the work: what the frame adds to figures."""
-    frame = Frame.from_scenario(tiny, tmp_path / "out", {"overrides": ["seed=3"], "command": f"fl-peel {study}"})
+    frame = Frame.from_scenario(load_scenario(tiny, seed=3), {"out": tmp_path / "out", "command": f"fl-peel {study}"})
     result = frame.result({"figure": 1})
     assert list(result) == ["figure", "scenario", "seed", "versions", "command"]
     assert (result["seed"], result["command"]) == (3, f"fl-peel {study}")
     assert result["scenario"]["fleet"] == str(tmp_path / "fleet.yaml")  # absolute
-    assert "command" not in Frame.from_scenario(tiny, tmp_path / "out", {}).result({})
+    assert "command" not in Frame.from_scenario(tiny, {"out": tmp_path / "out"}).result({})
 
 
 def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
-    frame = Frame.from_scenario(tiny, tmp_path / "out", {"overrides": ["seed=3"]})
+    frame = Frame.from_scenario(load_scenario(tiny, seed=3), {"out": tmp_path / "out"})
     assert frame.by_seed(2, lambda study: study.scenario.seed) == {3: 3, 4: 4}
 
 
@@ -183,13 +185,13 @@ def test_a_study_of_devices_that_can_hold_nothing_ends_with_its_first_trial(tiny
     trials = [Trial(name, scenario, (0.6,), ("int8",), ("popularity",), full_tables=True) for name in ("one", "two")]
     tried = []
 
-    def too_small(grid, nodes, trial, *rest):
+    def too_small(run, trial):
         tried.append(trial.name)
         raise BudgetError("fleet: some device can hold no block; raise its budget")
 
     monkeypatch.setattr("strategies.evaluation.trials.run_trial", too_small)
     with (
-        open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study,
+        open_study(scenario, tmp_path / "out", RunOptions()) as study,
         pytest.raises(BudgetError, match="fleet: some device can hold no block"),
     ):
         study.trials(trials)
@@ -210,7 +212,7 @@ def test_a_selector_that_is_a_rival_too_makes_both_methods(tiny, tmp_path, start
 def test_the_collected_shares_of_an_ablation_spend_a_part_of_epsilon(tiny, tmp_path):
     """Where fewer are collected, the others answer which group they are in; all of it within the target."""
     scenario = load_scenario(tiny, [PRIVATE])
-    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(scenario, tmp_path / "out", RunOptions()) as study:
         result = {v.setting: v.scenario.privacy for v in ablation.variations(study, (0.6,)) if v.part == "collected"}
     assert {name: privacy.group_epsilon for name, privacy in result.items()} == {
         **{"10%": 0.4, "25%": 0.4, "50%": 0.4},
@@ -229,7 +231,7 @@ def test_an_ablation_varies_the_noise_of_stage_1(tiny, tmp_path):
     assert not result["none"].noised
     spectral = ["pretraining.model=spectral", "pretraining.source=devices", "user_groups.count=1"]
     scenario = load_scenario(tiny, [PRIVATE, *spectral, "privacy.target_epsilon=8"])
-    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(scenario, tmp_path / "out", RunOptions()) as study:
         every = ablation.variations(study, (0.6,))
     groups = {v.setting: v.scenario.privacy.group_epsilon for v in every if v.part == "user groups"}
     assert groups == {"1": None, "4": 0.8}
@@ -242,7 +244,7 @@ def test_an_ablation_varies_the_number_of_devices_under_noise(tiny, tmp_path, mo
     monkeypatch.setattr(ablation.Population, "write", lambda people, folder: folder.mkdir(parents=True))
     spectral = ["pretraining.model=spectral", "pretraining.source=devices", "user_groups.count=1"]
     scenario = load_scenario(tiny, [PRIVATE, *spectral])
-    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(scenario, tmp_path / "out", RunOptions()) as study:
         result = {variation.setting: variation.scenario for variation in ablation.populations(study)}
     assert list(result) == ["60, epsilon 4", "60, no noise", "200,000, epsilon 4", "200,000, no noise"]
     assert [one.privacy.delta for one in result.values() if one.privacy.noised] == [1e-5, 5e-7]
@@ -254,16 +256,14 @@ def test_an_ablation_varies_the_number_of_devices_under_noise(tiny, tmp_path, mo
     rows = [from_plain(AblateRow, row, "row") for row in plain]
     assert population_plot(rows) is not None
     assert population_plot(rows[:2]) is None
-    with open_study(
-        load_scenario(tiny), tmp_path / "two", data_dir=None, cache_dir=None, on_event=lambda event: None
-    ) as study:
+    with open_study(load_scenario(tiny), tmp_path / "two", RunOptions()) as study:
         assert ablation.populations(study) == []
 
 
 def test_shares_of_which_nobody_consents_are_no_variation(tiny, tmp_path):
     plant(tmp_path / "planted.csv", users_per_group=2, items_per_group=12, per_user=8, noise=0.0)
     scenario = load_scenario(tiny, ["user_groups.min_size=1", "blocks.num_slices=1"])
-    with open_study(scenario, tmp_path / "out", data_dir=None, cache_dir=None, on_event=lambda event: None) as study:
+    with open_study(scenario, tmp_path / "out", RunOptions()) as study:
         result = [v.setting for v in ablation.variations(study, (0.6,)) if v.part == "collected"]
     assert result == ["25%", "50%", "100%"]
 
@@ -304,7 +304,8 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
     scenario = load_scenario(tiny, [SECURE, "secure_aggregation.min_devices=30"])
     settings = AuditSettings(**FEW)
     paths = RunPaths("", str(tmp_path / "run"))
-    (row,) = audited(LoopbackGrid(2), [AuditRow("sums", scenario)], paths, settings, list(FEW["attacks"]))
+    run = Run.connect(LoopbackGrid(2), scenario, paths)
+    (row,) = audited(run, [AuditRow("sums", scenario)], settings, list(FEW["attacks"]))
     assert (row["attacks"], row["control"]) == ({}, None)
     assert row["note"].startswith("no sum was opened")
     assert row["recall@20"] > 0

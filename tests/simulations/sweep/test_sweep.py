@@ -18,6 +18,7 @@ from simulations.scenario_files import load_scenario
 from simulations.sweep.sweep import sweep
 from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from strategies.figures.schema import to_json
+from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK
 
 VARIED = ["refinement.local.batch_size=2,4", "selector=controller,popularity"]
@@ -90,7 +91,7 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
     half = next(one for one in other.tables if one.table == "50%")
     assert half.less.value == pytest.approx(half.recall.value - first.tables[0].recall.value, abs=1e-12)
     assert half.p_holm is not None
-    alone = runner.run(load_scenario(tiny, [*QUICK, "blocks.precision=int4"]))
+    alone = run(load_scenario(tiny, [*QUICK, "blocks.precision=int4"]))
     assert to_json(read_report(out / other.folder / "seed-0"))["budgets"] == to_json(alone)["budgets"]
 
     many = replace(result, rows=tuple(replace(first, setting=f"number {number}") for number in range(10)))

@@ -8,20 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import fl_peel
 from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.store import Store
-from simulations import flower
+from simulations import flower, runner
 from simulations.listing import LIST
 from simulations.resumable import CHECKPOINTS
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from simulations.timeline import run_timeline as runs
 from simulations.timeline.report import timeline_summary
 from simulations.timeline.timeline_plots import LABELS
-from simulations.timeline.timeline_seeds import run_timeline_seeds
-from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
+from tests.helpers.runs import run
 
 
 def written(folder):
@@ -45,8 +45,8 @@ def two_seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-seeds")
     short = load_scenario(written(folder), [SHORT])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, "simulated", without_engine)
-        return run_timeline_seeds(short, seeds=2, out=folder / "out", command="as typed"), folder / "out", folder
+        patch.setattr(runner, "simulated", without_engine)
+        return runner.run_seeds(short, 2, RunOptions(out=folder / "out", command="as typed")), folder / "out", folder
 
 
 def without_engine(scenario, place, on_event, *, server):
@@ -55,7 +55,7 @@ def without_engine(scenario, place, on_event, *, server):
 
 @pytest.mark.slow
 def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "simulated", without_engine)
+    monkeypatch.setattr(runner, "simulated", without_engine)
     events, followed = [], []
 
     class Follower(Callback):
@@ -65,7 +65,7 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
         def on_end(self, result):
             followed.append(result)
 
-    result = runs.run_timeline(
+    result = run(
         load_scenario(file), out=tmp_path / "out", on_event=events.append, callbacks=[Follower()], command="as typed"
     )
     assert [event.done for event in events] == list(range(1, 9))
@@ -110,9 +110,9 @@ def test_shipped_timelines_are_refused_nothing():
 
 
 def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "simulated", None)
+    monkeypatch.setattr(runner, "simulated", None)
     with pytest.raises(ScenarioError, match=r"^secure_aggregation.enabled: "):
-        runs.run_timeline(load_scenario(file, ["secure_aggregation.enabled=true"]), out=tmp_path / "out")
+        run(load_scenario(file, ["secure_aggregation.enabled=true"]), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 cover more than all"):
         load_scenario(file, ["data.timeline.start=0.9"])
@@ -124,14 +124,13 @@ def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, 
 
 def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
     """In place of measuring at the first moment without a word."""
-    from simulations.runner import run_seeds
     from simulations.studies.ablate.ablate import ablate
     from strategies.server_app import serve
 
     scenario = load_scenario(file)
     for asked in (
         lambda: ablate(scenario, out=tmp_path / "out"),
-        lambda: run_seeds(scenario, seeds=2, out=tmp_path / "out"),
+        lambda: fl_peel.run(scenario, out=tmp_path / "out"),
         lambda: serve(LoopbackGrid(1), scenario, None),
     ):
         with pytest.raises(ScenarioError, match=r"^data.timeline: "):
@@ -175,10 +174,10 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return without_engine(scenario, place, on_event, server=server)
 
-    monkeypatch.setattr(runs, "simulated", counted)
+    monkeypatch.setattr(runner, "simulated", counted)
     with pytest.raises(KeyboardInterrupt):
-        run_timeline_seeds(short, seeds=2, out=tmp_path / "out")
-    result = run_timeline_seeds(short, seeds=2, out=tmp_path / "out", on_event=events.append)
+        runner.run_seeds(short, 2, RunOptions(out=tmp_path / "out"))
+    result = runner.run_seeds(short, 2, RunOptions(out=tmp_path / "out", on_event=events.append))
     assert started == [0, 1, 1]
     assert events[0].text == "resumed from a checkpoint"
     assert result.lines == whole.lines
@@ -190,26 +189,24 @@ def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monk
         Store(Path(place.checkpoint_dir)).write("timeline")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "simulated", stopped)
+    monkeypatch.setattr(runner, "simulated", stopped)
     with pytest.raises(KeyboardInterrupt):
-        runs.run_timeline(load_scenario(file), out=tmp_path / "out")
+        run(load_scenario(file), out=tmp_path / "out")
     other = load_scenario(file, ["data.timeline.passes=2"])
     with pytest.raises(ReportError, match=r"unfinished run, with data\.timeline\.passes=.* and not 2; give another"):
-        runs.run_timeline(other, out=tmp_path / "out")
+        run(other, out=tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        runs.run_timeline(other, out=tmp_path / "out", fresh=True)
+        run(other, out=tmp_path / "out", fresh=True)
     (tmp_path / "rows.csv").write_text(csv_of(planted(1)))
     with pytest.raises(ReportError, match="unfinished run, with other data"):
-        runs.run_timeline(other, out=tmp_path / "out")
+        run(other, out=tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_flwr_run_replays_a_timeline(file, tmp_path, monkeypatch, capsys):
     config = {"scenario": str(file), "out": str(tmp_path / "out"), "set": SHORT}
     context = SimpleNamespace(run_config={"seed": -1, "data-dir": "", **config})
-    scenario, data_dir, out = flower.read_config(context.run_config)
-    paths = RunPaths(data_dir, str(tmp_path / "run"))
-    (tmp_path / "run").mkdir()
-    flower._timeline(LoopbackGrid(2), scenario, paths, out, flower.command(context.run_config))
+    flower.main(LoopbackGrid(2), context)
+    out = tmp_path / "out"
     assert "The last 2 periods" in capsys.readouterr().out
     assert json.loads((out / "timeline.json").read_text())["command"] == flower.command(context.run_config)

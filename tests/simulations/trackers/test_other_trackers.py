@@ -12,6 +12,7 @@ from fl_peel import Callback
 from fl_peel.errors import EngineError
 from simulations import runner
 from tests.helpers.root import ROOT
+from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK
 
 PAGE = (ROOT / "docs" / "trackers.md").read_text(encoding="utf-8")
@@ -53,7 +54,7 @@ def stub(request, monkeypatch):
 def test_they_are_told_what_every_callback_is_told(tiny, without_engine, stub):
     name, started, events = stub
     figures = Figures()
-    result = runner.run(tiny, overrides=QUICK, seed=3, callbacks=[figures, callback(name)("mine")])
+    result = run(tiny, overrides=QUICK, seed=3, callbacks=[figures, callback(name)("mine")])
     assert [(how["project"], how["name"], how["config"]["seed"]) for how in started] == [("mine", "tiny-seed-3", 3)]
     assert started[0].get("mode") == ("offline" if name == "WandB" else None)
     assert events == [*figures.events, ("finished", {})]
@@ -73,7 +74,7 @@ def test_a_run_that_fails_is_told_as_one(tiny, monkeypatch, without_engine, stub
 
     monkeypatch.setattr(runner, "simulated", failing)
     with pytest.raises(EngineError, match="plug"):
-        runner.run(tiny, overrides=QUICK, callbacks=[callback(name)("mine")])
+        run(tiny, overrides=QUICK, callbacks=[callback(name)("mine")])
     assert events[-1] == ("finished", {"exit_code": 1} if name == "WandB" else {})
     assert name == "WandB" or events[-2] == {"failed": 1}
 
@@ -83,7 +84,7 @@ def test_a_run_that_fails_is_told_as_one(tiny, monkeypatch, without_engine, stub
 def test_wandb_writes_a_run_without_an_account(tiny, tmp_path, monkeypatch, without_engine):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb-files"))
     (tmp_path / "wandb-files").mkdir()
-    runner.run(tiny, overrides=QUICK, callbacks=[callback("WandB")("mine")])
+    run(tiny, overrides=QUICK, callbacks=[callback("WandB")("mine")])
     (file,) = (tmp_path / "wandb-files").glob("wandb/offline-run-*/*.wandb")
     content = file.read_bytes()
     assert b"validation/recall_at_20" in content
@@ -96,7 +97,7 @@ def test_wandb_writes_a_run_without_an_account(tiny, tmp_path, monkeypatch, with
 @pytest.mark.filterwarnings("ignore")
 def test_trackio_keeps_a_run(tiny, tmp_path, monkeypatch, without_engine):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    runner.run(tiny, overrides=QUICK, callbacks=[callback("Trackio")("mine")])
+    run(tiny, overrides=QUICK, callbacks=[callback("Trackio")("mine")])
     (file,) = (tmp_path / "trackio").rglob("mine*.db")
     with sqlite3.connect(file) as base:
         rows = "\n".join(str(row) for row in base.execute("select * from metrics"))

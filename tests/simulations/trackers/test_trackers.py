@@ -15,6 +15,7 @@ from simulations.report.run_files import read_report
 from simulations.trackers.registry import TRACKERS, trackers
 from strategies.figures.schema import to_json
 from tests.helpers.root import ROOT
+from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK
 
 
@@ -76,7 +77,7 @@ def wanted_series(report):
 
 def test_events_carry_what_the_report_says(tiny, without_engine):
     notes, lines = Notes(), []
-    result = runner.run(tiny, overrides=["evaluation.top_n=10"], on_event=lines.append, callbacks=[notes])
+    result = run(tiny, overrides=["evaluation.top_n=10"], on_event=lines.append, callbacks=[notes])
     series = notes.series()
     assert [step for step, _ in series.pop("pretraining/loss")] == [1, 2, 3]
     assert series == wanted_series(result)
@@ -102,7 +103,7 @@ def test_names_are_plain():
 
 def test_a_rehearsal_is_told_under_its_own_names(tiny, without_engine):
     notes = Notes()
-    runner.run(tiny, overrides=[*QUICK, "data.refit=true"], callbacks=[notes])
+    run(tiny, overrides=[*QUICK, "data.refit=true"], callbacks=[notes])
     series = notes.series()
     assert {"rehearsal/validation/recall_at_20", "rehearsal/refinement/loss", "rehearsal/pretraining/loss"} <= set(
         series
@@ -121,7 +122,7 @@ def test_a_callback_that_fails_costs_a_warning_and_no_run(tiny, without_engine, 
 
     notes = Notes()
     with caplog.at_level(logging.WARNING, "fl_peel"):
-        result = runner.run(tiny, overrides=QUICK, callbacks=[Broken(), notes])
+        result = run(tiny, overrides=QUICK, callbacks=[Broken(), notes])
     (line,) = [record.message for record in caplog.records if "Broken" in record.message]
     assert line == "Broken failed (OSError: no space left) and receives no further events of this run, which continues"
     assert Broken.calls == 1
@@ -136,7 +137,7 @@ def test_callbacks_hear_of_a_run_that_fails(tiny, monkeypatch):
     monkeypatch.setattr(runner, "simulated", simulated)
     notes = Notes()
     with pytest.raises(EngineError, match="lost"):
-        runner.run(tiny, callbacks=[notes])
+        run(tiny, callbacks=[notes])
     assert [what for what, _ in notes.events] == ["start", "event", "error"]
     assert str(notes.events[-1][1]) == "lost"
 
@@ -250,5 +251,5 @@ def test_shipped_trackers_are_named():
 def test_the_callback_of_the_page_works(tiny, without_engine, capsys):
     scope = {}
     exec(re.search(r"```python\n(.*?)```", (ROOT / "docs" / "trackers.md").read_text(), re.DOTALL)[1], scope)
-    result = runner.run(tiny, overrides=QUICK, callbacks=[scope["Printer"]()])
+    result = run(tiny, overrides=QUICK, callbacks=[scope["Printer"]()])
     assert f"1 {result.history[0].recall}" in capsys.readouterr().out.splitlines()

@@ -19,22 +19,17 @@ from strategies.evaluation.moving_budgets import FollowPlan, follow
 from strategies.figures.intervals import MeasuredQuality, cell_recalls, qualities
 from strategies.figures.schema import Gain
 from strategies.groups.state import UserGroupState
-from strategies.nodes.nodes import Nodes
-from strategies.run.central_stage1 import prepare_collected
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run_paths import RunPaths, StageTimes
 from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.root import ROOT
+from tests.helpers.runs import connected
 
 
 def evaluator_of(scenario, folder, nodes: int) -> tuple[Evaluator, LoopbackGrid, np.ndarray]:
     """Before the first round; the grid that is asked, and the pretrained table."""
-    grid = LoopbackGrid(nodes)
-    paths = RunPaths("", str(folder))
-    connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepared = prepare_collected(scenario, paths, StageTimes())
-    strategy = Refiner(grid, paths, prepared, connected).joined(scenario, None)
-    return Evaluator.from_strategy(strategy), grid, prepared.pretrained.items
+    run = connected(scenario, folder, nodes)
+    prepared = prepare(run)
+    return Evaluator.from_strategy(Refiner(run, prepared).joined()), run.grid, prepared.pretrained.items
 
 
 def same(one, other) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 import uuid
 from functools import reduce
@@ -278,13 +277,12 @@ def test_samples_are_counted_again_where_blocks_were_lost():
 
 def test_a_node_of_one_profile_hosts_that_class_alone(slow_world):
     setting = slow_world.setting
-    place, fleet = dataclasses.astuple(setting)[:3], setting.fleet
-    cohort = open_cohort(*place, 0, 2, "slow", fleet)
+    cohort = open_cohort(setting, 0, 2, "slow")
     assert cohort.own_fleet.names == ("slow",)
     assert cohort.fleet.names == ("quick", "slow")  # the columns of every sum stay those of the fleet
     assert (cohort.classes == 1).all()
     assert cohort.rates.latency_s.tolist() == [0.5] * 11
-    whole = open_cohort(*place, 0, 2, fleet=fleet)
+    whole = open_cohort(setting, 0, 2)
     slow = whole.classes == 1
     assert (cohort.rates.uplink_bytes_per_s[slow] == whole.rates.uplink_bytes_per_s[slow]).all()
 
@@ -317,7 +315,7 @@ def test_the_node_config_names_the_profile(slow_world):
     assert (error.code, error.place) == ("ProfileError", "fleet")
     assert error.text.startswith("fleet.yaml: has no profile 'slwo'; did you mean 'slow'?")
     with pytest.raises(ProfileError, match="has no profile 'phone'"):
-        open_cohort(*dataclasses.astuple(slow_world.setting)[:3], 1, 2, "phone", slow_world.setting.fleet)
+        open_cohort(slow_world.setting, 1, 2, "phone")
 
 
 # ---------------------------------------------------------------- followed over time

@@ -18,7 +18,7 @@ from strategies.rivals.federated.base import (
     RowUpdates,
     ServedTables,
 )
-from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr, bpr_steps
+from strategies.rivals.federated.bpr import BprRound, BprSetting, FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, personal_steps
@@ -179,7 +179,7 @@ def test_a_step_goes_down_the_pairwise_loss_of_every_width(widths):
     rng = np.random.default_rng(0)
     table, user = rng.normal(size=(2, 3)).astype(np.float32), rng.normal(size=(1, 3)).astype(np.float32)
     setting = BprSetting(0.1, 0.02, 1.0, num_negatives=1)
-    after, updates = bpr_steps(table, user.copy(), np.array([0]), widths, world, setting, 1, item_rate=0.3)
+    after, updates = BprRound(world, setting, 1).steps(table, user.copy(), np.array([0]), widths, 0.3)
     pull = numeric(lambda x: log_loss(x, table[1], table[0], widths), user[0])
     np.testing.assert_allclose(after[0], user[0] - 0.1 * (pull + 0.02 * user[0]), rtol=1e-4)
     rows = numeric(lambda t: log_loss(user[0], t[1], t[0], widths), table)
@@ -194,7 +194,7 @@ def test_negatives_are_never_a_devices_own_items():
     for number in range(20):
         setting = BprSetting(0.1, 0.0, 1.0, epochs=2, num_negatives=3)
         user = np.full((1, 3), 0.5, np.float32)
-        _, updates = bpr_steps(table, user, np.array([0]), (3,), world, setting, number, item_rate=0.1)
+        _, updates = BprRound(world, setting, number).steps(table, user, np.array([0]), (3,), 0.1)
         up = updates.items[updates.rows[:, 0] > 0]
         assert set(up.tolist()) <= {0, 2, 4, 5}
         assert set(updates.items[updates.rows[:, 0] < 0].tolist()) <= {1, 3, 6}
@@ -341,8 +341,8 @@ def test_a_device_trains_its_first_columns_by_themselves_for_every_narrower_widt
     for place, widths in enumerate(((2,), (2, 4), (2, 4, 8))):
         devices = np.flatnonzero(tiers == place)[:3]
         vectors = kept[devices, : widths[-1]]
-        after, updates = bpr_steps(
-            server.tables[place], vectors, devices, widths, world, BPR, 1, item_rate=BPR.learning_rate
+        after, updates = BprRound(world, BPR, 1).steps(
+            server.tables[place], vectors, devices, widths, BPR.learning_rate
         )
         changed = kept.copy()
         message = method.answer(server, changed, devices, 1, world, setting)

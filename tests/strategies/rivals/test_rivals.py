@@ -38,7 +38,7 @@ from strategies.rivals.base import (
     ranked_blocks,
     whole_table,
 )
-from strategies.rivals.central import Rates, grid, refine_centrally, train_group_centrally
+from strategies.rivals.central import CentralTraining, Rates, grid, refine_centrally
 from strategies.rivals.compete import NOTHING_FITS, compete
 from strategies.rivals.pep import Pep, entries_about
 from strategies.rivals.quality import quality
@@ -464,7 +464,9 @@ def test_central_training_lowers_the_loss_and_keeps_groups_apart(material):
     members = np.arange(10)
     tables = [
         (table.copy(), users.copy())
-        for table, users in train_group_centrally(material, members, 0, local, Rates("sgd", 0.02, 0.02), 3)
+        for table, users in CentralTraining(
+            material, local, Rates("sgd", 0.02, 0.02), 3, lambda group: material.pretrained.items
+        ).tables(members, 0)
     ]
     assert len(tables) == 4
     assert tables[0][1].shape == (10, 8)

@@ -6,20 +6,14 @@ import weakref
 import numpy as np
 import pytest
 
-from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.mmap_arrays import lies_in_file
-from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups import group_tables as shelves
-from strategies.nodes.nodes import Nodes
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.run.central_stage1 import prepare_collected
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run_paths import RunPaths, StageTimes
-from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.root import ROOT
-from tests.helpers.runs import figures, served
+from tests.helpers.runs import connected, figures, hosted_by, served
 from tests.strategies.steps.test_clear_steps import changed
 
 DATA = {"validation_share": 0.3}
@@ -42,10 +36,9 @@ def harmful(scenario: Scenario) -> Scenario:
 
 def refined(scenario: Scenario, folder, nodes=2):
     """A strategy after its rounds, and what was kept; devices' state by node."""
-    grid, place = LoopbackGrid(nodes), RunPaths("", str(folder))
-    connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    refiner = Refiner(grid, place, prepare_collected(scenario, place, StageTimes()), connected)
-    strategy = refiner.joined(scenario, None)
+    run = connected(scenario, folder, nodes)
+    refiner = Refiner(run, prepare(run))
+    strategy = refiner.joined()
     start = [state.table.copy() for state in strategy.states]
     users = [state_of(scenario, folder, node, nodes).users.copy() for node in range(nodes)]
     keeping = refiner.refine(strategy)
@@ -53,7 +46,7 @@ def refined(scenario: Scenario, folder, nodes=2):
 
 
 def state_of(scenario, folder, node, nodes):
-    return open_cohort(scenario.to_json(), "", str(folder), node, nodes, fleet=fleet_files(scenario.fleet)).state("r")
+    return hosted_by(scenario, folder, node, nodes).state("r")
 
 
 def test_tables_are_gone_with_their_strategy(scenario, tmp_path):

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from strategies.nodes.nodes import Nodes
 from strategies.rounds import strategy as module
 from strategies.rounds.open import OpenServerContents
-from strategies.run.central_stage1 import prepare_collected
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.root import ROOT
 from tests.strategies.steps.test_clear_steps import changed
 
 
@@ -32,12 +31,11 @@ class Whole(OpenServerContents):
 def a_round(kind, scenario, folder, monkeypatch, contents=OpenServerContents, interfere=None):
     """Tables after one round of messages of one user group each, and which groups were taken together."""
     monkeypatch.setattr(module, "MESSAGE_BYTES", 1)
-    monkeypatch.setattr("strategies.rounds.choice.OpenServerContents", contents)
+    monkeypatch.setattr("strategies.run.refinement.OpenServerContents", contents)
     grid = kind(2) if interfere is None else kind(2, interfere)
-    paths = RunPaths("", str(folder))
-    nodes = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    refiner = Refiner(grid, paths, prepare_collected(scenario, paths, StageTimes()), nodes)
-    strategy, taken = refiner.joined(scenario, None), []
+    run = Run.connect(grid, scenario, RunPaths("", str(folder)))
+    refiner = Refiner(run, prepare(run))
+    strategy, taken = refiner.joined(), []
     take = strategy.contents.take
 
     def events(sent, sums, opened):

@@ -21,9 +21,9 @@ from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups import group_tables
-from strategies.rounds import choice
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.open import OpenServerContents
+from strategies.run import refinement
 from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.server_app import serve
@@ -190,7 +190,7 @@ class EveryRow(OpenServerContents):
 
 
 def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(choice, "OpenServerContents", EveryRow)
+    monkeypatch.setattr(refinement, "OpenServerContents", EveryRow)
     scenario = load_scenario(tiny, KINDS["kept by some"])
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
     served(scenario, tmp_path / "stopped", tmp_path / "kept", stop_at=messages // 2)

@@ -7,15 +7,11 @@ import pytest
 
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits
-from fl_peel.events import silent
 from fl_peel.scenario.scenario import Scenario
-from strategies.nodes.nodes import Nodes
 from strategies.run import central_stage1, federated_stage1
 from strategies.run.prepare import prepare
-from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import given_data
-from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.root import ROOT
+from tests.helpers.runs import connected
 from tests.strategies.steps.test_clear_steps import SPECTRAL, changed
 
 HALF = {
@@ -48,8 +44,7 @@ def others_changed(scenario: Scenario, splits: Splits) -> Splits:
 
 def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
     """Stage 1; change: whether the server's copy of the data is another one where nothing was given."""
-    paths = RunPaths("", str(folder))
-    connected = Nodes.connect(LoopbackGrid(2), scenario.to_json(), root=str(ROOT), timeout_s=60)
+    run = connected(scenario, folder)
     with monkeypatch.context() as patched:
         if change:
             for module in (central_stage1, federated_stage1):
@@ -58,7 +53,7 @@ def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
                     "device_splits",
                     lambda content, *where: others_changed(content, device_splits(content, *where)),
                 )
-        return prepare(scenario, None, paths, StageTimes(), connected, silent)
+        return prepare(run)
 
 
 @pytest.mark.parametrize("mode", HALF)

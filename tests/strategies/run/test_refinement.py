@@ -1,19 +1,19 @@
 """Refining once more: from the same start, and with the noise that the scenario at hand asks for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from simulations.scenario_files import load_scenario
-from strategies.nodes.nodes import Nodes
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.open import OpenServerContents
-from strategies.run.central_stage1 import prepare_collected
-from strategies.run.refinement import Refiner
-from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1_outcome import privacy_plan
+from strategies.run.prepare import prepare
+from strategies.run.refinement import Refiner, contents_kind
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.root import ROOT
+from tests.helpers.runs import connected
 
 NOISE = [
     "privacy.mechanism=central-gaussian",
@@ -29,9 +29,8 @@ def noised(tiny, multiplier):
 
 @pytest.fixture
 def refiner(tiny_scenario, tmp_path):
-    grid, place = LoopbackGrid(1), RunPaths("", str(tmp_path / "run"))
-    nodes = Nodes.connect(grid, tiny_scenario.to_json(), root=str(ROOT), timeout_s=60)
-    return Refiner(grid, place, prepare_collected(tiny_scenario, place, StageTimes()), nodes)
+    run = connected(tiny_scenario, tmp_path / "run", nodes=1)
+    return Refiner(run, prepare(run))
 
 
 def tables(strategy):
@@ -47,9 +46,11 @@ def test_every_refinement_has_the_noise_of_its_own_scenario(refiner, tiny, tiny_
         again = refiner.refine_again(scenario)
         assert isinstance(again.contents, NoisedServerContents)
         assert again.contents.noise_multiplier == multiplier
-        first, clean = (refiner.joined(scenario, plan) for plan in (privacy_plan(scenario, refiner.paths), None))
+        noisy = replace(refiner, run=refiner.run.under(scenario))
+        first, clean = noisy.joined(), noisy.joined()
+        clean.contents = contents_kind(scenario)(clean.federation, None)
         for strategy in (first, clean):
-            refiner.refine(strategy)
+            noisy.refine(strategy)
         assert np.array_equal(tables(again), tables(first))
         assert np.abs(tables(again) - tables(clean)).max() > 0.01
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fl_peel.device_storage import device_splits
-from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.privacy.noise_plan import make_plan
 from fl_peel.privacy.stage1_noise import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
@@ -50,7 +50,7 @@ def pooled(scenario: Scenario, folder):
     sums = PooledSums(splits.train, terms, splits.validation)
     counted = CountedSteps(sums, scenario.privacy.min_owners)
     asked = NoisedSteps(sums, scenario, make_plan(scenario)) if scenario.privacy.noised else counted
-    return run_stage1(asked, scenario.pretraining.spectral(), dim=8, num_groups=2, min_size=4, seed=0)
+    return run_stage1(asked, scenario.pretraining.spectral(), GroupPlan(8, 2, 4, 0))
 
 
 @pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)])

@@ -3,21 +3,15 @@
 import numpy as np
 import pytest
 
-from clients.node.cohort import open_cohort
 from fl_peel import wire
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
-from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from strategies.nodes.nodes import Nodes
 from strategies.run.federated_stage1 import FederatedStage1Outcome
 from strategies.run.joining import join
 from strategies.run.prepare import prepare
-from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1_outcome import privacy_plan
-from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.root import ROOT
-from tests.helpers.runs import figures, served
+from strategies.run.run import Run
+from tests.helpers.runs import connected, figures, hosted_by, served
 
 SPECTRAL = {
     "model": "spectral",
@@ -53,17 +47,16 @@ def changed(scenario: Scenario, **parts) -> Scenario:
     return Scenario.model_validate(content)
 
 
-def prepared(scenario, folder, nodes=2) -> tuple[FederatedStage1Outcome, Nodes, RunPaths, LoopbackGrid]:
-    grid, place = LoopbackGrid(nodes), RunPaths("", str(folder))
-    connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    result = prepare(scenario, privacy_plan(scenario, place), place, StageTimes(), connected)
+def prepared(scenario, folder, nodes=2) -> tuple[FederatedStage1Outcome, Run]:
+    run = connected(scenario, folder, nodes)
+    result = prepare(run)
     assert isinstance(result, FederatedStage1Outcome)
-    return result, connected, place, grid
+    return result, run
 
 
 def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path):
-    start, nodes, place, grid = prepared(scenario, tmp_path / "run")
-    members = join(scenario, place, start, nodes)
+    start, run = prepared(scenario, tmp_path / "run")
+    members = join(run, start)
     taste = members.devices // 20
     assert len(np.unique(taste * 2 + members.groups)) == 2, "user u belongs to taste u // 20"
     for group, state in enumerate(start.states(scenario)):
@@ -72,7 +65,7 @@ def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path)
         items = np.flatnonzero(np.isin(start.layout.item_group, popular))
         assert (items // 30 == own).mean() > 0.9
     # no message says what one device has but by sums, and joining says the group alone
-    replies = [record for kind, record in grid.crossed if kind == f"reply to {wire.JOIN}"]
+    replies = [record for kind, record in run.grid.crossed if kind == f"reply to {wire.JOIN}"]
     assert {name for reply in replies for name in reply.array_records["arrays"]} == {"devices", "groups", "ceilings"}
 
 
@@ -135,24 +128,22 @@ def test_more_windows_hear_more_devices_each_once(scenario, tmp_path):
 
 def test_a_device_that_comes_after_stage_1_takes_part(scenario, tmp_path, monkeypatch):
     """Away in every step, it has its vector when it joins, and what it would have had."""
-    start, nodes, place, _ = prepared(scenario, tmp_path / "all")
-    before = join(scenario, place, start, nodes)
-    cohort = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2, fleet=fleet_files(scenario.fleet))
+    start, run = prepared(scenario, tmp_path / "all")
+    before = join(run, start)
+    cohort = hosted_by(scenario, tmp_path / "late", 1, 2)
 
     def available(self, places, server_round):
         return self.devices[places] != 7
 
     monkeypatch.setattr(type(cohort), "available", available)
-    start, nodes, place, _ = prepared(scenario, tmp_path / "late")
+    start, run = prepared(scenario, tmp_path / "late")
     assert all(record.counts.classes.devices.sum() == 39 for record in start.steps)
-    members = join(scenario, place, start, nodes)
+    members = join(run, start)
     assert 7 in members.devices
     own = (members.groups == members.groups[7])[:20]
     assert own.all(), "in the group of its taste"
     assert len(members.devices) == len(before.devices)
-    state = open_cohort(scenario.to_json(), "", str(tmp_path / "late"), 1, 2, fleet=fleet_files(scenario.fleet)).state(
-        "r"
-    )
+    state = hosted_by(scenario, tmp_path / "late", 1, 2).state("r")
     assert state.users[3].any()  # device 7 is the fourth of its node
 
 

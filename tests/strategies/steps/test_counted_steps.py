@@ -37,7 +37,7 @@ def test_the_rule_by_hand():
 
 def test_no_row_of_few_owners_and_no_small_group_is_ever_added_up(scenario, tmp_path):
     many = changed(scenario, user_groups={"count": 12, "min_size": 4})
-    _, _, _, grid = prepared(many, tmp_path / "run", nodes=1)
+    grid = prepared(many, tmp_path / "run", nodes=1)[1].grid
     owners = device_splits(scenario, "", str(tmp_path / "run")).train.popularity(59)
     passes, closed = 0, 0
     asked = None
@@ -92,7 +92,7 @@ def test_the_decoder_finds_whole_histories_of_single_owners_and_nothing_of_rows_
 
 
 def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):
-    _, _, _, grid = prepared(scenario, tmp_path / "run", nodes=1)
+    grid = prepared(scenario, tmp_path / "run", nodes=1)[1].grid
     counting = [
         record["config"]["step.step"]
         for kind, record in grid.crossed

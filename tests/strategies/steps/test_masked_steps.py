@@ -10,18 +10,18 @@ from clients.node.cohort import Cohort
 from fl_peel import wire
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import SecureAggregationError
-from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, vanishing
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.passes import PassStep
 from fl_peel.steps.step_cost import AnswerCost, HeldItems, hidden
-from strategies.nodes.nodes import Nodes, failure
+from strategies.nodes.nodes import failure
 from strategies.run.prepare import prepare
-from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1_outcome import privacy_plan
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid, let_through
-from tests.helpers.root import ROOT
+from tests.helpers.runs import connected
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet
 
 MASKED = ("counts", "pass", "choice", "groups", "moments")
@@ -43,10 +43,8 @@ def secure(scenario: Scenario, **keys) -> Scenario:
 
 
 def prepared(scenario, folder, nodes=2, interfere=let_through):
-    grid = LoopbackGrid(nodes, interfere)
-    connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    paths = RunPaths("", str(folder))
-    return prepare(scenario, privacy_plan(scenario, paths), paths, StageTimes(), connected), grid
+    run = connected(scenario, folder, nodes, interfere)
+    return prepare(run), run.grid
 
 
 def same(one, other) -> bool:
@@ -104,7 +102,7 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path, nodes):
 
     config = scenario.pretraining.spectral()
     there = Staying(splits.train, StepTerms(59, config.user_exponent))
-    start = run_stage1(there, config, dim=8, num_groups=2, min_size=4, seed=0)
+    start = run_stage1(there, config, GroupPlan(8, 2, 4, 0))
     assert np.array_equal(start.own, run.start.own)
     assert np.array_equal(start.maps, run.start.maps)
     unmasked, _ = prepared(changed(scenario, secure_aggregation={"masked": False}), tmp_path / "open", nodes)
@@ -289,8 +287,7 @@ def test_a_part_is_sent_once_and_no_secret_is_left(clear, tmp_path):
 
     grid = LoopbackGrid(1, again)
     scenario = secure(clear)
-    connected = Nodes.connect(grid, scenario.to_json(), root=str(ROOT), timeout_s=60)
-    prepare(scenario, None, RunPaths("", str(tmp_path / "run")), StageTimes(), connected)
+    prepare(Run.connect(grid, scenario, RunPaths("", str(tmp_path / "run"))))
     assert "stage 1, step 1: devices refuse: after stage round a different one follows" in str(caught[1])
     stores = list((tmp_path / "run" / "nodes").glob("*/secure"))
     assert len(stores) == 1

@@ -11,7 +11,7 @@ from fl_peel.attacks.canary import empirical_epsilon
 from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.stage1 import PooledSums, run_stage1
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.stage1_noise import Stage1Scales, contribution_bounds
@@ -57,7 +57,7 @@ def pooled(scenario: Scenario, folder) -> PooledSums:
 def start_of(scenario: Scenario, sums):
     config, groups = scenario.pretraining.spectral(), scenario.user_groups
     count, least = groups.count, groups.min_size
-    return run_stage1(sums, config, dim=8, num_groups=count, min_size=least, seed=scenario.seed)
+    return run_stage1(sums, config, GroupPlan(8, count, least, scenario.seed))
 
 
 @pytest.mark.slow

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fl_peel.events import Event
 from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
-from strategies.timeline.serve import REPLICATES, serve_timeline
+from strategies.timeline.serve import serve_timeline
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.strategies.run.test_checkpoints import Stopped
@@ -59,7 +58,6 @@ def served(scenario: Any, run_dir: Any, kept: Any, *, stop_after: int = -1) -> t
 def test_a_timeline_that_is_stopped_goes_on_to_the_same_figures(kind, scenarios, tmp_path):
     scenario = scenarios[kind]
     whole, _, messages = served(scenario, tmp_path / "whole", "")
-    drawn = np.load(tmp_path / "whole" / REPLICATES)["recalls"]
     kept, count = tmp_path / "kept", 0
     for period in range(1, PERIODS + 1):  # again and again, and once before the devices' last answer
         stopped, events, some = served(scenario, tmp_path / f"stopped-{period}", kept, stop_after=period)
@@ -70,7 +68,8 @@ def test_a_timeline_that_is_stopped_goes_on_to_the_same_figures(kind, scenarios,
     result, events, last = served(scenario, tmp_path / "again", kept)
     assert [event.text for event in events] == ["resumed from a checkpoint"]
     assert result == whole
-    assert (np.load(tmp_path / "again" / REPLICATES)["recalls"] == drawn).all()
+    assert result.replicates.keys() == whole.replicates.keys()
+    assert all((result.replicates[line] == drawn).all() for line, drawn in whole.replicates.items())
     assert count + last < 1.2 * messages
 
 

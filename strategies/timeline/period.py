@@ -1,0 +1,490 @@
+"""A period of a timeline: the stages of a run, on what devices had done by then, with the fleet's clock moved on.
+
+By what devices did in the period that is over, they choose the filter, and how many rounds of refinement would have
+helped before it: in a selection run from the last tables, on what they had done by then. Stage 1 goes on from the last
+model, devices join, as many rounds are refined from the new tables, rows that changed most are published, and devices
+read what they lack of them and rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import wire
+from fl_peel.array_specs import MessageContext
+from fl_peel.blocks.layout import budget_bytes
+from fl_peel.data.interactions import Splits
+from fl_peel.data.settings import Phase
+from fl_peel.data.timeline import Timeline
+from fl_peel.events import silent
+from fl_peel.exchange.counters import ClassCounts, RefreshCounts
+from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
+from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
+from fl_peel.scenario.method import TimelinePart
+from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
+from fl_peel.steps.base import StepChannel, StepTerms
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.counts import CountsStep
+from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.units import Ints
+from strategies.evaluation.evaluator import Evaluator
+from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
+from strategies.groups.state import FloatArray, UserGroupState
+from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
+from strategies.nodes.members import Members
+from strategies.nodes.nodes import NodeRequest
+from strategies.rounds.record import RoundRecord
+from strategies.rounds.strategy import PeelStrategy
+from strategies.run.federated_stage1 import FederatedStage1Outcome, asked_devices, group_plan
+from strategies.run.joining import join
+from strategies.run.refinement import Refiner, put_together
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
+from strategies.run.select_settings import try_rounds, with_rounds
+from strategies.steps.clear_steps import ClearSteps, SumsRecord
+from strategies.steps.counted_steps import CountedSteps
+from strategies.timeline.published_tables import PublishedTables
+from strategies.timeline.schema import PeriodResult
+from strategies.timeline.serving_metrics import Cohort, MetricTotals, ServingMetrics
+from strategies.timeline.timeline_figures import class_results, period_lines, reads_of
+from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
+
+FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"
+"""Ways of serving: tables of which as many rows change as the allowance says; all that changed; own budgets."""
+
+
+@dataclass(frozen=True)
+class ServedDevices:
+    """The devices of a period that were there before and those that join in it, (M,) each, and the tables that they
+    have; began: the round of the clock in which the period's steps opened, asked: in which devices were asked.
+    """
+
+    known: Evaluator
+    new: Evaluator
+    devices: tuple[NDArray[np.int64], NDArray[np.int64]]
+    began: int
+    asked: int
+
+    def at(self, paths: RunPaths) -> ServedDevices:
+        """The same, of a run whose folder lies elsewhere."""
+
+        def there(evaluator: Evaluator) -> Evaluator:
+            federation = evaluator.federation
+            setting = replace(federation.setting, data_dir=paths.data_dir, run_dir=paths.run_dir)
+            return replace(evaluator, federation=replace(federation, setting=setting))
+
+        return replace(self, known=there(self.known), new=there(self.new))
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """The weights (B,) of the blocks of every user group, by selector."""
+
+    orders: dict[str, list[NDArray[np.float64]]]
+
+    def __call__(self, selector: str) -> list[NDArray[np.float64]]:
+        """Return the weights of a selector, as an :class:`Evaluator` asks for them."""
+        return self.orders[selector]
+
+
+@dataclass(frozen=True)
+class TimelineState:
+    """What a period leaves to the next. clock: round of the fleet's clock in which the next step opens; basis: what
+    stage 1 made last, for the selection run of the next refinement; lasted: rounds that the last period did;
+    first_lists, first: what rivals keep of the first period.
+    """
+
+    clock: int = 1
+    exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
+    model: SpectralModel | None = None
+    basis: tuple[FederatedStage1Outcome, SpectralModel] | None = None
+    published: PublishedTables | None = None
+    served: ServedDevices | None = None
+    lasted: int = 0
+    first_lists: dict[str, StaticLists] = field(default_factory=dict)
+    first: ScoredTables | None = None
+    lines: ServingMetrics = field(default_factory=ServingMetrics)
+    periods: tuple[PeriodResult, ...] = ()
+    layout_bytes: int = 0
+
+    def at(self, paths: RunPaths) -> TimelineState:
+        """The same, of a run whose folder lies elsewhere."""
+        return replace(self, served=None if self.served is None else self.served.at(paths))
+
+
+def followed(run: Run, state: TimelineState, rounds: int | None = None) -> TimelineState:
+    """Follow what became of what devices held in the last period while their own budgets moved, from when they were
+    asked until now, or for so many rounds.
+    """
+    last = state.served
+    if last is None:
+        return state
+    lasted = rounds or state.clock - last.asked
+    with run.stages("following"):
+        nobody = np.zeros(0, np.int64)
+        replies = [
+            follow(one, FollowPlan(devices, last.asked, lasted, keeps=True), nobody)
+            for one, devices in zip((last.known, last.new), last.devices, strict=True)
+            if len(devices)
+        ]
+        over = over_time(reduce(add, replies), last.known.members.class_names)
+    *before, latest = state.periods
+    return replace(state, lasted=lasted, periods=(*before, replace(latest, followed=over)))
+
+
+@dataclass(frozen=True)
+class _Refinement:
+    """The rounds that were refined, or tried. rounds: number kept of these; compared_bytes: sent to devices that
+    compared.
+    """
+
+    rounds: int = 0
+    records: tuple[RoundRecord, ...] = ()
+    compared_bytes: int = 0
+
+    @property
+    def moved(self) -> list[ClassCounts]:
+        """Return the bytes of devices, none where there was no round."""
+        return [reduce(add, (record.classes for record in self.records)).total()] if self.records else []
+
+    @property
+    def virtual_seconds(self) -> float:
+        """Return how long the rounds took, one after the other."""
+        return sum(record.virtual_seconds for record in self.records)
+
+
+@dataclass
+class Period:
+    """A period, by its number. state: what the last period left, which the stages of this one move on."""
+
+    run: Run
+    timeline: Timeline
+    number: int
+    state: TimelineState
+    _splits: dict[Phase, Splits] = field(default_factory=dict, init=False)
+
+    @property
+    def part(self) -> TimelinePart:
+        """Return the timeline's keys."""
+        assert self.run.scenario.data.timeline is not None
+        return self.run.scenario.data.timeline
+
+    @property
+    def at_start(self) -> int:
+        """Return how many users there were when the first period began."""
+        return self.timeline.users_before(self.timeline.begin_of(0))
+
+    def at(self, phase: Phase) -> Run:
+        """The run of a part of the period; what it does is kept with the period."""
+        scenario, paths = self.run.scenario, replace(self.run.paths, checkpoint_dir="")
+        timeline = self.part.model_copy(update={"period": self.number, "phase": phase})
+        data = scenario.data.model_copy(update={"timeline": timeline})
+        return replace(self.run.under(scenario.model_copy(update={"data": data}), silent), paths=paths)
+
+    def splits(self, phase: Phase) -> Splits:
+        """Return what devices have in a part of the period."""
+        if phase not in self._splits:
+            self._splits[phase] = self.timeline.splits(self.number, phase)
+        return self._splits[phase]
+
+    def move_on(self, **changes: Any) -> None:
+        """Change the state that the next stage starts from."""
+        self.state = replace(self.state, **changes)
+
+    def devices(self, phase: Phase) -> ClearSteps:
+        """Return the devices that are there, to be asked steps from the present time of the clock."""
+        return asked_devices(self.at(phase), self.splits(phase), begin=self.state.clock)
+
+    def counted(self, devices: ClearSteps) -> CountedSteps:
+        """Return their sums, of which none is opened that is of too few of them."""
+        return CountedSteps(devices, self.run.scenario.privacy.min_owners)
+
+    def serve(self) -> TimelineState:
+        """Serve the period: tables first, then devices that were there, then those that join."""
+        learn, joining, stages = self.splits("learn"), self.splits("join"), self.run.stages
+        before = self.state.model
+        if self.state.served is not None:
+            self.move_on(clock=max(self.state.clock, self.state.served.began + self.part.rounds))
+        began = self.state.clock
+        with stages("choice"):
+            records = self.choose()
+        selection = self.select_rounds()
+        with stages("stage 1"):
+            recent = self.recent(records)
+            present = self.devices("learn")
+            model, start = self.continued(self.counted(present), before, recent)
+            self.move_on(model=model, clock=present.now)
+            records += present.records
+        here, newcomers = self.at("learn"), self.at("join")
+        prepared = FederatedStage1Outcome.from_start(here.scenario, start, learn.num_users)
+        with stages("joining"):
+            members = join(here, replace(prepared, former=model.former))
+            VectorsStep.ask(self.devices("join"), model.own, model.middle)
+            joined = join(newcomers, prepared)
+        states, refined = prepared.states(here.scenario), _Refinement()
+        if self.run.scenario.refinement.rounds:
+            with stages("refinement"):
+                states = [replace(state, table=state.table.copy()) for state in states]
+                refined = self.refine(self.refiner(here, prepared), members, states, selection.rounds)
+        self.state = followed(self.run, self.state)
+        exact, published = self.publish(states, model, refined.rounds)
+        served = [replace(state, table=published.scored(group)) for group, state in enumerate(states)]
+        known, new = (
+            self.evaluator(self.refiner(one, prepared), served, some)
+            for one, some in ((here, members), (newcomers, joined))
+        )
+        with stages("reading"):
+            groups = np.arange(len(states))
+            reads = [self.read(one, which) for one, which in ((known, model.former), (new, groups))]
+        with stages("evaluation"):
+            replies = self.ask(known, new, exact)
+        with stages("rivals"):
+            self.rivals(model)
+        newest = joined.devices[joined.devices >= learn.num_users]
+        asked = ServedDevices(known, new, (members.devices, newest), began, self.state.clock)
+        self.move_on(served=asked, basis=(prepared, model), layout_bytes=prepared.layout.full_table_bytes)
+        taken = [record.counts.classes for record in records]
+        spent = reduce(add, taken, ClassCounts.zeros(len(members.class_names))).total()
+        moved = [*selection.moved, *refined.moved]
+        devices = max(learn.num_users, 1)
+        begin, end = int(self.timeline.edges[self.number]), int(self.timeline.edges[self.number + 1])
+        result = PeriodResult(
+            exponents=asdict(self.state.exponents),
+            begins=int(self.timeline.times[begin]),
+            ends=int(self.timeline.times[end - 1]),
+            devices=learn.num_users,
+            left=0 if learn.contributed is None else int((learn.contributed.counts() == 0).sum()),
+            joining=joining.num_users - learn.num_users,
+            items=learn.num_items,
+            new_items=learn.num_items - (0 if before is None else before.num_items),
+            user_groups=len(states),
+            changed_rows=float((published.changed == wire.NEW).sum(axis=1).mean()),
+            refinement_rounds=refined.rounds,
+            stage1_down=int(spent.download_bytes) / devices,
+            stage1_up=int(spent.upload_bytes) / devices,
+            refinement_down=(sum(int(one.download_bytes) for one in moved) + selection.compared_bytes) / devices,
+            refinement_up=sum(int(one.upload_bytes) for one in moved) / devices,
+            virtual_seconds=sum(record.virtual_seconds for record in records)
+            + selection.virtual_seconds
+            + refined.virtual_seconds,
+            lines=period_lines(self.state.lines, self.number),
+            reads=reads_of(self.labels, *reads),
+            classes=class_results(replies, members.class_names, self.labels.index(OWN)),
+            followed=None,
+        )
+        self.move_on(periods=(*self.state.periods, result))
+        return self.state
+
+    def refiner(self, run: Run, prepared: FederatedStage1Outcome) -> Refiner:
+        """Return the refiner of these tables, from the present time of the clock."""
+        return Refiner(run, prepared, begin=self.state.clock - 1)
+
+    def select_rounds(self) -> _Refinement:
+        """Try all rounds of refinement before the period that is over; return how many would have helped."""
+        if not self.run.scenario.refinement.rounds or self.state.basis is None:
+            return _Refinement()
+        prepared, model = self.state.basis
+        VectorsStep.ask(self.devices("choose"), model.own, model.middle)  # as they had them then
+        strategy, keeping, rounds = try_rounds(self.refiner(self.at("choose"), prepared))
+        self.move_on(clock=self.state.clock + self.run.scenario.refinement.rounds)
+        compared = 0 if keeping is None else sum(one.download_bytes for one in keeping.comparisons)
+        return _Refinement(rounds, tuple(strategy.rounds), compared)
+
+    def refine(self, refiner: Refiner, members: Members, states: list[UserGroupState], rounds: int) -> _Refinement:
+        """Refine tables for so many rounds; ``states`` have them then."""
+        if not rounds:
+            return _Refinement()
+        run = refiner.run.under(with_rounds(refiner.run.scenario, rounds))
+        refiner = replace(refiner, run=run)
+        strategy = put_together(PeelStrategy, refiner.federation(members, states), None)
+        refiner.refine(strategy)
+        self.move_on(clock=self.state.clock + rounds)
+        return _Refinement(rounds, tuple(strategy.rounds))
+
+    def publish(
+        self, states: Sequence[UserGroupState], model: SpectralModel, rounds: int
+    ) -> tuple[list[FloatArray], PublishedTables]:
+        """Publish the tables after so many rounds of refinement; return them as they are, and as published: one for all
+        user groups as long as none was refined.
+        """
+        last = self.state.published
+        shared = not rounds and (last is None or len(last.tables) == 1)
+        exact = [state.table for state in (states[:1] if shared else states)]
+        published = PublishedTables.from_exact(exact, model.fresh, last, model.former, self.part.max_changed_rows)
+        self.move_on(published=published)
+        return exact, published
+
+    def choose(self) -> list[SumsRecord]:
+        """Devices choose the filter by what they did in the period that is over: all of it before the first period, how
+        much freshness counts before every one. What it takes of them.
+        """
+        splits, config = self.splits("choose"), self.run.scenario.pretraining.spectral()
+        records: list[SumsRecord] = []
+        earlier = self.recent(records, "earlier")[: splits.num_items] if self.state.model is None else None
+        devices = self.devices("choose")
+        sums = self.counted(devices)
+        model, fixed = self.state.model, self.state.exponents
+        count: tuple[float, ...] = (fixed.count,)
+        value: tuple[float, ...] = (fixed.value,)
+        if model is None:  # of what was before the period that is over
+            assert earlier is not None
+            count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
+            value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
+            model, start = self.continued(sums, None, earlier)
+            prepared = FederatedStage1Outcome.from_start(self.at("choose").scenario, start, splits.num_users)
+            self.move_on(basis=(prepared, model))
+        part = self.part
+        question = filter_request(
+            model,
+            self.run.scenario.seed,
+            count=count,
+            value=value,
+            fresh=part.recency_exponents,
+            fading=part.decay_interactions,
+        )
+        fresh = part.recency_exponents[0] if self.state.model is None else fixed.fresh
+        exponents = Exponents(count[0], value[0], fresh)
+        if question is not None:
+            won, answered = ChoiceStep.ask(sums, question, config.filter_devices)
+            if answered or self.state.model is None:  # later, what was chosen last stays where nobody says anything
+                exponents = exponents_of(question, won, answered)
+        self.move_on(exponents=exponents, clock=devices.now)
+        return [*records, *devices.records]
+
+    def recent(self, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
+        """Return how many devices used each item (I,) in the period that is over, or earlier; records get what it
+        takes.
+        """
+        devices = self.devices(phase)
+        counts = CountsStep.ask(self.counted(devices))
+        self.move_on(clock=devices.now)
+        records += devices.records
+        return counts
+
+    def continued(
+        self, sums: StepChannel, before: SpectralModel | None, recent: Ints
+    ) -> tuple[SpectralModel, SpectralStart]:
+        """Update the last model from these sums, or train it anew with as many passes as the first time."""
+        config = self.run.scenario.pretraining.spectral()
+        if before is not None:
+            config = replace(config, passes=self.part.passes, group_rounds=self.part.group_rounds)
+        plan = group_plan(self.run.scenario)
+        return update_model(sums, config, plan, before, exponents=self.state.exponents, recent=recent)
+
+    def evaluator(self, refiner: Refiner, states: list[UserGroupState], members: Members) -> Evaluator:
+        """Return the evaluator of these tables."""
+        orders = {
+            "exposure": [state.statistics.shown.astype(np.float64) for state in states],
+            "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
+        }
+        return Evaluator(refiner.federation(members, states), BlockWeights(orders), server_round=self.state.clock)
+
+    @property
+    def labels(self) -> list[str]:
+        """Ways of serving under budgets, in the order of :meth:`budgets`."""
+        shares = [f"federation at {share * 100:g}%" for share in self.run.scenario.evaluation.budgets]
+        return [*shares, OWN, FULL]
+
+    def budgets(self, evaluator: Evaluator) -> list[int]:
+        """Bytes of the scenario's budgets, then devices' own, then everything."""
+        shares = [budget_bytes(evaluator.layout, share) for share in self.run.scenario.evaluation.budgets]
+        return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
+
+    def read(self, evaluator: Evaluator, former: Ints) -> RefreshCounts:
+        """Devices read what they lack, under each budget (X, C). former: (G,) numbers that groups had when they last
+        did.
+        """
+        assert self.state.published is not None
+        federation, precision = evaluator.federation, self.run.scenario.blocks.precision
+        weights, budgets = evaluator.weights(self.run.scenario.selector), np.array(self.budgets(evaluator), np.int64)
+
+        def pack(group: int) -> wire.Arrays:
+            return federation.states[group].packed(evaluator.layout, precision, weights[group], None)
+
+        groups: dict[int, wire.Arrays] = {}
+        for batch in packed_batches(range(len(federation.states)), pack, EVALUATED_BYTES):
+            groups |= batch
+        changed = self.state.published.changed
+        request = wire.RefreshRequest(federation.setting, self.state.clock, precision, budgets, changed, groups, former)
+        sizes = {"X": len(budgets), "C": len(evaluator.members.class_names)}
+        replies = self.run.nodes.ask(
+            wire.REFRESH,
+            wire.RefreshReply,
+            lambda partition: NodeRequest(request, MessageContext(sizes | federation.bounds(partition))),
+        )
+        return reduce(add, replies).refreshed
+
+    def ask(self, known: Evaluator, new: Evaluator, exact: list[FloatArray]) -> dict[Cohort, wire.EvaluateReply]:
+        """Ask every device to rank under every budget, and with the whole tables in fp32."""
+        num_known = self.splits("learn").num_users
+        kinds: list[tuple[Cohort, Evaluator, tuple[int, int]]] = [
+            ("start", known, (0, self.at_start)),
+            ("since", known, (self.at_start, num_known)),
+            ("first", new, (num_known, -1)),
+        ]
+        replies: dict[Cohort, wire.EvaluateReply] = {}
+        for cohort, evaluator, devices in kinds:
+            if devices[0] == devices[1]:
+                continue
+            budgets = self.budgets(evaluator)
+            reply = evaluator.evaluate(budgets[:-1], devices=devices)
+            replies[cohort] = reply
+            for place, label in enumerate(self.labels[:-1]):
+                self.state.lines.put(self.number, label, cohort, MetricTotals.from_reply(reply, place))
+            for label, (asks, table) in {FULL: (evaluator, None), WHOLE: exactly(evaluator, exact)}.items():
+                whole = asks.evaluate([wire.UNLIMITED], precision="fp32", everybody=table, devices=devices)
+                self.state.lines.put(self.number, label, cohort, MetricTotals.from_reply(whole))
+        return replies
+
+    def rivals(self, model: SpectralModel) -> None:
+        """Measure the rivals on the same devices."""
+        learn = self.splits("learn")
+        config, replicates = self.run.scenario.pretraining.spectral(), self.run.scenario.evaluation.bootstrap
+        popularity, fading = learn.train.popularity(learn.num_items), self.part.decay_interactions
+        behind, begin = self.timeline.begin_of(self.number - 1), self.timeline.begin_of(self.number)
+        recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
+        fresh = ScoredTables.from_model(model, fading)
+        if self.state.first is None:
+            first = replace(fresh, table=model.scored)  # freshness would not last
+            lists = {"cached-list": first, "cached-list-fresh": fresh}
+            made = {name: StaticLists.from_scored(one, popularity, learn.train) for name, one in lists.items()}
+            self.move_on(first=first, first_lists=made)
+        assert self.state.first is not None
+        terms = StepTerms(learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
+        pooled = PooledSums(learn.train, terms)
+        retrained = ScoredTables.from_model(self.continued(pooled, None, recent)[0], fading)
+        refreshed = StaticLists.from_scored(retrained, popularity, learn.train)
+        scored = {
+            "start-table": self.state.first,
+            "retrained": retrained,
+            "popularity": ScoredTables.from_popularity(popularity),
+            "recent-popularity": ScoredTables.from_popularity(recent * (len(self.timeline.items) + 1) + popularity),
+        }
+        for asked in PeriodDevices.from_splits(learn, self.splits("join"), self.at_start):
+            for name, cached in {**self.state.first_lists, "refreshed-list": refreshed}.items():
+                metrics = cached.metrics(asked, int(self.timeline.items.max()) + 1)
+                self.state.lines.put(self.number, name, asked.cohort, metric_totals(asked, metrics, replicates))
+            for name, one in scored.items():
+                metrics = one.metrics(asked)
+                self.state.lines.put(self.number, name, asked.cohort, metric_totals(asked, metrics, replicates))
+
+
+def exactly(evaluator: Evaluator, exact: list[FloatArray]) -> tuple[Evaluator, FloatArray | None]:
+    """Return the evaluator for tables all of whose rows changed, and the one table (I, d) for all devices, or None
+    where each group has its own.
+    """
+    if len(exact) == 1:
+        return evaluator, exact[0]
+    federation = evaluator.federation
+    states = [replace(state, table=table) for state, table in zip(federation.states, exact, strict=True)]
+    return replace(evaluator, federation=replace(federation, states=states)), None
+
+
+__all__ = ["FULL", "OWN", "WHOLE", "Period", "ServedDevices", "TimelineState", "followed"]
