@@ -45,22 +45,22 @@ def problems(
     error: ValidationError, prefix: tuple[PathPart, ...] = (), model: type[BaseModel] | None = None
 ) -> list[tuple[tuple[PathPart, ...], str]]:
     """Return the path and the message of every problem. model: what was built, so that unknown keys are guessed at."""
-    found: list[tuple[tuple[PathPart, ...], str]] = []
+    lines: list[tuple[tuple[PathPart, ...], str]] = []
     for item in error.errors(include_url=False):
         path, context = (*prefix, *item["loc"]), item.get("ctx", {})
         cause = context.get("error")
         if isinstance(cause, ValidationError):
-            found.extend(problems(cause, path))
+            lines.extend(problems(cause, path))
         elif isinstance(cause, FieldError):
-            found.append(((*path, *cause.path), str(cause)))
+            lines.append(((*path, *cause.path), str(cause)))
         elif cause is not None:
-            found.append((path, str(cause)))
+            lines.append((path, str(cause)))
         elif item["type"] == "extra_forbidden":
-            found.append((path, f"unknown key; {_guess(model, item['loc'])}"))
+            lines.append((path, f"unknown key; {_guess(model, item['loc'])}"))
         else:
             got = "" if item["type"] == "missing" else f" (got {kind_of(item['input'])})"
-            found.append((path, _text(item["type"], context, model, item["loc"], item["msg"]) + got))
-    return found
+            lines.append((path, _text(item["type"], context, model, item["loc"], item["msg"]) + got))
+    return lines
 
 
 def _text(
@@ -89,12 +89,12 @@ def key_path(path: tuple[PathPart, ...]) -> str:
 def explain(error: ValidationError, *prefix: PathPart, model: type[BaseModel] | None = None) -> str:
     """Put a validation error in one line: its first problems, and how many more there are."""
     texts = []
-    told = problems(error, prefix, model)
-    for path, message in told[:MOST_TOLD]:
+    lines = problems(error, prefix, model)
+    for path, message in lines[:MOST_TOLD]:
         place = shortened(key_path(path), 200)
         unknown = model is not None and message.startswith("unknown key;")
         texts.append(message.replace("unknown key", f"unknown key {place}", 1) if unknown else f"{place}: {message}")
-    more = f" (and {len(told) - MOST_TOLD} more)" if len(told) > MOST_TOLD else ""
+    more = f" (and {len(lines) - MOST_TOLD} more)" if len(lines) > MOST_TOLD else ""
     return " ".join(("; and ".join(text.removeprefix(": ") for text in texts) + more).split())
 
 
