@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fl_peel import kernels
 from fl_peel.data.interactions import CONTRIBUTED, PARTS, Splits, UserItems
@@ -86,6 +85,8 @@ class Population:
 
     def counts(self, start: int, stop: int) -> NDArray[np.int64]:
         """Return the numbers of items of the devices start..stop-1."""
+        from scipy.special import ndtri  # of which runs on data sets need nothing
+
         uniforms = device_uniforms(self.seed, "population", "count", devices=np.arange(start, stop))
         wanted = np.rint(self.median_items * np.exp(self.sigma * ndtri(np.maximum(uniforms, 1e-16))))
         return np.clip(wanted, self.min_items, self._most_items).astype(np.int64)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fl_peel.blocks.settings import ItemGroupKind
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
+from fl_peel.grouping.k_means import k_means
 from fl_peel.randomness import seed_for
 
 FloatArray = NDArray[np.float32]
@@ -65,7 +65,7 @@ def user_groups(
         raise DataError("user groups: no user gave data to the server; raise the collected share")
     points = unit_rows(user_embeddings[members])
     wanted = max(1, min(count, len(members) // min_size))
-    centroids = _k_means(points, wanted, seed_for(seed, "user-groups"))
+    centroids = _centroids(points, wanted, seed_for(seed, "user-groups"))
     while True:
         labels = choose_group(points, centroids)
         sizes = np.bincount(labels, minlength=len(centroids))
@@ -77,14 +77,10 @@ def user_groups(
     return UserGroups(assignment, centroids)
 
 
-def _k_means(points: FloatArray, count: int, seed: int) -> FloatArray:
-    """Centroids (count, d). One thread: sums of several threads arrive in any order."""
+def _centroids(points: FloatArray, count: int, seed: int) -> FloatArray:
+    """Centroids (count, d), fewer where there are fewer different points."""
     distinct = len(np.unique(points, axis=0)) if len(points) <= 4096 else count
-    from sklearn.cluster import KMeans  # a second that nodes do not need
-
-    with threadpool_limits(limits=1):
-        model = KMeans(n_clusters=min(count, distinct), n_init=3, random_state=seed % 2**32).fit(points)
-    return np.asarray(model.cluster_centers_, dtype=np.float32)
+    return k_means(points, min(count, distinct), seed=seed, starts=3)
 
 
 def unit_rows(table: FloatArray) -> FloatArray:
@@ -159,7 +155,7 @@ def item_groups(
     num_tiers = interests.num_tiers
     num_interests = max(1, round(count / num_tiers))
     points = unit_rows(interests.item_embeddings)
-    of_item = choose_group(points, _k_means(points, num_interests, seed_for(interests.seed, "item-groups")))
+    of_item = choose_group(points, _centroids(points, num_interests, seed_for(interests.seed, "item-groups")))
     for interest in range(num_interests):
         members = by_popularity[of_item[by_popularity] == interest]  # most popular first
         groups[members] = interest * num_tiers + _runs(len(members), min(num_tiers, max(1, len(members))))

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 from numpy.typing import NDArray
 
 from fl_peel.randomness import rng_for
@@ -36,6 +35,8 @@ USER_LENGTH, SCORE_SPREAD = 2.0, 0.75
 """Length of user embeddings, and spread of scores in a group: about those of trained tables, which the rates of
 refinement fit.
 """
+INDEPENDENT = 0.01
+"""Smallest squared length over the largest from which on columns are orthonormal to all digits at once."""
 LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
 WIDEST = 100.0
@@ -83,12 +84,14 @@ def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
 
 def orthonormal(columns: Doubles) -> Doubles:
     """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
-    for _ in range(2):  # the first basis is orthonormal to the square root of the precision, the second to all of it
+    for _ in range(2):  # of columns that nearly depend, the first basis is orthonormal to half of the digits alone
         squares, turn = np.linalg.eigh(columns.T @ columns)
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
         scale = np.zeros(len(squares))
         scale[kept] = 1.0 / np.sqrt(squares[kept])
         columns = columns @ (turn * scale)
+        if len(squares) and squares[0] > INDEPENDENT * squares[-1]:
+            break
     return columns
 
 
@@ -173,6 +176,8 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
     and Stability of Numerical Algorithms", 2002, section 10.3): the eigenvectors are then those of the smaller
     (L^T F)^T (L^T F), of which no direction is lost.
     """
+    import scipy.linalg
+
     columns = len(factor)
     if not count <= devices <= columns // 2:
         inner = factor.T @ mean @ factor
@@ -243,6 +248,8 @@ class Compression:
         self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
     ) -> GroupStart:
         """Return a user group's start. num_users: S, embeddings to draw; scale: units of moments' vectors in one."""
+        import scipy.linalg
+
         columns, used = self.scored.shape[1], self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
         mean = second / (scale**2 * max(moments.size, 1))

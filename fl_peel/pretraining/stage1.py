@@ -14,9 +14,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only what is loaded
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
+from fl_peel.grouping.k_means import k_means
 from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.spectral_steps import (
     WIDEST,
@@ -364,12 +366,8 @@ def find_centroids(
     # where each item's devices are: an item's row, seen from a device that has nothing else
     points = unit_vectors(shape.own[counts > 0, :columns])
     wanted = min(plan.num_groups, len(np.unique(points, axis=0)))
-    from sklearn.cluster import KMeans  # a second that nodes do not need; before its threads are fixed
-
-    with fixed_threads(1):
-        model = KMeans(wanted, n_init=1, random_state=seed_for(plan.seed, "user-groups") % 2**32)
-        model.fit(points, sample_weight=counts[counts > 0])
-    centroids = coarse(np.asarray(model.cluster_centers_, np.float32))
+    weights = np.asarray(counts[counts > 0], np.float64)
+    centroids = coarse(k_means(points, wanted, seed=seed_for(plan.seed, "user-groups"), weights=weights))
     if sums.terms.bounded:
         return _noised_centroids(sums, centroids, config, plan, step)
     for number in range(1, config.group_rounds + 1):

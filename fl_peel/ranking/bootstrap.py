@@ -18,7 +18,6 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from fl_peel import kernels
 from fl_peel.array_specs import ArraySpec
@@ -160,6 +159,8 @@ def estimate(value: float, replicates: Doubles, num_devices: int, by_seed: Seque
     if total == 0:
         p_value = 1.0 if value == 0 else 0.0
         return SeedsEstimate(value, value, value, None, p_value, spread, tuple(by_seed))
+    from scipy import special  # a tenth of a second, for results of several seeds alone
+
     freedom = total**2 / sum(part**2 / count for part, count in parts)
     error = math.sqrt(total)
     p_value = float(2 * special.stdtr(freedom, -abs(value) / error))

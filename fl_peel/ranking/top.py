@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import RankedBlocks
@@ -207,6 +206,8 @@ def margin_of(sums: NDArray[np.int64], squares: NDArray[np.int64], devices: NDAr
 
     sums, squares: in units of 2**-32, of the value and of its square; NaN where less than two devices count.
     """
+    from scipy import special  # nodes rank without it
+
     count = np.where(devices > 1, devices, np.nan)
     mean = sums / SUM_SCALE / count
     variance = np.maximum(squares / SUM_SCALE / count - mean**2, 0.0) * count / (count - 1)

@@ -19,6 +19,8 @@ HEAVY = frozenset(
         "pyarrow",
         "ray",
         "scipy",
+        "scipy.linalg",
+        "scipy.special",
         "sklearn",
         "torch",
     )
@@ -33,7 +35,7 @@ def loaded_by(code: str, *args: str) -> set[str]:
             sys.executable,
             "-c",
             f"import sys\ntry:\n    exec({code!r})\nexcept SystemExit: pass\n"
-            f"print(sorted({wanted!r} & {{name.split('.')[0] for name in sys.modules}}))",
+            f"print(sorted({wanted!r} & {{*sys.modules}}))",
             *args,
         ],
         capture_output=True,

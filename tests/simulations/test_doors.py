@@ -27,4 +27,4 @@ def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
         done = subprocess.run([sys.executable, "-c", program, *more], capture_output=True, text=True, check=True)
         lines = [line for line in done.stdout.splitlines() if line.endswith("]")]
         assert lines[:3] == ["start 0 []", "start 1 []", "data 1 []"]
-        assert "heterogeneity 1 ['sklearn', 'torch']" in lines
+        assert "heterogeneity 1 ['torch']" in lines

@@ -126,6 +126,15 @@ def test_vectors_are_a_product_with_the_interactions_at_length_1(rows, fading, m
     assert np.allclose(np.square(whole).sum(axis=1), vectors.any(axis=1))
 
 
+def test_columns_that_are_far_from_dependent_are_orthonormal_after_one_turn_and_others_after_two():
+    columns = np.random.default_rng(4).standard_normal((200, 20))
+    near = columns.copy()
+    near[:, 1] = near[:, 0] + 1e-7 * near[:, 1]
+    for some in (columns, near):
+        basis = spectral_steps.orthonormal(some)
+        assert np.abs(basis.T @ basis - np.eye(20)).max() < 1e-12
+
+
 def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
     start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, PLAN)
     vectors = unit_vectors(add_rows(start.own, rows))
