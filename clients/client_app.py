@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from flwr.app import Context, Error, Message
@@ -87,7 +87,7 @@ def _begin(kind: str) -> None:
     release_memory()
 
 
-def _answer(message: Message, context: Context, kind: type[Any], work: Callable[[Any, Any], object]) -> Message:
+def _answer(kind: type[Any], work: Callable[[Any, Any], object], message: Message, context: Context) -> Message:
     """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
     :func:`clients.node.simulation.node_error` lets out. work: gets the devices that the node hosts and the request, but
     for a first request, which comes before there are any, the context and the request.
@@ -151,10 +151,6 @@ ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
 """Every kind of message, as what it is read, and what a node does about it."""
 
 
-def _answers(kind: type[Any], work: Callable[[Any, Any], object]) -> Callable[[Message, Context], Message]:
-    return lambda message, context: _answer(message, context, kind, work)
-
-
 for _message_type, _kind, _work in ANSWERS:
     _category, _, _name = _message_type.partition(".")
-    getattr(app, _category)(_name)(_answers(_kind, _work))
+    getattr(app, _category)(_name)(partial(_answer, _kind, _work))

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -71,10 +71,13 @@ def owned_folder(place: Path, prefix: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_abandoned(place: Path, prefix: str) -> None:
-    """Remove the folders of :func:`owned_folder` whose processes have ended: nobody holds them."""
+def remove_abandoned(place: Path, prefix: str, first: Callable[[Path], None] = lambda folder: None) -> None:
+    """Remove the folders of :func:`owned_folder` whose processes have ended: nobody holds them. first: what is done
+    with each before.
+    """
     for mark in place.glob(f"{prefix}*/{OWNED}"):
         with suppress(OSError), locked(mark.parent, wait=False):
+            first(mark.parent)
             shutil.rmtree(mark.parent, ignore_errors=True)
 
 

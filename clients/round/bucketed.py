@@ -6,7 +6,6 @@ fewer devices: a trade of privacy for robustness.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import reduce
 from operator import add
 
@@ -28,15 +27,18 @@ BY_BLOCK = ("holders", "hits", "shown", "exposed")
 class BucketedDeviceContents(OpenDeviceContents):
     """The open contribution, bucket by bucket."""
 
-    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersReply]) -> MembersReply:
-        """The rounds of the buckets, put together."""
+    def parts(self, devices: IntArray) -> dict[int, NDArray[np.bool_]]:
+        """Return the devices of each bucket."""
         buckets = buckets_of(self.scenario, devices)
-        parts = {number: some(buckets == number) for number in np.unique(buckets).tolist()}
-        arrays = {number: part.arrays for number, part in parts.items()}
+        return {number: buckets == number for number in np.unique(buckets).tolist()}
+
+    def joined(self, replies: dict[int, MembersReply]) -> MembersReply:
+        """The rounds of the buckets, put together."""
+        arrays = {number: reply.arrays for number, reply in replies.items()}
         return MembersReply(
             merged_arrays(arrays, self.scenario.refinement.aggregation.robust.buckets),
-            reduce(add, (part.counts for part in parts.values())),
-            StateUpdate.joined([part.state_update for part in parts.values()]),
+            reduce(add, (reply.counts for reply in replies.values())),
+            StateUpdate.joined([reply.state_update for reply in replies.values()]),
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from clients.node.cohort import Cohort
 from clients.round.channel import DeviceChannel, run_round
 from clients.round.members import ChannelTerms, train_members
-from clients.round.outcome import StateUpdate
+from clients.round.outcome import MembersReply, StateUpdate
 from clients.round.round_context import RoundContext
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
@@ -42,10 +42,10 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """Train all devices of the group together, as the contents have it."""
         terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
-        done = self.context.contents.together(
-            self.context.cohort.devices[members],
-            lambda some: train_members(self.context, ranked, members[some], terms),
-        )
+        contents, replies = self.context.contents, dict[int, MembersReply]()
+        for number, some in contents.parts(self.context.cohort.devices[members]).items():
+            replies[number] = train_members(self.context, ranked, members[some], terms)
+        done = contents.joined(replies)
         self._contributions[group] = done.arrays
         return done.counts, [done.state_update]
 

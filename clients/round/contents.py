@@ -8,7 +8,6 @@ register it under the entry point group ``fl_peel.device_contents`` and name it 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -77,10 +76,14 @@ class DeviceContents(ABC):
         to sums that the server does not see before; None where the server adds it.
         """
 
-    def together(self, devices: IntArray, some: Callable[[NDArray[np.bool_]], MembersReply]) -> MembersReply:
-        """Return the round of all devices (N,) of one user group. some: the contribution of the devices in a mask (N,),
-        at least one of them."""
-        return some(np.ones(len(devices), np.bool_))
+    def parts(self, devices: IntArray) -> dict[int, NDArray[np.bool_]]:
+        """Return masks (N,) of the devices of one user group that train together, at least one in each, by number."""
+        return {0: np.ones(len(devices), np.bool_)}
+
+    def joined(self, replies: dict[int, MembersReply]) -> MembersReply:
+        """Return the replies of all parts, by their numbers, as one."""
+        (reply,) = replies.values()
+        return reply
 
     def counted(self, counts: RoundCounts) -> RoundCounts:
         """Return the counters that are reported."""

@@ -87,14 +87,16 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
             upload = traffic.upload - traffic.vector if lost else traffic.upload
             terms = ChannelTerms(Traffic(traffic.download, upload, EXCHANGES), noise_devices)
             part = train_members(self.context, ranked, members[i : i + 1], terms)
-            if lost or not len(part.state_update.places):  # it does not get as far as to send its vector
+            sends = not lost and len(part.state_update.places) > 0
+            if sends:
+                values = dense(part.arrays, len(ranked.items), ranked.layout.embedding_dim)
+                if not self.context.contents.release.withheld:
+                    values |= {name: getattr(part.counts, name).stacked() for name in ("classes", "clock", "totals")}
+                sends = masked.add(i, values | {CHECK: np.ones(1, np.int64)})
+            if not sends:  # it does not get as far as to send its vector
                 classes, clock = part.counts.classes.without_update(), part.counts.clock.without_update()
                 counts += replace(self.begin(), classes=classes, clock=clock)
                 continue
-            values = dense(part.arrays, len(ranked.items), ranked.layout.embedding_dim)
-            if not self.context.contents.release.withheld:
-                values |= {name: getattr(part.counts, name).stacked() for name in ("classes", "clock", "totals")}
-            masked.add(i, values | {CHECK: np.ones(1, np.int64)})
             keeps.append(part.state_update)
             counts += replace(self.begin(), slowest_us=part.counts.slowest_us)
         self._sums[group] = masked.finish()

@@ -1,11 +1,13 @@
 """What devices of a node do in secure aggregation, in a round and in a step alike: keys, shares, masks, opening.
 
-Each device goes through every stage by itself. The node adds up the masked vectors of its devices, which takes no
-secret, to spare the simulation their transfer.
+Each device goes through every stage by itself: one that refuses what it is sent drops out, and no other with it. Of a
+neighbour whose shares it cannot open it holds none, and goes on. The node adds up the masked vectors of its devices,
+which takes no secret, to spare the simulation their transfer.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +37,11 @@ from fl_peel.wire import (
     SecureUnmaskRequest,
 )
 
+logger = logging.getLogger("fl_peel")
 PREPARED = ("devices", "neighbours", "present")
 """Arrays, (N,) each, that devices keep when their vector is sent, with the shares that they hold and the directory."""
+OF_DEVICES = ("devices", "private", "neighbours", "present", "index", "shares")
+"""All arrays that devices keep of whose first axis each has a row."""
 PUBLIC = ("channel_keys", "mask_keys")
 """Arrays of the directory that devices keep between parts of their vector, with their private keys."""
 
@@ -64,18 +69,25 @@ class MaskedGroup:
     def __post_init__(self) -> None:
         self._total = MaskWords.zeros(*self.layout.num_words)
 
-    def add(self, i: int, values: Values) -> None:
-        """Mask what device ``i`` contributes, and add it; the device opens what its neighbours sealed for it first."""
+    def add(self, i: int, values: Values) -> bool:
+        """Mask what device ``i`` contributes, and add it; the device opens what its neighbours sealed for it first.
+        Return whether it did not refuse.
+        """
         words, masked = self.layout.words(values), self.cohort.scenario.secure_aggregation.masked
         began = time.perf_counter()
+        if masked:
+            try:
+                words = self._masked(i, words)
+            except SecureAggregationError as error:
+                logger.warning("%s", error)
+                return False
         if self.inbox is not None:
             self._held.append(received_shares(self.known, self.occasion, i, self.inbox) if masked else {})
-        if masked:
-            words = self._masked(i, words)
         np.add(self._total.narrow, words.narrow, out=self._total.narrow)
         np.add(self._total.wide, words.wide, out=self._total.wide)
         self.sent.append(i)
         self.protocol_s += time.perf_counter() - began
+        return True
 
     def _masked(self, i: int, words: MaskWords) -> MaskWords:
         known, device = self.known, int(self.known["devices"][i])
@@ -127,9 +139,8 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
     replies: dict[int, SealedShares] = {}
     for group, given in request.groups.items():
         occasion = Occasion(request.server_round, group)
-        kept = store.load(request.server_round, group, KEYS)
         devices, neighbours = given.devices, given.neighbours
-        check_same(occasion, kept, devices)
+        kept = rows_of(occasion, store.load(request.server_round, group, KEYS), devices)
         lost = vanishing(scenario, request.server_round, devices) == DropoutStage.SHARES
         needed, _ = needed_of(scenario, len(given.directory))
         size = protocol.SEALED_BYTES if scenario.secure_aggregation.masked else 0
@@ -137,7 +148,12 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
         known = {name: getattr(given, name) for name in ("directory", "channel_keys", "mask_keys", "neighbours")}
         for i in np.flatnonzero(~lost) if size else ():
             others = [neighbour_at(known, place) for place in neighbours[i].tolist()]
-            shares = protocol.share_secrets(secrets_of(kept, int(i)), occasion, int(devices[i]), others, needed)
+            try:
+                shares = protocol.share_secrets(secrets_of(kept, int(i)), occasion, int(devices[i]), others, needed)
+            except SecureAggregationError as error:
+                logger.warning("%s", error)
+                lost[i] = True
+                continue
             sealed[i] = [_bytes(share) for share in shares]
         store.save(request.server_round, group, SHARED, kept | known)
         replies[group] = SealedShares(devices[~lost], sealed[~lost])
@@ -147,20 +163,23 @@ def share_secrets(cohort: Cohort, request: SecureSharesRequest) -> SecureSharesR
 def known_of(cohort: Cohort, occasion: Occasion, inbox: Inbox) -> Arrays:
     """Return what the devices of an inbox, and no others, kept when they shared their secrets."""
     known = SecretStore.from_node_folder(cohort.folder).load(occasion.server_round, occasion.group, SHARED)
-    here = np.minimum(np.searchsorted(known["devices"], inbox.devices), len(known["devices"]) - 1)
-    known |= {name: known[name][here] for name in ("devices", "private", "neighbours")}
-    check_same(occasion, known, inbox.devices)
-    return known | {"present": inbox.present}
+    return rows_of(occasion, known, inbox.devices) | {"present": inbox.present}
 
 
 def received_shares(known: Arrays, occasion: Occasion, i: int, inbox: Inbox) -> dict[int, HeldShares]:
-    """Return what the neighbours of device ``i`` sealed for it, by slot, opened."""
-    slots, device = np.flatnonzero(inbox.present[i]).tolist(), int(inbox.devices[i])
-    others = [neighbour_at(known, int(known["neighbours"][i, j])) for j in slots]
-    sealed = [inbox.sealed[i, j].tobytes() for j in slots]
-    return dict(
-        zip(slots, protocol.received_shares(secrets_of(known, i), occasion, device, others, sealed), strict=True)
-    )
+    """Return what the neighbours of device ``i`` sealed for it, by slot, opened: without what it cannot open."""
+    secrets, device = secrets_of(known, i), int(inbox.devices[i])
+    held: dict[int, HeldShares] = {}
+    refused: list[SecureAggregationError] = []
+    for j in np.flatnonzero(inbox.present[i]).tolist():
+        other = [neighbour_at(known, int(known["neighbours"][i, j]))]
+        try:
+            (held[j],) = protocol.received_shares(secrets, occasion, device, other, [inbox.sealed[i, j].tobytes()])
+        except SecureAggregationError as error:
+            refused.append(error)
+    if refused:
+        logger.warning("%s (one of %d such neighbours)", refused[0], len(refused))
+    return held
 
 
 def held_arrays(held: Sequence[Mapping[int, HeldShares]], neighbours: int) -> Arrays:
@@ -182,9 +201,8 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
     store.forget()
     replies: dict[int, OpenedShares] = {}
     for group, given in request.groups.items():
-        mine, occasion = kept[group], Occasion(request.server_round, group)
-        devices = given.devices
-        check_same(occasion, mine, devices)
+        devices, occasion = given.devices, Occasion(request.server_round, group)
+        mine = rows_of(occasion, kept[group], devices)
         answers = vanishing(scenario, request.server_round, devices) != DropoutStage.OPENING
         index = np.zeros(given.survived.shape, np.int64)
         shares = np.zeros((*index.shape, SHARE_BYTES), np.uint8)
@@ -200,7 +218,12 @@ def open_shares(cohort: Cohort, request: SecureUnmaskRequest) -> SecureUnmaskRep
                 if mine["present"][i, j]
             }
             asked = [[numbers[j] for j in np.flatnonzero(named[i])] for named in (given.survived, given.dropped)]
-            opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
+            try:
+                opened = protocol.open_shares(held, occasion, int(devices[i]), asked[0], asked[1], needed)
+            except SecureAggregationError as error:
+                logger.warning("%s", error)
+                answers[i] = False
+                continue
             for number, (place, share) in opened.items():
                 j = numbers.index(number)
                 index[i, j], shares[i, j] = place, _bytes(share)
@@ -212,16 +235,19 @@ def _bytes(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8)
 
 
-def check_same(occasion: Occasion, kept: Arrays, devices: IntArray) -> None:
-    """Refuse a request to other devices (N,) than those that go through the round.
+def rows_of(occasion: Occasion, kept: Arrays, devices: IntArray) -> Arrays:
+    """Return what is kept, with the rows of these devices (N,), ascending, alone.
 
     Raises:
-        SecureAggregationError: they hold nothing of it.
+        SecureAggregationError: one of them holds nothing of the round.
     """
-    if not np.array_equal(kept["devices"], devices):
+    strangers = np.setdiff1d(devices, kept["devices"])
+    if len(strangers):
         raise SecureAggregationError(
-            f"secure aggregation, {occasion}: devices refuse: some of the requested devices have no state of this round"
+            f"secure aggregation, {occasion}: device {strangers[0]} refuses: it has no state of this round"
         )
+    here = np.searchsorted(kept["devices"], devices)
+    return kept | {name: kept[name][here] for name in OF_DEVICES if name in kept}
 
 
 def secrets_of(kept: Arrays, i: int) -> Secrets:

@@ -65,7 +65,8 @@ def masked_sums(cohort: Cohort, request: SecureSumsRequest) -> SecureSumsReply:
         values = contribute(cohort, places[i : i + 1], request, announced)
         if inbox is not None:
             values |= counts.head(i, int(cohort.classes[places[i]]), vector.classes)
-        masked.add(i, values)
+        if not masked.add(i, values):
+            counts.stays[i], counts.classes.devices[i] = False, 0
     last = request.stop == step.num_pieces
     masked_sum = masked.finish() if last else masked.finish(_stage(request.stop))
     aside = ~counts.stays | cohort.scenario.privacy.noised  # the simulation's own count, where it is not in the sum

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core import CoreSchema
 
@@ -47,12 +57,14 @@ def check_path(path: str) -> str:
 
 def as_share(value: Any) -> Any:
     """Read ``1%`` as 0.01; numbers stay."""
-    if isinstance(value, str):
-        word = value.strip()
-        try:
-            return float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
-        except ValueError as error:
-            raise ValueError(f"{shortened(repr(value), 60)} is not a share; write e.g. 1% or 0.01") from error
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(PERCENT, value):
+        return float(value.strip()[:-1]) / 100
+    try:
+        float(value)
+    except ValueError as error:
+        raise ValueError(f"{shortened(repr(value), 60)} is not a share; write e.g. 1% or 0.01") from error
     return value
 
 
@@ -74,7 +86,7 @@ class _OrPercent:
         return {"anyOf": [number, {"type": "string", "pattern": PERCENT}], **unit("share")}
 
 
-PERCENT = r"^\s*(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*%\s*$"
+PERCENT = r"^\s*([0-9]+(\.[0-9]*)?|\.[0-9]+)\s*%\s*$"
 """How a percentage is written: ``1%``, ``0.25%``."""
 OR_PERCENT = _OrPercent()
 
@@ -121,3 +133,17 @@ class Keys(BaseModel):
     """The keys of one part of a scenario: immutable, strict about their names. The text under a key describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python takes true for the number 1."""
+        values = value if isinstance(value, list | tuple) else (value,)
+        truth = next((one for one in values if isinstance(one, bool)), None)
+        if truth is not None and not _takes_truth(cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"takes no {str(truth).lower()}; give a number, or quote it where it is a text")
+        return value
+
+
+def _takes_truth(annotation: Any) -> bool:
+    return annotation is bool or any(map(_takes_truth, get_args(annotation)))

@@ -408,6 +408,11 @@ class ControllerPart(Keys):
     list_length: int = Field(50, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
     """Length of the top list in which a device looks for its validation items."""
 
+    @model_validator(mode="after")
+    def _distinct(self) -> ControllerPart:
+        check_distinct("features", self.features)
+        return self
+
     @property
     def signal_length(self) -> int:
         """The same where signals are sent: recall@20 is told with them."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
 
 from fl_peel.errors import SecureAggregationError
 
@@ -24,6 +26,18 @@ SEED_BYTES = 16
 KEY_BYTES = 32
 """Bytes of an X25519 key, private or public."""
 NONCE_BYTES, TAG_BYTES = 12, 16
+_P = 2**255 - 19
+_SMALL_ORDER = (
+    0,
+    1,
+    _P - 1,
+    _P,
+    _P + 1,
+    0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+    0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+)
+"""Public keys that agree on the secret 0 with every other key (the u-coordinates of Curve25519's points of order 1, 2,
+4 and 8, and what is the same modulo p)."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +85,21 @@ def public_key(private: X25519PrivateKey) -> bytes:
     return private.public_key().public_bytes_raw()
 
 
-def agreed(private: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
-    """Return the key (16,) that both sides derive, each from its private key and the other's public one (32,).
+def are_usable(keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which public keys (N, 32) agree on a secret: those that are not of small order. The top bit does not count
+    (RFC 7748, section 5).
+    """
+    small = np.frombuffer(b"".join(number.to_bytes(KEY_BYTES, "little") for number in _SMALL_ORDER), np.uint8)
+    masked = keys & np.array([0xFF] * (KEY_BYTES - 1) + [0x7F], np.uint8)
+    same = (masked[:, None] == small.reshape(-1, KEY_BYTES)).all(axis=2)
+    return np.asarray(~same.any(axis=1))
+
+
+def agreed(
+    private: X25519PrivateKey, other: bytes, occasion: Occasion, purpose: bytes, device: int, neighbour: int
+) -> bytes:
+    """Return the key (16,) that a device and its neighbour derive, each from its private key and the other's public one
+    (32,).
 
     Raises:
         SecureAggregationError: ``other`` is no public key that one can agree with.
@@ -81,14 +108,15 @@ def agreed(private: X25519PrivateKey, other: bytes, purpose: bytes) -> bytes:
         secret = private.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError as error:
         raise SecureAggregationError(
-            f"secure aggregation: a public key for {purpose.decode()} is not valid; the sender or the server changed it"
+            f"secure aggregation, {occasion}: device {device} refuses the public key of device {neighbour}, which is "
+            "not valid; the neighbour or the server changed it"
         ) from error
     return derived(secret, purpose, SEED_BYTES)
 
 
 def pair_key(private: X25519PrivateKey, other: bytes, occasion: Occasion, one: int, two: int) -> bytes:
     """Return the seed (16,) of the mask that two neighbours share, the same for both."""
-    return agreed(private, other, occasion.name("mask", min(one, two), max(one, two)))
+    return agreed(private, other, occasion, occasion.name("mask", min(one, two), max(one, two)), one, two)
 
 
 def seal(
@@ -97,7 +125,8 @@ def seal(
     """Encrypt for a neighbour: nonce, ciphertext and tag, 28 bytes longer than ``content``."""
     name = occasion.name("shares", sender, recipient)
     nonce = fresh(NONCE_BYTES)
-    return nonce + AESGCM(agreed(private, other, name)).encrypt(nonce, content, name)
+    key = agreed(private, other, occasion, name, sender, recipient)
+    return nonce + AESGCM(key).encrypt(nonce, content, name)
 
 
 def unseal(
@@ -110,7 +139,8 @@ def unseal(
     """
     name = occasion.name("shares", sender, recipient)
     try:
-        return AESGCM(agreed(private, other, name)).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
+        key = agreed(private, other, occasion, name, recipient, sender)
+        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], name)
     except InvalidTag as error:
         raise SecureAggregationError(
             f"secure aggregation, {occasion}: device {recipient} refuses the shares of device "
@@ -125,6 +155,7 @@ __all__ = [
     "TAG_BYTES",
     "Occasion",
     "agreed",
+    "are_usable",
     "derived",
     "fresh",
     "mask_private_key",

@@ -16,18 +16,23 @@ def split(secret: bytes, shares: int, needed: int) -> list[bytes]:
     return [bytes(share) for _, share in Shamir.split(needed, shares, secret, False)]
 
 
-def combine(shares: Mapping[int, bytes], needed: int) -> bytes:
-    """The secret (16,) from shares by their number.
+def combine(shares: Mapping[int, bytes], needed: int, *, twice: bool = False) -> bytes:
+    """The secret (16,) from shares by their number. twice: whether from the last as from the first of them, which costs
+    as much again, and shows wrong ones.
 
     Raises:
-        SecureAggregationError: there are fewer than ``needed``.
+        SecureAggregationError: there are fewer than ``needed``, or some are wrong.
     """
     if len(shares) < needed:
         raise SecureAggregationError(
             f"secure aggregation: {len(shares)} shares of a secret came back, {needed} are needed; "
             "the round is void; lower secure_aggregation.threshold or raise secure_aggregation.neighbours"
         )
-    return bytes(Shamir.combine(sorted(shares.items())[:needed], False))
+    numbered = sorted(shares.items())
+    secret = bytes(Shamir.combine(numbered[:needed], False))
+    if twice and len(numbered) > needed and bytes(Shamir.combine(numbered[-needed:], False)) != secret:
+        raise SecureAggregationError("secure aggregation: shares of a secret disagree; a device gave wrong ones")
+    return secret
 
 
 __all__ = ["SHARE_BYTES", "combine", "split"]

@@ -31,7 +31,7 @@ class Mask:
 class MaskedParties:
     """Devices whose masks a group's sum has. It is over ``survivors``; dropped: each device that shared its secrets but
     sent no vector, with its surviving neighbours; mask_keys: public keys (32,) by device; needed: shares that open a
-    secret.
+    secret; twice: whether all shares must agree, see :func:`fl_peel.secure.sharing.combine`.
     """
 
     occasion: Occasion
@@ -39,6 +39,7 @@ class MaskedParties:
     dropped: Mapping[int, tuple[int, ...]]
     mask_keys: Mapping[int, bytes]
     needed: int
+    twice: bool = False
 
 
 def left_over(masked: MaskedParties, self_shares: Shares, mask_shares: Shares) -> list[Mask]:
@@ -50,11 +51,12 @@ def left_over(masked: MaskedParties, self_shares: Shares, mask_shares: Shares) -
     Raises:
         SecureAggregationError: too few shares of one of them, or shares that give another key than was announced.
     """
-    masks = [Mask(combine(self_shares.get(device, {}), masked.needed), added=True) for device in masked.survivors]
+    needed, twice = masked.needed, masked.twice
+    masks = [Mask(combine(self_shares.get(one, {}), needed, twice=twice), added=True) for one in masked.survivors]
     for device, neighbours in masked.dropped.items():
         if not neighbours:
             continue
-        private = mask_private_key(combine(mask_shares.get(device, {}), masked.needed))
+        private = mask_private_key(combine(mask_shares.get(device, {}), needed, twice=twice))
         if public_key(private) != masked.mask_keys[device]:
             raise SecureAggregationError(
                 f"secure aggregation, {masked.occasion}: the shares of device {device} give another key than it "

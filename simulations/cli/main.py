@@ -7,6 +7,7 @@ Heavy imports are inside the commands, after the scenario is read: help, lists a
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -32,6 +33,8 @@ from simulations.cli.studies import add_studies
 from simulations.cli.sweep import sweep
 
 USER_ERROR = 2
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or has become read-only, whatever was written: also what a command prints."""
 STOPPED = {130: "interrupted", 143: "terminated"}
 """Codes of Ctrl-C, as typer has it, and of SIGTERM."""
 
@@ -88,6 +91,13 @@ def main() -> None:
         sys.exit(USER_ERROR)
     except FlPeelError as mistake:
         print(f"fl-peel: error: {one_line(mistake)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to print has no place either
+        where = "output" if error.filename is None else error.filename
+        print(f"fl-peel: error: {where}: {error.strerror}; make some room, or write elsewhere", file=sys.stderr)
         sys.exit(USER_ERROR)
     except SystemExit as leaving:
         if leaving.code not in STOPPED:

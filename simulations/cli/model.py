@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fl_peel.blocks.settings import PRECISIONS, Precision
-from fl_peel.errors import FlPeelError, ModelError
+from fl_peel.errors import ArtifactError, FlPeelError, ModelError
 from simulations.cli.console import AsJson, one_line, path_option, print_json, read_size
 
 if TYPE_CHECKING:
@@ -228,6 +228,8 @@ def export_onnx(
     """Export a stored embedding as an ONNX model that scores all items of the catalogue; needs the extra onnx."""
     from simulations.engine.inputs import check_file
 
+    if artefact.is_dir():
+        raise ArtifactError(f"{artefact}: is a folder; give the file that fl-peel export wrote")
     target = artefact.with_suffix(".onnx") if out is None else out
     check_file(target, "--out")
 

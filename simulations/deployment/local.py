@@ -10,11 +10,15 @@ from pathlib import Path
 import fl_peel
 from fl_peel.data.readers import read_interactions
 from fl_peel.errors import EngineError, ScenarioError
+from fl_peel.file_lock import owned_folder, remove_abandoned
 from fl_peel.scenario.scenario import Scenario
-from simulations.deployment.processes import Config, Deployment, deployed
+from simulations.deployment.processes import Config, Deployment, deployed, end_all
 from simulations.engine.folders import data_folder
 from simulations.engine.inputs import given_folder
 from simulations.run_options import RunOptions
+
+PREFIX, HOME = "deployed-fl-peel-", "home"
+"""Prefix of the name of a deployment's folder, and Flower's own in it."""
 
 
 def node_configs(scenario: Scenario, *, nodes: int, own: Sequence[Path] = ()) -> list[Config]:
@@ -57,9 +61,11 @@ def run_deployed(
     Raises:
         EngineError: one of them did not start, or the run failed, with its last words.
     """
-    with tempfile.TemporaryDirectory(prefix="fl-peel-deployed-") as folder:
-        home = Path(folder) / "home"
-        (Path(folder) / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
+    place = Path(tempfile.gettempdir())
+    remove_abandoned(place, PREFIX, lambda folder: end_all(folder / HOME))
+    with owned_folder(place, PREFIX) as folder:
+        home = folder / HOME
+        (folder / "scenario.yaml").write_text(scenario.to_yaml(), encoding="utf-8")
         if scenario.data.held_by_nodes:  # what devices keep goes with the deployment
             configs = [{**one, "run-dir": f"{folder}/node-{one['partition-id']}"} for one in configs]
         out = given_folder(options.out)
@@ -71,7 +77,7 @@ def run_deployed(
         with deployed(home, configs, secure=secure) as deployment:
             show_line = partial(on_line, deployment)
             try:
-                deployment.run(write_app(Path(folder) / "app"), given, show_line, limit_s)
+                deployment.run(write_app(folder / "app"), given, show_line, limit_s)
             except EngineError as error:
                 tail = deployment.log("superlink").read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
                 for line in tail:

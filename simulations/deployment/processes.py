@@ -1,10 +1,13 @@
-"""A SuperLink and its SuperNodes as processes of this machine, on loopback; none of them outlives the block."""
+"""A SuperLink and its SuperNodes as processes of this machine, on loopback; none of them outlives the block, nor the
+process that is in it: another one waits for its end, and ends what is left.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +23,7 @@ import psutil
 
 from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
+from fl_peel.file_lock import OWNED
 from simulations.deployment.keys import KeyFolder, make_keys
 
 HOST = "127.0.0.1"
@@ -180,15 +184,37 @@ def deployed(home: Path, node_configs: Sequence[Config], *, secure: bool = True)
         f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
         f'address = "{deployment.address}"\n{connection}\n'
     )
-    try:
+    with guarded(home):
         deployment._start_superlink()
         for number in range(len(node_configs)):
             if keys is not None:
                 deployment._register(number)
             deployment.start_node(number)
         yield deployment
+
+
+@contextmanager
+def guarded(home: Path) -> Iterator[None]:
+    """All processes of the deployment in ``home`` end with the block, or with this process, however that ends: then its
+    folder is removed, too.
+    """
+    words = [sys.executable, "-m", __name__, str(home)]
+    guard = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
     finally:
         end_all(home)
+        guard.communicate(b"over")
+
+
+def _guard(home: Path) -> None:
+    """Wait for the process that deployed, which has the other end of standard input, to end without a word; then end
+    what is left.
+    """
+    folder = home.parent if (home.parent / OWNED).exists() else home
+    if not sys.stdin.buffer.read():
+        end_all(home)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -267,3 +293,7 @@ def _program(name: str) -> list[str]:
 def _flat(config: Config) -> str:
     """Format a configuration as Flower reads it: ``key=value``, separated by blanks."""
     return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+
+
+if __name__ == "__main__":
+    _guard(Path(sys.argv[1]))

@@ -81,7 +81,9 @@ Content = Callable[[int], NodeRequest | None]
 
 @dataclass
 class Nodes:
-    """Node ids by partition. Node ids are random, partitions are not: everything is ordered by partition.
+    """Node ids by partition. Node ids are random, partitions are not: everything is ordered by partition. A partition
+    belongs to the node that claimed it first, by its id, which on a SuperLink that authenticates nodes stands for its
+    key. Another node may take it over once the SuperLink has missed the holder, and not before.
 
     noise_is_drawn: whether devices draw noise that is new each time, so that they must not be asked twice; hello: what
     a node is asked that comes later, in place of one that was lost; patience_s: how long that is waited for, 0 where
@@ -104,6 +106,8 @@ class Nodes:
     _open: dict[str, _SentRequest] = field(default_factory=dict, repr=False, compare=False)
     _numbers: Iterator[int] = field(default_factory=itertools.count, repr=False, compare=False)
     _refused: set[int] = field(default_factory=set, repr=False, compare=False)
+    _claims: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+    """Partitions that nodes claim while others hold them, by node."""
 
     @property
     def num_devices(self) -> int:
@@ -176,8 +180,10 @@ class Nodes:
             self._adopt(self.hello)
 
     def _adopt(self, hello: Hello) -> None:
-        """A node that comes back has another id, and is known by its partition."""
-        strangers = [node for node in self.grid.get_node_ids() if node not in {*self.ids, *self._refused}]
+        """A node that comes back without a key has another id, and is known by its partition."""
+        online = list(self.grid.get_node_ids())
+        self._claims = {node: claimed for node, claimed in self._claims.items() if self.ids[claimed] in online}
+        strangers = [node for node in online if node not in {*self.ids, *self._refused, *self._claims}]
         for reply in hello.ask(self.grid, strangers, min(self.timeout_s, HELLO_S)):
             node = reply.metadata.src_node_id
             if reply.has_error() and node not in strangers:
@@ -191,7 +197,14 @@ class Nodes:
                 self._refused.add(node)
                 logger.warning("a node that joined later is not accepted: %s", error)
                 continue
-            logger.warning("partition %d is back as node %d", partition, node)
+            holder = self.ids[partition]
+            if holder in online:
+                self._claims[node] = partition
+                logger.warning("node %d claims partition %d, which node %d holds: refused", node, partition, holder)
+                continue
+            logger.warning(
+                "node %d takes over partition %d: node %d has been silent for a minute", node, partition, holder
+            )
             self.ids = (*self.ids[:partition], node, *self.ids[partition + 1 :])
 
     def messages(self, kind: str, content: Content) -> Iterable[Message]:
@@ -416,16 +429,17 @@ class Hello:
 @dataclass
 class _Roster:
     """Nodes that answered the first request. answers: by partition, with the node's id; refused: nodes whose answer was
-    wrong, with what was.
+    wrong, with what was; second: nodes that claim a partition of another one.
     """
 
     answers: dict[int, tuple[int, wire.HelloReply]] = field(default_factory=dict)
     refused: dict[int, FlPeelError] = field(default_factory=dict)
+    second: set[int] = field(default_factory=set)
 
     @property
     def known(self) -> set[int]:
         """Return the ids of all nodes that need not be asked again."""
-        return {node for node, _ in self.answers.values()} | self.refused.keys()
+        return {node for node, _ in self.answers.values()} | self.refused.keys() | self.second
 
     @property
     def wanted(self) -> int | None:
@@ -467,12 +481,17 @@ class _Roster:
         """Take a node's answer, or refuse it."""
         try:
             answer = hello.checked(reply, None)
-            held = self.answers.setdefault(answer.partition, (node, answer))
-            if held[0] != node:
-                raise EngineError(f"two nodes claim to be partition {answer.partition}; number them from 0")
         except FlPeelError as error:
             self.refused[node] = error
             logger.warning("%s; the node is refused", error)
+            return
+        holder, _ = self.answers.setdefault(answer.partition, (node, answer))
+        if holder != node:
+            self.second.add(node)
+            logger.warning(
+                "node %d claims partition %d, which node %d holds: refused; number nodes from 0",
+                *(node, answer.partition, holder),
+            )
 
     def judge(self, *, all_are_needed: bool) -> None:
         """Refuse nodes that know of another number of nodes than most.

@@ -15,9 +15,8 @@ from dataclasses import replace
 import numpy as np
 
 from fl_peel import wire
-from fl_peel.array_specs import MessageContext
+from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
-from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
 from fl_peel.exchange.open_sums import sparse
@@ -28,9 +27,10 @@ from fl_peel.secure.vector import Values, VectorLayout
 from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.channel import Expects, OpenedSum, RoundDevices, ServerChannel
 from strategies.rounds.federation import Federation
-from strategies.rounds.masked_exchange import MaskedExchange, unmasked
+from strategies.rounds.masked_exchange import MaskedExchange, MaskedPart, VoidSumError
 from strategies.rounds.masked_group import BoolArray, IntArray, SecureGroup, drawn_devices
 from strategies.rounds.record import SecureRecord, SentRound
+from strategies.rounds.suspects import Suspects
 
 logger = logging.getLogger("fl_peel")
 
@@ -44,7 +44,9 @@ class MaskedServerChannel(ServerChannel):
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
         self._scenario, self._setting, self._nodes = federation.scenario, federation.setting, federation.nodes
-        self._exchange = MaskedExchange(self._scenario, self._setting, self._nodes, 0)
+        self._suspects = Suspects(self._scenario.secure_aggregation.min_devices)
+        self._exchange = self._new_exchange(0)
+        self._right: dict[int, MessageContext | None] = {}
         self._clock = ClockCounts.zeros(federation.num_classes)
 
     def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
@@ -52,13 +54,16 @@ class MaskedServerChannel(ServerChannel):
         asked = drawn_devices(self._scenario, server_round, cohort, self.federation.members.groups_of(cohort))
         record = SecureRecord(server_round)
         self.records.append(record)
-        self._exchange = exchange = MaskedExchange(self._scenario, self._setting, self._nodes, server_round)
+        self._exchange = exchange = self._new_exchange(server_round)
         exchange.settle(self._announced(server_round, asked))
         record.groups, record.sat_out_groups = len(exchange.groups), exchange.sat_out
         record.announced = sum(len(one.devices) for one in exchange.groups.values())
         exchange.share()
         ready = [one.devices[one.shared] for one in exchange.groups.values()]
         return RoundDevices(asked, np.sort(np.concatenate(ready)) if ready else asked[:0])
+
+    def _new_exchange(self, server_round: int) -> MaskedExchange:
+        return MaskedExchange(self._scenario, self._setting, self._nodes, server_round, self._suspects)
 
     def _announced(self, server_round: int, devices: IntArray) -> list[wire.SecureKeysReply]:
         """Stage 1: devices that are reached announce their keys."""
@@ -95,6 +100,7 @@ class MaskedServerChannel(ServerChannel):
         groups = {}
         for group in request.groups:
             one = self._exchange.groups[group]
+            self._right[group] = expects(sent, group, len(one.devices))
             narrow, wide = self._vector_layout(one, sent).num_words
             mine = one.devices[one.shared & np.isin(one.devices, request.devices)]
             groups[group] = MessageContext({"narrow": narrow, "wide": wide}, {"devices": mine})
@@ -118,48 +124,44 @@ class MaskedServerChannel(ServerChannel):
                 survived[group][np.searchsorted(exchange.groups[group].devices, masked.devices)] = True
                 words = MaskWords(masked.narrow, masked.wide)
                 sums[group] = sums[group] + words if group in sums else words
-        whole = [
-            group
-            for group, one in exchange.groups.items()
-            if not self._void(record, group, one.why_void(survived[group]))
-        ]
+        whole = [group for group, one in exchange.groups.items() if one.why_void(survived[group]) is None]
         shares = exchange.unmask(whole, survived)
         self.opened = opened = dict[int, OpenedSum]()
         for group, one in exchange.groups.items():
             start = time.perf_counter()
             layout, there = self._vector_layout(one, sent), survived[group]
             self._count(record, one, there, layout)
-            if group not in whole:
-                continue
-            if self._void(record, group, exchange.why_void(one, there, shares[group])):
-                record.void_devices += int(there.sum())
-                continue
+            parts = [MaskedPart(sums.pop(group), layout)] if group in sums else []
+
+            def finish(_: int, values: Values, group: int = group) -> tuple[Values, wire.Arrays]:
+                counters: Values = {name: values.pop(name) for name in ("classes", "clock", "totals") if name in values}
+                content, known = sparse(values), self._right.get(group)
+                if known is not None:
+                    arrays = {name: of for name, of in (known.arrays or {}).items() if not name.startswith("wide_")}
+                    known = replace(known.with_sizes(**{TOTAL: MOST}), arrays=arrays)
+                    ArrayChecker.from_context(known).group(content, "the devices' vectors")
+                return counters, content
+
             try:
-                values = unmasked(sums.pop(group), exchange.masks_left(one, there, shares[group]), layout, there)
-            except SecureAggregationError as error:
-                self._void(record, group, str(error))
+                ((counters, content),) = exchange.opened(group, there, shares.get(group, []), parts, finish)
+            except VoidSumError as error:
+                record.void_groups += 1
                 record.void_devices += int(there.sum())
+                record.why_void[group] = str(error)
+                logger.warning("round %d, user group %d is void: %s", record.server_round, group, error)
                 continue
             record.devices += int(there.sum())
             record.recovered += int((one.shared & ~there).sum())
-            counts = _with_counters(counts, values)
+            counts = _with_counters(counts, counters)
             opened[group] = OpenedSum(len(one.devices), int(there.sum()))
             exchange.server_s += time.perf_counter() - start
-            yield wire.RoundReply({group: sparse(values)}, RoundCounts.nothing(self.federation.num_classes))
+            yield wire.RoundReply({group: content}, RoundCounts.nothing(self.federation.num_classes))
+        self._right.clear()
         record.device_s, record.server_s = exchange.device_s, exchange.server_s
         yield wire.RoundReply({}, counts)
 
-    def _void(self, record: SecureRecord, group: int, why: str | None) -> bool:
-        if why is not None:
-            record.void_groups += 1
-            record.why_void[group] = why
-            logger.warning("round %d, user group %d is void: %s", record.server_round, group, why)
-        return why is not None
-
     def _count(self, record: SecureRecord, one: SecureGroup, survived: BoolArray, layout: VectorLayout) -> None:
         record.dropped += len(survived) - int(survived.sum())
-        if one.group in record.why_void:
-            record.void_devices += int(survived.sum())
         moved = DeviceBytes.from_sizes(one.neighbours.shape[1], layout.num_bytes)
         shared = int(one.shared.sum())
         record.shared += shared
@@ -180,17 +182,15 @@ class MaskedServerChannel(ServerChannel):
         )
 
 
-def _with_counters(counts: RoundCounts, values: Values) -> RoundCounts:
-    """Return the counts with those counters that were words of a user group's vectors; they are removed from
-    ``values``.
-    """
-    if "classes" not in values:
+def _with_counters(counts: RoundCounts, counters: Values) -> RoundCounts:
+    """Return the counts with those counters that were words of a user group's vectors, if any were."""
+    if not counters:
         return counts
     return replace(
         counts,
-        classes=counts.classes + ClassCounts.unstacked(values.pop("classes")),
-        clock=counts.clock + ClockCounts.unstacked(values.pop("clock")),
-        totals=counts.totals + RoundTotals.unstacked(values.pop("totals")),
+        classes=counts.classes + ClassCounts.unstacked(counters["classes"]),
+        clock=counts.clock + ClockCounts.unstacked(counters["clock"]),
+        totals=counts.totals + RoundTotals.unstacked(counters["totals"]),
     )
 
 

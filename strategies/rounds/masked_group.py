@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,10 @@ class AnnouncedKeys:
     devices: IntArray
     channel_keys: NDArray[np.uint8]
     mask_keys: NDArray[np.uint8]
+
+    def where(self, some: BoolArray) -> AnnouncedKeys:
+        """Return the keys of some of the devices (M,)."""
+        return AnnouncedKeys(self.devices[some], self.channel_keys[some], self.mask_keys[some])
 
 
 @dataclass(frozen=True)
@@ -150,8 +154,24 @@ class SecureGroup:
             return f"a device has {fewest} neighbours left to open what it shared, {self.needed} must"
         return None
 
-    def masks_left(self, server_round: int, survived: BoolArray, replies: Iterable[OpenedShares]) -> list[Mask]:
-        """Return the masks to subtract from the masked sum over ``survived`` (M,), from the shares that they opened."""
+    def closed(self, survived: BoolArray, replies: Sequence[OpenedShares]) -> IntArray:
+        """Return the devices whose secrets stay closed since most of the neighbours that answered hold no share of
+        theirs: what they sealed could not be opened.
+        """
+        answers, held = np.zeros((2, len(self.devices)), np.int64)
+        for reply in replies:
+            others = self.neighbours[np.searchsorted(self.devices, reply.devices)]
+            answers += np.bincount(others.ravel(), minlength=len(answers))
+            held += np.bincount(others[reply.index > 0], minlength=len(answers))
+        wanted = self.shared & (survived | survived[self.neighbours].any(axis=1))
+        return self.devices[wanted & (held < self.needed) & (2 * held < answers)]
+
+    def masks_left(
+        self, server_round: int, survived: BoolArray, replies: Iterable[OpenedShares], *, twice: bool = False
+    ) -> list[Mask]:
+        """Return the masks to subtract from the masked sum over ``survived`` (M,), from the shares that they opened.
+        twice: whether all shares must agree.
+        """
         own, keys = self.shares(replies, survived)
         gone = np.flatnonzero(self.shared & ~survived)
         places = self.neighbours[gone].tolist()
@@ -164,6 +184,7 @@ class SecureGroup:
             },
             {int(device): key.tobytes() for device, key in zip(self.devices, self.mask_keys, strict=True)},
             self.needed,
+            twice,
         )
         return left_over(masked, own, keys)
 

@@ -160,6 +160,14 @@ BAD = [
         "fairness.exclude_below: 0.1 is below refinement.min_budget_share 0.2, so that the comparison would include "
         "more",
     ),
+    ({"controller": {"features": ["loss", "loss"]}}, "controller: features: loss is given twice; leave one out"),
+    (
+        {"refinement": {"rounds": True}},
+        "refinement.rounds: takes no true; give a number, or quote it where it is a text",
+    ),
+    ({"controller": {"hidden": [8, False]}}, "controller.hidden: takes no false; give a number"),
+    ({"evaluation": {"budgets": ["1e2%"]}}, "evaluation.budgets[0]: '1e2%' is not a share; write e.g. 1%"),
+    ({"evaluation": {"budgets": ["\u0663%"]}}, "evaluation.budgets[0]: '\u0663%' is not a share; write e.g. 1%"),
     ({"poisoning": {"target_items": [7, 8, 7]}}, "poisoning: target_items: 7 is given twice; leave one out"),
     (
         {"poisoning": {"share": 0.1}, "privacy": NOISED},

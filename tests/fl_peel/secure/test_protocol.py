@@ -15,7 +15,7 @@ from fl_peel.secure.graph import (
     neighbour_graph,
     num_neighbours,
 )
-from fl_peel.secure.keys import Occasion, pair_key, private_key, public_key
+from fl_peel.secure.keys import _SMALL_ORDER, Occasion, are_usable, pair_key, private_key, public_key
 from fl_peel.secure.masks import MaskWords, add_mask
 from fl_peel.secure.sharing import combine, split
 from fl_peel.secure.unmask import Mask, MaskedParties, added, left_over, without
@@ -261,12 +261,16 @@ def test_devices_refuse_a_server_that_makes_up_neighbours():
         protocol.mask_vector(MaskWords.zeros(1, 1), group.secrets[0], OCCASION, 10, group.neighbours[0][:2], 3)
 
 
-def test_a_public_key_without_secret_is_refused():
-    secrets = protocol.Secrets.fresh()
-    with pytest.raises(SecureAggregationError, match="is not valid"):
-        pair_key(
-            private_key(secrets.channel_key), bytes(32), OCCASION, 1, 2
-        )  # a point of small order: the secret would be zero
+@pytest.mark.parametrize("number", _SMALL_ORDER)
+@pytest.mark.parametrize("top_bit", [0, 1 << 255])
+def test_a_public_key_without_secret_is_refused(number, top_bit):
+    """A point of small order: the secret would be zero, whatever the other key."""
+    secrets, key = protocol.Secrets.fresh(), (number | top_bit).to_bytes(32, "little")
+    line = "round 3, user group 1: device 1 refuses the public key of device 2, which is not valid"
+    with pytest.raises(SecureAggregationError, match=line):
+        pair_key(private_key(secrets.channel_key), key, OCCASION, 1, 2)
+    keys = np.frombuffer(key + secrets.public_keys()[0], np.uint8).reshape(2, 32)
+    assert are_usable(keys).tolist() == [False, True]
 
 
 def test_wrong_shares_give_no_wrong_sum():

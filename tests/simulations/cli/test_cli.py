@@ -1,5 +1,6 @@
 """The command line: what it prints, and honest exit codes; every mistake is one line on stderr."""
 
+import os
 import re
 import socket
 import subprocess
@@ -325,6 +326,15 @@ def test_fetching_an_unknown_data_set_is_one_line(fl_peel, name):
     assert (code, out) == (2, "")
     assert "no such data set" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_output_to_a_disk_that_is_full_is_one_line():
+    with open("/dev/full", "wb") as full:
+        words = [sys.executable, "-m", "simulations.cli.main", "scenarios"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "fl-peel: error: output: No space left on device; make some room, or write elsewhere\n"
+    assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_what_we_did_not_foresee_keeps_its_traceback(tiny, monkeypatch):

@@ -28,4 +28,6 @@ def test_mistakes_are_told_and_nothing_is_written(tmp_path):
     assert "me.peel: not a stored embedding: 4 bytes" in str(done.exception)
     done = CliRunner().invoke(app, ["export-onnx", str(file), "--out", str(tmp_path)])
     assert "is a folder; give --out a file" in str(done.exception)
+    done = CliRunner().invoke(app, ["export-onnx", "."])
+    assert str(done.exception) == ".: is a folder; give the file that fl-peel export wrote"
     assert [path.name for path in tmp_path.iterdir()] == ["me.peel"]

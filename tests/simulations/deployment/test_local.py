@@ -6,15 +6,17 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from fl_peel.errors import EngineError, FlPeelError, ScenarioError
 from simulations.cli.main import app
-from simulations.deployment import processes
+from simulations.deployment import local, processes
 from simulations.deployment.local import node_configs
 from simulations.deployment.processes import Deployment, end_all, free_port
+from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own_data import NOTHING, held, take_apart
 from tests.helpers.root import ROOT
@@ -80,6 +82,66 @@ def test_all_that_a_deployment_started_ends_with_it_and_nothing_else(tmp_path, m
     finally:
         theirs.kill()
         theirs.wait()
+
+
+KILLED = """
+import os, subprocess, sys, tempfile
+from pathlib import Path
+from fl_peel.file_lock import owned_folder
+from simulations.deployment import local, processes
+
+with owned_folder(Path(sys.argv[1]), "deployed-") as folder, processes.guarded(folder / "home"):
+    (folder / "home").mkdir()
+    (folder / "interactions.csv").touch()
+    environment = os.environ | {"FLWR_HOME": str(folder / "home")}
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment)
+    print(child.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_deployment_that_is_killed_leaves_no_process_and_no_folder(tmp_path, killed):
+    """As one that ends, which takes its time."""
+    words = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as deploying:
+        child = psutil.Process(int(deploying.stdout.readline()))
+        assert [folder.stat().st_mode & 0o777 for folder in tmp_path.iterdir()] == [0o700]
+        if killed:
+            deploying.kill()
+        deploying.stdin.close()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (list(tmp_path.iterdir()) or is_alive(child)):
+        time.sleep(0.1)
+    assert not list(tmp_path.iterdir())
+    assert not is_alive(child)
+
+
+def is_alive(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_what_a_killed_deployment_left_goes_with_the_next_one(tiny, tmp_path, monkeypatch):
+    """Where whoever guards it was killed, too."""
+    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / f"{local.PREFIX}left"
+    (left / local.HOME).mkdir(parents=True)
+    (left / "owned").touch()
+    ended = []
+    monkeypatch.setattr(local, "end_all", ended.append)
+    monkeypatch.setattr(local, "deployed", stopped)
+    with pytest.raises(EngineError):
+        local.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print, RunOptions())
+    assert ended == [left / local.HOME]
+    assert not list(tmp_path.glob(f"{local.PREFIX}*"))
+
+
+def stopped(*_, **__):
+    raise EngineError("no")
 
 
 @pytest.fixture

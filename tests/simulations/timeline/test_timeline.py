@@ -1,6 +1,7 @@
 """From a timeline to its files and the terminal; the engine itself once."""
 
 import csv
+import html
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +87,7 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     recalls = [row for row in rows if (row["part"], row["name"], row["cohort"]) == ("periods.lines", "recall", "all")]
     assert {row["method"] for row in recalls} == result.last.keys()
     assert {row["period"] for row in recalls} == {str(number) for number in range(1, 9)}
-    page = (tmp_path / "out" / "timeline.html").read_text()
+    page = html.unescape((tmp_path / "out" / "timeline.html").read_text())
     for words in (
         "recall over time",
         "as typed",

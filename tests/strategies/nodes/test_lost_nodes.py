@@ -4,7 +4,7 @@ import pytest
 from flwr.app import Message
 
 from fl_peel import wire
-from fl_peel.errors import EngineError, MessageError
+from fl_peel.errors import EngineError
 from strategies.nodes import nodes as nodes_module
 from strategies.nodes.nodes import NodeRequest, Nodes
 from strategies.run.run_paths import RunPaths
@@ -99,11 +99,55 @@ def test_a_node_that_was_lost_before_the_run_is_not_waited_for(tiny_scenario):
     assert stale not in connected(grid, tiny_scenario).ids
 
 
-def test_two_nodes_of_one_partition_are_refused(tiny_scenario):
+@pytest.mark.parametrize("own", [False, True])
+def test_of_two_nodes_that_claim_a_partition_the_first_has_it(tiny_scenario, own, caplog, monkeypatch):
+    """Nor does the second one end a run in which all are needed, since nodes have their own devices."""
+    if own:
+        monkeypatch.setattr(nodes_module, "_without_gaps", lambda own: ())
     grid = LossyGrid(2)
-    grid._partition[99] = 1
-    with pytest.raises((EngineError, MessageError), match=r"two nodes claim to be partition 1|it is partition"):
-        connected(grid, tiny_scenario)
+    grid._partition |= {99: 1, 98: 1}
+    catalogue = "a" if own else ""
+    nodes = Nodes.connect(
+        grid, tiny_scenario.to_json(), root=str(ROOT), timeout_s=60, patience_s=1, catalogue=catalogue
+    )
+    assert caplog.text.count(f"claims partition 1, which node {nodes.ids[1]} holds: refused") == 2
+
+
+def test_a_partition_is_taken_over_once_its_holder_is_silent_and_not_before(tiny_scenario, caplog):
+    grid = LossyGrid(3)
+    nodes = connected(grid, tiny_scenario)
+    holder, claimant = nodes.ids[1], grid.bring_back(1)
+    for _ in range(3):
+        assert asked(nodes, tiny_scenario) == [0, 1, 2]
+        assert nodes.ids[1] == holder
+    refused = f"node {claimant} claims partition 1, which node {holder} holds: refused"
+    assert caplog.text.count(refused) == 1
+    grid.gone.add(holder)
+    assert asked(nodes, tiny_scenario) == [0, 1, 2]
+    assert nodes.ids[1] == claimant
+    assert f"node {claimant} takes over partition 1: node {holder} has been silent for a minute" in caplog.text
+    grid.gone.remove(holder)  # its SuperNode has a key, and hence its id: but now another one holds the partition
+    assert asked(nodes, tiny_scenario) == [0, 1, 2]
+    assert nodes.ids[1] == claimant
+
+
+@pytest.mark.slow
+def test_nodes_that_claim_a_partition_in_turns_get_none_of_its_messages(tiny_scenario, tmp_path):
+    """A stranger comes with every message, until the others ask for another partition: no device has two answers."""
+
+    def claim(partition, message):
+        if message.metadata.message_type != wire.HELLO:
+            claimants.append(grid.bring_back(2))
+        elif message.metadata.dst_node_id in claimants:
+            asked_who.add(message.metadata.dst_node_id)
+        assert message.metadata.message_type == wire.HELLO or message.metadata.dst_node_id not in claimants
+
+    claimants, asked_who = [], set()
+    grid = LossyGrid(3, claim)
+    result = serve(grid, tiny_scenario, RunPaths("", str(tmp_path / "run")))
+    assert len(asked_who) > 10
+    whole, _ = served(tiny_scenario, tmp_path / "whole", nodes=3)
+    assert figures(whole) == figures(result)
 
 
 def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_scenario, tmp_path):

@@ -1,0 +1,87 @@
+"""Who spoils sums is found by halves, and two sums never differ by fewer devices than they may."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strategies.rounds.suspects import Suspects
+from tests.helpers.examples import examples
+
+NODES = 4
+
+
+def taken(suspects, devices, liars, sums):
+    """One sum over those that may be in it; returns whether it is right."""
+    there = devices[suspects.may_be_in(0, devices, devices % NODES)]
+    if len(there) < suspects.least:
+        return None
+    sums.append(set(there.tolist()))
+    if liars & sums[-1]:
+        suspects.spoiled(0, there, there % NODES)
+        return False
+    suspects.right(0, there, there % NODES)
+    return True
+
+
+@examples(100)
+@given(data=st.data(), number=st.integers(8, 70), seed=st.integers(0, 99))
+def test_a_liar_is_found_in_as_many_sums_as_halving_takes(data, number, seed):
+    devices = np.sort(np.random.default_rng(seed).choice(500, number, replace=False))
+    liar = data.draw(st.sampled_from(devices.tolist()))
+    suspects, sums, right = Suspects(3), [], []
+    while len(sums) < 20 and suspects.devices != {liar}:
+        right.append(taken(suspects, devices, {liar}, sums))
+    assert suspects.devices == {liar}
+    assert right.count(False) <= len(sums) <= np.ceil(np.log2(number)) + 4
+    assert taken(suspects, devices, {liar}, sums)
+    assert len(sums[-1]) == number - 1
+
+
+@examples(100)
+@given(data=st.data(), seed=st.integers(0, 99))
+def test_of_several_liars_nobody_else_is_left_out(data, seed):
+    """Until two of a node were found; then all of that node are."""
+    devices = np.sort(np.random.default_rng(seed).choice(500, 40, replace=False))
+    liars = data.draw(st.sets(st.sampled_from(devices.tolist()), min_size=2, max_size=4))
+    suspects, sums = Suspects(3), []
+    while len(sums) < 60 and (len(sums) < 1 or suspects.searching or not taken(suspects, devices, liars, sums)):
+        taken(suspects, devices, liars, sums)
+    assert suspects.devices <= liars
+    assert not suspects.searching
+    there = devices[suspects.may_be_in(0, devices, devices % NODES)]
+    assert not liars & set(there.tolist())
+    assert {device % NODES for device in liars} >= suspects.nodes
+
+
+@examples(100)
+@given(data=st.data(), step=st.integers(3, 9), seed=st.integers(0, 99))
+def test_sums_over_the_same_data_differ_by_as_many_devices_as_they_must(data, step, seed):
+    devices = np.sort(np.random.default_rng(seed).choice(500, 60, replace=False))
+    liars = data.draw(st.sets(st.sampled_from(devices.tolist()), min_size=1, max_size=3))
+    suspects, sums = Suspects(step, step=step), []
+    while len(sums) < 60 and not (taken(suspects, devices, liars, sums) and not suspects.searching):
+        pass
+    assert not liars & sums[-1]
+    for one in sums:
+        for other in sums:
+            assert not one ^ other or len(one ^ other) >= step
+
+
+def test_where_no_device_can_be_spared_all_stay():
+    suspects, sums, devices = Suspects(6), [], np.arange(6)
+    for _ in range(3):
+        assert taken(suspects, devices, {2}, sums) is False
+        assert sums[-1] == set(range(6))
+    assert not suspects.devices
+
+
+@pytest.mark.parametrize("answers_between", [False, True])
+def test_a_node_that_fails_twice_in_a_row_is_left_out(answers_between):
+    suspects, devices = Suspects(3), np.arange(12)
+    assert not suspects.failed([1])
+    if answers_between:
+        suspects.answered([1])
+    assert bool(suspects.failed([1])) is not answers_between
+    there = suspects.may_be_in(0, devices, devices % NODES)
+    assert there.sum() == (12 if answers_between else 9)
