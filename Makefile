@@ -10,7 +10,7 @@ LOCK := $(if $(LOCKED),requirements.lock)
 INSTALLED := $(VENV)/.installed$(if $(LOCKED),-locked)
 
 
-.PHONY: run test test-all test-rest hostile golden lint docs lock mutants clean
+.PHONY: run test test-all test-rest hostile golden lint docs dist lock mutants clean
 
 run: $(INSTALLED)
 	$(BIN)/fl-peel run ml-100k --out $(OUT)
@@ -59,6 +59,12 @@ lint: $(INSTALLED)-dev
 docs: $(INSTALLED)-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
+# what a release uploads: wheel and sdist in dist/, checked
+dist: $(INSTALLED)-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+
 # docs/mutants.md; MODULES="fl_peel.secure.*" for some of it
 mutants: $(VENV)/.installed-dev
 	$(BIN)/python .ci/mutants.py $(MODULES)
@@ -88,5 +94,5 @@ lock: $(BIN)/python
 	  --extra-index-url https://download.pytorch.org/whl/cpu --emit-index-url --custom-compile-command "make lock" $(UV)
 
 clean:
-	rm -rf $(VENV) out site mutants .mypy_cache .ruff_cache .grimp_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) out site dist mutants .mypy_cache .ruff_cache .grimp_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

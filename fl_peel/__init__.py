@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from fl_peel.weighting.block_statistics import BlockStatistics as BlockStatistics
     from fl_peel.weighting.contracts import SelectorContract as SelectorContract
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _OF_OTHER_PACKAGES = frozenset(
     (

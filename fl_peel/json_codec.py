@@ -17,6 +17,7 @@ from typing import Annotated, Any, Protocol, TypeVar, Union, get_args, get_origi
 from pydantic import TypeAdapter, ValidationError
 
 from fl_peel.errors import ReportError
+from fl_peel.problems import problems
 
 Kind = TypeVar("Kind")
 
@@ -175,12 +176,12 @@ class _JsonReader:
             return {key: self.read(parts[1], part, (*path, key)) for key, part in content.items()}
         if origin is tuple:
             if not isinstance(value, (list, tuple)):
-                raise self._error("Input should be a valid list", path)
+                raise self._error("must be a list", path)
             return tuple(self.read(parts[0], part, (*path, place)) for place, part in enumerate(value))
         try:
             return _adapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
-            raise self._error(error.errors(include_url=False)[0]["msg"], path) from None
+            raise self._error(problems(error)[0][1], path) from None
 
     def _dataclass(self, owner: Any, plain: Mapping[str, Any], path: Path) -> Any:
         values: dict[str, Any] = {}

@@ -142,6 +142,16 @@ def _error_text(error: Exception) -> str:
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Say ``did you mean 'x'? `` (or nothing) and list what is known, in the order given."""
     names = list(known)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]!r}? " if close else ""
+    if not names:
+        return "none is known; an installed package adds one (docs/how-to/extend.md)"
+    close = nearest(str(word), names)
+    guess = f"did you mean {close!r}? " if close else ""
     return f"{guess}known: {', '.join(names)}"
+
+
+def nearest(word: str, names: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the name that a word is short for, such as ``lr`` for ``learning_rate``, or that it is most like."""
+    known = list(names)
+    short = {"".join(part[:1] for part in name.split("_")): name for name in reversed(known) if "_" in name}
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return short.get(word) or next(iter(close), None)

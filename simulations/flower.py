@@ -1,8 +1,9 @@
 """The ServerApp of `flwr run .`: the same run as `fl-peel run`, on nodes that Flower started.
 
-Run config (flat, as Flower has it): scenario, seed (-1: the scenario's own), data-dir, out, set (overrides, separated
-by semicolons). Paths are absolute: the working directory is wherever the SuperLink was started. The number of nodes
-and their processors are Flower's to say (`--federation-config`), not the scenario's.
+Run config (flat, as Flower has it): scenario, num-server-rounds and other plain keys (-1 or "": the scenario's own),
+seed, data-dir, out, set (overrides of any key, separated by semicolons). Paths are absolute: the working directory is
+wherever the SuperLink was started. The number of nodes and their processors are Flower's to say
+(`--federation-config`), not the scenario's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from simulations.timeline.report import timeline_summary
 from strategies.figures.schema import RunResult
+
+PLAIN_KEYS = {
+    "num-server-rounds": "refinement.rounds",
+    "local-epochs": "refinement.local.epochs",
+    "learning-rate": "refinement.local.learning_rate",
+    "fleet": "fleet",
+    "selector": "selector",
+}
+"""Keys of the run config that stand for a key of the scenario."""
 
 server_app = ServerApp()
 
@@ -63,6 +73,8 @@ def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | Non
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < -1:
         raise ScenarioError(f"seed: {seed!r} is not a seed; give 0, 1, 2, ... or -1 for the scenario's own")
     overrides = [override.strip() for override in str(config["set"]).split(";") if override.strip()]
+    given = {key: config[key] for key in PLAIN_KEYS if config.get(key, "") not in ("", -1)}
+    overrides += [f"{PLAIN_KEYS[key]}={value}" for key, value in given.items()]
     scenario = load_scenario(str(config["scenario"]), overrides, seed=None if seed == -1 else seed)
     data_dir, out = str(config["data-dir"]), str(config["out"])
     require_absolute(scenario, {"data-dir": data_dir, "out": out})
@@ -73,6 +85,9 @@ def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | Non
 
 def command(config: Mapping[str, object]) -> str:
     """Return the command that makes the same report again, but for the output folder."""
-    given = {key: config[key] for key in ("scenario", "seed", "set", "data-dir") if config[key] not in ("", -1)}
-    words = " ".join(f"{key}={value}" if isinstance(value, int) else f"{key}='{value}'" for key, value in given.items())
+    keys = ("scenario", *PLAIN_KEYS, "seed", "set", "data-dir")
+    given = {key: config[key] for key in keys if config.get(key, "") not in ("", -1)}
+    words = " ".join(
+        f"{key}={value}" if isinstance(value, int | float) else f"{key}='{value}'" for key, value in given.items()
+    )
     return f'flwr run . --stream --run-config "{words}"'

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.file_kind import file_kind
-from fl_peel.plugins import did_you_mean
-from fl_peel.safe_yaml import MAX_DEPTH, YamlFault, kind_of, read_yaml, read_yaml_file
+from fl_peel.plugins import did_you_mean, nearest
+from fl_peel.problems import explain
+from fl_peel.safe_yaml import MAX_DEPTH, YamlFault, read_yaml, read_yaml_file
 from fl_peel.scenario.scenario import Scenario, present_key, with_present_names
 
 SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"
@@ -52,6 +53,13 @@ def _find(source: str | Path) -> Path:
     path = Path(source)
     if file_kind(path) != "nothing":
         return path
+    if nearest(str(source), shipped) is None:
+        from fl_peel.data.datasets import DATASETS  # not needed for a scenario's name with a slip
+
+        if str(source) in {one.name for one in DATASETS}:
+            raise ScenarioError(
+                f"{source}: is a data set, no scenario; run e.g. fl-peel run ml-100k --set data.name={source}"
+            )
     raise ScenarioError(f"{shortened(str(source), 200)}: no such scenario or file; {did_you_mean(source, shipped)}")
 
 
@@ -80,28 +88,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], content: Mapping[str, Any], place: str) -> Model:
-    """Build ``model``, or raise a ScenarioError of one line that names the first bad key and the remedy."""
+    """Build ``model``, or raise a ScenarioError of one line that names the bad keys and the remedy."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        path = shortened(".".join(str(part) for part in first["loc"]), 200)
-        if first["type"] == "extra_forbidden":
-            known = _known_keys(model, first["loc"][:-1])
-            hint = did_you_mean(first["loc"][-1], known)
-            raise ScenarioError(f"{place}: unknown key {path}; {hint}{more}") from error
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        got = "" if first["type"] in ("missing", "value_error") else f" (got {kind_of(first['input'])})"
-        where = f"{path}: " if path else ""
-        raise ScenarioError(f"{place}: {where}{message}{got}{more}") from error
-
-
-def _known_keys(model: type[BaseModel], path: Iterable[int | str]) -> list[str]:
-    for part in path:
-        field = model.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+        raise ScenarioError(f"{place}: {explain(error, model=model)}") from error

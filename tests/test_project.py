@@ -22,8 +22,9 @@ def test_the_version_is_one():
 
 
 def test_the_licence_is_the_one_that_is_named():
-    assert PROJECT["license"] == CITATION["license"] == "Apache-2.0"
-    assert PROJECT["license-files"] == ["LICENSE"]
+    assert PROJECT["license"] == {"file": "LICENSE"}, "as fab-format-version 1 wants it"
+    assert CITATION["license"] == "Apache-2.0"
+    assert "License :: OSI Approved :: Apache Software License" in PROJECT["classifiers"]
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text

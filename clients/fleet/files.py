@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 from pydantic import ValidationError, field_validator
 
 from clients.fleet.profile import DeviceProfile
-from clients.keys.specs import Folder, Spec, explain
+from clients.keys.specs import Folder, Spec
 from clients.keys.tabular import DATA_ENDINGS
 from clients.processes.base import Clock
 from clients.processes.budgets import Shock
 from fl_peel.errors import FieldError, ProfileError, shortened
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import Registry, did_you_mean
+from fl_peel.problems import explain
 from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file
 from fl_peel.scenario.fleet_files import FleetFile
 

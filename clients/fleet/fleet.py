@@ -29,12 +29,12 @@ from clients.fleet.files import (
 from clients.fleet.fleet_budgets import FleetBudgets, device_ids
 from clients.fleet.profile import DeviceProfile
 from clients.keys.distributions import FloatArray, cumulative
-from clients.keys.specs import explain
 from clients.processes.base import Clock
 from clients.processes.budgets import ShockBudget
 from fl_peel.errors import ProfileError
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.problems import explain
 from fl_peel.randomness import device_uniforms, seed_for
 from fl_peel.scenario.fleet_files import FleetFile, sent_files
 

@@ -7,6 +7,7 @@ with a guess at what was meant; every error ends as ``path.of.the[3].key: what i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +16,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ValidationError,
     ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
 
-from fl_peel.errors import FieldError, PathPart
+from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.safe_yaml import kind_of
 
@@ -51,7 +51,9 @@ def number(value: object) -> float:
         FieldError: text, true/false, NaN, infinite.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FieldError(f"must be a number (got {kind_of(value)})")
+        share = isinstance(value, str) and re.fullmatch(r"\s*([0-9.]+)\s*%\s*", value)
+        hint = f"; write {float(share[1]) / 100:g}" if share and share[1].count(".") < 2 else ""
+        raise FieldError(f"must be a number{hint} (got {kind_of(value)})")
     result = float(value) if abs(value) < 1e300 or isinstance(value, float) else math.inf
     if not math.isfinite(result):
         raise FieldError(f"must be a finite number (got {value if isinstance(value, float) else 'a huge one'})")
@@ -114,46 +116,3 @@ def folder_of(info: ValidationInfo) -> Folder:
     context = info.context if isinstance(info.context, Mapping) else {}
     folder = context.get("folder", ".")
     return folder if isinstance(folder, Mapping) else Path(folder)
-
-
-def _lines(error: ValidationError, prefix: tuple[PathPart, ...]) -> list[tuple[tuple[PathPart, ...], str]]:
-    problems: list[tuple[tuple[PathPart, ...], str]] = []
-    for item in error.errors(include_url=False):
-        path = (*prefix, *item["loc"])
-        cause = item.get("ctx", {}).get("error")
-        if isinstance(cause, ValidationError):
-            problems.extend(_lines(cause, path))
-        elif isinstance(cause, FieldError):
-            problems.append(((*path, *cause.path), str(cause)))
-        elif item["type"] == "missing":
-            problems.append((path, "is missing"))
-        elif item["type"] == "literal_error":
-            expected = str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ")
-            problems.append((path, f"must be one of {expected} (got {kind_of(item['input'])})"))
-        else:
-            message = str(cause) if cause is not None else item["msg"]
-            problems.append((path, f"{message[:1].lower()}{message[1:]} (got {kind_of(item['input'])})"))
-    return problems
-
-
-def key_path(path: tuple[PathPart, ...]) -> str:
-    """Write ``("profiles", 2, "memory")`` as ``profiles[2].memory``."""
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def first_problem(error: ValidationError) -> tuple[tuple[PathPart, ...], str]:
-    """Path and message of the first problem."""
-    return _lines(error, ())[0]
-
-
-def explain(error: ValidationError, *prefix: PathPart) -> str:
-    """Put a validation error in one line: the first problem, and how many more there are."""
-    problems = _lines(error, prefix)
-    path, message = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    place = key_path(path)
-    text = f"{place}: {message}{more}" if place else f"{message}{more}"
-    return " ".join(text.split())

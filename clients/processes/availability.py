@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, model_validator
 
 from clients.keys.distributions import Constant, NonNegative, Positive, Share
-from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, first_problem, folder_of
+from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, folder_of
 from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from clients.processes.base import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
+from fl_peel.problems import problems
 from fl_peel.randomness import device_uniforms
 from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
@@ -146,7 +147,7 @@ def read_availability(value: object, info: ValidationInfo) -> Availability:
 
 def _inside(error: ValueError, *path: str) -> FieldError:
     if isinstance(error, ValidationError):
-        where, message = first_problem(error)
+        where, message = problems(error)[0]
         where = where if path else where[1:]
         return FieldError(message, *path, *where)
     return FieldError(str(error), *path)

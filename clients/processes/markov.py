@@ -11,7 +11,7 @@ from pydantic import PlainValidator, ValidationInfo, WithJsonSchema, field_valid
 from clients.keys.distributions import FloatArray
 from clients.keys.specs import in_bounds, number
 from clients.processes.base import BudgetProcess, Devices, Moment, State
-from fl_peel.errors import FieldError
+from fl_peel.errors import FieldError, PathPart
 from fl_peel.randomness import device_uniforms
 from fl_peel.safe_yaml import kind_of
 
@@ -58,24 +58,26 @@ class MarkovBudget(BudgetProcess):
         states = list(info.data.get("states", {}))
         if not states:
             return ()
+        places: list[PathPart] = list(range(len(states)))
         if isinstance(value, Mapping):
+            places = list(states)
             if set(value) != set(states):
                 raise FieldError(f"must have one row per state: {', '.join(states)} (got {', '.join(map(str, value))})")
             value = [value[state] for state in states]
         if not isinstance(value, (list, tuple)) or len(value) != len(states):
             raise FieldError(f"must have {len(states)} rows, one per state (got {_length(value)})")
         rows = []
-        for i, row in enumerate(value):
+        for place, row in zip(places, value, strict=True):
             if isinstance(row, Mapping):
                 row = [row.get(state, 0.0) for state in states] if set(row) <= set(states) else row
             if not isinstance(row, (list, tuple)) or len(row) != len(states):
-                raise FieldError(f"must have {len(states)} numbers, one per state (got {_length(row)})", i)
+                raise FieldError(f"must have {len(states)} numbers, one per state (got {_length(row)})", place)
             try:
                 numbers = [in_bounds(number(entry), ge=0, le=1) for entry in row]
             except FieldError as error:
-                raise FieldError(str(error), i) from None
+                raise FieldError(str(error), place) from None
             if abs(sum(numbers) - 1.0) > 1e-6:
-                raise FieldError(f"must sum to 1 (got {sum(numbers):g})", i)
+                raise FieldError(f"must sum to 1 over the next states (got {sum(numbers):g})", place)
             rows.append(tuple(entry / sum(numbers) for entry in numbers))
         return tuple(rows)
 

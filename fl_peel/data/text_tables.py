@@ -137,11 +137,19 @@ def pick_columns(place: str, names: Sequence[str], given: Mapping[str, str]) -> 
             positions[meaning] = places[0]
         elif meaning in ("user", "item"):
             have = shortened(", ".join(repr(name) for name in names), 300)
-            raise DataError(
-                f"{place}: no {meaning} column among {have}; call it {' or '.join(aliases[:2])}, "
-                f"or give its name as data.columns.{meaning}"
-            )
+            raise DataError(f"{place}: no {meaning} column among {have}; {_remedy(names, meaning, aliases)}")
     return {meaning: positions[meaning] for meaning in ALIASES if meaning in positions}
+
+
+def _remedy(names: Sequence[str], meaning: str, aliases: Sequence[str]) -> str:
+    """Say what to do about a column that is not found."""
+    (name,) = names if len(names) == 1 else ("",)
+    for mark in (";", "|", "\t"):
+        if mark in name:
+            return f"its columns are separated by {mark!r}: save it with commas"
+    if any(name.strip().replace(".", "", 1).isdecimal() for name in names):
+        return "its first line is no header: add one, e.g. user,item,timestamp"
+    return f"call it {' or '.join(aliases[:2])}, or give its name as data.columns.{meaning}"
 
 
 def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import CoreSchema
 
+from fl_peel.errors import shortened
 from fl_peel.plugins import Registry
 
 MOST_ROUNDS = 1_000_000
@@ -56,10 +57,14 @@ def check_path(path: str) -> str:
 
 def as_share(value: Any) -> Any:
     """Read ``1%`` as 0.01; numbers stay."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        if not re.fullmatch(PERCENT, value):
-            raise ValueError(f"{value!r} is not a percentage; write e.g. 1%")
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(PERCENT, value):
         return float(value.strip()[:-1]) / 100
+    try:
+        float(value)
+    except ValueError as error:
+        raise ValueError(f"{shortened(repr(value), 60)} is not a share; write e.g. 1% or 0.01") from error
     return value
 
 

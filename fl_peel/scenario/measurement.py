@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fl_peel.blocks.settings import Precision
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import ScenarioError, shortened
 from fl_peel.scenario.base import (
     MOST_DEVICES,
     MOST_ITEMS,
@@ -54,6 +54,15 @@ class Evaluation(Keys):
     per_device: bool = False
     """Whether the figures of every device are written to per-device.parquet in the output folder; in simulation only.
     """
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _listed(cls, budgets: object) -> object:
+        if isinstance(budgets, str):
+            raise ValueError(
+                f"{shortened(repr(budgets), 60)} is not a list of shares of the full table; write e.g. [1%, 5%]"
+            )
+        return budgets
 
     @model_validator(mode="after")
     def _rows_are_distinct(self) -> Evaluation:

@@ -126,6 +126,20 @@ class Scenario(Keys):
     def _present_names(cls, content: Any) -> Any:
         return with_present_names(content) if isinstance(content, Mapping) else content
 
+    @field_validator("fleet", mode="before")
+    @classmethod
+    def _named(cls, fleet: object) -> object:
+        if not isinstance(fleet, (str, list, tuple)):
+            raise ValueError("is the name of a fleet or a YAML file; write e.g. fleet: phones")
+        return fleet
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _given(cls, data: object) -> object:
+        if isinstance(data, str):
+            raise ValueError(f"needs keys; write data: {{path: {data}}} for a file, or data: {{name: ml-100k}}")
+        return data
+
     @field_validator("fleet")
     @classmethod
     def _fleet(cls, fleet: str | tuple[str, ...]) -> str | tuple[str, ...]:

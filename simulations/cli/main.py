@@ -14,6 +14,7 @@ import sys
 from types import FrameType
 from typing import Annotated, NoReturn
 
+import click
 import typer
 
 from fl_peel import __version__
@@ -78,7 +79,16 @@ def main() -> None:
     """Entry point of `fl-peel`: runs a command and turns what happens into an exit code."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(prog_name="fl-peel")
+        code = app(prog_name="fl-peel", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.Abort:
+        sys.exit("fl-peel: aborted")
+    except click.ClickException as mistake:
+        if isinstance(mistake, click.exceptions.NoArgsIsHelpError):
+            mistake.show()
+        else:
+            print(f"fl-peel: error: {_usage_line(mistake)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except FlPeelError as mistake:
         print(f"fl-peel: error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -96,6 +106,20 @@ def main() -> None:
         _leave(leaving.code)  # the engine's threads may still wait for their workers
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _usage_line(mistake: click.ClickException) -> str:
+    """Say what is wrong with what was typed, and what to type: of an option that is a scenario's key, the key."""
+    what = " ".join(mistake.format_message().split()).removesuffix(".")
+    if isinstance(mistake, click.NoSuchOption):
+        from fl_peel.problems import keys_named
+        from fl_peel.scenario.scenario import Scenario
+
+        keys = keys_named(Scenario, mistake.option_name.lstrip("-").replace("-", "_"))
+        if keys:
+            return f"{what}; it is a key of the scenario: write {' or '.join(f'--set {key}=...' for key in keys)}"
+    context = mistake.ctx if isinstance(mistake, click.UsageError) else None
+    return f"{what}; see {context.command_path if context else 'fl-peel'} --help"
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -30,7 +30,7 @@ from simulations.cli.console import (
     print_table,
     show,
 )
-from simulations.trackers.registry import trackers
+from simulations.trackers.registry import tracker_kinds
 
 if TYPE_CHECKING:
     from simulations.estimate import RunEstimate
@@ -181,6 +181,7 @@ def run(
     if (per_device or seeds is not None) and out is None:
         asked = "--per-device" if per_device else f"--seeds {seeds}"
         raise ScenarioError(f"{asked}: needs an output folder; give --out")
+    given_trackers = tracker_kinds(track or [])
     loaded = checked(load_scenario(scenario, changes, seed=seed), out)  # before the heavy imports
     err = Console(stderr=True, highlight=False)
     if loaded.data.name is not None:
@@ -189,7 +190,7 @@ def run(
         show_estimate(loaded, data_dir, seeds or 1, as_json=as_json)
         return
 
-    callbacks = trackers(track or [])
+    callbacks = [kind(place) for kind, place in given_trackers]
     words = {
         "--set": overrides,
         "--seed": seed,

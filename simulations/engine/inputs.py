@@ -128,6 +128,10 @@ def require_dataset(name: str, data_dir: Path | None) -> None:
         load_dataset(name, data_dir=data_dir)
 
 
+FEW = 5
+"""Interactions of a device of which none may be left for testing at usual shares."""
+
+
 def require_items(splits: Splits, part: Literal["validation", "test"], because: str) -> None:
     """Refuse data of which a part is empty that something is measured on.
 
@@ -135,7 +139,12 @@ def require_items(splits: Splits, part: Literal["validation", "test"], because: 
         ScenarioError: naming the key; ``because`` names the purpose, and the remedy.
     """
     if not getattr(splits, part).num_interactions:
-        raise ScenarioError(f"data.{part}_share: no device has a {part} item, and {because}")
+        most = int((splits.train.counts() + splits.validation.counts() + splits.test.counts()).max(initial=0))
+        few = ", too few to split: use data with more" if most < FEW else ""
+        raise ScenarioError(
+            f"data.{part}_share: no device has a {part} item, and {because}; a device has {most} interactions at most"
+            + few
+        )
 
 
 def check_data(scenario: Scenario, splits: Splits) -> None:

@@ -35,17 +35,26 @@ def trackers(asked: Iterable[str]) -> list[Callback]:
         MissingExtraError: its package is not installed.
         FlPeelError: it cannot write there.
     """
-    made_trackers = []
+    return [kind(place) for kind, place in tracker_kinds(asked)]
+
+
+def tracker_kinds(asked: Iterable[str]) -> list[tuple[Callable[[str], Callback], str]]:
+    """Return what makes the callback, and its place, for each ``NAME=PLACE``; nothing is made or written yet.
+
+    Raises:
+        ScenarioError: no such tracker, or no place.
+    """
+    kinds = []
     for text in asked:
         name, _, place = text.partition("=")
         if not name.strip() or not place.strip():
             raise ScenarioError(f"--track {text}: expected NAME=PLACE, e.g. tensorboard=out/tensorboard")
         try:
-            made = TRACKERS.get(name.strip())
+            kind = TRACKERS.get(name.strip())
         except FieldError as error:
             raise ScenarioError(f"--track {text}: {error}") from None
-        made_trackers.append(made(place.strip()))
-    return made_trackers
+        kinds.append((kind, place.strip()))
+    return kinds
 
 
 # ---- Callbacks of a run: they get its events, and never stop it

@@ -157,7 +157,7 @@ MALFORMED = {
     ),
     "rows do not sum": (
         markov(transitions_per_step=[[0.9, 0.2], [0.5, 0.5]]),
-        f"{P}.budget.transitions_per_step[0]: must sum to 1 (got 1.1)",
+        f"{P}.budget.transitions_per_step[0]: must sum to 1 over the next states (got 1.1)",
     ),
     "not square": (markov(transitions_per_step=[[0.9, 0.1]]), "must have 2 rows, one per state (got 1)"),
     "ragged": (

@@ -199,7 +199,11 @@ BAD_FILES = [
     ("x.csv", f"user,item\n1,-{'9' * 5000}\n", r"x\.csv:2: item is negative \(-999"),
     ("x.csv", f"user,item\n1,2\n{'x' * 10**7}\n", r"x\.csv:3: field larger than field limit"),
     ("x.csv", "x" * 10**7, r"x\.csv:1: field larger than field limit"),
-    ("x.csv", ",".join(map(str, range(10**5))) + "\n1\n", r"x\.csv:1: no user column among '0', .*; call it user"),
+    (
+        "x.csv",
+        ",".join(map(str, range(10**5))) + "\n1\n",
+        r"x\.csv:1: no user column among '0', .*; its first line is no header",
+    ),
     ("x.csv", "user,item,rating\n1,2,3\n1,3,nan\n", r"x\.csv:3: rating is 'nan', not a number"),
     ("u.data", f"1\t2\t3\t4\n1\t{'x' * 10**6}\t3\t4\n", r"u\.data:2: item is 'xxx.*, not an integer"),
     ("u.data", f"1\t2\t{'x' * 10**6}\t4\n", r"u\.data:1: rating is 'xxx.*, not a number"),

@@ -1,5 +1,7 @@
 """`flwr run .`: Flower's own command on Flower's own engine gives what `fl-peel run` gives, and fails as clearly."""
 
+import importlib
+import io
 import json
 import os
 import shutil
@@ -7,10 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+import warnings
+import zipfile
 from pathlib import Path
 
 import psutil
 import pytest
+from flwr.cli.build import build_fab_from_files
 
 from fl_peel.errors import FlPeelError
 from simulations.flower import command, read_config
@@ -63,6 +69,37 @@ def test_a_bad_run_config_is_one_line(changes, line):
     assert "\n" not in str(caught.value)
 
 
+def test_plain_keys_stand_for_keys_of_the_scenario():
+    config = CONFIG | {
+        "num-server-rounds": 3,
+        "local-epochs": 2,
+        "learning-rate": 0.5,
+        "selector": "energy",
+        "fleet": "",
+    }
+    scenario, _, _ = read_config(config)
+    assert (scenario.refinement.rounds, scenario.refinement.local.epochs, scenario.selector) == (3, 2, "energy")
+    assert scenario.refinement.local.learning_rate == 0.5
+    assert scenario.fleet == load_scenario("ml-100k").fleet
+    assert "num-server-rounds=3 local-epochs=2 learning-rate=0.5 selector='energy'" in command(config)
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert read_config(shipped)[0] == load_scenario("ml-100k"), "the defaults change nothing"
+
+
+def test_the_package_is_within_the_limits_of_the_hub(app):
+    files = [file for file in app.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in files]
+    assert len(files) <= 1000
+    assert max(sizes) <= 10**6
+    assert sum(sizes) <= 10**7
+    assert not (app / "tests").exists()
+    components = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
+    assert components == {"serverapp": "fl_peel.server_app:app", "clientapp": "fl_peel.client_app:app"}
+    for place in components.values():
+        module, name = place.split(":")
+        assert type(getattr(importlib.import_module(module), name)).__name__ in ("ServerApp", "ClientApp")
+
+
 def test_the_command_that_gives_the_report_again():
     assert command(CONFIG | {"seed": 3, "set": "refinement.rounds=2", "out": "/x"}) == (
         "flwr run . --stream --run-config \"scenario='ml-100k' seed=3 set='refinement.rounds=2'\""
@@ -94,13 +131,31 @@ def flwr(environment, *args, folder=ROOT):
     )
 
 
-def run_app(environment, folder, **config):
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """What `flwr build` makes of the repository, unpacked: what the hub would hand out."""
+    folder = tmp_path_factory.mktemp("app")
+    files = {file: (ROOT / file).read_bytes() for file in tracked_files()}
+    with warnings.catch_warnings():  # Flower's, of its pathspec
+        warnings.simplefilter("ignore", DeprecationWarning)
+        content, _ = build_fab_from_files(files)
+    with zipfile.ZipFile(io.BytesIO(content)) as package:
+        package.extractall(folder)
+    return folder
+
+
+def tracked_files():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [file for file in listed.splitlines() if (ROOT / file).is_file()]
+
+
+def run_app(environment, folder, app, **config):
     text = " ".join(f"{key}={value}" if isinstance(value, int) else f"{key}='{value}'" for key, value in config.items())
     federation = "num-supernodes=2 client-resources-num-cpus=1"
     return flwr(
         environment,
         "run",
-        str(ROOT),
+        str(app),
         "--stream",
         "--federation-config",
         federation,
@@ -111,7 +166,7 @@ def run_app(environment, folder, **config):
 
 
 @pytest.mark.engine
-def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink):
+def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink, app):
     shutil.copy(tiny, tmp_path / "absolute.yaml")  # the same scenario, with paths that hold anywhere
     text = (tmp_path / "absolute.yaml").read_text()
     text = text.replace("planted.csv", f"{tmp_path}/planted.csv").replace("fleet.yaml", f"{tmp_path}/fleet.yaml")
@@ -119,7 +174,7 @@ def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     out = tmp_path / "out"
-    ran = run_app(superlink, elsewhere, scenario=str(tmp_path / "absolute.yaml"), seed=7, out=str(out))
+    ran = run_app(superlink, elsewhere, app, scenario=str(tmp_path / "absolute.yaml"), seed=7, out=str(out))
     assert "refinement 2/2" in ran.stdout, ran.stdout + ran.stderr
     assert "Elastic embeddings by budget" in ran.stdout, ran.stdout + ran.stderr
     result = read_report(out / "report.json")
@@ -128,7 +183,7 @@ def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink
     check_artifacts(out, result)
     assert (out / "report.html").is_file()
 
-    failed = run_app(superlink, elsewhere, scenario=str(tmp_path / "absolute.yaml"), set="refinement.roundz=7")
+    failed = run_app(superlink, elsewhere, app, scenario=str(tmp_path / "absolute.yaml"), set="refinement.roundz=7")
     assert "unknown key refinement.roundz; did you mean 'rounds'?" in failed.stdout + failed.stderr
     for _ in range(50):
         runs = json.loads(flwr(superlink, "ls", "--format", "json").stdout)["runs"]
