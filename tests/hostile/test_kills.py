@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 
 from tests.helpers import without_ray
-from tests.simulations.test_killed import RUN, folder, report  # noqa: F401, a fixture
+from tests.simulations.test_killed import AUDIT, RUN, TIMELINE_RUN, folder, report  # noqa: F401, a fixture
 
 FEW = ["--set", "refinement.rounds=2"]
 KINDS = {
     "run": (RUN, "report.json", 8),
+    "timeline": (TIMELINE_RUN, "timeline.json", 7),
+    "seeds": (["run", "tiny.yaml", *FEW, "--no-cache", "--seeds", "3"], "seeds.json", 7),
     "sweep": (["sweep", "tiny.yaml", *FEW, "--set", "refinement.local.learning_rate=0.01,0.1,1"], "sweep.json", 6),
+    "audit": (AUDIT, "audit.json", 6),
+    "compare": (
+        ["compare", "tiny.yaml", *FEW, "--budgets", "50%", "--rivals", "hashing,cached-list"],
+        "compare.json",
+        6,
+    ),
 }
 """Of each kind of run: its command, its report, and how often it is ended."""
 FULL_BYTES = 20_000
