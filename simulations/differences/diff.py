@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -91,7 +91,7 @@ def diff(paths: Sequence[Path], replicates: int = REPLICATES) -> DiffResult:
     """
     if not 2 <= len(paths) <= len(string.ascii_uppercase):
         raise ReportError(f"{len(paths)} run(s) given; give the output folders of two runs or more, up to 26")
-    runs = [SeedRuns.read(path) for path in paths]
+    runs = [SeedRuns.read(path).with_own_budgets() for path in paths]
     for other in runs[1:]:
         require_same(runs[0], other)
     tables = tuple(table for table in runs[0].tables if all(table in other.tables for other in runs[1:]))
@@ -185,25 +185,28 @@ def runs_view(result: DiffResult) -> TableView:
 
 def metric_views(result: DiffResult) -> list[TableView]:
     """A table a metric: every table of the runs, in every run but the first, against the first."""
-    first = result.runs[0].run
-    second = result.runs[1].run if len(result.runs) == 2 else "run"
+    names = {one.run: Path(one.path).name for one in result.runs}
+    if len(set(names.values())) < len(names):
+        names = {run: run for run in names}
+    first = names[result.runs[0].run]
+    second = names[result.runs[1].run] if len(result.runs) == 2 else "run"
     views = []
     for metric in dict.fromkeys(row.metric for row in result.rows):
-        rows = tuple(_cells(row, other) for row in result.rows if row.metric == metric for other in row.others)
-        columns = ("table", "run", first, second, f"{second} − {first}", f"{second} / {first}", "p (Holm)")
+        rows = tuple(_cells(row, other, names) for row in result.rows if row.metric == metric for other in row.others)
+        columns = ("table", "run", f"{second} − {first}", first, second, "p (Holm)", f"{second} / {first}")
         views.append(TableView(metric_name(metric), columns, rows, 2, _note(result)))
     return views
 
 
-def _cells(row: DiffRow, other: Difference) -> tuple[str, ...]:
+def _cells(row: DiffRow, other: Difference, names: Mapping[str, str]) -> tuple[str, ...]:
     return (
         row.table,
-        other.run,
+        names[other.run],
+        format_estimate(other.difference, signed=True),
         f"{row.figure.value:.4f}",
         f"{other.figure.value:.4f}",
-        format_estimate(other.difference),
-        format_ratio(other.ratio),
         _p(other.p_holm),
+        format_ratio(other.ratio),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +65,14 @@ class SeedRuns:
             folders = [folder / f"seed-{seed}" for seed in _seeds(folder / SEEDS_FILE)]
         reports = [read_report(one) for one in folders]
         return SeedRuns.from_reports(str(path), reports, [PerDevice.read(one / FILE) for one in folders])
+
+    def with_own_budgets(self) -> SeedRuns:
+        """Call ``1% int8 exposure`` only ``1%`` where that is what devices are sent, so that runs of other precisions
+        and selectors have tables of the same names.
+        """
+        own = f" {(self.scenario.get('blocks') or {}).get('precision')} {self.scenario.get('selector')}"
+        by_seed = (replace(one, tables=tuple(name.removesuffix(own) for name in one.tables)) for one in self.by_seed)
+        return replace(self, by_seed=tuple(by_seed))
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from simulations.differences.diff import Difference, DiffRow, corrected, rows_of
 from simulations.differences.seeds import FULL_TABLES, SeedRuns, require_same
 from simulations.report.run_files import read_report
 from simulations.sweep.setting_grid import Setting
-from strategies.figures.per_device import METRICS, OWN_BUDGET, PerDevice
+from strategies.figures.per_device import METRICS, OWN_BUDGET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +92,8 @@ class MeasuredSetting:
         reports = [read_report(folder / f"seed-{seed}") for seed in runs.seeds]
         last = [report.history[-1].recall if report.history else None for report in reports]
         known = [recall for recall in last if recall is not None]
-        own = f"{runs.scenario['blocks']['precision']} {runs.scenario['selector']}"
-        shared = tuple(_shared(one, own) for one in runs.by_seed)
         validation = float(np.mean(known)) if len(known) == len(last) else None
-        return MeasuredSetting(setting, replace(runs, by_seed=shared), validation)
-
-
-def _shared(devices: PerDevice, own: str) -> PerDevice:
-    """Shorten ``1% int8 exposure`` to ``1%`` where that is the setting's own: a budget has one name in all settings."""
-    names = tuple(table.removesuffix(f" {own}") for table in devices.tables)
-    return replace(devices, tables=names)
+        return MeasuredSetting(setting, runs.with_own_budgets(), validation)
 
 
 def shared_tables(settings: Sequence[MeasuredSetting]) -> tuple[str, ...]:

@@ -115,7 +115,8 @@ def test_diff_on_the_command_line(tiny, tmp_path, command_line):
     assert "blocks.precision" in shown
     assert "Not compared, since not in all runs" in shown
     plain = json.loads((tmp_path / "d.json").read_text())
-    assert {row["table"] for row in plain["rows"]} == {"global", "start", "refined", "own budget"}
+    assert {row["table"] for row in plain["rows"]} == {"global", "start", "refined", "own budget", "50%", "100%"}
+    assert "b − a" in shown, "columns have the names of the runs"
     (same,) = next(row for row in plain["rows"] if row["table"] == "global")["others"]
     assert (same["difference"]["low"], same["difference"]["high"], same["p"]) == (0.0, 0.0, 1.0)
     assert "<svg" in (tmp_path / "d.html").read_text()
