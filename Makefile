@@ -24,7 +24,7 @@ run: $(INSTALLED)
 export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder $(if $(DURATIONS),--durations=$(DURATIONS))
-# a process more than there are processors, since tests of engines and of deployments wait most of their time
+# a process more than there are processors, since tests of engines and of deployments also wait
 ALL := --numprocesses 3 --hypothesis-profile=thorough
 
 # what one wants to know while working, in minutes; DURATIONS=25 lists what takes longest, here and below

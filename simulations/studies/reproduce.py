@@ -19,13 +19,15 @@ from pydantic import Field
 
 from fl_peel.errors import FlPeelError, ReportError
 from fl_peel.events import Event, OnEvent
+from fl_peel.figures import Estimate
 from fl_peel.plugins import did_you_mean
 from fl_peel.safe_yaml import read_yaml_file
 from fl_peel.scenario.base import Keys
-from simulations.report.table_view import format_metric
+from simulations.report.table_view import format_estimate
 from simulations.resumable import CHECKPOINTS, owned_store
 from simulations.scenario_files import validated
-from simulations.studies.checkpoints import Checkpoints, code_behind
+from simulations.studies.checkpoints import Checkpoints, stage_key
+from strategies.figures.per_device import FILE
 
 CLAIMS_FILE = Path(__file__).parent.parent / "claims.yaml"
 TABLE_FILE = "reproduce.md"
@@ -126,7 +128,7 @@ def reproduce(
     with owned_store(out / CHECKPOINTS) as store:
         checkpoints = Checkpoints(store, on_event, fresh)
         for one in experiments:
-            key = {"command": one.command, "code": code_behind()}
+            key = stage_key(one.data, one.command)
             kept = checkpoints.read({one.name: key}).get(one.name)
             if kept is None:
                 start = time.monotonic()
@@ -151,7 +153,7 @@ def _run(one: Experiment, out: Path, data_dir: Path | None) -> list[dict[str, An
     if done.returncode:
         line = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
         raise ReportError(line.removeprefix("fl-peel: error: "))
-    files = [file for file in sorted(out.glob("*.parquet")) if file.name != "per-device.parquet"]
+    files = [file for file in sorted(out.glob("*.parquet")) if file.name != FILE]
     if len(files) != 1:
         raise ReportError(f"{out}: {len(files)} tables of figures; give an empty --out")
     rows = pyarrow.parquet.read_table(files[0]).to_pylist()
@@ -172,15 +174,9 @@ COLUMNS = ("claim", "command", "expected", "measured", "")
 
 def cells(row: Measured) -> tuple[str, ...]:
     """Return a row of the table: the claim, its command, what is expected and was measured, a tick or a cross."""
-    expected = _with_interval(row.claim.value, row.claim.low, row.claim.high)
-    result = row.error or _with_interval(row.value, row.low, row.high)
+    expected = format_estimate(Estimate(row.claim.value, row.claim.low, row.claim.high))
+    result = row.error or format_estimate(None if row.value is None else Estimate(row.value, row.low, row.high))
     return row.claim.says, f"fl-peel {row.command}", expected, result, "✓" if row.holds else "✗"
-
-
-def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return ""
-    return format_metric(value) + ("" if low is None or high is None else f" [{low:.4f}, {high:.4f}]")
 
 
 def markdown(rows: Iterable[Measured]) -> str:

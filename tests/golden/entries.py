@@ -112,8 +112,7 @@ class Session:
         """Return the options that cut a scenario short, and where its data lie."""
         content = json.loads(fl_peel_command("scenarios", "show", name, "--json"))
         words = ["--quiet", "--data-dir", str(self.data_dir)]
-        cuts: dict[str, Any] = {**CUTS, **OWN_CUTS.get(name, {})}
-        for path, most in cuts.items():
+        for path, most in (CUTS | OWN_CUTS.get(name, {})).items():
             value: Any = content
             for key in path.split("."):
                 value = value.get(key) if isinstance(value, dict) else None

@@ -129,9 +129,9 @@ CHECKS = (
     messages_come_back_whole_and_say_whose_they_are,
     a_node_that_raises_is_an_error_and_the_others_answer,
     what_workers_hold_is_counted,
-    a_late_answer_is_not_waited_for_and_the_next_round_is_whole,
     a_worker_that_is_killed_costs_its_message_and_comes_back,
     a_worker_that_is_killed_between_messages_is_replaced,
+    a_late_answer_is_not_waited_for_and_the_next_round_is_whole,  # last: one worker sleeps on
 )
 
 

@@ -1,4 +1,6 @@
-"""A run from Python on its own Ray, which takes nobody in who does not know its token."""
+"""A run from Python on its own Ray, which takes nobody in who does not know its token; a cluster that is there keeps
+its own setting.
+"""
 
 import os
 import subprocess
@@ -12,7 +14,6 @@ from simulations.engine.ray_engine import environment, own_token
 from simulations.scenario_files import load_scenario
 from tests.helpers.runs import figures, served
 
-ON_RAY = ("engine.backend=ray",)
 STRANGER = """
 import sys
 import ray
@@ -44,7 +45,12 @@ def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path
                 strangers.append(as_stranger(ray.get_runtime_context().gcs_address))
 
     first, second = (
-        run(tiny, overrides=[*ON_RAY, f"engine.nodes={nodes}"], cache_dir=tmp_path / "cache", on_event=look)
+        run(
+            tiny,
+            overrides=["engine.backend=ray", f"engine.nodes={nodes}"],
+            cache_dir=tmp_path / "cache",
+            on_event=look,
+        )
         for nodes in (8, 2)
     )
     wanted, _ = served(load_scenario(tiny), tmp_path / "run")
