@@ -70,5 +70,3 @@ PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(
     {"report.json": _run, "compare.json": _compare, "timeline.json": _timeline, "audit.json": _audit}
 )
 """Results by their file, and how each becomes a page."""
-
-__all__ = ["PAGES", "rebuild_pages"]

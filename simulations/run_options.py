@@ -59,6 +59,3 @@ class RunOptions:
     command: str | None = None
     fresh: bool = False
     grid: Grid | None = None
-
-
-__all__ = ["RunArguments", "RunOptions", "StudyArguments"]

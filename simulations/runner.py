@@ -271,6 +271,3 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
         fleet=fleet_summary(scenario, num_devices=environment.devices, full_table_bytes=result.full_table.bytes),
         command=command,
     )
-
-
-__all__ = ["finished", "in_json", "run", "run_seeds", "save"]

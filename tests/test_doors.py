@@ -13,7 +13,7 @@ import fl_peel
 import simulations
 from fl_peel.errors import EngineError
 from fl_peel.package_check import PACKAGES, check_one_root, code_digest, own_root
-from tests.helpers.imports import dotted, imports, modules
+from tests.helpers.imports import imports, modules
 from tests.helpers.light import loaded_by
 from tests.helpers.root import ROOT
 
@@ -110,16 +110,10 @@ def test_no_pickle_and_no_old_flower_api(package):
                 assert node.id not in OLD_FLOWER, path
 
 
-@pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_exported_name_exists(package):
-    for path in modules(package):
-        name = dotted(path)
-        module = importlib.import_module(name)
-        exported = getattr(module, "__all__", [])
-        assert len(set(exported)) == len(exported), name
-        for item in exported:
-            assert hasattr(module, item), f"{name}.{item}"
+def test_packages_alone_list_their_names(package):
+    files = {path for path in modules(package) if path.name != "__init__.py"}
+    assert [path for path in files if "\n__all__" in path.read_text(encoding="utf-8")] == []
 
 
 FLEETS = {

@@ -57,6 +57,3 @@ class BoundedDeviceContents(DeviceContents):
             stds = {part: mechanism.std(scale) for part, scale in scales.items()}
             return with_noise_shares(sums, stds, noise_devices, source, server_round, trained.devices)
         return sums
-
-
-__all__ = ["BoundedDeviceContents"]

@@ -68,6 +68,3 @@ def merged_arrays(parts: dict[int, Arrays], num_buckets: int) -> Arrays:
 
 def _numbers(parts: dict[int, Arrays], name: str) -> NDArray[np.int32]:
     return np.repeat(list(parts), [len(reply[name]) for reply in parts.values()]).astype(np.int32)
-
-
-__all__ = ["BucketedDeviceContents", "buckets_of", "merged_arrays"]

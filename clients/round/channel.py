@@ -55,6 +55,3 @@ def run_round(channel: DeviceChannel[Reply]) -> Reply:
     for one in keeps:  # last, so that a round that fails half-way leaves devices as they were
         one.remember(state)
     return channel.reply(world.contents.counted(counts))
-
-
-__all__ = ["DeviceChannel", "run_round"]

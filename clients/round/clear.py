@@ -57,6 +57,3 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
 def clear_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:
     """One round for the sampled devices of this node, in the clear."""
     return run_round(ClearDeviceChannel(RoundContext.from_request(cohort, request), noise_devices))
-
-
-__all__ = ["ClearDeviceChannel", "clear_round"]

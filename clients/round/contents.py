@@ -88,6 +88,3 @@ class DeviceContents(ABC):
     def counted(self, counts: RoundCounts) -> RoundCounts:
         """Return the counters that are reported."""
         return counts.withheld() if self.release.withheld else counts
-
-
-__all__ = ["DeviceContents"]

@@ -96,6 +96,3 @@ class DeviceContentsContract:
         counts = replace(RoundCounts.nothing(2), slowest_us=5)
         if contents.release.withheld:
             assert contents.counted(counts).slowest_us == 0, "counted() says what the scenario withholds"
-
-
-__all__ = ["DeviceContentsContract"]

@@ -111,6 +111,3 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
 def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
     """Stage 3 for the devices of this node."""
     return run_round(MaskedDeviceChannel(RoundContext.from_request(cohort, request), request))
-
-
-__all__ = ["announce_keys", "masked_round"]

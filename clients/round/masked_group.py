@@ -261,6 +261,3 @@ def neighbour_at(known: Arrays, place: int) -> Neighbour:
     """The device at a place of the directory."""
     keys = (known[name][place].tobytes() for name in ("channel_keys", "mask_keys"))
     return Neighbour(int(known["directory"][place]), *keys)
-
-
-__all__ = ["MaskedGroup", "known_of", "make_keys", "open_shares", "share_secrets"]

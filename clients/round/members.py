@@ -141,6 +141,3 @@ def _with_metrics(
 
 def _number(value: np.integer) -> NDArray[np.int64]:
     return np.asarray(value, np.int64)
-
-
-__all__ = ["CLEAR", "ChannelTerms", "train_members"]

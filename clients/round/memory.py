@@ -122,6 +122,3 @@ def extra_bytes(scenario: Scenario) -> int:
     """
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
-
-
-__all__ = ["RoundMemory", "WorkingMemory", "extra_bytes", "stored_bytes"]

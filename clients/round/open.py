@@ -37,6 +37,3 @@ def update_arrays(update: GroupUpdate) -> Arrays:
         "row_examples": update.row_examples[rows].astype(np.int32),
         "holders": update.holders.astype(np.int32),
     }
-
-
-__all__ = ["OpenDeviceContents", "update_arrays"]

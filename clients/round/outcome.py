@@ -46,6 +46,3 @@ class MembersReply:
     arrays: Arrays
     counts: RoundCounts
     state_update: StateUpdate
-
-
-__all__ = ["MembersReply", "StateUpdate"]

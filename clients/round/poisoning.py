@@ -142,6 +142,3 @@ def altered(
         rows = ranked.row_of_item[targets]
         changed[rows[rows >= 0]] *= part.factor
     return changed
-
-
-__all__ = ["Adversary", "altered", "malicious", "pretended", "target_items", "train_poisoned"]

@@ -112,6 +112,3 @@ def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np
         return available
     coin = source_of(cohort.scenario).uniforms(("answers", server_round), cohort.devices[places])
     return available & (coin * cohort.usual_availability[places] < share)
-
-
-__all__ = ["RoundContext", "answering", "contents_kind", "reached_devices"]

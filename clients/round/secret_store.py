@@ -108,6 +108,3 @@ def _opened(content: bytes, name: str) -> bytes:
     if len(content) < NONCE_BYTES:
         raise InvalidTag
     return AESGCM(bytes.fromhex(key)).decrypt(content[:NONCE_BYTES], content[NONCE_BYTES:], name.encode())
-
-
-__all__ = ["KEYS", "KEY_BYTES", "KEY_VARIABLE", "MASKED", "SHARED", "SecretStore"]

@@ -69,6 +69,3 @@ def present_rows(
     """Rows (N,) that devices at these places hold when the round ends: the first ones of the ranked blocks."""
     lowest = cohort.budgets.during(server_round)[:, places].min(axis=0)
     return ranked.num_present(ranked.cutoffs(lowest - extra_bytes(cohort.scenario)))
-
-
-__all__ = ["UnmaskedFigures", "answer_alone", "present_rows", "stages_alone"]

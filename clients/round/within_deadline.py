@@ -121,14 +121,3 @@ def work_samples(ranked: RankedBlocks, memory: RoundMemory, train: UserItems) ->
 def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -> IntArray:
     """Items (N,) of each device whose row is among its first ``num_present`` (N,)."""
     return items.keep((rows >= 0) & (rows < np.repeat(num_present, items.counts()))).counts()
-
-
-__all__ = [
-    "METRIC_BYTES",
-    "SIGNAL_BYTES",
-    "GroupDevices",
-    "GroupOutcome",
-    "Traffic",
-    "train_within_deadline",
-    "work_samples",
-]

@@ -129,6 +129,3 @@ class StepParticipants:
         moved.download_bytes[:], moved.upload_bytes[:] = spent.download_bytes, spent.upload_bytes
         counts = replace(RoundCounts.nothing(num_classes), classes=moved.by_cell(classes, num_classes), clock=clock)
         return StepParticipants(reached[~spent.late], counts, there.waits(cohort, reached, spent))
-
-
-__all__ = ["StepAttendance", "StepParticipants", "requested_devices"]

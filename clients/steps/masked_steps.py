@@ -137,6 +137,3 @@ def _stage(first: int) -> str:
     part is sent once, and in order.
     """
     return f"unit {first}"
-
-
-__all__ = ["announce_step", "masked_sums"]

@@ -89,6 +89,3 @@ def _in_parts(path: Path, first: int, columns: int, part: Floats) -> Floats:
     rows[:, first : first + part.shape[1]] = part
     rows.flush()
     return cast(Floats, rows)
-
-
-__all__ = ["NodeDevices"]

@@ -63,6 +63,3 @@ def _noise(cohort: Cohort, request: StepRequest, announced: int | None) -> Calla
         shares = noise_devices_of(scenario, announced)
         return lambda device: scales.shared(shares, request.time, device)
     return None
-
-
-__all__ = ["contribute", "step_round"]

@@ -136,6 +136,3 @@ class Stage1Group(_Stage1Attack):
                 inside = candidates < len(one.reply["sizes"])
                 total[inside] += one.reply["sizes"][candidates[inside]]
         return total
-
-
-__all__ = ["Stage1Choice", "Stage1Group", "Stage1Rows", "Stage1Vector", "contributed_items"]

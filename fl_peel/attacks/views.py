@@ -126,6 +126,3 @@ class DeviceView:
     def of_step(self, step: str) -> list[StepView]:
         """Those of that name."""
         return [one for one in self.steps if one.step == step]
-
-
-__all__ = ["DeviceView", "FloatArray", "IntArray", "RoundView", "StepView"]

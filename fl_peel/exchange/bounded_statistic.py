@@ -95,6 +95,3 @@ def bounded(values: FloatArray, bound: float, *, l1: bool) -> NDArray[np.int64]:
     scale = np.minimum(1.0, bound * (1 - 1e-12) / np.maximum(sizes, 1e-300))
     fixed = np.trunc(flat * scale[:, None] * FIXED_POINT).astype(np.int64)
     return np.asarray(fixed.sum(axis=0, dtype=np.int64)).reshape(values.shape[1:])
-
-
-__all__ = ["BoundedStatistic", "GroupShape", "bounded", "find_statistic"]

@@ -64,6 +64,3 @@ def bounded_counts(ranked: RankedBlocks, train: UserItems, bound: float, *, l1: 
     rows = ranked.row_of_item[train.items]
     sent = rows >= 0
     return counts_within(train.users()[sent], rows[sent], len(ranked.table), bound, FIXED_POINT, l1=l1)
-
-
-__all__ = ["bounded_counts", "bounded_sums"]

@@ -109,6 +109,3 @@ class StatisticContract:
             for name, array in vars(statistics).items():
                 assert np.isfinite(array).all(), f"{name} is no longer finite"
                 assert array.shape == getattr(before, name).shape, f"{name} has another shape"
-
-
-__all__ = ["StatisticContract", "example_devices"]

@@ -23,6 +23,3 @@ class NamedSums(dict[str, NDArray[np.int64]]):
     def __add__(self, other: Mapping[str, NDArray[Any]]) -> NamedSums:
         """Over both; ``other`` has the same parts."""
         return NamedSums({part: values + other[part] for part, values in self.items()})
-
-
-__all__ = ["NamedSums"]

@@ -86,6 +86,3 @@ def sparse(values: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
     rows = np.flatnonzero(changed).astype(np.int32)
     others = {name: values[name] for name in ("holders", "hits", "shown", "exposed") if name in values}
     return {"rows": rows, **{name: array[rows] for name, array in by_row.items()}, **others}
-
-
-__all__ = ["BY_ROW", "IN_BUCKETS", "SIGNALS", "UPDATES", "dense", "sparse", "update_fields"]

@@ -136,18 +136,3 @@ def layout_of(
     release = Release.from_scenario(scenario, signals=signals)
     fields = release.fields(group, update_bits(scenario, num_devices))
     return VectorLayout((*fields, *release.counter_fields(num_classes), Field(CHECK, (1,), 64)), num_devices)
-
-
-__all__ = [
-    "BUILT_IN",
-    "SIGNALS",
-    "Part",
-    "Release",
-    "bounds",
-    "layout_of",
-    "released",
-    "shapes",
-    "shares_of",
-    "update_bits",
-    "wants_signals",
-]

@@ -62,6 +62,3 @@ class TrafficPadding:
         report.
         """
         return self.all_rows and self.group_prefix
-
-
-__all__ = ["TrafficPadding"]

@@ -25,6 +25,3 @@ class TrainedDevices:
     best: NDArray[np.int32] | None
     train: UserItems
     validation: UserItems
-
-
-__all__ = ["TrainedDevices"]

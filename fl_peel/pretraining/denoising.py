@@ -97,6 +97,3 @@ def shrunk_items(items: Doubles, counts: Doubles, std: float) -> Doubles:
     away = items - prior
     beyond = max(0.0, float((away * away).mean()) - std**2)
     return np.maximum(prior + away * (beyond / (beyond + std**2) if beyond else 0.0), 0.0)
-
-
-__all__ = ["above_noise", "cleaned", "known", "moved", "popular_directions", "shrunk_items", "symmetric"]

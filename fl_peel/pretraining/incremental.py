@@ -255,6 +255,3 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     group_map = np.zeros((columns, dim), np.float32)
     np.fill_diagonal(group_map, USER_LENGTH)
     return GroupStart(group_map, table, moments.size, moments.items, users)
-
-
-__all__ = ["Exponents", "SpectralModel", "exponents_of", "filter_request", "update_model"]

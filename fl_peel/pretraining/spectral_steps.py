@@ -275,21 +275,3 @@ class Compression:
         spread -= np.outer(middle, middle)
         users = drawn_users(middle, spread, num_users, rng)
         return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)
-
-
-__all__ = [
-    "Compression",
-    "Filter",
-    "GroupStart",
-    "blocks_of",
-    "coarse",
-    "drawn_items",
-    "drawn_users",
-    "embeddings",
-    "filtered",
-    "halves",
-    "orthonormal",
-    "orthonormal_again",
-    "spectrum",
-    "starting_directions",
-]

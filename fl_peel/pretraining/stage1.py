@@ -460,20 +460,3 @@ class PooledSums:
         parts = step.parts(self.terms, step.part_bytes) if step.sums(self.terms) else [(0, step.num_pieces)]
         for part in parts:
             yield part, step.contribute(self.devices, step.cut(sent, part, self.terms), part, self.terms, opened)
-
-
-__all__ = [
-    "NUM_DRAWN",
-    "GroupPlan",
-    "PooledSums",
-    "SpectralFilter",
-    "SpectralStart",
-    "find_centroids",
-    "iterated",
-    "moments_by_group",
-    "num_steps",
-    "passed",
-    "require_items",
-    "run_passes",
-    "run_stage1",
-]

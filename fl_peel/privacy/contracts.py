@@ -101,6 +101,3 @@ class MechanismContract:
             multiplier = calibrated(self.mechanism, schedule, target, self.delta)
             cost = privacy_cost(event_of(self.mechanism, multiplier, schedule), self.delta).epsilon
             assert 0.95 * target <= cost <= target, f"target {target}, spent {cost}"
-
-
-__all__ = ["MechanismContract"]

@@ -81,6 +81,3 @@ def randomized_groups(
     coin, drawn = (source.uniforms((what,), devices) for what in ("group-answer", "other-group"))
     other = 1 + np.floor(drawn * (num_groups - 1))
     return np.where(coin < honest, groups, (groups + other) % num_groups).astype(np.int32)
-
-
-__all__ = ["noise", "randomized_groups", "with_device_noise", "with_noise_shares"]

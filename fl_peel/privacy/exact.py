@@ -167,6 +167,3 @@ def between(over: int, under: int, *, digits: int) -> tuple[Fraction, Fraction]:
     near = Context(digits, ROUND_HALF_EVEN, MIN_EMIN, MAX_EMAX)
     low, high = near.next_minus(near.exp(most.copy_negate())), near.next_plus(near.exp(least.copy_negate()))
     return Fraction(low), Fraction(high)
-
-
-__all__ = ["LARGEST_SCALE", "Bits", "SystemBits", "discrete_gaussian", "discrete_laplace", "uniforms"]

@@ -195,14 +195,3 @@ def noise_share(
     for the rounding. Give the fewest devices that a sum may be of: when more answer, there is more noise, never less.
     """
     return fixed_point(rng.normal(0.0, std / math.sqrt(num_devices), shape), unit)
-
-
-__all__ = [
-    "CentralGaussian",
-    "LocalGaussian",
-    "LocalLaplace",
-    "Mechanism",
-    "find_mechanism",
-    "fixed_point",
-    "noise_share",
-]

@@ -202,6 +202,3 @@ def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
     ):
         if again:
             raise ScenarioError(f"{key}: refines once more and so spends epsilon again; leave it out under a mechanism")
-
-
-__all__ = ["Plan", "check_delta", "check_keys", "in_masked_sums", "make_plan", "noise_devices_of", "schedule_of"]

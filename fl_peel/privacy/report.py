@@ -210,6 +210,3 @@ def _without_noise(scenario: Scenario) -> Iterator[str]:
     if scenario.evaluation.full_tables:
         yield "the validation recall of full tables, in this report (evaluation.full_tables)"
     yield "keys of this scenario, if they were chosen by trying several values on validation items of the same devices"
-
-
-__all__ = ["PrivacyAccount", "PrivacyReport", "ReleaseRow", "report_of"]

@@ -57,6 +57,3 @@ def posterior_rate(
     weight = prior_variance / (prior_variance + variance)
     rate: FloatArray = np.maximum(prior + weight * (observed / max(count, 1.0) - prior), 0.0)
     return rate
-
-
-__all__ = ["posterior_rate", "shrink_factor", "shrunk"]

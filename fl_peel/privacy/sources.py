@@ -112,6 +112,3 @@ def whole_scale(scale: float, unit: float) -> int:
 def source_of(scenario: Scenario) -> NoiseSource:
     """Return the noise source that a scenario names."""
     return SystemNoise() if scenario.privacy.noise_source == "system" else SeededNoise(scenario.seed)
-
-
-__all__ = ["NoiseSource", "SeededNoise", "SystemNoise", "source_of", "whole_scale"]

@@ -100,6 +100,3 @@ class Stage1Scales:
             return self.source.share(shape, self.std(part), num_devices, NOISED_PARTS[part].unit, what)
 
         return draw
-
-
-__all__ = ["NOISED_PARTS", "Stage1Release", "Stage1Scales", "stage1_releases"]

@@ -64,6 +64,3 @@ def tilted(groups: Sequence[NoisedSignals], start: FloatArray, *, spread: float 
         step = np.linalg.solve(precise @ fisher + prior, precise @ score - prior @ (theta - start))
         theta = theta + np.clip(step, -1.0, 1.0)
     return theta
-
-
-__all__ = ["NoisedSignals", "tilted"]

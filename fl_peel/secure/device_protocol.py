@@ -181,17 +181,3 @@ def _refused(occasion: Occasion, device: int, why: str) -> SecureAggregationErro
     return SecureAggregationError(
         f"secure aggregation, {occasion}: device {device} refuses: {why}; the server does not follow the protocol"
     )
-
-
-__all__ = [
-    "ID_BYTES",
-    "INDEX_BYTES",
-    "SEALED_BYTES",
-    "HeldShares",
-    "Neighbour",
-    "Secrets",
-    "mask_vector",
-    "open_shares",
-    "received_shares",
-    "share_secrets",
-]

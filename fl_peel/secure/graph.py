@@ -40,6 +40,3 @@ def neighbour_graph(devices: int, wanted: int, rng: np.random.Generator) -> NDAr
     place = np.argsort(ring)
     offsets = np.concatenate([np.arange(1, k // 2 + 1), -np.arange(1, k // 2 + 1)])
     return np.sort(ring[(place[:, None] + offsets) % devices], axis=1).astype(np.int64)
-
-
-__all__ = ["answers_needed", "neighbour_graph", "num_neighbours"]

@@ -146,22 +146,3 @@ def unseal(
             f"secure aggregation, {occasion}: device {recipient} refuses the shares of device "
             f"{sender}: they were changed on the way, or are of another round; look at who relays the messages"
         ) from error
-
-
-__all__ = [
-    "KEY_BYTES",
-    "NONCE_BYTES",
-    "SEED_BYTES",
-    "TAG_BYTES",
-    "Occasion",
-    "agreed",
-    "are_usable",
-    "derived",
-    "fresh",
-    "mask_private_key",
-    "pair_key",
-    "private_key",
-    "public_key",
-    "seal",
-    "unseal",
-]

@@ -59,6 +59,3 @@ def add_mask(words: MaskWords, seed: bytes, *, subtract: bool = False, start: in
                 np.subtract(chunk, mask, out=chunk)
             else:
                 np.add(chunk, mask, out=chunk)
-
-
-__all__ = ["MaskWords", "add_mask"]

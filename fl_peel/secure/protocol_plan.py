@@ -67,6 +67,3 @@ def vanishing(scenario: Scenario, server_round: int, devices: NDArray[np.int64])
     lost = device_uniforms(scenario.seed, "secure-dropout", server_round, devices=devices) < share
     stage = device_uniforms(scenario.seed, "secure-dropout-stage", server_round, devices=devices)
     return np.where(lost, 1 + np.floor(3 * stage).astype(np.int64), int(DropoutStage.NEVER))
-
-
-__all__ = ["EXCHANGES", "DeviceBytes", "DropoutStage", "needed_of", "vanishing"]

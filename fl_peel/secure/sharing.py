@@ -33,6 +33,3 @@ def combine(shares: Mapping[int, bytes], needed: int, *, twice: bool = False) ->
     if twice and len(numbered) > needed and bytes(Shamir.combine(numbered[-needed:], False)) != secret:
         raise SecureAggregationError("secure aggregation: shares of a secret disagree; a device gave wrong ones")
     return secret
-
-
-__all__ = ["SHARE_BYTES", "combine", "split"]

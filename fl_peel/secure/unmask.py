@@ -84,6 +84,3 @@ def added(vectors: Iterable[MaskWords]) -> MaskWords:
         total.narrow[:] += vector.narrow
         total.wide[:] += vector.wide
     return total
-
-
-__all__ = ["Mask", "MaskedParties", "Shares", "added", "left_over", "without"]

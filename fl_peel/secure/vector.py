@@ -112,6 +112,3 @@ def sum_bits(wanted: Literal["auto", 32, 64], devices: int, max_norm: float) -> 
         return wanted
     fits = devices * (1.001 * max_norm * FIXED_POINT + 1) < 2**31 - 1 - devices
     return 32 if fits else 64
-
-
-__all__ = ["CHECK", "Field", "VectorLayout", "sum_bits"]

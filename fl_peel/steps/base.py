@@ -377,22 +377,3 @@ class ChannelWrapper:
 def answer_to(channel: StepChannel, step: Step, sent: Arrays) -> Arrays:
     """Ask a step and return its whole sum."""
     return step.whole(channel.terms, channel.ask(step, sent))
-
-
-__all__ = [
-    "Arrays",
-    "Bools",
-    "ChannelWrapper",
-    "ContributionBounds",
-    "Draw",
-    "NoisedPart",
-    "Part",
-    "PartSums",
-    "Size",
-    "Step",
-    "StepChannel",
-    "StepDevices",
-    "StepTerms",
-    "SumField",
-    "answer_to",
-]

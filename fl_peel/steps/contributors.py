@@ -86,6 +86,3 @@ def unpacked_rows(bits: Bits, rows: int) -> Bools:
     known = np.unpackbits(bits)[:rows].astype(np.bool_)
     opened[: len(known)] = known
     return opened
-
-
-__all__ = ["Bits", "ContributorsStep", "opened_rows", "packed_rows", "unpacked_rows"]

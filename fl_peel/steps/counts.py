@@ -51,6 +51,3 @@ class CountsStep(Step):
         """Return how many devices have each item, (I,)."""
         counts: Ints = answer_to(channel, CountsStep(), {})["items"]
         return counts
-
-
-__all__ = ["CountsStep"]

@@ -86,6 +86,3 @@ class VectorsStep(Step):
         """
         sent: Arrays = {"table": own} if default is None else {"table": own, "default": default}
         answer_to(channel, VectorsStep(own.shape[1], default is not None), sent)
-
-
-__all__ = ["VectorsStep"]

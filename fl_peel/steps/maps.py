@@ -53,6 +53,3 @@ class MapsStep(Step):
     def ask(channel: StepChannel, columns: int) -> None:
         """Count what maps of so many columns take of devices."""
         answer_to(channel, MapsStep(columns), {})
-
-
-__all__ = ["MapsStep"]

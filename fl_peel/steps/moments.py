@@ -150,6 +150,3 @@ def added_products(vectors: Floats, terms: StepTerms) -> tuple[Ints, Ints]:
         first += points.sum(axis=0).astype(np.int64)
         second += (points.T @ points).astype(np.int64)
     return first, second
-
-
-__all__ = ["Moments", "MomentsStep", "added_products", "half_of", "whole_of"]

@@ -208,6 +208,3 @@ def bounded_pass_sums(
     y = within(wide, most, FACTOR_SCALE, l1=bounds.l1)[:, columns]
     sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
     return sums
-
-
-__all__ = ["PassStep", "bounded_pass_sums", "pass_sums"]

@@ -25,5 +25,3 @@ _ALL: tuple[type[Step], ...] = (
     ContributorsStep,
 )
 STEPS = MappingProxyType({step.name: step for step in _ALL})
-
-__all__ = ["STEPS"]

@@ -64,6 +64,3 @@ class StepVector:
         """Return what it costs a device to send the vector with masks of so many neighbours."""
         moved = DeviceBytes.from_sizes(neighbours, 0)
         return AnswerCost(self.num_bytes, moved.download, moved.upload, EXCHANGES)
-
-
-__all__ = ["StepVector"]

@@ -139,6 +139,3 @@ def nearest_groups(devices: StepDevices, centroids: Floats) -> tuple[Ints, Ints]
     some[~some] = devices.vectors(np.flatnonzero(~some)).any(axis=1)
     known = np.flatnonzero(some)
     return known, nearest(leading[known], centroids).astype(np.int64)
-
-
-__all__ = ["GroupSums", "GroupedStep", "GroupsStep", "nearest_groups"]

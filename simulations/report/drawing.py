@@ -437,35 +437,3 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
         for axes in figure.axes:
             axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
     return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
-
-
-__all__ = [
-    "LABEL_PT",
-    "LEGEND_IN",
-    "MARKERS",
-    "MARKS",
-    "NARROW_IN",
-    "PALETTE",
-    "WIDTH_IN",
-    "EndLabel",
-    "Plot",
-    "Series",
-    "draw_line",
-    "error_bars",
-    "finish",
-    "hover",
-    "in_both_forms",
-    "in_series",
-    "is_narrow",
-    "label_ends",
-    "line_aside",
-    "line_kwargs",
-    "new_figure",
-    "round_axis",
-    "share_axis",
-    "short_bytes",
-    "spread",
-    "styled",
-    "to_svg",
-    "yardstick",
-]

@@ -112,6 +112,3 @@ def summary(result: RunResult) -> list[TableView | str]:
         *stage1_views(result)[:1],
         costs_view(result),
     ]
-
-
-__all__ = ["read_report", "report_contents", "report_figures", "run_page", "summary", "write_report"]

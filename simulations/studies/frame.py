@@ -77,6 +77,3 @@ def _check(scenario: Scenario) -> None:
         raise ScenarioError(
             f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, the list length of studies; leave it out"
         )
-
-
-__all__ = ["Frame"]

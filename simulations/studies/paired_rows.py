@@ -91,6 +91,3 @@ def ratios_in_json(name: str, ratio: Estimate | None) -> Row:
 def _sample(row: Mapping[str, Any], metric: str, num_devices: int) -> Sample:
     drawn = np.array(row[REPLICATES][metric], np.float64)  # None: NaN
     return Sample(row[metric], drawn, num_devices, tuple(row.get(f"{metric}_by_seed", ())))
-
-
-__all__ = ["METRICS", "REPLICATES", "Row", "aggregated", "ratio_of", "ratios_in_json", "with_interval"]

@@ -119,6 +119,3 @@ def split_values(text: str) -> list[str]:
             continue
         parts[-1] += char
     return [part.strip() for part in parts]
-
-
-__all__ = ["TRIALS", "Setting", "as_overrides", "settings_of", "short_names", "split_values", "values_of"]

@@ -140,6 +140,3 @@ def _number(shown: str, text: str) -> float:
     if not math.isfinite(value):
         raise ScenarioError(f"{shown}: {shortened(text, 40)} is not a number; expected low..high, e.g. 0.01..1(log)")
     return value
-
-
-__all__ = ["ListedValues", "Range", "Space", "Varied", "space_of"]

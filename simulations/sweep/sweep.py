@@ -187,6 +187,3 @@ def _result(plans: Sequence[PlannedSetting], measured: Sequence[MeasuredSetting]
         versions=versions(),
         command=command,
     )
-
-
-__all__ = ["SweepRunner", "sweep"]

@@ -157,6 +157,3 @@ def _comparable(first: SeedRuns, other: SeedRuns) -> bool:
     except ReportError:
         return False
     return True
-
-
-__all__ = ["MeasuredSetting", "SweepFigure", "SweepResult", "SweepRow", "shared_tables", "sweep_rows"]

@@ -147,6 +147,3 @@ def write_sweep(out: Path, result: SweepResult) -> list[Path]:
     svg = None if plot is None else plot.svg
     contents = result_contents(NAME, to_plain(result), result.figures, _page(result, plot), svg)
     return write_results(out, contents, out_of_date=lambda name: name == f"{NAME}.svg")
-
-
-__all__ = ["PAGE", "sweep_page", "sweep_plot", "sweep_views", "write_sweep"]

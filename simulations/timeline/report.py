@@ -221,6 +221,3 @@ def _sections(result: TimelineResult) -> list[Section]:
         Section("classes", "Device classes", (Chart(lambda: classes_plot(periods), classes),)),
         Section("life", "Costs and budgets", (Chart(lambda: life_plot(periods), life), *costs)),
     ]
-
-
-__all__ = ["BASES", "timeline_page", "timeline_summary", "write_timeline"]

@@ -207,6 +207,3 @@ def _line(
     pairs = zip(x, known, strict=True)
     tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in pairs] if style["marker"] else []
     return drawing.draw_line(axes, drawing.Line(words, x, known, tips), style)
-
-
-__all__ = ["KINDS", "LABELS", "classes_plot", "kinds_plot", "life_plot", "recall_plot"]

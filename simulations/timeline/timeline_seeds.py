@@ -115,6 +115,3 @@ def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
         source=to_plain(result) | {"seed": None},
     )
     return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
-
-
-__all__ = ["NAME", "LineSeeds", "TimelineSeeds", "timeline_seeds", "timeline_seeds_view", "write_timeline_seeds"]

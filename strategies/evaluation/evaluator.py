@@ -338,6 +338,3 @@ class Evaluator:
 def overall_recall(reply: wire.EvaluateReply, place: int = 0) -> float:
     """Mean recall over all devices with test items, under one of the budgets asked for."""
     return float(reply.by_budget()[place].mean()[0])
-
-
-__all__ = ["REACH", "BudgetRequest", "EvaluationParts", "Evaluator", "overall_recall"]

@@ -187,6 +187,3 @@ def measure_fairness(
         fixed_tiers=tiers,
         excluding_small=excluding,
     )
-
-
-__all__ = ["FairnessTally", "gaps", "measure_fairness", "tier_rows", "worst_classes"]

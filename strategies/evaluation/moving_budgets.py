@@ -279,6 +279,3 @@ def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[
 def _where(known: NDArray[np.bool_], sums: IntArray) -> tuple[float | None, ...]:
     """Recall (T,) where a device re-selected; None elsewhere. sums: fixed point."""
     return tuple(value / SUM_SCALE if there else None for value, there in zip(sums.tolist(), known, strict=True))
-
-
-__all__ = ["FollowPlan", "device_traces", "fall_rows", "falling", "follow", "measure_elasticity", "over_time"]

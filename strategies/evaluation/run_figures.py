@@ -352,21 +352,3 @@ def _comparison(one: Comparison) -> ComparisonRow:
         accepted=int(one.accepted.sum()),
         download_bytes=one.download_bytes,
     )
-
-
-__all__ = [
-    "EvaluationReplies",
-    "FullTableReplies",
-    "StartReplies",
-    "budget_rows",
-    "bytes_per_device",
-    "device_class_rows",
-    "device_traces",
-    "evaluated",
-    "full_table",
-    "history_rows",
-    "per_device",
-    "refinement_result",
-    "round_rows",
-    "user_group_rows",
-]

@@ -216,6 +216,3 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
                 "replicates": replicates_in_json(replies["test"].replicates, i),
             }
     return [{"selector": selector, **rows[request]} for request in requests]
-
-
-__all__ = ["Trial", "run_trial", "serve_trials"]

@@ -93,6 +93,3 @@ def recent_recall(recall: NDArray[np.int64], evaluated: NDArray[np.int64], fewes
             heard = devices[last] - devices[first]
             result[last - 1] = (total[last] - total[first]) / SUM_SCALE / heard
     return result
-
-
-__all__ = ["COVERAGE", "TARGETS", "class_costs", "recent_recall", "round_clock", "time_to_recall"]

@@ -72,6 +72,3 @@ def cell_recalls(sums: MetricSums) -> list[Estimate | None]:
 def estimate_within(value: float, margin: float) -> Estimate:
     """Return the estimate of a margin, which is NaN where it is not known."""
     return Estimate.from_margin(value, None if np.isnan(margin) else margin)
-
-
-__all__ = ["MeasuredQuality", "cell_recalls", "estimate_within", "qualities"]

@@ -151,6 +151,3 @@ def digest(items: UserItems) -> str:
     for part in (items.indptr, items.items):
         hashed.update(np.ascontiguousarray(part).astype("<i8").tobytes())
     return hashed.hexdigest()
-
-
-__all__ = ["FILE", "METRICS", "OWN_BUDGET", "PerDevice", "digest"]

@@ -49,6 +49,3 @@ def secure_report(scenario: Scenario, records: Sequence[SecureRecord]) -> Secure
             for record in records
         ),
     )
-
-
-__all__ = ["secure_report"]

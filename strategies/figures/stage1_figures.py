@@ -70,6 +70,3 @@ def _step(name: str, records: Sequence[SumsRecord]) -> Stage1Step:
         energy_j=sum(int(one.energy_mj) for one in clock) / 1e3,
         virtual_seconds=sum(record.virtual_seconds for record in records),
     )
-
-
-__all__ = ["stage1_result"]

@@ -144,6 +144,3 @@ class AcceptanceTest:
         self.strategy.nodes.ask(
             wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request, MessageContext(bounds(partition)))
         )
-
-
-__all__ = ["AcceptanceTest", "Comparison"]

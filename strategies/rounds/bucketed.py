@@ -148,6 +148,3 @@ def krum_choice(updates: FloatArray, share: float) -> NDArray[np.int64]:
     np.fill_diagonal(distances, np.inf)
     scores = np.sort(distances, axis=1)[:, :near].sum(axis=1)
     return np.sort(some[np.argsort(scores, kind="stable")[: len(some) - few]])
-
-
-__all__ = ["BucketedServerContents", "add_statistics", "by_bucket", "krum_choice", "robust_update", "trimmed"]

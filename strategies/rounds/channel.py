@@ -78,6 +78,3 @@ class ServerChannel(ABC):
         """The round's sums, from what nodes replied, each an :attr:`answer`; in any order, and in as many parts as the
         channel likes.
         """
-
-
-__all__ = ["OpenedSum", "RoundDevices", "ServerChannel"]

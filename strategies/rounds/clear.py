@@ -44,6 +44,3 @@ class ClearServerChannel(ServerChannel):
     def collect(self, sent: SentRound, replies: Iterable[wire.RoundReply]) -> Iterable[wire.RoundReply]:
         """One part a node and message, as they come."""
         return replies
-
-
-__all__ = ["ClearServerChannel"]

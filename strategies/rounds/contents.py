@@ -83,6 +83,3 @@ class ServerContents(ABC):
     def figures(self, sent: SentRound, record: RoundRecord) -> RoundRecord:
         """Return the round's record, with what the server knows by itself."""
         return record
-
-
-__all__ = ["ServerContents"]

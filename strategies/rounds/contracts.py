@@ -130,6 +130,3 @@ class ServerContentsContract:
         """Check that every user group with a requested device is among those whose blocks are ranked."""
         contents = self.contents(self.federation(), None)
         assert set(contents.groups(np.array([1, 1, 0], np.int32))) >= {0, 1}
-
-
-__all__ = ["ServerContentsContract"]

@@ -46,6 +46,3 @@ def for_groups(work: Callable[[int], Result], groups: Iterable[int]) -> list[Res
     """Do work for each user group, two at a time: nodes wait meanwhile, and compiled loops run side by side."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         return list(pool.map(work, groups))
-
-
-__all__ = ["Federation", "for_groups"]

@@ -192,6 +192,3 @@ def _with_counters(counts: RoundCounts, counters: Values) -> RoundCounts:
         clock=counts.clock + ClockCounts.unstacked(counters["clock"]),
         totals=counts.totals + RoundTotals.unstacked(counters["totals"]),
     )
-
-
-__all__ = ["MaskedServerChannel"]

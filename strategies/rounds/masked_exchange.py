@@ -229,6 +229,3 @@ def _by_group(replies: list[wire.SecureKeysReply]) -> dict[int, AnnouncedKeys]:
         group: AnnouncedKeys(devices[order][groups == group], channel[groups == group], mask[groups == group])
         for group in np.unique(groups).tolist()
     }
-
-
-__all__ = ["MaskedExchange", "MaskedPart", "VoidSumError"]

@@ -201,6 +201,3 @@ class SecureGroup:
                         kind = own if survived[other] else keys
                         kind[int(self.devices[other])][number] = share.tobytes()
         return own, keys
-
-
-__all__ = ["AnnouncedKeys", "SecureGroup", "drawn_devices"]

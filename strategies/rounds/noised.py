@@ -348,15 +348,3 @@ def _take_counts(
     popularity = state.statistics.popularity.copy()
     popularity[blocks] = rate
     state.statistics.popularity = popularity
-
-
-__all__ = [
-    "GroupRelease",
-    "NoisedServerContents",
-    "PrivateRounds",
-    "empty_sums",
-    "public_bytes",
-    "take_release",
-    "take_signals",
-    "tilt",
-]

@@ -83,6 +83,3 @@ class OpenServerContents(ServerContents):
         """Add the mean update to the table. order: of the table's rows (R,); total: sums over the devices."""
         denominator = self.federation.scenario.refinement.aggregation.denominator
         apply_mean(state.table, order.items, total, order.position, denominator, state.optimizer)
-
-
-__all__ = ["OpenServerContents"]

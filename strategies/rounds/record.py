@@ -90,6 +90,3 @@ class SecureRecord:
     device_s: float = 0.0
     server_s: float = 0.0
     why_void: dict[int, str] = field(default_factory=dict)
-
-
-__all__ = ["RoundRecord", "SecureRecord", "SentRound"]

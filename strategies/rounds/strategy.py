@@ -270,6 +270,3 @@ class PeelStrategy(Strategy):
 
 def _size(message: Message) -> int:
     return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
-
-
-__all__ = ["PeelStrategy"]

@@ -147,6 +147,3 @@ def prepare_collected(
     on_event(Event("grouping", 1, 1, f"{groups.num_groups} user groups, {layout.num_blocks:,} blocks"))
     check_budgets(scenario, layout)
     return CentralStage1Outcome(layout, pretrained.temperature, given, has_data, pretrained, groups, axes)
-
-
-__all__ = ["CentralStage1Outcome", "prepare_collected"]

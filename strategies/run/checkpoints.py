@@ -212,6 +212,3 @@ def _changed_rows(table: FloatArray, changed: NDArray[np.bool_]) -> Arrays:
     rows = table[changed]
     drop_pages_now(table)
     return {ROWS: rows}
-
-
-__all__ = ["RoundCheckpoints", "RunCheckpoints"]

@@ -240,6 +240,3 @@ def prepare_by_sums(run: Run, earlier: FloatArray | None = None) -> FederatedSta
     run.on_event(Event("grouping", 1, 1, f"{len(start.groups)} user groups, {outcome.layout.num_blocks:,} blocks"))
     steps = tuple(ready.devices.records) if pretraining.by_devices else ()
     return replace(outcome, records=steps, epsilon=None if ready.plan is None else ready.plan.stage1_epsilon)
-
-
-__all__ = ["ChosenFilter", "FederatedStage1Outcome", "asked_devices", "choose_by_sums", "group_plan", "prepare_by_sums"]

@@ -73,6 +73,3 @@ def warn_of_small_groups(scenario: Scenario, members: Members) -> None:
             secure.min_devices,
             largest,
         )
-
-
-__all__ = ["join", "warn_of_small_groups"]

@@ -68,6 +68,3 @@ class _Tables(Sequence[FloatArray]):
         if len(self._looked_at) > AT_ONCE:
             self._looked_at.popleft().drop_pages()
         return state.table
-
-
-__all__ = ["save_model"]

@@ -16,6 +16,3 @@ def prepare(run: Run, before: Stage1Outcome | ChosenFilter | None = None) -> Sta
         directions = before.directions if isinstance(before, FederatedStage1Outcome | ChosenFilter) else None
         return prepare_by_sums(run, directions)
     return prepare_collected(run.scenario, run.paths, run.stages, run.on_event)
-
-
-__all__ = ["prepare"]

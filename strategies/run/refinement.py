@@ -139,6 +139,3 @@ class Refiner:
         strategy = other.joined()
         other.refine(strategy)
         return strategy
-
-
-__all__ = ["Refine", "Refiner", "contents_kind", "put_together"]

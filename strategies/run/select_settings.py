@@ -101,6 +101,3 @@ def with_parts(scenario: Scenario, parts: Mapping[str, Any]) -> Scenario:
     """Return a scenario with some keys of some of its parts changed."""
     changed = {name: getattr(scenario, name).model_copy(update=part) for name, part in parts.items()}
     return scenario.model_copy(update=changed)
-
-
-__all__ = ["SettingsSelection", "kept_by_most", "refitting", "select_settings", "try_rounds", "with_rounds"]

@@ -117,6 +117,3 @@ def privacy_plan(scenario: Scenario, paths: RunPaths) -> Plan | None:
     asks = scenario.pretraining.model == "spectral" or not has_data.all()
     asks_groups = asks and scenario.user_groups.count > 1
     return make_plan(scenario, most_rounds=most, asks_groups=asks_groups)
-
-
-__all__ = ["Stage1Outcome", "check_budgets", "given_data", "privacy_plan"]

@@ -61,6 +61,3 @@ class CheckpointedSteps(ChannelWrapper):
     @property
     def _key(self) -> dict[str, Any]:
         return {"begin": self.devices.begin, "scenario": json.loads(self.devices.setting.scenario)}
-
-
-__all__ = ["CheckpointedSteps"]

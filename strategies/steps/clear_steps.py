@@ -153,6 +153,3 @@ def sum_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
     for one in arrays[1:]:
         total += one
     return total
-
-
-__all__ = ["ClearSteps", "SumsRecord"]

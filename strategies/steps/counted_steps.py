@@ -38,6 +38,3 @@ class CountedSteps(ChannelWrapper):
                 return
             for part in step.parts(self.terms, step.part_bytes):
                 yield part, {one.name: np.zeros(one.shape, np.int64) for one in step.fields(self.terms, part)}
-
-
-__all__ = ["CountedSteps"]

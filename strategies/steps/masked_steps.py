@@ -222,6 +222,3 @@ class MaskedSteps(ClearSteps):
             f"deadline_s{panel}, or secure_aggregation.neighbours, lower secure_aggregation.min_devices or threshold, "
             "or take another fleet"
         )
-
-
-__all__ = ["MaskedSteps"]

@@ -69,6 +69,3 @@ class NoisedSteps(ChannelWrapper):
     def _by_server(self) -> bool:
         mechanism = self.plan.mechanism
         return mechanism.where == "server" and not in_masked_sums(self.scenario, mechanism)
-
-
-__all__ = ["NoisedSteps"]

@@ -485,6 +485,3 @@ def exactly(evaluator: Evaluator, exact: list[FloatArray]) -> tuple[Evaluator, F
     federation = evaluator.federation
     states = [replace(state, table=table) for state, table in zip(federation.states, exact, strict=True)]
     return replace(evaluator, federation=replace(federation, states=states)), None
-
-
-__all__ = ["FULL", "OWN", "WHOLE", "Period", "ServedDevices", "TimelineState", "followed"]

@@ -117,6 +117,3 @@ class TimelineResult:
     def figures(self) -> Figures:
         """Return every number of the timeline, as the rows of a tidy table."""
         return Figures.from_result(self)
-
-
-__all__ = ["ClassResult", "LineResult", "PeriodResult", "ReadCosts", "TimelineResult", "TimelineSummary"]

@@ -12,7 +12,7 @@ from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-from strategies.timeline.period import FULL, OWN, WHOLE, Period, TimelineState, followed
+from strategies.timeline.period import FULL, Period, TimelineState, followed
 from strategies.timeline.schema import PeriodResult, TimelineResult
 from strategies.timeline.timeline_figures import period_figures, summaries
 
@@ -105,6 +105,3 @@ def _result(run: Run, state: TimelineState) -> TimelineResult:
         nodes=len(run.nodes.ids),
         replicates=state.lines.replicates(last),
     )
-
-
-__all__ = ["FULL", "OWN", "WHOLE", "check_timeline", "replay", "serve_timeline"]

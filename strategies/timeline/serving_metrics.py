@@ -78,6 +78,3 @@ class ServingMetrics:
             return None
         whole = reduce(add, totals).measured()
         return whole if whole.devices else None
-
-
-__all__ = ["COHORTS", "Cohort", "MetricTotals", "ServingMetrics"]

@@ -90,6 +90,3 @@ def class_results(
             held_bytes_mean=int(owned.stored_bytes[number]) / held,
         )
     return results
-
-
-__all__ = ["by_kind", "class_results", "line_result", "period_figures", "period_lines", "reads_of", "summaries"]

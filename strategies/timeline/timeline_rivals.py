@@ -137,6 +137,3 @@ class StaticLists:
             left = [item for item in row.tolist() if item >= 0 and (device, item) not in used]
             row[:] = np.array([*left, *[-1] * (TOP_N - len(left))], np.int32)
         return quality.list_metrics(lists, asked.wanted, num_items)
-
-
-__all__ = ["PeriodDevices", "ScoredTables", "StaticLists", "metric_totals"]

@@ -303,6 +303,3 @@ def fitting_groups(study: Study, shares: Sequence[float]) -> int:
     room = min((room for room in rooms if room >= 2 * (cost + ids)), default=2 * (cost + ids))
     rows = max(1, (room // 2 - ids) // cost)
     return min(num_items, max(2, -(-num_items // rows)))
-
-
-__all__ = ["BASELINE", "BUDGETS", "Variation", "ablate", "variations"]

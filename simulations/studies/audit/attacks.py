@@ -142,6 +142,3 @@ def _plain(outcome: Outcome) -> dict[str, Any]:
         "devices": outcome.devices,
         "candidates": outcome.candidates,
     }
-
-
-__all__ = ["attacked", "control"]

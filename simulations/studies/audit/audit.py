@@ -224,6 +224,3 @@ def _quieter(name: str, on_event: OnEvent) -> OnEvent:
             on_event(Event(name, event.done, event.total, event.text))
 
     return on_row_event
-
-
-__all__ = ["AuditSettings", "audit", "audited"]

@@ -157,6 +157,3 @@ def added_rows(base: Scenario, texts: Iterable[str]) -> list[AuditRow]:
             content = _with_override(content, change)
         rows.append(AuditRow(name.strip(), validated(Scenario, content, f"--row {name.strip()}")))
     return rows
-
-
-__all__ = ["EPSILONS", "AuditRow", "added_rows", "chosen_rows"]

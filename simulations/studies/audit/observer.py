@@ -305,6 +305,3 @@ class TapGrid(PassingGrid):
             whole = [wire.unpack(wire.SecureSumsReply, reply.content) for reply in replies if reply.has_content()]
             devices = np.concatenate([np.zeros(0, np.int64), *(reply.sum.devices for reply in whole)])
         self._observer.stage1.see(wire.unpack(kinds[kind], asked.content), devices)
-
-
-__all__ = ["Observer", "TapGrid", "WatchedDevices", "figures_of"]

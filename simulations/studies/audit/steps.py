@@ -181,6 +181,3 @@ class StepObserver:
             whole = open_cohort(replace(setting, data_dir=self.data_dir, run_dir=self.run_dir), 0, 1)
             self._cohort = dataclasses.replace(whole, folder=Path(self.run_dir) / "observer" / "stage1")
         return self._cohort
-
-
-__all__ = ["StepObserver"]

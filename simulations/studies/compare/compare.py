@@ -266,6 +266,3 @@ def refined(study: Study, material: Material | None) -> dict[str, Any]:
     groups, start = study.prepared().groups, material.starts.table
     with fixed_threads(1):
         return refine_centrally(material, groups, local, refinement.rounds * local.epochs, start=start)
-
-
-__all__ = ["BUDGETS", "RIVALS", "compare"]

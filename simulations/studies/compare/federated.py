@@ -222,6 +222,3 @@ def federated_context(study: Study) -> FederatedContext:
     return FederatedContext(
         study.splits, scenario.pretraining.embedding_dim, scenario.seed, memory, present, study.on_event
     )
-
-
-__all__ = ["METHODS", "compare_federated", "nothing_is_collected"]

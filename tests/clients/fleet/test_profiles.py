@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.fleet.contracts import ProfileContract
 from clients.fleet.files import shipped_names
 from clients.fleet.fleet import fleet_from_mapping, load_fleet
 from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel.errors import ProfileError
-from tests.helpers.contracts import ProfileContract
 from tests.helpers.examples import examples
 from tests.helpers.fleets import PHONES, TABLE, fleet_of, ids
 

@@ -11,12 +11,11 @@ from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.weighting import selectors
 from fl_peel.weighting.block_statistics import BlockStatistics
-from fl_peel.weighting.contracts import example_statistics
+from fl_peel.weighting.contracts import SelectorContract, example_statistics
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from fl_peel.weighting.settings import SELECTORS
 from tests.helpers.blocks import seeds
-from tests.helpers.contracts import SelectorContract
 from tests.helpers.examples import examples
 from tests.helpers.settings import CONTROLLER
 

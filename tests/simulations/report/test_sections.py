@@ -6,10 +6,9 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from fl_peel import plugins
-from simulations.report.contracts import example_results
+from simulations.report.contracts import SectionContract, example_results
 from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
-from tests.helpers.contracts import SectionContract
 from tests.simulations.report.test_report import run_result
 
 
