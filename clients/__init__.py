@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from clients.keys.specs import PositiveFloat as PositiveFloat
     from clients.keys.specs import ShareFloat as ShareFloat
     from clients.processes.base import BudgetProcess as BudgetProcess
-    from clients.round.bounded import BoundedDeviceContents as BoundedDeviceContents
+    from clients.round.contents import BoundedDeviceContents as BoundedDeviceContents
     from clients.round.contents import DeviceContents as DeviceContents
+    from clients.round.contents import OpenDeviceContents as OpenDeviceContents
     from clients.round.contracts import DeviceContentsContract as DeviceContentsContract
-    from clients.round.open import OpenDeviceContents as OpenDeviceContents
 
 __getattr__ = imported_when_asked(__name__, __file__)

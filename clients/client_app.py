@@ -16,14 +16,12 @@ from clients.node import joining
 from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
 from clients.node.requests import checked
 from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, node_error, refuse_paths, refuse_seeded_noise
-from clients.round import clear, masked_group
-from clients.round import masked as secure_round
+from clients.round import channel, masked_group
 from clients.serving import acceptance
 from clients.serving import evaluate as ranking
 from clients.serving import following as serving
 from clients.serving import refresh as refreshing
-from clients.steps import masked_steps
-from clients.steps.step_round import step_round
+from clients.steps.step_round import announce_step, masked_sums, step_round
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
 from fl_peel.mmap_arrays import release_memory
@@ -134,18 +132,18 @@ ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
     (wire.HELLO, wire.HelloRequest, hello),
     (wire.STEP, wire.StepRequest, step_round),
     (wire.JOIN, wire.JoinRequest, joining.join),
-    (wire.ROUND, wire.RoundRequest, clear.clear_round),
+    (wire.ROUND, wire.RoundRequest, channel.clear_round),
     (wire.EVALUATE, wire.EvaluateRequest, ranking.evaluate_budgets),
     (wire.REFRESH, wire.RefreshRequest, refreshing.refresh),
     (wire.MOVING, wire.MovingRequest, serving.follow),
     (wire.COMPARE, wire.CompareRequest, acceptance.compare),
     (wire.KEEP, wire.KeepRequest, acceptance.keep),
     # secure aggregation: of a round, and of a step of stage 1
-    (wire.SECURE_KEYS, wire.SecureKeysRequest, secure_round.announce_keys),
+    (wire.SECURE_KEYS, wire.SecureKeysRequest, channel.announce_keys),
     (wire.SECURE_SHARES, wire.SecureSharesRequest, masked_group.share_secrets),
-    (wire.SECURE_ROUND, wire.SecureRoundRequest, secure_round.masked_round),
-    (wire.SECURE_STEP, wire.SecureStepRequest, masked_steps.announce_step),
-    (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_steps.masked_sums),
+    (wire.SECURE_ROUND, wire.SecureRoundRequest, channel.masked_round),
+    (wire.SECURE_STEP, wire.SecureStepRequest, announce_step),
+    (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_sums),
     (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked_group.open_shares),
 )
 """Every kind of message, as what it is read, and what a node does about it."""

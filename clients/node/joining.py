@@ -9,18 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.node.previous_holdings import PreviousHoldings
-from clients.node.state import DeviceState
+from clients.node.state import DeviceState, PreviousHoldings
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.principal_axes import turned
+from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings
-from fl_peel.privacy.device_noise import randomized_groups
-from fl_peel.privacy.sources import source_of
+from fl_peel.privacy.sources import randomized_groups, source_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.units import nearest, unit_vectors
 from fl_peel.training.memory import TrainingMemory

@@ -10,11 +10,8 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from clients.node.state import DeviceState
-from clients.round.bounded import BoundedDeviceContents
-from clients.round.bucketed import BucketedDeviceContents
-from clients.round.contents import DeviceContents
+from clients.round.contents import BoundedDeviceContents, BucketedDeviceContents, DeviceContents, OpenDeviceContents
 from clients.round.memory import RoundMemory, WorkingMemory, extra_bytes
-from clients.round.open import OpenDeviceContents
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts

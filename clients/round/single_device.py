@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.clear import clear_round
-from clients.round.masked import announce_keys
+from clients.round.channel import announce_keys, clear_round
 from clients.round.members import train_members
 from clients.round.memory import extra_bytes
 from clients.round.round_context import RoundContext

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from clients.node.cohort import Cohort
 from clients.round.memory import IntArray
 from clients.round.poisoning import malicious, pretended, target_items
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems

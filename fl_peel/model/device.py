@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks import resizing
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import BudgetError

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.principal_axes import turned
+from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
 

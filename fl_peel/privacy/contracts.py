@@ -21,8 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl_peel.privacy.accounting import Schedule, calibrated, event_of, privacy_cost
-from fl_peel.privacy.exact import SystemBits
-from fl_peel.privacy.mechanisms import Mechanism
+from fl_peel.privacy.mechanisms import Mechanism, SystemBits
 
 
 class MechanismContract:

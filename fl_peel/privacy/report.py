@@ -8,8 +8,7 @@ from typing import Annotated
 
 from fl_peel.exchange.release import bounds
 from fl_peel.json_codec import Inline
-from fl_peel.privacy.noise_plan import Plan, in_masked_sums
-from fl_peel.privacy.stage1_noise import Stage1Scales
+from fl_peel.privacy.noise_plan import Plan, Stage1Scales, in_masked_sums
 from fl_peel.scenario.scenario import Scenario
 
 

@@ -19,6 +19,7 @@ from fl_peel.secure.keys import (
     KEY_BYTES,
     NONCE_BYTES,
     SEED_BYTES,
+    SHARE_BYTES,
     TAG_BYTES,
     Occasion,
     fresh,
@@ -27,10 +28,10 @@ from fl_peel.secure.keys import (
     private_key,
     public_key,
     seal,
+    split,
     unseal,
 )
 from fl_peel.secure.masks import MaskWords, add_mask
-from fl_peel.secure.sharing import SHARE_BYTES, split
 
 INDEX_BYTES = 2
 """Number of a share among those of its secret."""

@@ -22,8 +22,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
 from fl_peel.training.settings import torch_device
-from fl_peel.training.update import GroupUpdate, holders_of, in_two_parts
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import GroupUpdate, LocalWork, holders_of, in_two_parts
 
 _FP16_MAX = 65504.0
 

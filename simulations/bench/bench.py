@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from clients.fleet.fleet import load_fleet
 from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel import wire
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.data.population import Population
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
@@ -40,7 +40,7 @@ from fl_peel.ranking.top import MetricSums, Ranker
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, is_gpu, require_device, torch_device
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import (
     FREE_BYTES,
@@ -63,10 +63,8 @@ from simulations.run_options import RunOptions
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator
-from strategies.rounds.sampling import sample_cohort
-from strategies.rounds.strategy import PeelStrategy
-from strategies.run.run import Run
-from strategies.run.run_paths import RunPaths
+from strategies.rounds.strategy import PeelStrategy, sample_cohort
+from strategies.run.run import Run, RunPaths
 
 
 def bench(

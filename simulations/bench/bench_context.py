@@ -32,9 +32,8 @@ from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.group_tables import empty_tables, put_once, shelf_for
 from strategies.groups.state import UserGroupState, known_bytes
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.central_stage1 import CentralStage1Outcome
-from strategies.run.joining import join
-from strategies.run.refinement import Refiner, put_together
+from strategies.run.prepare import CentralStage1Outcome
+from strategies.run.refinement import Refiner, join, put_together
 from strategies.run.run import Run
 
 MAIN_JOB = "ml-100k"

@@ -24,8 +24,8 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import BenchPlan
 from simulations.engine.engine import simulated
-from strategies.rounds.sampling import sample_cohort
-from strategies.run.run_paths import RunPaths
+from strategies.rounds.strategy import sample_cohort
+from strategies.run.run import RunPaths
 
 
 def stock_flower_rate(

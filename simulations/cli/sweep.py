@@ -20,7 +20,7 @@ from simulations.cli.console import (
     print_lines,
     show,
 )
-from simulations.sweep.setting_grid import TRIALS, settings_of
+from simulations.sweep.space import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
 
@@ -60,8 +60,7 @@ def sweep(
     """
     # before the heavy imports
     if searched:
-        from simulations.sweep.search import optuna
-        from simulations.sweep.space import space_of
+        from simulations.sweep.space import optuna, space_of
 
         space_of(searched, asked or [])
         optuna()

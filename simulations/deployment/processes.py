@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
+from clients.round.masked_group import FILE_KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
 from fl_peel.file_lock import OWNED
 from simulations.deployment.keys import KeyFolder, make_keys
@@ -63,7 +63,7 @@ class Deployment:
         else:
             words += ["--root-certificates", str(self.keys.authority)]
             words += ["--auth-supernode-private-key", str(self.keys.node(number))]
-        secret = {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}
+        secret = {KEY_VARIABLE: secrets.token_hex(FILE_KEY_BYTES)}
         self._nodes[number] = self._start(f"node-{number}", words, secret)
 
     def flwr(self, *words: str, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from simulations.engine.memory import WORKERS, lasting_objects, reuse_memory
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from strategies.run.run_paths import RunPaths
+    from strategies.run.run import RunPaths
 
 Result = TypeVar("Result")
 Server = Callable[["Grid", Scenario, "RunPaths", OnEvent], Result]
@@ -113,6 +113,6 @@ def _variables() -> dict[str, str]:
     """Return the environment variables of workers that start here: how they use memory, and the key of what devices
     keep secret between messages.
     """
-    from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
+    from clients.round.masked_group import FILE_KEY_BYTES, KEY_VARIABLE
 
-    return WORKERS | {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}
+    return WORKERS | {KEY_VARIABLE: secrets.token_hex(FILE_KEY_BYTES)}

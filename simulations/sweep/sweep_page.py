@@ -13,8 +13,8 @@ from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import TableView, format_estimate, format_metric
-from simulations.sweep.setting_grid import short_names
-from simulations.sweep.sweep_figures import SweepResult, SweepRow
+from simulations.sweep.space import short_names
+from simulations.sweep.sweep import SweepResult, SweepRow
 
 NAME = "sweep"
 PAGE = f"{NAME}.html"

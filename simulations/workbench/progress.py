@@ -12,8 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fl_peel.callbacks import Callback
-from fl_peel.events import Event, OnEvent
+from fl_peel.events import Callback, Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.progress_lines import shown
 

@@ -20,7 +20,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.figures import Estimate
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator
-from strategies.figures.intervals import cell_recalls
+from strategies.figures.per_device import cell_recalls
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,

@@ -25,18 +25,16 @@ from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator
-from strategies.figures.intervals import qualities
+from strategies.figures.per_device import qualities
 from strategies.figures.schema import Quality
 from strategies.rivals.base import Request
 from strategies.rivals.compete import empty_row
 from strategies.rivals.quality import in_json as replicates_in_json
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.prepare import prepare
+from strategies.run.prepare import Stage1Outcome, prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run import Run
-from strategies.run.run_paths import RunPaths, StageTimes
-from strategies.run.stage1_outcome import Stage1Outcome
+from strategies.run.run import Run, RunPaths, StageTimes
 
 SPLITS = ("validation", "test")
 

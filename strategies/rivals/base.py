@@ -26,8 +26,13 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import fit_user_embeddings
-from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
-from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
+from fl_peel.pretraining.central_training import (
+    PretrainedEmbeddings,
+    pretrain,
+    pretraining_key,
+    read_tables,
+    write_tables,
+)
 from fl_peel.scenario.method import ControllerPart
 from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from strategies.groups.start import shown_in_lists

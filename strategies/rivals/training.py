@@ -17,8 +17,7 @@ from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.central_training import PretrainedEmbeddings
-from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss
-from fl_peel.pretraining.negatives import CandidateSampler
+from fl_peel.pretraining.losses import CandidateSampler, UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for

@@ -16,14 +16,12 @@ from fl_peel.events import Event, figures_under
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.members import Members
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.rounds.record import RoundRecord
+from strategies.rounds.federation import RoundRecord
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.federated_stage1 import ChosenFilter, choose_by_sums
-from strategies.run.prepare import prepare
+from strategies.run.prepare import ChosenFilter, Stage1Outcome, choose_by_sums, prepare
 from strategies.run.refinement import Refiner
 from strategies.run.run import Run
-from strategies.run.stage1_outcome import Stage1Outcome
-from strategies.steps.clear_steps import SumsRecord
+from strategies.steps.step_channels import SumsRecord
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

@@ -31,29 +31,31 @@ from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.steps.base import StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep
-from fl_peel.steps.counts import CountsStep
 from fl_peel.steps.device_vectors import VectorsStep
+from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Ints
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
-from strategies.nodes.members import Members
+from strategies.nodes.members import EVALUATED_BYTES, Members, packed_batches
 from strategies.nodes.nodes import NodeRequest
-from strategies.rounds.record import RoundRecord
+from strategies.rounds.federation import RoundRecord
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.federated_stage1 import FederatedStage1Outcome, asked_devices, group_plan
-from strategies.run.joining import join
-from strategies.run.refinement import Refiner, put_together
-from strategies.run.run import Run
-from strategies.run.run_paths import RunPaths
+from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
+from strategies.run.refinement import Refiner, join, put_together
+from strategies.run.run import Run, RunPaths
 from strategies.run.select_settings import try_rounds, with_rounds
-from strategies.steps.clear_steps import ClearSteps, SumsRecord
-from strategies.steps.counted_steps import CountedSteps
+from strategies.steps.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.timeline.published_tables import PublishedTables
 from strategies.timeline.schema import PeriodResult
-from strategies.timeline.serving_metrics import Cohort, MetricTotals, ServingMetrics
-from strategies.timeline.timeline_figures import class_results, period_lines, reads_of
+from strategies.timeline.timeline_figures import (
+    Cohort,
+    MetricTotals,
+    ServingMetrics,
+    class_results,
+    period_lines,
+    reads_of,
+)
 from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
 
 FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"

@@ -24,7 +24,7 @@ from fl_peel.pretraining.incremental import SpectralModel
 from fl_peel.ranking.top import evaluate, top_rows
 from fl_peel.steps.units import Floats, add_rows, unit_vectors
 from strategies.rivals import quality
-from strategies.timeline.serving_metrics import Cohort, MetricTotals
+from strategies.timeline.timeline_figures import Cohort, MetricTotals
 
 TOP_N = 20
 

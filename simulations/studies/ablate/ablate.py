@@ -20,13 +20,10 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
-from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
-from simulations.studies.frame import Frame
-from simulations.studies.paired_rows import aggregated, ratio_of, ratios_in_json, with_interval
-from simulations.studies.study import Study
+from simulations.studies.study import Frame, Study, aggregated, decisive, ratio_of, ratios_in_json, with_interval
 from strategies.evaluation.trials import Trial
-from strategies.run.stage1_outcome import given_data
+from strategies.run.prepare import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "unchanged scenario"

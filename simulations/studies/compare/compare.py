@@ -24,13 +24,9 @@ from fl_peel.training.settings import pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments
-from simulations.studies.checkpoints import decisive, decisive_of_starts
-from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
-from simulations.studies.compare.compare_rows import summary, with_intervals
+from simulations.studies.compare.compare_rows import CEILINGS, DENSE, RIVALS, modules_of, summary, with_intervals
 from simulations.studies.compare.report import write_compare
-from simulations.studies.frame import Frame
-from simulations.studies.paired_rows import aggregated, with_interval
-from simulations.studies.study import Study
+from simulations.studies.study import Frame, Study, aggregated, decisive, decisive_of_starts, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
 from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival

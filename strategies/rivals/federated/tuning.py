@@ -223,13 +223,14 @@ def tuned(
     assert best is not None
     seconds = time.perf_counter() - start
     rows = [
-        row(best, context, precision) | {"seconds": seconds, "trials": len(method.grid)} for precision in precisions
+        trial_row(best, context, precision) | {"seconds": seconds, "trials": len(method.grid)}
+        for precision in precisions
     ]
     own_rows = best.served.own is not None
     return {"rows": rows, "setting": plain(best.setting), "own_rows": own_rows, "tried": tried, "trained": best}
 
 
-def row(
+def trial_row(
     best: BestRound, context: FederatedContext, precision: Precision, served: ServedTables | None = None
 ) -> dict[str, Any]:
     """Return what is reported of a training at a precision; ``served`` in place of what it serves."""

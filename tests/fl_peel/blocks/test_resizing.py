@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from clients.fleet.files import shipped_names
 from clients.fleet.fleet import load_fleet
 from clients.fleet.fleet_budgets import FleetBudgets
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.blocks.resizing import grow, listed, shrink
+from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed, shrink
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.columns import SUM_SCALE

@@ -9,17 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.data import datasets, downloads
+from fl_peel.data import datasets
 from fl_peel.data.datasets import (
     DATASETS,
     DataFile,
     NamedDataset,
+    PlainFiles,
+    Wheel,
+    ZipArchive,
     fetch_dataset,
     list_datasets,
     load_dataset,
+    progress_bar,
     text_sha256,
 )
-from fl_peel.data.downloads import PlainFiles, Wheel, ZipArchive, progress_bar
 from fl_peel.data.interactions import split
 from fl_peel.errors import DataError
 
@@ -315,7 +318,7 @@ def test_unreachable_site_is_one_line(register):
 
 
 def test_silent_site_times_out(register, monkeypatch):
-    monkeypatch.setattr(downloads, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(datasets, "CONNECT_TIMEOUT_S", 0.05)
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as mute:  # listens, never answers
         register(books(PlainFiles(f"http://127.0.0.1:{mute.server_port}", ("train.txt", "test.txt"))))
         with pytest.raises(DataError, match="timed out"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fl_peel.data.readers import read_interactions
 from fl_peel.data.settings import Dialect
-from fl_peel.data.times import local_seconds, seconds_of
+from fl_peel.data.timeline import local_seconds, seconds_of
 from fl_peel.errors import DataError
 from tests.fl_peel.data.test_readers import everything, write
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fl_peel
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_blocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
@@ -23,7 +23,7 @@ from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model import ModelContent
 from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.model.model_files import ABOUT
-from fl_peel.pretraining.principal_axes import turned
+from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table

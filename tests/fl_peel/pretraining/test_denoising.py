@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fl_peel.pretraining.denoising import above_noise, cleaned, known, popular_directions, shrunk_items, symmetric
-from fl_peel.steps.moments import Moments
+from fl_peel.pretraining.spectral import above_noise, cleaned, known, popular_directions, shrunk_items, symmetric
 from fl_peel.steps.units import UNIT_SCALE, unit_vectors
+from fl_peel.steps.user_groups import Moments
 
 
 def test_items_that_drown_are_unknown_but_not_all():

@@ -11,7 +11,7 @@ import torch
 
 from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.central_training import pretrain
-from fl_peel.pretraining.negatives import CandidateSampler, chances, systematic
+from fl_peel.pretraining.losses import CandidateSampler, chances, systematic
 from fl_peel.scenario.scenario import Scenario
 from strategies.rivals.training import BatchLoss
 from tests.fl_peel.pretraining.test_pretraining import SMALL, some_rows

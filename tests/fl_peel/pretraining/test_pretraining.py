@@ -13,8 +13,7 @@ import torch
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.central_training import EpochFigures, pretrain
-from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
-from fl_peel.pretraining.negatives import Candidates
+from fl_peel.pretraining.losses import Candidates, UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
 from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
 from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
 from fl_peel.randomness import rng_for

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fl_peel.pretraining.principal_axes import Axes, turned
+from fl_peel.pretraining.spectral import Axes, turned
 
 
 @pytest.fixture

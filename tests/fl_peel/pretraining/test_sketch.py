@@ -8,12 +8,11 @@ import scipy.sparse as sp
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.stage1 import PooledSums, run_stage1
-from fl_peel.steps.base import StepTerms
-from fl_peel.steps.moments import added_products
+from fl_peel.steps.base import StepTerms, StepVector
 from fl_peel.steps.passes import PassStep, pass_sums
 from fl_peel.steps.sketch import MOST_ROWS, RowSketch
-from fl_peel.steps.step_vector import StepVector
 from fl_peel.steps.units import Units, add_rows, in_units, nearest, unit_vectors
+from fl_peel.steps.user_groups import added_products
 from tests.fl_peel.pretraining.test_spectral_steps import CONFIG, NUM_ITEMS, PLAN, rows
 from tests.helpers.settings import SPECTRAL
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from fl_peel.privacy import exact
-from fl_peel.privacy.exact import (
+from fl_peel.privacy import mechanisms
+from fl_peel.privacy.mechanisms import (
     LARGEST_SCALE,
     SystemBits,
     between,
@@ -72,7 +72,7 @@ def test_doubles_decide_as_decimals_do(kind, monkeypatch):
     for scale in (1, 7, 2**26 + 12345, LARGEST_SCALE):
         quick = SAMPLERS[kind](Repeated(9), 300, scale)
         with monkeypatch.context() as patched:
-            patched.setattr(exact, "MARGIN", 2.0)
+            patched.setattr(mechanisms, "MARGIN", 2.0)
             bits = Repeated(9)
             assert (SAMPLERS[kind](bits, 300, scale) == quick).all()
 
@@ -96,15 +96,15 @@ def test_a_coin_on_the_edge_is_told_by_more_bits():
     """53 bits of exp(-1) cannot tell, the next ones do."""
     rest = int(EDGE * 2**117) % 2**64
     for then, below in ((rest - 10**6, True), (rest + 10**6, False), (0, True), (2**64 - 1, False)):
-        assert (exact._comes_true(Near(then), np.ones(2), lambda i: (1, 1)) == below).all()
-        assert (exact._times(Near(then), Near(then).words(2)) == int(below)).all()
+        assert (mechanisms._comes_true(Near(then), np.ones(2), lambda i: (1, 1)) == below).all()
+        assert (mechanisms._times(Near(then), Near(then).words(2)) == int(below)).all()
 
 
 def test_a_number_in_the_tail_is_told_by_more_bits():
     """A uniform number of 53 zeros: what comes next says how often exp(-1) came true; 2^-53 is e^-36.7."""
     for then, times in ((2**64 - 1, 36), (2**63, 37), (2**54, 43), (1, 81)):
         assert times == int(-math.log(then / 2.0**117))
-        assert exact._times(Near(then), np.zeros(1, np.uint64)).tolist() == [times]
+        assert mechanisms._times(Near(then), np.zeros(1, np.uint64)).tolist() == [times]
 
 
 def test_bounds_of_the_exponential_hold_and_close():

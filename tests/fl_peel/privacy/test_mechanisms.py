@@ -14,11 +14,10 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
-from fl_peel.exchange.bounded_sums import TrainedDevices, bounded_counts, bounded_sums
+from fl_peel.exchange.release import TrainedDevices, bounded_counts, bounded_sums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy import mechanisms
 from fl_peel.privacy.contracts import MechanismContract
-from fl_peel.privacy.device_noise import randomized_groups, with_device_noise
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     LocalGaussian,
@@ -28,14 +27,13 @@ from fl_peel.privacy.mechanisms import (
     fixed_point,
     noise_share,
 )
-from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
-from fl_peel.privacy.sources import SeededNoise
-from fl_peel.privacy.tilting import NoisedSignals, tilted
+from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrink_factor, shrunk, tilted
+from fl_peel.privacy.sources import SeededNoise, randomized_groups, with_device_noise
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.registered import MECHANISMS
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.blocks import rows_of
 from tests.helpers.examples import examples

@@ -27,8 +27,7 @@ from fl_peel.ranking.top import Ranker, evaluate, top_rows
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, pretraining_device, require_device, torch_device
-from fl_peel.training.update import in_two_parts
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork, in_two_parts
 from simulations.bench import bench as bench_device
 from simulations.bench import bench as benchmarks
 from simulations.bench.bench_context import BenchPlan, bench_scenario
@@ -37,7 +36,7 @@ from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.run.run_paths import RunPaths
+from strategies.run.run import RunPaths
 from strategies.server_app import serve
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.examples import examples

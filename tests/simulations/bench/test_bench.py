@@ -15,7 +15,7 @@ from fl_peel.errors import DataError, EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_seeds
 from fl_peel.training.group import train_group
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from simulations.bench import bench as benchmarks
 from simulations.bench import bench_context as bench_world
 from simulations.bench import stock_flower
@@ -23,7 +23,7 @@ from simulations.bench.bench import bench
 from simulations.bench.bench_context import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
-from strategies.run.run_paths import RunPaths
+from strategies.run.run import RunPaths
 from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import connected

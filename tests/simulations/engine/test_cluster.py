@@ -6,9 +6,9 @@ import time
 import pytest
 
 from fl_peel.errors import EngineError
-from simulations.engine import cluster
-from simulations.engine.cluster import require_cluster
+from simulations.engine import ray_engine
 from simulations.engine.inputs import checked
+from simulations.engine.ray_engine import require_cluster
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_ray_looks_for_the_cluster_of_this_machine_itself():
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_somebody_who_listens_and_says_nothing_is_no_ray(scheme, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_S", 0.5)
+    monkeypatch.setattr(ray_engine, "CONNECT_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

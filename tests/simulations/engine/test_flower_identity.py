@@ -3,7 +3,7 @@
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from simulations.engine.flower_identity import RUN_ID, identify_server, number_message
+from simulations.engine.embedded_engine import RUN_ID, identify_server, number_message
 
 
 def test_messages_can_be_made_and_a_reply_names_its_message(monkeypatch):

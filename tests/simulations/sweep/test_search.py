@@ -9,8 +9,7 @@ import pytest
 
 from fl_peel.errors import EngineError, ScenarioError
 from simulations import runner
-from simulations.sweep.search import search
-from simulations.sweep.space import ListedValues, Range, space_of
+from simulations.sweep.space import ListedValues, Range, search, space_of
 from simulations.sweep.sweep import sweep
 from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from tests.simulations.conftest import QUICK

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.errors import ScenarioError
-from simulations.sweep.setting_grid import settings_of, split_values
+from simulations.sweep.space import settings_of, split_values
 
 
 def test_every_combination_the_last_key_fastest():

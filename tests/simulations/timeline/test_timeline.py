@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fl_peel
-from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.events import Callback
 from fl_peel.store import Store
 from simulations import flower, runner
 from simulations.listing import LIST

@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 
 from clients.client_app import app as client_app
 from clients.node.cohort import open_cohort
-from clients.round.clear import clear_round
+from clients.round.channel import clear_round
+from clients.round.members import work_samples
 from clients.round.memory import RoundMemory
-from clients.round.within_deadline import work_samples
 from clients.serving.following import follow
 from fl_peel import wire
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.blocks.resizing import grow, listed
+from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed
 from fl_peel.errors import ProfileError
 from fl_peel.events import Event
 from fl_peel.exchange.counters import StepCounts
@@ -37,7 +36,7 @@ from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.evaluation.evaluator import BudgetRequest
 from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, FairnessTally, tier_rows
 from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
-from strategies.run.run_paths import RunPaths
+from strategies.run.run import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds

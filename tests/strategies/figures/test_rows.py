@@ -25,10 +25,9 @@ from strategies.evaluation.run_figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.intervals import MeasuredQuality
-from strategies.figures.per_device import digest
+from strategies.figures.per_device import MeasuredQuality, digest
 from strategies.nodes.members import Members
-from strategies.rounds.record import RoundRecord
+from strategies.rounds.federation import RoundRecord
 from tests.helpers.blocks import rows_of
 
 NAMES = ("watch", "phone", "laptop")

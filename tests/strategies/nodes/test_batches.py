@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.nodes.batches import batches, packed_batches
+from strategies.nodes.members import batches, packed_batches
 
 
 def test_batches_by_hand():

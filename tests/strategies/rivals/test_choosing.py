@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fl_peel.training.workers import fixed_threads
-from simulations.studies.compare.central import CEILINGS, RIVALS, modules_of
+from simulations.studies.compare.compare_rows import CEILINGS, RIVALS, modules_of
 from strategies.rivals import hashing, server
 from strategies.rivals.base import UNLIMITED, GroupStarts
 from strategies.rivals.compete import compete

@@ -5,11 +5,10 @@ import pytest
 from flwr.app import Error, Message
 
 from strategies.rounds import strategy as module
-from strategies.rounds.open import OpenServerContents
+from strategies.rounds.contents import OpenServerContents
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run import Run
-from strategies.run.run_paths import RunPaths
+from strategies.run.run import Run, RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.steps.test_clear_steps import changed
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strategies.rounds.sampling import sample_cohort
+from strategies.rounds.strategy import sample_cohort
 from tests.helpers.examples import examples
 
 DEVICES = np.arange(100, dtype=np.int64)

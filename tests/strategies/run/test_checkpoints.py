@@ -22,10 +22,10 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups import group_tables
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.rounds.open import OpenServerContents
+from strategies.rounds.contents import OpenServerContents
 from strategies.run import refinement
 from strategies.run.checkpoints import RunCheckpoints
-from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.run import RunPaths, StageTimes
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid, let_through

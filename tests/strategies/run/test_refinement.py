@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from simulations.scenario_files import load_scenario
+from strategies.rounds.contents import OpenServerContents
 from strategies.rounds.noised import NoisedServerContents
-from strategies.rounds.open import OpenServerContents
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner, contents_kind
-from strategies.run.run_paths import RunPaths
+from strategies.run.run import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import connected
