@@ -1,6 +1,7 @@
 """Server half of a round's contents: whom it concerns, what becomes of the sums, which figures that leaves.
 
-To add one, subclass :class:`ServerContents` (or one that ships, :class:`OpenServerContents`), register it under the entry point group ``fl_peel.server_contents`` and name it as ``refinement.contribution``.
+To add one, subclass :class:`ServerContents` (or one that ships, :class:`OpenServerContents`), register it
+under the entry point group ``fl_peel.server_contents`` and name it as ``refinement.contribution``.
 :class:`strategies.rounds.contracts.ServerContentsContract` tests it; docs/contents.md has examples.
 
 From the sums of sub-cohorts to one update that a few of them cannot move far.
