@@ -31,7 +31,8 @@ from fl_peel.steps.user_groups import GroupsStep, MomentsStep
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
 from strategies.groups.group_tables import MOST_IN_MEMORY
-from strategies.run.prepare import REFIT_PASSES, given_data
+from strategies.run.prepare import REFIT_PASSES
+from strategies.run.stage1_outcome import given_data
 
 WITHIN = 4.0
 """Memory and time are within this factor, either way, on two cores of a server of today; docs/estimate.md."""

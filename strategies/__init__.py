@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from strategies.rounds.contracts import ServerContentsContract as ServerContentsContract
     from strategies.rounds.noised import NoisedServerContents as NoisedServerContents
     from strategies.rounds.strategy import PeelStrategy as PeelStrategy
-    from strategies.run.run import RunPaths as RunPaths
+    from strategies.run.run_paths import RunPaths as RunPaths
     from strategies.server_app import serve as serve
 
 __getattr__ = imported_when_asked(__name__, __file__)

@@ -21,7 +21,7 @@ from simulations.scenario_files import load_scenario
 from strategies.rounds.contents import BucketedServerContents, OpenServerContents
 from strategies.rounds.contracts import ServerContentsContract
 from strategies.run.refinement import contents_kind as server_kind
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT

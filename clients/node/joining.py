@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.node.state import DeviceState, PreviousHoldings
+from clients.node.previous_holdings import PreviousHoldings
+from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.blocks.settings import Precision

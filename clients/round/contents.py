@@ -1,11 +1,8 @@
 """Device half of a round's contents: what is bounded, contributed and paid for.
 
-To add one, subclass :class:`DeviceContents` (or one that ships, :class:`OpenDeviceContents`),
-register it under the entry point group ``fl_peel.device_contents`` and name it as ``refinement.contribution``.
+To add one, subclass :class:`DeviceContents` (or one that ships, :class:`OpenDeviceContents`), register it under the
+entry point group ``fl_peel.device_contents`` and name it as ``refinement.contribution``.
 :class:`clients.round.contracts.DeviceContentsContract` tests it; docs/contents.md has examples.
-
-A bucket does not depend on the round or the node, so that neither do the sums over all nodes. The server sees sums over
-fewer devices: a trade of privacy for robustness.
 """
 
 from __future__ import annotations
@@ -203,7 +200,10 @@ BY_BLOCK = ("holders", "hits", "shown", "exposed")
 
 
 class BucketedDeviceContents(OpenDeviceContents):
-    """The open contribution, bucket by bucket."""
+    """The open contribution, bucket by bucket: devices of a user group are hashed by identity into buckets, whose sums
+    are sent one by one. A bucket depends on neither the round nor the node. The server sees sums over fewer devices: a
+    trade of privacy for robustness.
+    """
 
     def parts(self, devices: IntArray) -> dict[int, NDArray[np.bool_]]:
         """Return the devices of each bucket."""

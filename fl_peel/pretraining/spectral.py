@@ -1,14 +1,15 @@
 """Spectral tables: leading directions of interactions, their denoising and principal axes.
 
 A truncated singular value decomposition of the degree-normalized interactions. It needs no gradient, takes
-seconds,
-and already ranks well: it is the low-pass graph filter that LightGCN's propagation converges to (Shen et
+seconds, and already ranks well: it is the low-pass graph filter that LightGCN's propagation converges to (Shen et
 al., "How Powerful is Graph Convolution for Recommendation?", CIKM 2021; Peng et al., "SVD-GCN", CIKM 2022).
 
 The range finder is the randomized subspace iteration of Halko, Martinsson and Tropp (SIAM Review 53(2), 2011,
 algorithm 4.4), written out here so that the result depends on the data and the seed alone.
 
-Standard deviations of the noise are known beforehand, but for the number of devices that add it.
+Denoising is free of privacy, as nothing is asked of devices (Dwork & Roth, "The Algorithmic Foundations of Differential
+Privacy", 2014, proposition 2.1). Standard deviations of the noise are known beforehand, but for the number of devices
+that add it.
 
 With user embeddings P (N, d) and item rows V (I, d), scores are P V^T. The best approximation by c columns is that of
 the leading singular vectors, whatever c is (Eckart and Young, 1936). With M = V^T V / I and C = P^T P / N, these follow

@@ -443,12 +443,12 @@ def opened_rows(contributors: NDArray[Any], least: int) -> Bools:
     return np.asarray(contributors >= least)
 
 
-def packed_rows(opened: Bools) -> Bits:
+def packed_rows(opened: Bools) -> NDArray[np.uint8]:
     """Return the rows (R,) that are opened as they are sent, a bit each."""
     return np.packbits(opened)
 
 
-def unpacked_rows(bits: Bits, rows: int) -> Bools:
+def unpacked_rows(bits: NDArray[np.uint8], rows: int) -> Bools:
     """Return which of so many rows are opened, (R,), of what was sent; a row whose bit lacks stays closed."""
     opened = np.zeros(rows, np.bool_)
     known = np.unpackbits(bits)[:rows].astype(np.bool_)

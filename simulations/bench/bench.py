@@ -64,7 +64,8 @@ from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator
 from strategies.rounds.strategy import PeelStrategy, sample_cohort
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 
 
 def bench(

@@ -23,7 +23,8 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import POPULATION_RESULTS, check_out, given_folder
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 
 DEVICES_PER_GROUP = 62_500
 """Devices per user group, as for a million in 16 groups: what a node holds at a time is of one group, whatever the

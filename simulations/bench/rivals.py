@@ -25,7 +25,7 @@ from simulations.bench import stock_flower
 from simulations.bench.bench_context import BenchPlan
 from simulations.engine.engine import simulated
 from strategies.rounds.strategy import sample_cohort
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 
 
 def stock_flower_rate(

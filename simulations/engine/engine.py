@@ -19,7 +19,7 @@ from simulations.engine.memory import WORKERS, lasting_objects, reuse_memory
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
 
-    from strategies.run.run import RunPaths
+    from strategies.run.run_paths import RunPaths
 
 Result = TypeVar("Result")
 Server = Callable[["Grid", Scenario, "RunPaths", OnEvent], Result]

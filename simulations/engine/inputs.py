@@ -157,7 +157,7 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
     from fl_peel.grouping.clusters import check_count
     from fl_peel.privacy.noise_plan import check_delta
     from fl_peel.scenario.pretraining_settings import check_collected
-    from strategies.run.prepare import given_data
+    from strategies.run.stage1_outcome import given_data
 
     check_delta(scenario, splits.num_users)
     check_items(scenario, splits.num_items)
@@ -197,7 +197,7 @@ def check_run(scenario: Scenario, splits: Splits) -> None:
         BudgetError: an evaluation budget is below one block.
     """
     from fl_peel.exchange.release import wants_signals
-    from strategies.run.prepare import check_budgets
+    from strategies.run.stage1_outcome import check_budgets
 
     if not scenario.data.held_by_nodes:  # what nodes have nobody knows
         require_items(splits, "test", "reports need them; raise it")
@@ -327,7 +327,7 @@ def layout_of(scenario: Scenario, splits: Splits) -> BlockLayout:
 
 def _popularity(scenario: Scenario, splits: Splits) -> NDArray[np.int64]:
     """Return the popularity of items, as the server will know it."""
-    from strategies.run.prepare import given_data
+    from strategies.run.stage1_outcome import given_data
 
     given = splits.train if scenario.pretraining.by_devices else given_data(scenario, splits.train)[0]
     return given.popularity(splits.num_items)

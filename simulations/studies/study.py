@@ -45,8 +45,9 @@ from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned
 from simulations.run_options import RunOptions, StudyArguments
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.trials import Trial, serve_trials
-from strategies.run.prepare import CentralStage1Outcome, prepare_collected, privacy_plan
-from strategies.run.run import RunPaths, StageTimes
+from strategies.run.prepare import CentralStage1Outcome, prepare_collected
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import TableView, format_estimate, format_metric
 from simulations.sweep.space import short_names
-from simulations.sweep.sweep import SweepResult, SweepRow
+from simulations.sweep.sweep_figures import SweepResult, SweepRow
 
 NAME = "sweep"
 PAGE = f"{NAME}.html"

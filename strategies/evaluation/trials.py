@@ -32,9 +32,11 @@ from strategies.rivals.compete import empty_row
 from strategies.rivals.quality import in_json as replicates_in_json
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.prepare import Stage1Outcome, prepare
+from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run import Run, RunPaths, StageTimes
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import Stage1Outcome
 
 SPLITS = ("validation", "test")
 

@@ -4,9 +4,7 @@ To add one, subclass :class:`ServerContents` (or one that ships, :class:`OpenSer
 under the entry point group ``fl_peel.server_contents`` and name it as ``refinement.contribution``.
 :class:`strategies.rounds.contracts.ServerContentsContract` tests it; docs/contents.md has examples.
 
-From the sums of sub-cohorts to one update that a few of them cannot move far.
-
-Devices are hashed by identity into buckets, so that what is aggregated does not depend on the nodes. Of every row only
+Bucketed contents are robust against a few sub-cohorts, which cannot move the update far. Devices are hashed by identity into buckets, so that what is aggregated does not depend on the nodes. Of every row only
 the buckets that changed it have a say: with one item per block a bucket meets few of the items.
 
 - ``median``: of the buckets' mean updates, coordinate by coordinate; ``trimmed-mean``: the same without the largest and

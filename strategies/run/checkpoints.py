@@ -36,7 +36,7 @@ from fl_peel.store import DAMAGED, Content, Entry, Store
 from strategies.groups.group_tables import FloatArray
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.run import StageTimes
+from strategies.run.run_paths import StageTimes
 from strategies.steps.step_channels import ClearSteps, NoisedSteps
 
 Result = TypeVar("Result")

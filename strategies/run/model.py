@@ -18,8 +18,8 @@ from strategies.groups.group_tables import FloatArray
 from strategies.groups.state import UserGroupState
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.prepare import Stage1Outcome
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import Stage1Outcome
 
 AT_ONCE = 4
 """Tables that are in memory while they are saved; two are at work."""

@@ -29,8 +29,8 @@ from strategies.rounds.federation import Federation
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.checkpoints import RoundCheckpoints
-from strategies.run.prepare import Stage1Outcome
 from strategies.run.run import Run
+from strategies.run.stage1_outcome import Stage1Outcome
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

@@ -1,10 +1,7 @@
-"""The one object that all stages of a run take, and the paths of a run."""
+"""A run on its nodes: what all of its stages have in common."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,52 +14,11 @@ from fl_peel.device_storage import enrol
 from fl_peel.events import OnEvent, silent
 from fl_peel.package_check import own_root
 from fl_peel.privacy.noise_plan import Plan
-from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes
 from strategies.run.checkpoints import RunCheckpoints
-from strategies.run.prepare import privacy_plan
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """Where a run finds and leaves things. data_dir: data sets ("" for the default places); run_dir: devices' state;
-    cache_dir: pretrained tables ("" keeps none); checkpoint_dir: what is done of a run that may be stopped (likewise);
-    model_dir: the model that serves new devices (likewise). fleets: files of fleets, as they were when the run first
-    needed them.
-    """
-
-    data_dir: str
-    run_dir: str
-    cache_dir: str = ""
-    checkpoint_dir: str = ""
-    model_dir: str = ""
-    fleets: dict[str | tuple[str, ...], str] = field(default_factory=dict, repr=False, compare=False)
-
-    def setting(self, scenario: Scenario, num_devices: int = 0) -> wire.RunSetting:
-        """Return the setting that nodes get for a run of this scenario with these paths.
-
-        Raises:
-            ProfileError: a file of its fleet cannot be read.
-        """
-        if scenario.fleet not in self.fleets:
-            self.fleets[scenario.fleet] = fleet_files(scenario.fleet)
-        fleet = self.fleets[scenario.fleet]
-        return wire.RunSetting(scenario.to_json(), self.data_dir, self.run_dir, num_devices=num_devices, fleet=fleet)
-
-
-@dataclass
-class StageTimes:
-    """Wall seconds of each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+from strategies.run.run_paths import RunPaths, StageTimes
+from strategies.run.stage1_outcome import privacy_plan
 
 
 @dataclass(frozen=True)

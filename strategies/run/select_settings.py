@@ -18,9 +18,10 @@ from strategies.nodes.members import Members
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.federation import RoundRecord
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.prepare import ChosenFilter, Stage1Outcome, choose_by_sums, prepare
+from strategies.run.prepare import ChosenFilter, choose_by_sums, prepare
 from strategies.run.refinement import Refiner
 from strategies.run.run import Run
+from strategies.run.stage1_outcome import Stage1Outcome
 from strategies.steps.step_channels import SumsRecord
 
 if TYPE_CHECKING:

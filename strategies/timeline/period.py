@@ -43,7 +43,8 @@ from strategies.rounds.federation import RoundRecord
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
 from strategies.run.refinement import Refiner, join, put_together
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from strategies.run.select_settings import try_rounds, with_rounds
 from strategies.steps.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.timeline.published_tables import PublishedTables

@@ -10,7 +10,8 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.scenario.method import TimelinePart
 from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from strategies.timeline.period import FULL, Period, TimelineState, followed
 from strategies.timeline.schema import PeriodResult, TimelineResult
 from strategies.timeline.timeline_figures import period_figures, summaries

@@ -15,7 +15,7 @@ from fl_peel.model.model_catalogue import Catalogue
 from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import RunResult
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import layout_of, random_table
 from tests.helpers.loopback import LoopbackGrid

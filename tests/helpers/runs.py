@@ -13,7 +13,8 @@ from simulations import runner
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import RunResult, to_json
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import Interfere, LoopbackGrid, let_through
 

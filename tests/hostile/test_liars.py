@@ -12,7 +12,7 @@ from simulations.report.run_files import report_contents, summary
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.nodes import nodes as nodes_module
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import RESHAPED, extreme, parts_of, put_together, replying

@@ -15,7 +15,7 @@ from fl_peel import wire
 from fl_peel.secure.keys import _SMALL_ORDER
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as nodes_module
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import parts_of, put_together, replying

@@ -13,7 +13,7 @@ from simulations.cli.main import app
 from simulations.cli.run import format_seconds
 from simulations.estimate import WITHIN, estimate
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import run

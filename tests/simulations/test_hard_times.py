@@ -20,7 +20,7 @@ from fl_peel.package_check import PACKAGES
 from fl_peel.randomness import rng_for
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers import without_ray
 from tests.helpers.imports import modules

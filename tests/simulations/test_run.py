@@ -26,7 +26,7 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.nodes import nodes
 from strategies.rounds import strategy as peel
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid

@@ -10,7 +10,7 @@ from simulations.listing import listed
 from simulations.result_pages import rebuild_pages
 from simulations.runner import MODEL, finished, save
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers.models import ran
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -23,7 +23,7 @@ from simulations.studies.ablate.report import write_ablate
 from simulations.studies.compare.compare import budget_of, flat
 from simulations.studies.study import Frame, Study, aggregated, decisive, ratio_of, ratios_in_json, with_interval
 from strategies.evaluation.trials import Trial
-from strategies.run.prepare import given_data
+from strategies.run.stage1_outcome import given_data
 
 BUDGETS = (0.0025, 0.01, 0.05)
 BASELINE = "unchanged scenario"

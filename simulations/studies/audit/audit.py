@@ -41,8 +41,9 @@ from simulations.studies.study import (
     with_interval,
 )
 from strategies.evaluation.trials import Trial, run_trial
-from strategies.run.prepare import privacy_plan
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
+from strategies.run.stage1_outcome import privacy_plan
 
 CANARY = "canary"
 

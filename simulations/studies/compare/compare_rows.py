@@ -1,6 +1,6 @@
 """Rows of a comparison: central and federated rivals beside the elastic table.
 
-Central rivals start from a table of collected interactions, and here is none. What each federated rival is, and where
+Where nothing is collected rivals are federated: central ones start from a table of interactions. What each federated rival is, and where
 it departs from its paper: docs/federated-rivals.md. Stages are kept as in the other comparison.
 """
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from clients.node.joining import staying
-from clients.node.state import PreviousHoldings
+from clients.node.previous_holdings import PreviousHoldings
 from fl_peel.wire import OWN_BUDGET
 
 

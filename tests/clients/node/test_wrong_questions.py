@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fl_peel import wire
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid

@@ -10,7 +10,7 @@ from clients.round.memory import WorkingMemory
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.errors import BudgetError
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import World
 from tests.helpers.loopback import LoopbackGrid

@@ -23,7 +23,7 @@ from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
 from strategies.rounds.strategy import sample_cohort
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise
 from tests.helpers.loopback import LoopbackGrid

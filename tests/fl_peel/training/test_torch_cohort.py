@@ -36,7 +36,7 @@ from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.examples import examples

@@ -23,7 +23,7 @@ from simulations.bench.bench import bench
 from simulations.bench.bench_context import BenchPlan, bench_scenario
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import connected

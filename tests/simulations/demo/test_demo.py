@@ -25,7 +25,7 @@ from simulations.demo import (
 )
 from simulations.runner import save
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.vectors import make

@@ -11,7 +11,7 @@ from fl_peel.ranking.bootstrap import interval
 from simulations.listing import LIST
 from simulations.report.run_files import read_report
 from strategies.figures.per_device import PerDevice
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.simulations.conftest import QUICK

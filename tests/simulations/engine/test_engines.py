@@ -19,7 +19,7 @@ from simulations.engine.engine import backend_of, simulated, starting
 from simulations.engine.memory import PeakMemory
 from simulations.engine.worker_pool import ForkServer
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from tests.helpers.root import ROOT
 from tests.helpers.runs import run
 from tests.simulations.engine.clients import CLIENT, asking, carrying

@@ -21,7 +21,7 @@ from simulations.report.sections.times import time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FullTableResult, RunResult
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 

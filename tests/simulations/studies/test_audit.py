@@ -21,7 +21,8 @@ from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.schema import AuditResult, typed
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import hosted_by
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed

@@ -20,7 +20,8 @@ from simulations.studies.compare import compare as comparison
 from simulations.studies.schema import AblateRow, AuditResult, typed
 from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
 

@@ -36,7 +36,7 @@ from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.evaluation.evaluator import BudgetRequest
 from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, FairnessTally, tier_rows
 from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds

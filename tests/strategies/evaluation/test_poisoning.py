@@ -20,7 +20,7 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups.aggregation import BlockSums, mean_update
 from strategies.rounds.contents import krum_choice, robust_update, trimmed
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import rows_of
 from tests.helpers.loopback import LoopbackGrid

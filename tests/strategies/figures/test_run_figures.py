@@ -3,7 +3,7 @@
 import pytest
 
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 

@@ -7,7 +7,7 @@ from fl_peel import wire
 from fl_peel.errors import EngineError
 from strategies.nodes import nodes as nodes_module
 from strategies.nodes.nodes import NodeRequest, Nodes
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.lossy import LossyGrid
 from tests.helpers.root import ROOT

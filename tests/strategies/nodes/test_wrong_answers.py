@@ -14,7 +14,7 @@ from fl_peel.errors import EngineError, MessageError
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as asking
 from strategies.nodes.nodes import Nodes
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid

@@ -8,7 +8,8 @@ from strategies.rounds import strategy as module
 from strategies.rounds.contents import OpenServerContents
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.strategies.steps.test_clear_steps import changed
 

@@ -8,7 +8,8 @@ import pytest
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
-from strategies.run.prepare import given_data, prepare
+from strategies.run.prepare import prepare
+from strategies.run.stage1_outcome import given_data
 from tests.helpers.runs import connected
 from tests.strategies.steps.test_clear_steps import SPECTRAL, changed
 

@@ -15,7 +15,7 @@ from strategies.nodes import nodes as nodes_module
 from strategies.nodes.members import Members
 from strategies.run import refinement
 from strategies.run.refinement import warn_of_small_groups
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.strategies.run.test_checkpoints import figures

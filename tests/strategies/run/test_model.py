@@ -15,7 +15,7 @@ from fl_peel.model import model as module
 from fl_peel.model.model_files import ABOUT
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.models import NOTHING_COLLECTED, ran

@@ -10,7 +10,7 @@ from strategies.rounds.contents import OpenServerContents
 from strategies.rounds.noised import NoisedServerContents
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner, contents_kind
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import connected

@@ -10,7 +10,7 @@ import pytest
 
 from fl_peel import wire
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.strategies.run.test_checkpoints import Stopped, figures

@@ -18,7 +18,8 @@ from fl_peel.steps.passes import PassStep
 from fl_peel.steps.step_cost import AnswerCost, HeldItems, hidden
 from strategies.nodes.nodes import failure
 from strategies.run.prepare import prepare
-from strategies.run.run import Run, RunPaths
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.runs import connected
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet

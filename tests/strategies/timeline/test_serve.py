@@ -8,7 +8,7 @@ import pytest
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.timeline.period import FULL, WHOLE
 from strategies.timeline.published_tables import PublishedTables, published
 from strategies.timeline.serve import check_timeline, serve_timeline

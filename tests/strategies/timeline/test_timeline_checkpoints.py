@@ -10,7 +10,7 @@ import pytest
 from fl_peel.events import Event
 from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
-from strategies.run.run import RunPaths
+from strategies.run.run_paths import RunPaths
 from strategies.timeline.serve import serve_timeline
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
