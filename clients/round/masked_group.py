@@ -1,8 +1,9 @@
 """What devices of a node do in secure aggregation, in a round and in a step alike: keys, shares, masks, opening.
 
 Secrets lie in one file for each round and user group, readable by its owner alone, since whichever process answers a
-message must find it; Flower's context would send secrets to and fro. A real device keeps them in its memory. A run that starts its own
-workers gives them a key in their environment, which files are encrypted with: what a killed run leaves cannot be read.
+message must find it; Flower's context would send secrets to and fro. A real device keeps them in its memory. A run that
+starts its own workers gives them a key in their environment, which files are encrypted with: what a killed run leaves
+cannot be read.
 
 Each device goes through every stage by itself: one that refuses what it is sent drops out, and no other with it. Of a
 neighbour whose shares it cannot open it holds none, and goes on. The node adds up the masked vectors of its devices,

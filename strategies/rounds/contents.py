@@ -4,8 +4,9 @@ To add one, subclass :class:`ServerContents` (or one that ships, :class:`OpenSer
 under the entry point group ``fl_peel.server_contents`` and name it as ``refinement.contribution``.
 :class:`strategies.rounds.contracts.ServerContentsContract` tests it; docs/contents.md has examples.
 
-Bucketed contents are robust against a few sub-cohorts, which cannot move the update far. Devices are hashed by identity into buckets, so that what is aggregated does not depend on the nodes. Of every row only
-the buckets that changed it have a say: with one item per block a bucket meets few of the items.
+Bucketed contents are robust against a few sub-cohorts, which cannot move the update far. Devices are hashed by identity
+into buckets, so that what is aggregated does not depend on the nodes. Of every row only the buckets that changed it
+have a say: with one item per block a bucket meets few of the items.
 
 - ``median``: of the buckets' mean updates, coordinate by coordinate; ``trimmed-mean``: the same without the largest and
   the smallest ones (Yin, Chen, Ramchandran and Bartlett, ICML 2018; over sub-cohorts: Chen, Su and Xu, 2017).

@@ -1,7 +1,7 @@
 """Rows of a comparison: central and federated rivals beside the elastic table.
 
-Where nothing is collected rivals are federated: central ones start from a table of interactions. What each federated rival is, and where
-it departs from its paper: docs/federated-rivals.md. Stages are kept as in the other comparison.
+Where nothing is collected rivals are federated: central ones start from a table of interactions. What each federated
+rival is, and where it departs from its paper: docs/federated-rivals.md. Stages are kept as in the other comparison.
 """
 
 from __future__ import annotations
