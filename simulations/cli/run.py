@@ -102,7 +102,7 @@ def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
         (f"time of {seeds} seeds" if seeds > 1 else "time", format_seconds(seeds * figures.total_s)),
     ]
     known = (
-        f"Time and memory are right within a factor of {WITHIN:g}, bytes that devices send in rounds within a factor of "
+        f"Time and memory are right within a factor of {WITHIN:g}, bytes sent by devices in rounds within a factor of "
         "2; the rest follows from data, fleet and protocol"
     )
     note = "; ".join((known, *figures.notes))
