@@ -21,13 +21,11 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
-from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
 from fl_peel.exchange.release import layout_of, sparse
-from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DeviceBytes
-from fl_peel.secure.vector import Values, VectorLayout
+from fl_peel.secure.vector import MaskWords, Values, VectorLayout
 from fl_peel.wire import RoundReply, RoundRequest
 from strategies.nodes.members import bounds_of
 from strategies.nodes.nodes import NodeRequest
@@ -274,13 +272,11 @@ class MaskedServerChannel(ServerChannel):
         record.upload_bytes += shared * moved.upload
 
     def _vector_layout(self, one: SecureGroup, sent: SentRound) -> VectorLayout:
-        layout = self.federation.layout
         blocks = sent.blocks.get(one.group, np.zeros(0, np.int64))
-        rows = len(RowOrder.from_blocks(layout, blocks).items)
         return layout_of(
             self._scenario,
             num_devices=len(one.devices),
-            group=GroupShape(rows, layout.num_slices, layout.embedding_dim, len(blocks)),
+            group=GroupShape.from_blocks(self.federation.layout, blocks),
             num_classes=self.federation.num_classes,
             signals=sent.signals,
         )

@@ -32,8 +32,7 @@ from fl_peel.errors import EngineError, SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.privacy.noise_plan import Plan, Stage1Scales, contribution_bounds, in_masked_sums, noise_devices_of
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import MaskWords, added
-from fl_peel.secure.vector import Values
+from fl_peel.secure.vector import MaskWords, Values, added
 from fl_peel.steps.base import (
     Arrays,
     Bools,

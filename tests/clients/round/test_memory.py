@@ -7,8 +7,8 @@ import pytest
 
 from clients.fleet.fleet import fleet_from_mapping
 from clients.fleet.fleet_budgets import FleetBudgets
-from clients.round import memory as module
-from clients.round.memory import RoundMemory, WorkingMemory
+from clients.round import round_context as module
+from clients.round.round_context import RoundMemory, WorkingMemory
 from clients.serving.evaluate import Holdings
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks

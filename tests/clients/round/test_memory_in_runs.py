@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.round import memory as module
-from clients.round.memory import WorkingMemory
+from clients.round import round_context as module
+from clients.round.round_context import WorkingMemory
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.errors import BudgetError
 from simulations.scenario_files import load_scenario

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
+from fl_peel.grouping.clusters import Neighbourhood, item_covariance
 from fl_peel.randomness import rng_for
 
 

@@ -21,8 +21,7 @@ from fl_peel.model import model as module
 from fl_peel.model.coded_blocks import changed_blocks
 from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model import ModelContent
-from fl_peel.model.model_catalogue import Catalogue
-from fl_peel.model.model_files import ABOUT
+from fl_peel.model.model_files import ABOUT, Catalogue
 from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
 from fl_peel.steps.units import add_rows, nearest, unit_vectors

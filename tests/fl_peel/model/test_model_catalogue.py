@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fl_peel.errors import ModelError
-from fl_peel.model.model_catalogue import Catalogue
+from fl_peel.model.model_files import Catalogue
 from tests.helpers.blocks import layout_of
 
 SINGLE = layout_of("single", 4, 4, 2, 1, 0)

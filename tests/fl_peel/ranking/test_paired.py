@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fl_peel.ranking.paired import Effects, PairedSums
+from fl_peel.ranking.bootstrap import Effects, PairedSums
 
 
 def sums_of(differences: list[np.ndarray]) -> PairedSums:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from fl_peel.errors import SecureAggregationError
 from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.keys import _SMALL_ORDER, Occasion, are_usable, combine, pair_key, private_key, public_key, split
-from fl_peel.secure.masks import Mask, MaskedParties, MaskWords, add_mask, added, left_over, without
 from fl_peel.secure.protocol_plan import (
     answers_needed,
     neighbour_graph,
     num_neighbours,
 )
+from fl_peel.secure.vector import Mask, MaskedParties, MaskWords, add_mask, added, left_over, without
 from tests.helpers.examples import examples
 
 OCCASION = Occasion(server_round=3, group=1)

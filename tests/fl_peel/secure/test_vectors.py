@@ -8,9 +8,8 @@ import pytest
 from fl_peel.errors import SecureAggregationError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DeviceBytes, DropoutStage, needed_of, vanishing
-from fl_peel.secure.vector import Field, VectorLayout, sum_bits
+from fl_peel.secure.vector import Field, MaskWords, VectorLayout, sum_bits
 
 # ---------------------------------------------------------------- the vector of a round
 

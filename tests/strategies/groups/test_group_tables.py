@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from fl_peel.mmap_arrays import AROUND_BYTES, drop_pages_now
-from strategies.groups import group_tables
-from strategies.groups.group_tables import copied_tables, empty_tables
-from strategies.groups.state import copied_states
+from strategies.groups import state
+from strategies.groups.state import copied_states, copied_tables, empty_tables
 from tests.strategies.groups.test_aggregation import group_state
 
 SHAPE = (1000, 64)  # 62.5 pages
@@ -22,7 +21,7 @@ SHAPE = (1000, 64)  # 62.5 pages
 
 @pytest.fixture
 def in_files(monkeypatch):
-    monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(state, "MOST_IN_MEMORY", 0)
 
 
 def resident_bytes(table: np.ndarray) -> int:
@@ -117,20 +116,20 @@ def test_a_disk_without_room_says_so_before_anything_is_written(in_files, tmp_pa
 
 @pytest.mark.parametrize("most", [0, 1 << 30])
 def test_a_copied_group_is_a_group_of_its_own(most, tmp_path, monkeypatch):
-    monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", most)
+    monkeypatch.setattr(state, "MOST_IN_MEMORY", most)
     first, _ = group_state("adam")
     second = replace(copy.deepcopy(first), table=first.table + 1)
     copies = copied_states([first, second], str(tmp_path))
-    for state, twin in zip((first, second), copies, strict=True):
-        assert np.array_equal(state.table, twin.table)
+    for group, twin in zip((first, second), copies, strict=True):
+        assert np.array_equal(group.table, twin.table)
         before = twin.table.copy()
-        state.table += 1
+        group.table += 1
         with pytest.raises(ValueError, match="read-only"):
-            state.statistics.popularity[:] = 9  # it is the copy's, too
+            group.statistics.popularity[:] = 9  # it is the copy's, too
         with pytest.raises(ValueError, match="read-only"):
-            state.counted_devices[:] = 9
-        state.statistics.popularity = state.statistics.popularity + 9
-        state.optimizer.learning_rate = 9
+            group.counted_devices[:] = 9
+        group.statistics.popularity = group.statistics.popularity + 9
+        group.optimizer.learning_rate = 9
         assert np.array_equal(twin.table, before)
         assert (twin.statistics.popularity.max(), twin.counted_devices.max()) == (0.5, 4.0)
         assert twin.optimizer.learning_rate == 1.0

@@ -11,10 +11,9 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
 from fl_peel.weighting.block_statistics import BlockStatistics
-from strategies.groups import group_tables as shelves
+from strategies.groups import state as shelves
 from strategies.groups.aggregation import BlockSums, ServerOptimizer
-from strategies.groups.group_tables import Shelf, put_once, shelf_for
-from strategies.groups.state import UserGroupState, copied_states
+from strategies.groups.state import Shelf, UserGroupState, copied_states, put_once, shelf_for
 from tests.strategies.groups.test_aggregation import group_state
 from tests.strategies.groups.test_group_tables import resident_bytes
 

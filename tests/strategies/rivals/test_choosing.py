@@ -7,12 +7,9 @@ import pytest
 
 from fl_peel.training.workers import fixed_threads
 from simulations.studies.compare.compare_rows import CEILINGS, RIVALS, modules_of
-from strategies.rivals import hashing, server
-from strategies.rivals.base import UNLIMITED, GroupStarts
-from strategies.rivals.compete import compete
-from strategies.rivals.hashing import Hashing
-from strategies.rivals.pep import Pep
-from strategies.rivals.quantized import ProductQuantization
+from strategies.rivals import compressed, server
+from strategies.rivals.base import UNLIMITED, GroupStarts, compete
+from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import Ease
 from tests.strategies.rivals.test_groups import other_test
@@ -50,7 +47,7 @@ def test_other_test_items_change_no_choice(both, name):
     assert any(row["test"] != other["test"] for row, other in zip(events, otherwise, strict=True))
 
 
-@pytest.mark.parametrize(("module", "rival"), [(hashing, Hashing(steps=5)), (server, Ease(most_items=40))])
+@pytest.mark.parametrize(("module", "rival"), [(compressed, Hashing(steps=5)), (server, Ease(most_items=40))])
 def test_what_is_settled_inside_a_rival_is_settled_on_validation(both, module, rival, monkeypatch):
     splits = []
     original = module.quality
@@ -67,5 +64,5 @@ def test_what_is_settled_inside_a_rival_is_settled_on_validation(both, module, r
 
 def test_a_stage_enters_the_modules_of_what_is_made_for_groups():
     modules = {rival.name: modules_of(rival) for rival, _ in RIVALS}
-    assert modules["product-quantization-groups"] == ("strategies.rivals.groups", "strategies.rivals.quantized")
+    assert modules["product-quantization-groups"] == ("strategies.rivals.groups", "strategies.rivals.compressed")
     assert modules["rule"] == ("strategies.rivals.rule",)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from fl_peel.data.interactions import UserItems
-from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, GroupStarts, ListOption, Request, Rival
-from strategies.rivals.compete import compete
+from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, GroupStarts, ListOption, Request, Rival, compete
+from strategies.rivals.compressed import ProductQuantization
 from strategies.rivals.groups import PerGroup, group_material, sample_of_groups
 from strategies.rivals.quality import lists_of, quality, top_lists
-from strategies.rivals.quantized import ProductQuantization
 from strategies.rivals.server import FullTable
 from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd
 from tests.strategies.rivals.test_rivals import requests

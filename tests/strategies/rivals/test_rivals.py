@@ -28,19 +28,20 @@ from fl_peel.grouping.clusters import user_groups
 from fl_peel.kernels.pooled import pooled_epoch
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.training.settings import LocalTraining
-from strategies.rivals import pep as pep_module
+from strategies.rivals import compressed as pep_module
 from strategies.rivals.base import (
+    NOTHING_FITS,
     Material,
     Option,
     Request,
     block_option,
+    compete,
     decoded_blocks,
     ranked_blocks,
     whole_table,
 )
 from strategies.rivals.central import CentralTraining, Rates, grid, refine_centrally
-from strategies.rivals.compete import NOTHING_FITS, compete
-from strategies.rivals.pep import Pep, entries_about
+from strategies.rivals.compressed import Pep, entries_about
 from strategies.rivals.quality import quality
 from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
 from strategies.rivals.table_rivals import (

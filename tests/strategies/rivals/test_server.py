@@ -7,8 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from strategies.rivals import server
-from strategies.rivals.base import SPLITS, UNLIMITED, GroupStarts, Request
-from strategies.rivals.compete import compete
+from strategies.rivals.base import SPLITS, UNLIMITED, GroupStarts, Request, compete
 from strategies.rivals.quality import quality
 from strategies.rivals.server import (
     CachedList,
