@@ -52,15 +52,15 @@ MODES = {"aggregation", "mechanism", "poisoning", "privacy", "robust", "secure_a
 KINDS = {
     f"{room}.rounds.{kind}" if room == "strategies" else f"{room}.round.{kind}"
     for room in ("clients", "strategies")
-    for kind in ("bounded", "bucketed", "choice", "clear", "masked", "masked_group", "noised", "open")
+    for kind in ("masked", "masked_exchange", "masked_group", "noised")
 }
 
 
 @pytest.mark.parametrize(
     "file",
     [
-        *(f"strategies/rounds/{name}.py" for name in ("channel", "clear", "federation", "record", "strategy")),
-        *(f"clients/round/{name}.py" for name in ("channel", "clear", "members", "within_deadline")),
+        *(f"strategies/rounds/{name}.py" for name in ("channel", "federation", "strategy")),
+        *(f"clients/round/{name}.py" for name in ("channel", "members")),
     ],
 )
 def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):

@@ -4,7 +4,7 @@ The server adds the noise once, to each sum, where the mechanism says so and it 
 is in the sums when they come (:mod:`clients.steps.step_round`).
 
 A step is one group of all devices that are there in one of its windows. It takes the exchanges of a round of refinement
-(:mod:`strategies.rounds.channel`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
+(:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
 left out. One whose sum somebody spoiled is asked again without those that may have, until it is right; one that too few
 devices last out ends the run, unless a node that failed may be back or be left out.
 

@@ -1,15 +1,10 @@
 """What one device or one node does against the protocol of secure aggregation: the run goes on, without it if need be.
 
-Each fault is tried in rounds of refinement and in the steps of stage 1. docs/threats.md has the table."""
+Each fault is tried in rounds of refinement and in the steps of stage 1. docs/threats.md has the table.
+"""
 
 from __future__ import annotations
 
-import os
-import resource
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -22,11 +17,9 @@ from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as nodes_module
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
-from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import parts_of, put_together, replying
 from tests.helpers.root import ROOT
-from tests.simulations.test_killed import AUDIT, RUN, TIMELINE_RUN, folder, report  # noqa: F401, a fixture
 from tests.strategies.nodes.test_wrong_answers import MODES
 
 DEVICE, NODE, NODES = 5, 1, 4
@@ -175,77 +168,3 @@ def test_nor_does_a_node_whose_devices_all_do_it_void_every_round(tiny, tmp_path
     most, left_out = check_rounds(tiny, tmp_path / "rounds", fault, whole_node=True)
     again = check_steps(tiny, tmp_path / "steps", fault, True, caplog)
     assert [str(most), str(again), str(left_out)] == table()[fault][3:]
-
-
-FEW = ["--set", "refinement.rounds=2"]
-KINDS = {
-    "run": (RUN, "report.json", 8),
-    "timeline": (TIMELINE_RUN, "timeline.json", 7),
-    "seeds": (["run", "tiny.yaml", *FEW, "--no-cache", "--seeds", "3"], "seeds.json", 7),
-    "sweep": (["sweep", "tiny.yaml", *FEW, "--set", "refinement.local.learning_rate=0.01,0.1,1"], "sweep.json", 6),
-    "audit": (AUDIT, "audit.json", 6),
-    "compare": (
-        ["compare", "tiny.yaml", *FEW, "--budgets", "50%", "--rivals", "hashing,cached-list"],
-        "compare.json",
-        6,
-    ),
-}
-"""Of each kind of run: its command, its report, and how often it is ended."""
-FULL_BYTES = 20_000
-"""Bytes that a file may have on a disk that is as good as full: less than any table."""
-
-
-def entries(out):
-    return {(file, file.stat().st_mtime_ns) for file in out.rglob("entry")} if out.exists() else set()
-
-
-def full_disk():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_BYTES, FULL_BYTES))
-
-
-READ_ONLY = ["unshare", "-rm", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"']
-"""A command that another one follows, which finds a folder read-only."""
-WAYS = ("SIGKILL", "SIGTERM", "full", "SIGINT", "read-only")
-
-
-def ended(words, out, way, rng):
-    """Start a command, and end it soon after it has kept something more, or on a bad disk; returns its code."""
-    signalled, before = way.startswith("SIG"), entries(out)
-    out.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [*([*READ_ONLY, str(out)] if way == "read-only" else []), sys.executable, "-m", without_ray.MODULE, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=without_ray.environment(),
-        preexec_fn=full_disk if way == "full" else None,
-    )
-    while signalled and process.poll() is None and entries(out) <= before:
-        time.sleep(0.02)
-    if signalled:
-        time.sleep(float(rng.uniform(0, 0.5)))
-        if process.poll() is None:
-            os.killpg(process.pid, getattr(signal, way))
-    _, said = process.communicate(timeout=300)
-    assert "Traceback" not in said
-    return process.returncode
-
-
-@pytest.mark.hostile
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_whatever_ends_it_the_same_command_ends_in_the_same_report(kind, folder):  # noqa: F811
-    words, name, times = KINDS[kind]
-    whole, out, rng = folder / "whole", folder / "out", np.random.default_rng(0)
-    done = [sys.executable, "-m", without_ray.MODULE, *words]
-    subprocess.run([*done, "--out", str(whole)], check=True, env=without_ray.environment(), capture_output=True)
-    codes = []
-    for number in range(times):
-        codes.append(ended([*words, "--out", str(out)], out, WAYS[number % len(WAYS)], rng))
-        if codes[-1] == 0:
-            break
-    assert len(codes) > 3, "it was over before it was ended thrice"
-    finished = subprocess.run([*done, "--out", str(out)], env=without_ray.environment(), capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert report(out / name) == report(whole / name)
