@@ -14,11 +14,17 @@ from pydantic import ValidationError
 
 from clients.node import joining
 from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
-from clients.node.requests import checked
-from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, node_error, refuse_paths, refuse_seeded_noise
-from clients.round import channel, masked_group
-from clients.serving import acceptance
-from clients.serving import evaluate as ranking
+from clients.node.requests import (
+    DATA_DIR,
+    RUN_DIR,
+    checked,
+    is_simulated,
+    node_error,
+    refuse_paths,
+    refuse_seeded_noise,
+)
+from clients.round import channel, masked, masked_group
+from clients.serving import evaluate
 from clients.serving import following as serving
 from clients.serving import refresh as refreshing
 from clients.steps.step_round import announce_step, masked_sums, step_round
@@ -87,7 +93,7 @@ def _begin(kind: str) -> None:
 
 def _answer(kind: type[Any], work: Callable[[Any, Any], object], message: Message, context: Context) -> Message:
     """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
-    :func:`clients.node.simulation.node_error` lets out. work: gets the devices that the node hosts and the request, but
+    :func:`clients.node.requests.node_error` lets out. work: gets the devices that the node hosts and the request, but
     for a first request, which comes before there are any, the context and the request.
     """
     _begin(message.metadata.message_type)
@@ -133,15 +139,15 @@ ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
     (wire.STEP, wire.StepRequest, step_round),
     (wire.JOIN, wire.JoinRequest, joining.join),
     (wire.ROUND, wire.RoundRequest, channel.clear_round),
-    (wire.EVALUATE, wire.EvaluateRequest, ranking.evaluate_budgets),
+    (wire.EVALUATE, wire.EvaluateRequest, evaluate.evaluate_budgets),
     (wire.REFRESH, wire.RefreshRequest, refreshing.refresh),
     (wire.MOVING, wire.MovingRequest, serving.follow),
-    (wire.COMPARE, wire.CompareRequest, acceptance.compare),
-    (wire.KEEP, wire.KeepRequest, acceptance.keep),
+    (wire.COMPARE, wire.CompareRequest, evaluate.compare),
+    (wire.KEEP, wire.KeepRequest, evaluate.keep),
     # secure aggregation: of a round, and of a step of stage 1
-    (wire.SECURE_KEYS, wire.SecureKeysRequest, channel.announce_keys),
+    (wire.SECURE_KEYS, wire.SecureKeysRequest, masked.announce_keys),
     (wire.SECURE_SHARES, wire.SecureSharesRequest, masked_group.share_secrets),
-    (wire.SECURE_ROUND, wire.SecureRoundRequest, channel.masked_round),
+    (wire.SECURE_ROUND, wire.SecureRoundRequest, masked.masked_round),
     (wire.SECURE_STEP, wire.SecureStepRequest, announce_step),
     (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_sums),
     (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked_group.open_shares),

@@ -62,8 +62,7 @@ from fl_peel.exchange.counters import (
     StepCounts,
     StepTraces,
 )
-from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.paired import NUM_BINS, Histogram, PairedSums
+from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
 from fl_peel.ranking.top import MetricSums
 from fl_peel.steps.base import Step
 from fl_peel.steps.registry import STEPS
@@ -515,7 +514,7 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class CompareReply:
-    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: bytes that
+    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.bootstrap.PairedSums`; download_bytes: bytes that
     devices fetched for it.
     """
 

@@ -30,7 +30,7 @@ from fl_peel.steps.step_cost import HeldItems
 from fl_peel.steps.user_groups import GroupsStep, MomentsStep
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
-from strategies.groups.group_tables import MOST_IN_MEMORY
+from strategies.groups.state import MOST_IN_MEMORY
 from strategies.run.prepare import REFIT_PASSES
 from strategies.run.stage1_outcome import given_data
 

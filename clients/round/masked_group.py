@@ -33,9 +33,8 @@ from fl_peel.errors import SecureAggregationError
 from fl_peel.secure import device_protocol as protocol
 from fl_peel.secure.device_protocol import HeldShares, Neighbour, Secrets
 from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, SHARE_BYTES, Occasion
-from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
-from fl_peel.secure.vector import Values, VectorLayout
+from fl_peel.secure.vector import MaskWords, Values, VectorLayout
 from fl_peel.wire import (
     Inbox,
     MaskedSum,

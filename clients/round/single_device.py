@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.channel import announce_keys, clear_round
+from clients.round.channel import clear_round
+from clients.round.masked import announce_keys
 from clients.round.members import train_members
-from clients.round.memory import extra_bytes
-from clients.round.round_context import RoundContext
+from clients.round.round_context import RoundContext, extra_bytes
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.mechanisms import find_mechanism

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
 from clients.node.previous_holdings import PreviousHoldings
-from clients.round.memory import IntArray
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.columns import SUM_SCALE
-from fl_peel.data.interactions import UserItems
+from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import StepCounts, StepTraces
 from fl_peel.ranking.top import Ranker
 from fl_peel.wire import MovingReply, MovingRequest

@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import FieldError, ScenarioError
@@ -58,6 +59,11 @@ class GroupShape:
     slices: int
     dim: int
     blocks: int
+
+    @staticmethod
+    def from_blocks(layout: BlockLayout, blocks: NDArray[np.int64]) -> GroupShape:
+        """Return the shape of some blocks (K,), as the server sends them."""
+        return GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks) -> GroupShape:

@@ -16,7 +16,7 @@ from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.errors import BudgetError
 from fl_peel.model.delta import delta_of
-from fl_peel.model.model_catalogue import Catalogue, OwnId
+from fl_peel.model.model_files import Catalogue, OwnId
 
 
 class ModelSource(Protocol):

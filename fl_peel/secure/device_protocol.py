@@ -31,7 +31,7 @@ from fl_peel.secure.keys import (
     split,
     unseal,
 )
-from fl_peel.secure.masks import MaskWords, add_mask
+from fl_peel.secure.vector import MaskWords, add_mask
 
 INDEX_BYTES = 2
 """Number of a share among those of its secret."""

@@ -29,8 +29,7 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.bench import stock_flower
 from simulations.scenario_files import load_scenario
 from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.group_tables import empty_tables, put_once, shelf_for
-from strategies.groups.state import UserGroupState, known_bytes
+from strategies.groups.state import UserGroupState, empty_tables, known_bytes, put_once, shelf_for
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import CentralStage1Outcome
 from strategies.run.refinement import Refiner, join, put_together

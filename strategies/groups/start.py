@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import UserItems
-from fl_peel.grouping.clusters import Interests, UserGroups, item_groups, user_groups
-from fl_peel.grouping.neighbourhood import Neighbourhood, item_covariance
+from fl_peel.grouping.clusters import Interests, Neighbourhood, UserGroups, item_covariance, item_groups, user_groups
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.pretraining.spectral_steps import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
@@ -24,8 +23,15 @@ from fl_peel.training.group import signals_of_group
 from fl_peel.training.workers import fixed_threads
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.group_tables import empty_tables, put_once, shelf_for
-from strategies.groups.state import FloatArray, UserGroupState, block_energy, known_bytes
+from strategies.groups.state import (
+    FloatArray,
+    UserGroupState,
+    block_energy,
+    empty_tables,
+    known_bytes,
+    put_once,
+    shelf_for,
+)
 
 if TYPE_CHECKING:
     from fl_peel.pretraining.central_training import PretrainedEmbeddings
@@ -68,7 +74,7 @@ def starting_tables(
 ) -> Callable[[int], FloatArray]:
     """Return the function that gives each user group, by number, the item table (I, d) it starts with: a copy of the
     global one or, with ``user_groups.neighbour_weight``, its own correction of it
-    (:mod:`fl_peel.grouping.neighbourhood`). To be called under ``fixed_threads(1)``, so that it is the same to the last
+    (:mod:`fl_peel.grouping.clusters`). To be called under ``fixed_threads(1)``, so that it is the same to the last
     bit.
     """
     weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge

@@ -167,7 +167,7 @@ def descend(
 
 
 class PrunedTable:
-    """An item table under learned soft thresholds; see :mod:`strategies.rivals.pep`.
+    """An item table under learned soft thresholds; see :mod:`strategies.rivals.compressed`.
 
     weights: (I, d); log_rows (I, 1) and log_columns (1, d): an entry's threshold is
     ``level * exp(log_row + log_column)``, of which the level is set so that a given number of entries remains.

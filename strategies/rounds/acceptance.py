@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.mmap_arrays import drop_pages_now
-from fl_peel.ranking.paired import Effects, PairedSums
+from fl_peel.ranking.bootstrap import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.members import EVALUATED_BYTES, batches
 from strategies.nodes.nodes import Content, NodeRequest

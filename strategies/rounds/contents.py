@@ -266,11 +266,10 @@ def _krum(
 
 def krum_choice(updates: FloatArray, share: float) -> NDArray[np.int64]:
     """Return which of the updates (n, D) to keep when ``share`` of them may be poisoned: f = ceil(share n), n - f are
-    kept. Score: sum of the squared distances to the n - f - 2 nearest others. Updates that are all zero contribute
-    nothing and are left out first.
+    kept.
 
-    Score: sum of the squared distances to the n - f - 2 nearest others. Updates that are all zero have nothing to say
-    and are left out first.
+    Score: sum of the squared distances to the n - f - 2 nearest others. Updates that are all zero contribute
+    nothing and are left out first.
     """
     some = np.flatnonzero(updates.any(axis=1))
     few = math.ceil(share * len(some))

@@ -145,8 +145,7 @@ class NoisedServerContents(ServerContents):
 
     def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected parts: all of them, dense."""
-        layout, blocks = self.federation.layout, sent.blocks[group]
-        sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
+        sizes = GroupShape.from_blocks(self.federation.layout, sent.blocks[group])
         parts = Release.from_scenario(self.federation.scenario, signals=sent.signals).parts
         return MessageContext(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
@@ -220,10 +219,7 @@ class NoisedServerContents(ServerContents):
 
 def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> NamedSums:
     """Return sums over no devices, for the blocks (K,) that were sent to a user group."""
-    group = GroupShape(
-        len(RowOrder.from_blocks(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks)
-    )
-    return NamedSums.zeros(shapes(group, parts))
+    return NamedSums.zeros(shapes(GroupShape.from_blocks(layout, blocks), parts))
 
 
 def take_release(

@@ -33,7 +33,7 @@ from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
 from fl_peel.steps.device_vectors import MapsStep, VectorsStep
 from fl_peel.steps.user_groups import MomentsStep
 from fl_peel.store import DAMAGED, Content, Entry, Store
-from strategies.groups.group_tables import FloatArray
+from strategies.groups.state import FloatArray
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import StageTimes

@@ -13,9 +13,8 @@ from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.device_storage import item_ids
 from fl_peel.errors import ReportError
 from fl_peel.model.model import ModelContent, save
-from fl_peel.model.model_catalogue import Catalogue
-from strategies.groups.group_tables import FloatArray
-from strategies.groups.state import UserGroupState
+from fl_peel.model.model_files import Catalogue
+from strategies.groups.state import FloatArray, UserGroupState
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import RunPaths

@@ -23,9 +23,10 @@ from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, some_devices
 from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.rounds.channel import ClearServerChannel, MaskedServerChannel
+from strategies.rounds.channel import ClearServerChannel
 from strategies.rounds.contents import BucketedServerContents, OpenServerContents, ServerContents
 from strategies.rounds.federation import Federation
+from strategies.rounds.masked import MaskedServerChannel
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.checkpoints import RoundCheckpoints

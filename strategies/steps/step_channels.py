@@ -4,7 +4,7 @@ The server adds the noise once, to each sum, where the mechanism says so and it 
 is in the sums when they come (:mod:`clients.steps.step_round`).
 
 A step is one group of all devices that are there in one of its windows. It takes the exchanges of a round of refinement
-(:mod:`strategies.rounds.channel`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
+(:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
 left out. One whose sum somebody spoiled is asked again without those that may have, until it is right; one that too few
 devices last out ends the run, unless a node that failed may be back or be left out.
 
@@ -32,8 +32,7 @@ from fl_peel.errors import EngineError, SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.privacy.noise_plan import Plan, Stage1Scales, contribution_bounds, in_masked_sums, noise_devices_of
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import MaskWords, added
-from fl_peel.secure.vector import Values
+from fl_peel.secure.vector import MaskWords, Values, added
 from fl_peel.steps.base import (
     Arrays,
     Bools,

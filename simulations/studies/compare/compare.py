@@ -29,9 +29,8 @@ from simulations.studies.compare.report import write_compare
 from simulations.studies.study import Frame, Study, aggregated, decisive, decisive_of_starts, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
-from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival
+from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival, compete
 from strategies.rivals.central import refine_centrally
-from strategies.rivals.compete import compete
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 GROUP_SELECTORS = {"exposure": "group-exposure", "popularity": "group-popularity"}

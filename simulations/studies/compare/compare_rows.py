@@ -39,8 +39,8 @@ from simulations.studies.study import (
     with_interval,
 )
 from strategies.evaluation.trials import Trial
-from strategies.rivals.base import Request, Rival
-from strategies.rivals.compete import empty_row
+from strategies.rivals.base import Request, Rival, empty_row
+from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
 from strategies.rivals.federated.base import Federated, FederatedContext, IntArray
 from strategies.rivals.federated.bpr import FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf
@@ -49,9 +49,6 @@ from strategies.rivals.federated.pfedrec import PFedRec
 from strategies.rivals.federated.popularity import Popularity
 from strategies.rivals.federated.tuning import Effort, trial_row, tuned
 from strategies.rivals.groups import PerGroup
-from strategies.rivals.hashing import Hashing
-from strategies.rivals.pep import Pep
-from strategies.rivals.quantized import ProductQuantization
 from strategies.rivals.rule import Rule
 from strategies.rivals.server import CachedList, Ease, ItemNeighbours
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd

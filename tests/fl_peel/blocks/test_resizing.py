@@ -17,7 +17,7 @@ from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.columns import SUM_SCALE
 from fl_peel.errors import ArtifactError, BudgetError
-from fl_peel.ranking.paired import NUM_BINS, Histogram
+from fl_peel.ranking.bootstrap import NUM_BINS, Histogram
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
 

@@ -24,8 +24,8 @@ from fl_peel.secure.keys import (
     split,
     unseal,
 )
-from fl_peel.secure.masks import MaskedParties, MaskWords, added, left_over
 from fl_peel.secure.protocol_plan import answers_needed, neighbour_graph, num_neighbours
+from fl_peel.secure.vector import MaskedParties, MaskWords, added, left_over
 
 OCCASION = Occasion(3, 1)
 

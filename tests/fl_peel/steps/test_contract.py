@@ -12,7 +12,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
 from fl_peel.pretraining.stage1 import PooledDevices
 from fl_peel.privacy.noise_plan import NOISED_PARTS
-from fl_peel.secure.masks import Mask, MaskWords, without
+from fl_peel.secure.vector import Mask, MaskWords, without
 from fl_peel.steps.base import ContributionBounds, ContributorsStep, StepTerms, StepVector, opened_rows
 from fl_peel.steps.choice import ChoiceStep, FilterGrid
 from fl_peel.steps.passes import CountsStep, PassStep

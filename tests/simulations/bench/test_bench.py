@@ -3,6 +3,7 @@
 import json
 import sys
 import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,13 @@ from fl_peel.randomness import device_seeds
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from simulations.bench import bench as benchmarks
+from simulations.bench import bench as start
 from simulations.bench import bench_context as bench_world
+from simulations.bench import large as module
 from simulations.bench import stock_flower
 from simulations.bench.bench import bench
 from simulations.bench.bench_context import BenchPlan, bench_scenario
+from simulations.bench.large import DEVICES_PER_GROUP, large
 from simulations.bench.rivals import pfl_rate
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
@@ -213,3 +217,51 @@ def test_the_scenario_of_the_bench_is_one_local_bpr_epoch():
     local = bench_scenario(plan, "gowalla", "default").refinement.local
     assert (local.loss, local.epochs, local.batch_size, local.num_negatives) == ("bpr", 1, 64, 1)
     assert load_scenario("ml-100k").refinement.local != local
+
+
+def loopback(scenario, place, on_event, *, server):
+    return server(LoopbackGrid(2), scenario, place, on_event)
+
+
+@pytest.mark.slow
+def test_every_device_is_in_the_round_and_what_it_took_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "simulated", loopback)
+    monkeypatch.setattr(module, "DEVICES_PER_GROUP", 200)
+    events = []
+    result = large(600, tmp_path / "out", on_event=lambda event: events.append(event.text))
+    assert (result["devices"], result["user_groups"]) == (600, 3)
+    assert result["seconds"] == pytest.approx(
+        sum(result["stages"][name] for name in ("write_population", "join", "round"))
+    )
+    assert result["stages"]["round"] >= result["round_seconds"] > 0
+    assert result["peak_rss_bytes"] > 100_000_000
+    assert events[0] == "600 devices written"
+    assert json.loads((tmp_path / "out" / "population.json").read_text()) == result
+
+
+def test_groups_are_as_large_as_those_of_a_million():
+    assert 1_000_000 / DEVICES_PER_GROUP == 16
+
+
+@pytest.mark.parametrize(("memory", "disk", "output"), [(8, 100, r"8\.7 GB of memory"), (100, 8, r"17\.0 GB of disk")])
+def test_what_cannot_be_held_is_refused_at_the_start(monkeypatch, tmp_path, memory, disk, output):
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * 10**9))
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=disk * 10**9))
+    monkeypatch.setattr(module, "simulated", lambda *_, **__: pytest.fail("nothing may be made"))
+    with pytest.raises(EngineError, match=output):
+        large(10_000_000, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_seconds_are_those_of_the_program():
+    assert 0.2 < start._program_seconds("import time; time.sleep(0.2)") < 60
+
+
+def test_a_program_that_fails_has_no_seconds():
+    with pytest.raises(EngineError, match="ValueError: nothing"):
+        start._program_seconds("raise ValueError('nothing')")
+
+
+def test_a_run_whose_nodes_never_answer_has_none():
+    with pytest.raises(EngineError, match=r"ended before its nodes answered: .*no such scenario"):
+        start._until_nodes("no-such-scenario", "")

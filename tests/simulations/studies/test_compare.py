@@ -34,8 +34,8 @@ from simulations.studies.study import Checkpoints, aggregated, code_behind, deci
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
 from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
+from strategies.rivals.compressed import Pep
 from strategies.rivals.groups import PerGroup
-from strategies.rivals.pep import Pep
 from strategies.rivals.quality import device_quality, in_json, quality, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable

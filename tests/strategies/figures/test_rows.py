@@ -8,8 +8,7 @@ import pytest
 
 from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
-from fl_peel.ranking.bootstrap import interval
-from fl_peel.ranking.paired import PairedSums
+from fl_peel.ranking.bootstrap import PairedSums, interval
 from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import DeviceFigures
 from strategies.evaluation.run_figures import (

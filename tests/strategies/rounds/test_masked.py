@@ -12,9 +12,8 @@ from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import MaskWords, added
 from fl_peel.secure.protocol_plan import DropoutStage, vanishing
-from fl_peel.secure.vector import Field, VectorLayout
+from fl_peel.secure.vector import Field, MaskWords, VectorLayout, added
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
