@@ -28,7 +28,7 @@ from strategies.evaluation.evaluator import BudgetRequest, Evaluator
 from strategies.figures.per_device import qualities
 from strategies.figures.schema import Quality
 from strategies.rivals.base import Request, empty_row
-from strategies.rivals.quality import in_json as replicates_in_json
+from strategies.rivals.base import in_json as replicates_in_json
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import prepare

@@ -23,8 +23,7 @@ from fl_peel.kernels.pooled import pooled_epoch
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking.top import MetricSums
 from fl_peel.training.settings import LocalTraining
-from strategies.rivals.base import FloatArray, Material, Split, ranked_blocks
-from strategies.rivals.quality import chosen_quality
+from strategies.rivals.base import FloatArray, Material, Split, chosen_quality, ranked_blocks
 
 SAMPLE = 5000
 """Devices, by whole user groups, on which settings are compared; all where there are fewer."""

@@ -23,9 +23,8 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import recall_ndcg, top_rows
-from strategies.rivals.base import TOP_N, Request, Split, whole_table
+from strategies.rivals.base import TOP_N, DeviceQuality, Request, Split, replicates, whole_table
 from strategies.rivals.federated.base import Federated, FederatedContext, FloatArray, IntArray, RowUpdates, ServedTables
-from strategies.rivals.quality import DeviceQuality, replicates
 
 
 def quality(

@@ -33,10 +33,18 @@ from simulations.studies.schema import AblateResult, CompareRow, typed
 from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
-from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
+from strategies.rivals.base import (
+    Request,
+    block_option,
+    decoded_blocks,
+    device_quality,
+    in_json,
+    quality,
+    ranked_blocks,
+    replicates,
+)
 from strategies.rivals.compressed import Pep
 from strategies.rivals.groups import PerGroup
-from strategies.rivals.quality import device_quality, in_json, quality, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd

@@ -9,10 +9,21 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.training.workers import fixed_threads
 from simulations.studies.compare.compare_rows import CEILINGS, RIVALS, modules_of
 from strategies.rivals import compressed, server
-from strategies.rivals.base import SPLITS, TOP_N, UNLIMITED, GroupStarts, ListOption, Request, Rival, compete
+from strategies.rivals.base import (
+    SPLITS,
+    TOP_N,
+    UNLIMITED,
+    GroupStarts,
+    ListOption,
+    Request,
+    Rival,
+    compete,
+    lists_of,
+    quality,
+    top_lists,
+)
 from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
 from strategies.rivals.groups import PerGroup, group_material, sample_of_groups
-from strategies.rivals.quality import lists_of, quality, top_lists
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import Ease, FullTable
 from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd

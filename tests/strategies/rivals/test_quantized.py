@@ -7,7 +7,7 @@ import torch
 
 from fl_peel.blocks.compression import DenseTable, number_type, stored_bytes, to_bytes
 from fl_peel.training.workers import fixed_threads
-from strategies.rivals.base import Request, compete
+from strategies.rivals.base import Request, compete, quality
 from strategies.rivals.compressed import (
     HashedTable,
     Hashing,
@@ -18,7 +18,6 @@ from strategies.rivals.compressed import (
     most_remainders,
     most_rows,
 )
-from strategies.rivals.quality import quality
 from strategies.rivals.table_rivals import narrowed
 from tests.strategies.rivals.files import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests

@@ -44,12 +44,12 @@ from strategies.rivals.base import (
     block_option,
     compete,
     decoded_blocks,
+    quality,
     ranked_blocks,
     whole_table,
 )
 from strategies.rivals.central import CentralTraining, Rates, grid, refine_centrally
 from strategies.rivals.compressed import Pep, entries_about
-from strategies.rivals.quality import quality
 from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
 from strategies.rivals.server import (
     CachedList,
