@@ -23,7 +23,7 @@ from clients.node.requests import (
     refuse_paths,
     refuse_seeded_noise,
 )
-from clients.round import channel, masked, masked_group
+from clients.round import channel, masked
 from clients.serving import evaluate
 from clients.serving import following as serving
 from clients.serving import refresh as refreshing
@@ -146,11 +146,11 @@ ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
     (wire.KEEP, wire.KeepRequest, evaluate.keep),
     # secure aggregation: of a round, and of a step of stage 1
     (wire.SECURE_KEYS, wire.SecureKeysRequest, masked.announce_keys),
-    (wire.SECURE_SHARES, wire.SecureSharesRequest, masked_group.share_secrets),
+    (wire.SECURE_SHARES, wire.SecureSharesRequest, masked.share_secrets),
     (wire.SECURE_ROUND, wire.SecureRoundRequest, masked.masked_round),
     (wire.SECURE_STEP, wire.SecureStepRequest, announce_step),
     (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_sums),
-    (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked_group.open_shares),
+    (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked.open_shares),
 )
 """Every kind of message, as what it is read, and what a node does about it."""
 

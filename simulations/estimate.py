@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import Fleet, load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
 from clients.round.members import METRIC_BYTES, SIGNAL_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes

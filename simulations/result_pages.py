@@ -19,7 +19,7 @@ from simulations.studies.compare.report import compare_page, leaderboard_page
 from simulations.studies.schema import AuditResult, CompareResult, Leaderboard, typed
 from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json
-from strategies.timeline.schema import TimelineResult
+from strategies.timeline.timeline_figures import TimelineResult
 
 
 def rebuild_pages(folder: Path) -> list[Path]:

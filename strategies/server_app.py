@@ -41,10 +41,9 @@ from strategies.figures.stage_figures import secure_report, time_to_recall
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.run.model import save_model
 from strategies.run.prepare import prepare
-from strategies.run.refinement import Refiner
+from strategies.run.refinement import Refiner, select_settings
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-from strategies.run.select_settings import select_settings
 from strategies.run.stage1_outcome import Stage1Outcome
 
 

@@ -16,7 +16,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.state import DeviceState
+from clients.node.cohort import DeviceState
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import IntArray

@@ -16,8 +16,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.cohort import Cohort
-from clients.node.state import DeviceState
+from clients.node.cohort import Cohort, DeviceState
 from clients.round.contents import BoundedDeviceContents, BucketedDeviceContents, DeviceContents, OpenDeviceContents
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes, user_bytes

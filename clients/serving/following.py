@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.node.previous_holdings import PreviousHoldings
+from clients.node.joining import PreviousHoldings
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes

@@ -22,8 +22,7 @@ import torch
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked_blocks import rank_blocks

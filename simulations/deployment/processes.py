@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from clients.round.masked_group import FILE_KEY_BYTES, KEY_VARIABLE
+from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE
 from fl_peel.errors import EngineError
 from fl_peel.file_lock import OWNED
 from simulations.deployment.keys import KeyFolder, make_keys

@@ -255,8 +255,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
     """
     import numpy as np
 
-    from clients.fleet.fleet import load_fleet
-    from clients.fleet.fleet_budgets import FleetBudgets
+    from clients.fleet.fleet import FleetBudgets, load_fleet
     from clients.node.clock import DeviceRates
     from clients.node.joining import check_poorest, check_working
 

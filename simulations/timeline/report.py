@@ -28,7 +28,7 @@ from simulations.report.table_view import (
 from simulations.report.verdict import seen_data
 from simulations.timeline.timeline_plots import KINDS, LABELS, classes_plot, kinds_plot, life_plot, recall_plot
 from strategies.figures.schema import OverTime
-from strategies.timeline.schema import ClassResult, PeriodResult, TimelineResult
+from strategies.timeline.timeline_figures import ClassResult, PeriodResult, TimelineResult
 
 BASES = ("cached-list", "retrained", "recent-popularity")
 """Ways of serving that others are compared with in tables."""

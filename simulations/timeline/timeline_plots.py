@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from fl_peel.figures import Estimate
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
-from strategies.timeline.schema import PeriodResult
+from strategies.timeline.timeline_figures import PeriodResult
 
 LABELS = {
     "federation": "continual federated training",

@@ -20,7 +20,7 @@ from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_ratio
 from simulations.timeline.report import BASES
 from simulations.timeline.timeline_plots import LABELS
-from strategies.timeline.schema import TimelineResult
+from strategies.timeline.timeline_figures import TimelineResult
 
 NAME = "timeline-seeds"
 

@@ -42,8 +42,8 @@ from fl_peel.blocks.stored import HEADER_BYTES
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, quality, whole_table
+from strategies.rivals.central import BatchLoss, PrunedTable, descend, training
 from strategies.rivals.table_rivals import narrowed
-from strategies.rivals.training import BatchLoss, PrunedTable, descend, training
 
 Operation = Literal["add", "multiply"]
 

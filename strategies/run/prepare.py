@@ -17,7 +17,7 @@ from fl_peel.device_storage import device_splits
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mmap_arrays import drop_pages_now
-from fl_peel.model.joining import FittedJoining, MappedJoining
+from fl_peel.model.device import FittedJoining, MappedJoining
 from fl_peel.pretraining.spectral import Axes, turned
 from fl_peel.pretraining.stage1 import (
     GroupPlan,

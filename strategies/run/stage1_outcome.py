@@ -14,7 +14,7 @@ from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.data.interactions import UserItems, collected
 from fl_peel.device_storage import device_splits
-from fl_peel.model.joining import Joining
+from fl_peel.model.device import Joining
 from fl_peel.privacy.noise_plan import Plan, check_delta, make_plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result

@@ -42,16 +42,15 @@ from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.federation import RoundRecord
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
-from strategies.run.refinement import Refiner, join, put_together
+from strategies.run.refinement import Refiner, join, put_together, try_rounds, with_rounds
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-from strategies.run.select_settings import try_rounds, with_rounds
 from strategies.steps.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.timeline.published_tables import PublishedTables
-from strategies.timeline.schema import PeriodResult
 from strategies.timeline.timeline_figures import (
     Cohort,
     MetricTotals,
+    PeriodResult,
     ServingMetrics,
     class_results,
     period_lines,

@@ -13,8 +13,7 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from strategies.timeline.period import FULL, Period, TimelineState, followed
-from strategies.timeline.schema import PeriodResult, TimelineResult
-from strategies.timeline.timeline_figures import period_figures, summaries
+from strategies.timeline.timeline_figures import PeriodResult, TimelineResult, period_figures, summaries
 
 LAST = 3
 """Periods that the summary of the end is over."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.settings import Precision
-from fl_peel.model.joining import FittedJoining, Joining, MappedJoining
+from fl_peel.model.device import FittedJoining, Joining, MappedJoining
 from fl_peel.model.model import ModelContent, in_turn, save
 from fl_peel.model.model_files import Catalogue
 from fl_peel.pretraining.spectral_steps import halves

@@ -24,12 +24,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from clients.node.cohort import Cohort, open_cohort
+from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
-from clients.node.state import DeviceState
 from clients.round.single_device import answer_alone, present_rows, stages_alone
-from clients.steps.node_devices import StepParticipants
-from clients.steps.step_round import contribute
+from clients.steps.step_round import StepParticipants, contribute
 from fl_peel import wire
 from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct

@@ -14,8 +14,7 @@ from typing import Any, Unpack, cast
 
 import numpy as np
 
-from clients.fleet.fleet import load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel.blocks.compression import largest_dim
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.settings import Precision
@@ -41,13 +40,12 @@ from simulations.studies.study import (
 from strategies.evaluation.trials import Trial
 from strategies.rivals.base import Request, Rival, empty_row
 from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
-from strategies.rivals.federated.base import Federated, FederatedContext, IntArray
+from strategies.rivals.federated.base import Effort, Federated, FederatedContext, IntArray, trial_row, tuned
 from strategies.rivals.federated.bpr import FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf
 from strategies.rivals.federated.hetefedrec import HeteFedRec
 from strategies.rivals.federated.pfedrec import PFedRec
 from strategies.rivals.federated.popularity import Popularity
-from strategies.rivals.federated.tuning import Effort, trial_row, tuned
 from strategies.rivals.groups import PerGroup
 from strategies.rivals.rule import Rule
 from strategies.rivals.server import CachedList, Ease, ItemNeighbours

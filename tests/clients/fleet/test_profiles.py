@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from clients.fleet.contracts import ProfileContract
 from clients.fleet.files import shipped_names
-from clients.fleet.fleet import fleet_from_mapping, load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet
 from fl_peel.errors import ProfileError
 from simulations.cli.fleets import profiles_list
 from tests.helpers.examples import examples

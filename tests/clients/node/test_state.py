@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.node.joining import staying
-from clients.node.previous_holdings import PreviousHoldings
-from clients.node.state import NAMES, DeviceState
+from clients.node.cohort import NAMES, DeviceState
+from clients.node.joining import PreviousHoldings, staying
 from fl_peel.errors import EngineError
 from fl_peel.wire import OWN_BUDGET
 

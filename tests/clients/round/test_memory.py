@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.fleet.fleet import fleet_from_mapping
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import FleetBudgets, fleet_from_mapping
 from clients.round import round_context as module
 from clients.round.round_context import RoundMemory, WorkingMemory
 from clients.serving.evaluate import Holdings

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.fleet.files import shipped_names
-from clients.fleet.fleet import load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed, shrink

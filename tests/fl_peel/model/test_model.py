@@ -22,7 +22,7 @@ from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
 from fl_peel.model.coded_blocks import changed_blocks
-from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
+from fl_peel.model.device import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model import ModelContent
 from fl_peel.model.model_files import ABOUT, Catalogue
 from fl_peel.pretraining.spectral import turned

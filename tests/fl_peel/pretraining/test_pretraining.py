@@ -37,7 +37,7 @@ from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.workers import Workers, fixed_threads, own_threads
-from strategies.rivals.training import BatchLoss
+from strategies.rivals.central import BatchLoss
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import PRETRAINING
 

@@ -14,12 +14,12 @@ from simulations.studies.compare import compare as comparison
 from simulations.studies.compare import compare_rows
 from simulations.studies.compare.report import leaderboard_view, write_leaderboard
 from simulations.studies.schema import Leaderboard, typed
+from strategies.rivals.federated.base import Effort
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf, FcfSetting
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting
 from strategies.rivals.federated.popularity import Popularity
-from strategies.rivals.federated.tuning import Effort
 from tests.helpers.loopback import LoopbackGrid
 
 NOTHING = [

@@ -48,7 +48,15 @@ from strategies.rivals.base import (
     ranked_blocks,
     whole_table,
 )
-from strategies.rivals.central import CentralTraining, Rates, grid, refine_centrally
+from strategies.rivals.central import (
+    BatchLoss,
+    CentralTraining,
+    PrunedTable,
+    Rates,
+    grid,
+    refine_centrally,
+    train_nested,
+)
 from strategies.rivals.compressed import Pep, entries_about
 from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
 from strategies.rivals.server import (
@@ -70,7 +78,6 @@ from strategies.rivals.table_rivals import (
     score_metric,
     singular_factors,
 )
-from strategies.rivals.training import BatchLoss, PrunedTable, train_nested
 from tests.helpers.examples import examples
 from tests.helpers.planted import planted_interactions
 from tests.strategies.rivals.conftest import CONFIG
