@@ -24,9 +24,7 @@ from clients.node.requests import (
     refuse_seeded_noise,
 )
 from clients.round import channel, masked
-from clients.serving import evaluate
-from clients.serving import following as serving
-from clients.serving import refresh as refreshing
+from clients.serving import evaluate, following
 from clients.steps.step_round import announce_step, masked_sums, step_round
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
@@ -140,8 +138,8 @@ ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
     (wire.JOIN, wire.JoinRequest, joining.join),
     (wire.ROUND, wire.RoundRequest, channel.clear_round),
     (wire.EVALUATE, wire.EvaluateRequest, evaluate.evaluate_budgets),
-    (wire.REFRESH, wire.RefreshRequest, refreshing.refresh),
-    (wire.MOVING, wire.MovingRequest, serving.follow),
+    (wire.REFRESH, wire.RefreshRequest, following.refresh),
+    (wire.MOVING, wire.MovingRequest, following.follow),
     (wire.COMPARE, wire.CompareRequest, evaluate.compare),
     (wire.KEEP, wire.KeepRequest, evaluate.keep),
     # secure aggregation: of a round, and of a step of stage 1

@@ -129,7 +129,7 @@ def _serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -
 
 def _server_side(scenario: Scenario) -> Callable[[Run], RunResult | TimelineResult]:
     if scenario.data.timeline is not None:
-        from strategies.timeline.serve import replay
+        from strategies.timeline.period import replay
 
         return replay
     from strategies.server_app import serve_run

@@ -51,7 +51,8 @@ def serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = s
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows."""
     if scenario.data.timeline is not None:
         raise ScenarioError(
-            "data.timeline: timelines are replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
+            "data.timeline: timelines are replayed by fl-peel run, flwr run and "
+            "strategies.timeline.period.serve_timeline; leave it out"
         )
     return serve_run(Run.connect(grid, scenario, paths, on_event))
 

@@ -229,7 +229,7 @@ class Cohort:
     @property
     def held_file(self) -> Path:
         """Return the file in which devices keep, from one period to the next, what they hold; see
-        :mod:`clients.serving.refresh`.
+        :mod:`clients.serving.following`.
         """
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 

@@ -272,7 +272,7 @@ def deploy(
 
     loaded = checked(load_scenario(scenario, overrides or [], seed=seed), out)
 
-    from simulations.deployment.local import node_configs, run_deployed
+    from simulations.deployment.processes import node_configs, run_deployed
     from simulations.run_options import RunOptions
 
     configs = node_configs(loaded, nodes=nodes, own=own or [])

@@ -224,7 +224,7 @@ def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str, *, deployed: 
     if scenario.data.timeline is None:
         check_run(scenario, splits)
     else:
-        from strategies.timeline.serve import check_timeline
+        from strategies.timeline.period import check_timeline
 
         check_timeline(scenario)
         check_items(scenario, splits.num_items)

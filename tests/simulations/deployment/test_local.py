@@ -13,9 +13,8 @@ from typer.testing import CliRunner
 
 from fl_peel.errors import EngineError, FlPeelError, ScenarioError
 from simulations.cli.main import app
-from simulations.deployment import local, processes
-from simulations.deployment.local import node_configs
-from simulations.deployment.processes import Deployment, end_all, free_port
+from simulations.deployment import processes
+from simulations.deployment.processes import Deployment, end_all, free_port, node_configs
 from simulations.engine import passing_grid as deployed
 from simulations.engine.passing_grid import DeployedGrid, deployment_grid
 from simulations.run_options import RunOptions
@@ -90,7 +89,8 @@ KILLED = """
 import os, subprocess, sys, tempfile
 from pathlib import Path
 from fl_peel.file_lock import owned_folder
-from simulations.deployment import local, processes
+from simulations.deployment import processes
+from simulations.deployment import processes
 
 with owned_folder(Path(sys.argv[1]), "deployed-") as folder, processes.guarded(folder / "home"):
     (folder / "home").mkdir()
@@ -129,17 +129,17 @@ def is_alive(process):
 
 def test_what_a_killed_deployment_left_goes_with_the_next_one(tiny, tmp_path, monkeypatch):
     """Where whoever guards it was killed, too."""
-    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
-    left = tmp_path / f"{local.PREFIX}left"
-    (left / local.HOME).mkdir(parents=True)
+    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / f"{processes.PREFIX}left"
+    (left / processes.HOME).mkdir(parents=True)
     (left / "owned").touch()
     ended = []
-    monkeypatch.setattr(local, "end_all", ended.append)
-    monkeypatch.setattr(local, "deployed", stopped)
+    monkeypatch.setattr(processes, "end_all", ended.append)
+    monkeypatch.setattr(processes, "deployed", stopped)
     with pytest.raises(EngineError):
-        local.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print, RunOptions())
-    assert ended == [left / local.HOME]
-    assert not list(tmp_path.glob(f"{local.PREFIX}*"))
+        processes.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print, RunOptions())
+    assert ended == [left / processes.HOME]
+    assert not list(tmp_path.glob(f"{processes.PREFIX}*"))
 
 
 def stopped(*_, **__):
