@@ -5,9 +5,10 @@ one adds them up for the server to read.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -32,8 +33,8 @@ class DeviceChannel(ABC, Generic[Reply]):
     the reply.
     """
 
-    def __init__(self, context: RoundContext) -> None:
-        self.context = context
+    def __init__(self, cohort: Cohort, request: RoundRequest) -> None:
+        self.context = RoundContext.from_request(cohort, request)
 
     def begin(self) -> RoundCounts:
         """Start the round before the first user group; return what is counted already."""
@@ -52,8 +53,9 @@ class DeviceChannel(ABC, Generic[Reply]):
         """Return the reply of the node. counts: counts of the round, as far as they are sent in the open."""
 
 
-def run_round(channel: DeviceChannel[Reply]) -> Reply:
-    """One round of a node's devices."""
+def run_round(kind: Callable[..., DeviceChannel[Reply]], cohort: Cohort, request: RoundRequest, *more: Any) -> Reply:
+    """One round of a node's devices through a kind of channel. more: of what that kind takes besides."""
+    channel = kind(cohort, request, *more)
     world = channel.context
     counts, keeps = channel.begin(), list[StateUpdate]()
     layout, precision = world.cohort.layout(), world.cohort.scenario.blocks.precision
@@ -75,10 +77,10 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
     which together make its full strength.
     """
 
-    def __init__(self, context: RoundContext, noise_devices: Mapping[int, int] | None = None) -> None:
-        super().__init__(context)
+    def __init__(self, cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> None:
+        super().__init__(cohort, request)
         self._noise_devices = noise_devices or {}
-        self._groups = np.asarray(context.state.groups)
+        self._groups = np.asarray(self.context.state.groups)
         self._reached = np.zeros(0, np.int64)
         self._contributions: dict[int, Arrays] = {}
 
@@ -106,6 +108,5 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         return RoundReply(self._contributions, counts)
 
 
-def clear_round(cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> RoundReply:
-    """One round for the sampled devices of this node, in the clear."""
-    return run_round(ClearDeviceChannel(RoundContext.from_request(cohort, request), noise_devices))
+clear_round = partial(run_round, ClearDeviceChannel)
+"""One round for the sampled devices of this node, in the clear."""

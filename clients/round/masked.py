@@ -23,6 +23,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from clients.node.cohort import Cohort
 from clients.round.channel import DeviceChannel, run_round
 from clients.round.contents import StateUpdate
 from clients.round.members import ChannelTerms, Traffic, train_members
-from clients.round.round_context import RoundContext, reached_devices
+from clients.round.round_context import reached_devices
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import SecureAggregationError
@@ -394,8 +395,8 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
 class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     """Stage 3: devices whose secrets are shared train, mask their vectors, and send them; each by itself."""
 
-    def __init__(self, context: RoundContext, request: SecureRoundRequest) -> None:
-        super().__init__(context)
+    def __init__(self, cohort: Cohort, request: SecureRoundRequest) -> None:
+        super().__init__(cohort, request)
         self._request = request
         self._sums: dict[int, MaskedSum] = {}
         self._protocol_s = 0.0
@@ -450,6 +451,5 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         return SecureRoundReply(self._sums, counts.classes, counts.clock, counts.slowest_us, self._protocol_s)
 
 
-def masked_round(cohort: Cohort, request: SecureRoundRequest) -> SecureRoundReply:
-    """Stage 3 for the devices of this node."""
-    return run_round(MaskedDeviceChannel(RoundContext.from_request(cohort, request), request))
+masked_round = partial(run_round, MaskedDeviceChannel)
+"""Stage 3 for the devices of this node."""
