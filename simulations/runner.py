@@ -20,8 +20,9 @@ from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
 from fl_peel.errors import ReportError
 from fl_peel.events import Event, OnEvent, with_seed
-from fl_peel.json_codec import from_nodes, to_nodes, to_plain
+from fl_peel.json_codec import to_plain
 from fl_peel.model.model import load
+from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated

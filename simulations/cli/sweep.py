@@ -60,7 +60,8 @@ def sweep(
     """
     # before the heavy imports
     if searched:
-        from simulations.sweep.space import optuna, space_of
+        from simulations.sweep.search import optuna
+        from simulations.sweep.space import space_of
 
         space_of(searched, asked or [])
         optuna()

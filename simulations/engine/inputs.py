@@ -19,7 +19,7 @@ from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
-from simulations.engine.ray_engine import require_cluster
+from simulations.engine.cluster import require_cluster
 from simulations.listing import require_ours
 
 if TYPE_CHECKING:

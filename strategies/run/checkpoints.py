@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.json_codec import Live, from_nodes, to_nodes
 from fl_peel.mmap_arrays import drop_pages_now
+from fl_peel.object_codec import Live, from_nodes, to_nodes
 from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
 from fl_peel.steps.device_vectors import MapsStep, VectorsStep
 from fl_peel.steps.user_groups import MomentsStep

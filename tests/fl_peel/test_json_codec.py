@@ -17,7 +17,8 @@ from pydantic import Field
 
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
-from fl_peel.json_codec import Inline, JsonKey, from_nodes, from_plain, to_nodes, to_plain
+from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
+from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller

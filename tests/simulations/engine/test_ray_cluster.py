@@ -17,9 +17,10 @@ import ray
 from fl_peel.errors import EngineError
 from simulations import run
 from simulations.engine import ray_engine
+from simulations.engine.cluster import require_cluster
 from simulations.engine.inputs import checked
 from simulations.engine.memory import WORKERS, lasting_objects
-from simulations.engine.ray_engine import RayletWatch, environment, own_token, require_cluster
+from simulations.engine.ray_engine import RayletWatch, environment, own_token
 from simulations.scenario_files import load_scenario
 from tests.helpers.runs import figures, served
 
