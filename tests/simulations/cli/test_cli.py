@@ -477,21 +477,21 @@ def test_a_stage_of_one_step_that_was_skipped_is_told_once():
 
 
 def test_bars_show_every_stage_on_a_terminal():
-    console = Console(force_terminal=True, width=100, record=True)
-    with console.shown(console) as tell:
+    terminal = Console(force_terminal=True, width=100, record=True)
+    with console.shown(terminal) as tell:
         for stage in console.STAGES:
             tell(Event(stage, 1, 2, f"half of {stage}"))
             tell(Event(stage, 2, 2, f"all of {stage}"))
-    text = console.export_text()
+    text = terminal.export_text()
     for stage in console.STAGES:
         assert f"all of {stage}" in text
 
 
 def test_quiet_shows_nothing():
-    console = Console(force_terminal=True, record=True)
-    with console.shown(console, quiet=True) as tell:
+    terminal = Console(force_terminal=True, record=True)
+    with console.shown(terminal, quiet=True) as tell:
         tell(Event("start", 1, 1))
-    assert console.export_text() == ""
+    assert terminal.export_text() == ""
 
 
 def test_no_command_shows_help_and_fails():
