@@ -54,6 +54,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "axes.titley": 1.0,  # else matplotlib measures tick labels again to place it
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": f"cycler('color', ['{INK}'])",
@@ -433,6 +434,9 @@ def round_axis(axes: Axes, num_rounds: int) -> None:
 
 def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     """Close a figure: its SVG with `alt` as text alternative; call it within `styled()`."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not axis.get_label_text():
+            axis.set_label_coords(0.5, 0.5)  # else matplotlib measures all tick labels again to place it
     if is_narrow():
         for axes in figure.axes:
             axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
