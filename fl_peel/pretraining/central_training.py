@@ -11,23 +11,15 @@ against many shared negatives (:mod:`fl_peel.pretraining.losses`), and so a few 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import scipy
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_peel import __version__
-from fl_peel.cpu_dispatch import code_paths
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.losses import (
@@ -42,7 +34,6 @@ from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for
 from fl_peel.scenario.pretraining_settings import PretrainingConfig, check_collected, check_negatives
-from fl_peel.store import Store
 from fl_peel.training.adam import EagerAdam
 from fl_peel.training.workers import Workers, own_threads, threads_for
 
@@ -254,44 +245,3 @@ class _Trainer:
             users = users.clone()
             users[torch.from_numpy(self._rows.counts() == 0).to(self._device)] = 0.0
         return users.cpu().numpy(), items.detach().clone().cpu().numpy()
-
-
-logger = logging.getLogger("fl_peel")
-NAME, TABLES = "pretrained", "tables"
-
-
-def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> Any:
-    """Return everything that decides the tables: the collected interactions, the settings, the seed, the versions of
-    this package, torch, NumPy and SciPy, and the code paths that libraries run.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(np.ascontiguousarray(collected.indptr).tobytes())
-    digest.update(np.ascontiguousarray(collected.items).tobytes())
-    return {
-        "interactions": digest.hexdigest(),
-        "users": collected.num_users,
-        "items": num_items,
-        "seed": seed,
-        "device": device,
-        **dataclasses.asdict(config),
-        "versions": [__version__, torch.__version__, np.__version__, scipy.__version__, code_paths()],
-    }
-
-
-def read_tables(folder: Path, key: Any) -> PretrainedEmbeddings | None:
-    """Return the cached tables, or None where there are none, or, with a warning, where they are damaged."""
-    entry = Store(folder, lambda line: logger.warning("%s; pretraining again", line)).read(NAME, key)
-    if entry is None:
-        return None
-    tables, history = entry.arrays(TABLES), enumerate(entry.value["loss"], start=1)
-    figures = tuple(EpochFigures(epoch, loss) for epoch, loss in history)
-    return PretrainedEmbeddings(tables["users"], tables["items"], entry.value["temperature"], figures)
-
-
-def write_tables(folder: Path, key: Any, tables: PretrainedEmbeddings) -> None:
-    """Cache tables, whole or, with a warning, not at all: a run that has trained them goes on with them."""
-    value = {"temperature": tables.temperature, "loss": [figures.loss for figures in tables.history]}
-    try:
-        Store(folder).write(NAME, key, value, {TABLES: {"users": tables.users, "items": tables.items}})
-    except OSError as error:
-        logger.warning("%s: pretrained tables cannot be cached (%s); the next run pretrains again", folder, error)

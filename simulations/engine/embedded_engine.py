@@ -1,342 +1,24 @@
-"""The engine of one machine: the same messages as on Flower's, on a Grid and worker processes of our own.
-
-Nodes are processes, not threads of the run's own: what they do in Python would hold the server up, and it them; one
-that the system kills for lack of memory costs its message, not the run. A node stays with one worker, which keeps what
-it has read of the node's devices.
-
-Flower makes messages for whoever its own engines started: ``Message(...)`` reads who this process is from
-``TaskIdentity``, and whoever sends a message numbers it in place (:class:`flwr.superlink.grid.InMemoryGrid` does it in
-the same way). No public name does either. ``tests/simulations/engine/test_grids.py`` fails when Flower
-changes this.
+"""The engine of one machine: the same ServerApp, ClientApp and messages as on Flower's, on a Grid of our own.
 
 It starts in the time that imports take, and a run does not depend on Ray, whose start fails on a busy machine.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-import queue
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, Protocol
-
-from flwr.app import Context, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from typing import TYPE_CHECKING
 
 from fl_peel.errors import EngineError
-from fl_peel.package_check import own_root
 from fl_peel.scenario.measurement import Engine
-from simulations.engine.worker import WANTED
+from simulations.engine.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
-    from flwr.app import Context, Message
     from flwr.serverapp import Grid
-
-ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""Environment of the process that forks: pyarrow's allocator would start another thread."""
-JOIN_S = 5.0
-"""Seconds that a thread has to end in, once its worker is gone."""
-
-
-class ForkServer:
-    """The process that forks workers (:mod:`simulations.engine.worker`); one that has died is started again."""
-
-    def __init__(self, client: str, environment: Mapping[str, str], preloaded: Sequence[str] = ()) -> None:
-        self._words = [client, *preloaded]
-        # a worker finds what this process finds, but nothing that merely lies in the working directory
-        path = os.pathsep.join([str(own_root()), *filter(None, sys.path)])
-        self._environment = os.environ | environment | ONE_THREAD | {"PYTHONPATH": path}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._start()
-
-    def _start(self) -> None:
-        self._control, theirs = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "simulations.engine.worker", str(theirs.fileno()), *self._words],
-                env=self._environment,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C is for the run, which ends this
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-            )
-
-    def fork(self) -> Connection:
-        """Start a worker; returns the connection to it.
-
-        Raises:
-            EngineError: no more are wanted.
-            OSError: the process that forks has just died.
-        """
-        with self._lock:
-            if self._closed:
-                raise EngineError("the run has ended")
-            if self._process.poll() is not None:
-                self._end()
-                self._start()
-            ours, theirs = socket.socketpair()
-            with theirs:
-                socket.send_fds(self._control, [WANTED], [theirs.fileno()])
-        return Connection(ours.detach())
-
-    def last_words(self) -> str:
-        """Return the last line that the process or its workers wrote as an error."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    def close(self) -> None:
-        """End the process and all workers."""
-        with self._lock:
-            self._closed = True
-            self._end()
-
-    def _end(self) -> None:
-        self._control.close()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # a group of its own, which its workers are in
-        self._process.wait()
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A message, the configuration of its node, and the receiver of the reply."""
-
-    message: Message
-    context: Context
-    on_reply: Callable[[Message], None]
-
-    @property
-    def number(self) -> str:
-        return self.message.metadata.message_id
-
-
-class _Worker:
-    """A worker process, started when it is first asked, and again after it has died; and a thread that speaks with it.
-
-    The process gets one message at a time, and answers it before it gets the next one.
-    """
-
-    def __init__(self, fork_server: ForkServer) -> None:
-        self._fork_server = fork_server
-        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._open: set[str] = set()
-        self._asked: str | None = None
-        self._pid: int | None = None
-        self._connection: Connection | None = None
-        self.thread = threading.Thread(target=self._serve, daemon=True)
-        self.thread.start()
-
-    def ask(self, question: _Question | None) -> None:
-        """Have a question answered after those before it; None: there will be no more."""
-        if question is not None:
-            with self._lock:
-                self._open.add(question.number)
-        self._questions.put(question)
-
-    def give_up(self, numbers: Collection[str]) -> None:
-        """Leave these out; a process that works on one of them is ended, as it may never come back from it."""
-        with self._lock:
-            self._open.difference_update(numbers)
-            if self._asked in numbers and self._pid is not None:
-                os.kill(self._pid, signal.SIGKILL)
-
-    def _serve(self) -> None:
-        while (question := self._questions.get()) is not None:
-            with self._lock:
-                if question.number not in self._open:
-                    continue
-                self._asked = question.number
-            reply = self._reply(question)
-            with self._lock:
-                self._open.discard(question.number)
-                self._asked = None
-            question.on_reply(reply)
-            del question, reply  # not kept until the next one comes
-        if self._connection is not None:
-            self._connection.close()
-
-    def _reply(self, question: _Question) -> Message:
-        from simulations.engine.answering import error_reply
-
-        started = False
-        try:
-            if self._connection is None:
-                self._connection = self._fork_server.fork()
-                self._pid = self._connection.recv()
-            started = True
-            self._connection.send((question.message, question.context))
-            reply: Message = self._connection.recv()
-            return reply
-        except (EOFError, OSError, EngineError) as error:
-            with self._lock:
-                self._pid = None
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-            if started:
-                return error_reply(question.message, "its worker process has died, perhaps for lack of memory")
-            why = self._fork_server.last_words() or str(error)
-            return error_reply(question.message, f"no worker process starts: {why}")
-
-
-class WorkerPool:
-    """So many worker processes, until the block ends. Node p is hosted by number p modulo their count."""
-
-    def __init__(self, count: int, client: str, environment: Mapping[str, str], preloaded: Sequence[str] = ()) -> None:
-        self._fork_server = ForkServer(client, environment, preloaded)
-        self._workers = [_Worker(self._fork_server) for _ in range(count)]
-
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._fork_server.close()
-        for worker in self._workers:
-            worker.ask(None)
-        for worker in self._workers:
-            worker.thread.join(JOIN_S)
-
-    def ask(self, message: Message, context: Context, on_reply: Callable[[Message], None]) -> None:
-        """Have the worker of the message's node answer it."""
-        partition = int(context.node_config["partition-id"])
-        self._workers[partition % len(self._workers)].ask(_Question(message, context, on_reply))
-
-    def give_up(self, numbers: Collection[str]) -> None:
-        """End workers that work on messages of these numbers, and leave out those that wait."""
-        for worker in self._workers:
-            worker.give_up(numbers)
-
-
-RUN_ID = 1
-"""Number of the run in an engine of our own, which has one run."""
-_SERVER = 1
-"""Node of the server's side, as Flower numbers it."""
-_numbers: Iterator[int] = itertools.count(1)
-
-
-def identify_server() -> None:
-    """Let this process make messages as the server's side of a run."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, _SERVER
-
-
-def number_message(message: Message) -> str:
-    """Give a message that is sent its number, which its reply names; returns it."""
-    number = str(next(_numbers))
-    message.metadata.__dict__["_message_id"] = number
-    return number
-
-
-STEP, IDS = 7919, 2**31 - 1
-"""Node ids are multiples of the one modulo the other: they tell nothing about partitions, as Flower's do not."""
-
-
-class Host(Protocol):
-    """The host of the nodes."""
-
-    def ask(self, message: Message, context: Context, on_reply: Callable[[Message], None]) -> None:
-        """Have a message answered, now or later; ``on_reply`` is called once, from any thread."""
-
-    def give_up(self, numbers: Collection[str]) -> None:
-        """Give up the answers to messages of these numbers, which are not awaited any more."""
-
-
-class EmbeddedGrid(Grid):
-    """``num_nodes`` nodes of one machine. node_config: what every node knows of itself beside its partition."""
-
-    def __init__(self, num_nodes: int, host: Host) -> None:
-        identify_server()
-        self._host = host
-        self._partition = {STEP * (partition + 1) % IDS: partition for partition in range(num_nodes)}
-        self.node_config: dict[str, Any] = {"simulated": True}
-        self._arrived = threading.Condition()
-        self._waiting: set[str] = set()
-        self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Any) -> None:
-        """There is one run, which Flower need not know."""
-
-    @property
-    def run(self) -> Any:
-        """Do nothing: there is one run, which Flower need not know."""
-        return None
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Make a message, as its own constructor does."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of all nodes."""
-        return list(self._partition)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to their nodes; returns their numbers."""
-        numbers = []
-        for message in messages:
-            number = number_message(message)
-            with self._arrived:
-                self._waiting.add(number)
-            self._host.ask(message, self.context(message.metadata.dst_node_id), self._on_reply)
-            numbers.append(number)
-        return numbers
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to messages of these numbers that are there, in the order in which they came."""
-        wanted = set(message_ids)
-        with self._arrived:
-            there = [number for number in self._replies if number in wanted]
-            return [self._replies.pop(number) for number in there]
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """:class:`simulations.engine.passing_grid.StoppableGrid` around this one does that."""
-        raise NotImplementedError
-
-    def wait(self, seconds: float) -> None:
-        """Wait until a reply is there, at most so long."""
-        with self._arrived:
-            if not self._replies:
-                self._arrived.wait(seconds)
-
-    def give_up(self, message_ids: Collection[str]) -> None:
-        """Wait no more for replies to messages of these numbers."""
-        with self._arrived:
-            self._waiting.difference_update(message_ids)
-            for number in message_ids:
-                self._replies.pop(number, None)
-        self._host.give_up(message_ids)
-
-    def context(self, node: int) -> Context:
-        """Return what a node knows of itself."""
-        place = {"partition-id": self._partition[node], "num-partitions": len(self._partition)}
-        return Context(
-            run_id=RUN_ID, node_id=node, node_config=place | self.node_config, state=RecordDict(), run_config={}
-        )
-
-    def _on_reply(self, reply: Message) -> None:
-        number = reply.metadata.reply_to_message_id
-        with self._arrived:
-            if number in self._waiting:
-                self._waiting.remove(number)
-                self._replies[number] = reply
-                self._arrived.notify_all()
-
 
 _started_ahead: ContextVar[tuple[Engine, str, WorkerPool] | None] = ContextVar("workers that were started ahead")
 
@@ -371,6 +53,18 @@ def workers_ahead(engine: Engine, client: str, variables: Mapping[str, str]) -> 
             _started_ahead.reset(token)
 
 
+@contextmanager
+def helper_ahead() -> Iterator[Connection | None]:
+    """Fork a process beside the workers that were started ahead, which calls what it is sent; None where it fails."""
+    started = _started_ahead.get(None)
+    try:
+        helper = None if started is None else started[2].helper()
+    except (EOFError, EngineError, OSError):  # whoever asks does without
+        helper = None
+    with helper or nullcontext():
+        yield helper
+
+
 def _ahead(engine: Engine, client: str) -> WorkerPool | None:
     started = _started_ahead.get(None)
     return started[2] if started is not None and started[:2] == (engine, client) else None
@@ -391,7 +85,8 @@ def run_embedded(
         from flwr.app import Context, RecordDict
         from flwr.serverapp import ServerApp
 
-        from simulations.engine.embedded_engine import RUN_ID, EmbeddedGrid
+        from simulations.engine.embedded_grid import EmbeddedGrid
+        from simulations.engine.flower_identity import RUN_ID
         from simulations.engine.passing_grid import StoppableGrid
 
         workers = _ahead(engine, client)

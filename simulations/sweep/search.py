@@ -67,6 +67,3 @@ def _suggested(trial: Any, one: Varied) -> str:
         step = 1 if one.step is None else int(one.step)
         return one.text_of(trial.suggest_int(one.path, int(one.low), int(one.high), log=one.log, step=step))
     return one.text_of(trial.suggest_float(one.path, one.low, one.high, log=one.log, step=one.step))
-
-
-__all__ = ["optuna", "search"]

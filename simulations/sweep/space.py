@@ -1,4 +1,4 @@
-"""Settings of a sweep and of a search: grids, ranges and choices of keys, as they are typed. Light: read at the start."""
+"""Settings of a sweep and of a search: grids, ranges and choices of keys, as they are typed. Light, for the start."""
 
 from __future__ import annotations
 

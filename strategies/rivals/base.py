@@ -30,13 +30,8 @@ from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import fit_user_embeddings
-from fl_peel.pretraining.central_training import (
-    PretrainedEmbeddings,
-    pretrain,
-    pretraining_key,
-    read_tables,
-    write_tables,
-)
+from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
 from fl_peel.ranking.bootstrap import REPLICATES, Replicates
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from fl_peel.scenario.method import ControllerPart

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from simulations.engine.answering import answer
-from simulations.engine.embedded_engine import EmbeddedGrid
+from simulations.engine.embedded_grid import EmbeddedGrid
 
 Interfere = Callable[[int, Message], "Message | None"]
 """(partition, message) -> a reply instead of the node's own, or None to let the node answer."""

@@ -339,7 +339,6 @@ def test_passes_are_as_many_as_the_scenario_says():
     ]
 
 
-__all__ = ["rows"]  # the fixture of 80 users of three tastes
 COUNTS = np.arange(100)[::-1].copy()
 
 

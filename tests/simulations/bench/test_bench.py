@@ -18,7 +18,6 @@ from fl_peel.randomness import device_seeds
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from simulations.bench import bench as benchmarks
-from simulations.bench import bench as start
 from simulations.bench import bench_context as bench_world
 from simulations.bench import large as module
 from simulations.bench import stock_flower
@@ -251,17 +250,3 @@ def test_what_cannot_be_held_is_refused_at_the_start(monkeypatch, tmp_path, memo
     with pytest.raises(EngineError, match=output):
         large(10_000_000, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_seconds_are_those_of_the_program():
-    assert 0.2 < start._program_seconds("import time; time.sleep(0.2)") < 60
-
-
-def test_a_program_that_fails_has_no_seconds():
-    with pytest.raises(EngineError, match="ValueError: nothing"):
-        start._program_seconds("raise ValueError('nothing')")
-
-
-def test_a_run_whose_nodes_never_answer_has_none():
-    with pytest.raises(EngineError, match=r"ended before its nodes answered: .*no such scenario"):
-        start._until_nodes("no-such-scenario", "")

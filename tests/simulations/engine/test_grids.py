@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_peel.errors import EngineError
-from simulations.engine.embedded_engine import RUN_ID, identify_server, number_message
+from simulations.engine.flower_identity import RUN_ID, identify_server, number_message
 from simulations.engine.passing_grid import PassingGrid, StoppableGrid
 from simulations.studies.audit.observer import TapGrid
 

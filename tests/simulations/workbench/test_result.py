@@ -12,6 +12,7 @@ import fl_peel
 from fl_peel.errors import EngineError, MissingExtraError, ReportError
 from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import Store
 from simulations.engine.folders import default_cache_dir
 from simulations.report.run_files import read_report
 from simulations.workbench import progress as module
@@ -152,10 +153,10 @@ def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monke
     assert messages(cache=False) == ""
     assert not default_cache_dir().exists()
     assert messages() == ""
-    assert len(list(default_cache_dir().iterdir())) == 1
+    assert {entry.name for entry in Store(default_cache_dir()).entries()} == {"pretrained", "groups"}
     assert messages() == "loaded from the cache"
     assert messages(cache_dir=tmp_path / "mine") == ""
-    assert len(list((tmp_path / "mine").iterdir())) == 1
+    assert len(list((tmp_path / "mine").iterdir())) == 2
 
 
 @pytest.mark.usefixtures("api", "without_engine")
