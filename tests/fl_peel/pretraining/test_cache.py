@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 
 from fl_peel.grouping.clusters import UserGroups
-from fl_peel.pretraining.central_training import (
-    EpochFigures,
-    PretrainedEmbeddings,
-    cached_groups,
-    pretraining_key,
-    read_tables,
-    write_tables,
-)
+from fl_peel.pretraining.cache import cached_groups, pretraining_key, read_tables, write_tables
+from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import PRETRAINING
 
