@@ -10,9 +10,10 @@ import gc
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from html import escape
 from textwrap import fill
@@ -37,6 +38,10 @@ MARKS = "●■▲◆▼✚✖★"
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
 """Inches of width of a figure on a page of its usual width, and on a telephone."""
+PAPER_WIDTHS_IN = {"column": 3.4, "page": 7.0}
+"""Inches of width of a figure in a paper: in one of two columns, and across both."""
+FORMATS = ("svg", "pdf", "png")
+PNG_DPI = 300
 NARROW_CHARACTERS = 30
 """Characters of an axis's name on a telephone, before it continues on the next line."""
 LEGEND_IN = 0.19
@@ -73,6 +78,7 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5.0,
     "svg.fonttype": "path",  # the same in a browser, a slide and a paper
+    "pdf.fonttype": 42,  # text that can be selected, in fonts that publishers accept
 }
 
 
@@ -106,6 +112,41 @@ class Plot:
     series: tuple[Series, ...] = ()
 
 
+@dataclass(frozen=True)
+class PaperFigures:
+    """Figures for a paper, while they are drawn. names: those to save, None for all; seen: names of all that were
+    drawn; files: their content by file name.
+    """
+
+    form: str
+    width_in: float
+    names: Collection[str] | None
+    seen: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, figure: Figure, name: str) -> None:
+        """Save a figure in this form, if it is asked for; the same figure gives the same bytes."""
+        self.seen.append(name)
+        if self.names is None or name in self.names:
+            buffer = io.BytesIO()
+            dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+            figure.savefig(buffer, format=self.form, dpi=PNG_DPI, metadata=dates[self.form])
+            self.files[f"{name}.{self.form}"] = buffer.getvalue()
+
+
+_PAPER: ContextVar[PaperFigures | None] = ContextVar("_PAPER", default=None)
+
+
+@contextmanager
+def for_paper(figures: PaperFigures) -> Iterator[None]:
+    """Collect every figure that is drawn meanwhile, in one form alone."""
+    token = _PAPER.set(figures)
+    try:
+        yield
+    finally:
+        _PAPER.reset(token)
+
+
 @contextmanager
 def styled(width_in: float = WIDTH_IN) -> Iterator[None]:
     """Draw in the house style whatever the user's own matplotlib settings are; they come back afterwards.
@@ -131,9 +172,10 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
 
     @wraps(draw)
     def both(*args: Params.args, **kwargs: Params.kwargs) -> MaybePlot:
-        with styled():
+        paper = _PAPER.get()
+        with styled() if paper is None else styled(paper.width_in):
             wide = draw(*args, **kwargs)
-        if wide is None:
+        if wide is None or paper is not None:
             return wide
         with styled(NARROW_IN):
             narrow = draw(*args, **kwargs)
@@ -143,10 +185,10 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
 
 
 def is_narrow() -> bool:
-    """Whether the figure of the moment is drawn for a telephone."""
+    """Whether the figure of the moment is drawn for a telephone, or for a paper's column."""
     import matplotlib
 
-    return float(matplotlib.rcParams["figure.figsize"][0]) < WIDTH_IN
+    return float(matplotlib.rcParams["figure.figsize"][0]) <= NARROW_IN
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> str:
@@ -208,7 +250,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     if is_narrow():
-        _label_above(axes, [label for label in labels if label.series is None])
+        _label_above(axes, [label for label in labels if label.series is None or _PAPER.get() is not None])
         return
     gap = (LABEL_PT + 3.5) / (axes.bbox.height * 72.0 / figure.dpi)  # of the axes' height
     axes.get_ylim()  # settles the limits, which are lazy, before places are read off them
@@ -257,7 +299,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
     ordered = sorted(labels, key=lambda label: -label.y)
     drawn = {(line.get_color(), float(np.ravel(line.get_ydata())[-1])): line for line in axes.lines}
     handles = [drawn.get((label.color, label.y), Line2D([], [], color=label.color, linewidth=5)) for label in ordered]
-    names = [label.text.replace("\n", " ") for label in ordered]
+    names = [fill(label.text.replace("\n", " "), NARROW_CHARACTERS + 4) for label in ordered]
     key = axes.legend(
         handles,
         names,
@@ -272,7 +314,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
     for text, label in zip(key.get_texts(), ordered, strict=True):
         text.set_color(darker(label.color))
         text.set_fontweight("bold" if label.bold else "normal")
-    figure.set_figheight(figure.get_figheight() + LEGEND_IN * len(labels))
+    figure.set_figheight(figure.get_figheight() + LEGEND_IN * sum(name.count("\n") + 1 for name in names))
 
 
 def hover(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str], series: int | None = None) -> None:
@@ -436,23 +478,31 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     if is_narrow():
         for axes in figure.axes:
             axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
+    paper = _PAPER.get()
+    if paper is not None:
+        paper.add(figure, name)
+        return Plot(name, title, alt, "")
     return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
 
 
 __all__ = [
+    "FORMATS",
     "LABEL_PT",
     "LEGEND_IN",
     "MARKERS",
     "MARKS",
     "NARROW_IN",
     "PALETTE",
+    "PAPER_WIDTHS_IN",
     "WIDTH_IN",
     "EndLabel",
+    "PaperFigures",
     "Plot",
     "Series",
     "draw_line",
     "error_bars",
     "finish",
+    "for_paper",
     "hover",
     "in_both_forms",
     "in_series",
