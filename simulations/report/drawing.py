@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-MARKS = "●■▲◆▼✚✖★"
-"""Markers as characters."""
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
 """Inches of width of a figure on a page of its usual width, and on a telephone."""
@@ -84,18 +82,10 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Series:
-    """The series of one thing that is drawn: its number (:func:`in_series`), name, colour and mark."""
+    """A line that a page can switch off: its number (:func:`in_series`) and name."""
 
     number: int
     name: str
-    color: str
-    mark: str
-
-    @staticmethod
-    def from_number(number: int, name: str) -> Series:
-        """Make the series as :func:`line_kwargs` draws the line of that number."""
-        style = line_kwargs(number)
-        return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])
 
 
 @dataclass(frozen=True)
@@ -367,15 +357,18 @@ def line_kwargs(index: int, *, strong: bool = True, dashed: bool = False) -> dic
     }
 
 
-def new_figure(height_in: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the page's width and its panels, row by row; in the narrow form all of them below one another,
-    each a little lower.
+def new_figure(
+    height_in: float, rows: int = 1, columns: int = 1, *, narrow_columns: int = 1, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the page's width and its panels, row by row; in the narrow form in fewer columns, each a
+    little lower.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    if is_narrow() and columns > 1:
-        height_in, rows, columns = 0.8 * columns * height_in, rows * columns, 1
+    if is_narrow() and columns > narrow_columns:
+        height_in *= 0.8 * columns / narrow_columns
+        rows, columns = math.ceil(rows * columns / narrow_columns), narrow_columns
         kwargs.pop("width_ratios", None)
     figure = Figure(figsize=(float(matplotlib.rcParams["figure.figsize"][0]), height_in), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **kwargs)
@@ -490,7 +483,6 @@ __all__ = [
     "LABEL_PT",
     "LEGEND_IN",
     "MARKERS",
-    "MARKS",
     "NARROW_IN",
     "PALETTE",
     "PAPER_WIDTHS_IN",

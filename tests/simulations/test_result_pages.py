@@ -36,9 +36,9 @@ def test_an_audit_has_its_page_again_with_intervals_drawn(tmp_path):
     write_audit_json(tmp_path)
     rebuild_pages(tmp_path)
     page = (tmp_path / "audit.html").read_text()
-    assert page.count('class="tip"') == 2 * 2  # wide, narrow
+    assert page.count('class="tip"') == 2 * 4  # wide, narrow; an attack and recall of two mechanisms
     assert "<title>masks, gradient: 0.300 ±0.100</title>" in page
-    assert page.count("LineCollection") == 2 * 2  # of attacks, of recalls
+    assert page.count("LineCollection") == 2 * 4
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
         if index >= MOST_COLORED:
             number = index
             style |= {"color": MUTED, "linewidth": 1.0, "alpha": 0.5, "zorder": 2}
-            series.append(Series(number, name, MUTED, "–"))
+            series.append(Series(number, name))
         tips, aside = [_budget_words(row, name) for row in line], drawing.line_aside(index, len(lines))
         bold = (precision, selector) in own
         label = drawing.draw_line(axes, drawing.Line(name, x, figures, tips, bold, aside, number), style)
