@@ -201,7 +201,7 @@ class _JsonReader:
             elif key in plain:
                 values[one.name] = self.read(one.kind, plain[key], (*path, key))
             elif one.required:
-                raise self._error("Field required", (*path, key))
+                raise self._error("is missing", (*path, key))
         return owner(**values)
 
     def _laid(self, layout: Layout, key: str, plain: Mapping[str, Any], path: Path) -> Any:
@@ -234,7 +234,7 @@ class _JsonReader:
 
     def _mapping(self, value: object, path: Path) -> Mapping[str, Any]:
         if not isinstance(value, Mapping):
-            raise self._error("Input should be a valid dictionary", path)
+            raise self._error("must be a mapping of keys", path)
         return value
 
     def _error(self, message: str, path: Path) -> ReportError:

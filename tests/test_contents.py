@@ -36,6 +36,7 @@ for code in EXAMPLES:
     exec(compile(code, "docs/contents.md", "exec"), vars(MINE))
 ROBUST = "refinement.aggregation.robust.rule=median"
 NOISE = [
+    "pretraining.diversity_form=none",
     "privacy.mechanism=central-gaussian",
     "privacy.noise_multiplier=1",
     "privacy.clipping={kind: flat, norm: 1.0}",

@@ -82,34 +82,31 @@ def in_json(figures: RunEstimate, seeds: int) -> dict[str, Any]:
 
 
 def estimate_view(figures: RunEstimate, seeds: int) -> TableView:
-    """An estimate as a table: what, how much, how it is known."""
+    """An estimate as a table, and below it how far each part may be off."""
     from simulations.estimate import WITHIN
     from simulations.report.table_view import TableView, format_bytes
 
-    constants = f"measured constants, within a factor of {WITHIN:g}"
     parts = f"{figures.train:,} train, {figures.validation:,} validation, {figures.test:,} test interactions"
     asked = f"{figures.rounds}, with {figures.participants:,.0f} devices each"
     rows = [
-        ("data", f"{figures.data}: {figures.devices:,} devices, {figures.items:,} items", "read"),
-        ("", parts, "split"),
-        ("full table", f"{format_bytes(figures.full_table_bytes)}, {figures.blocks:,} blocks", "exact"),
-        ("user groups", f"{figures.user_groups}", "at most"),
-        ("rounds", asked, "budgets and availability of the fleet"),
-        ("stage 1, per device", _moved(figures.stage1_download_bytes, figures.stage1_upload_bytes), "protocol"),
-        (
-            "rounds, per device",
-            _moved(figures.download_bytes, figures.upload_bytes),
-            "protocol; up within a factor of 2",
-        ),
-        ("all devices", format_bytes(figures.total_bytes), "both, times the number of devices"),
-        ("memory", _memory(figures), constants),
-        *((f"time: {name}", format_seconds(value), constants) for name, value in figures.seconds.items()),
-        ("time", format_seconds(seeds * figures.total_s), f"{seeds} seeds" if seeds > 1 else "all stages"),
+        ("data", f"{figures.data}: {figures.devices:,} devices, {figures.items:,} items"),
+        ("", parts),
+        ("full table", f"{format_bytes(figures.full_table_bytes)}, {figures.blocks:,} blocks"),
+        ("user groups", f"at most {figures.user_groups}"),
+        ("rounds", asked),
+        ("stage 1, per device", _moved(figures.stage1_download_bytes, figures.stage1_upload_bytes)),
+        ("rounds, per device", _moved(figures.download_bytes, figures.upload_bytes)),
+        ("all devices", format_bytes(figures.total_bytes)),
+        ("memory", _memory(figures)),
+        *((f"time: {name}", format_seconds(value)) for name, value in figures.seconds.items()),
+        (f"time of {seeds} seeds" if seeds > 1 else "time", format_seconds(seeds * figures.total_s)),
     ]
-    note = "; ".join(figures.notes)
-    return TableView(
-        f"Estimated cost of a run of {figures.scenario}", ("quantity", "estimate", "source"), tuple(rows), 3, note
+    known = (
+        f"Time and memory are right within a factor of {WITHIN:g}, bytes sent by devices in rounds within a factor of "
+        "2; the rest follows from data, fleet and protocol"
     )
+    note = "; ".join((known, *figures.notes))
+    return TableView(f"Estimated cost of a run of {figures.scenario}", ("quantity", "estimate"), tuple(rows), 2, note)
 
 
 def _moved(download_bytes: float, upload_bytes: float) -> str:

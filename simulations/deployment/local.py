@@ -100,11 +100,16 @@ dependencies = []
 publisher = "fl-peel"
 
 [tool.flwr.app.components]
-serverapp = "simulations.flower:server_app"
-clientapp = "clients.client_app:app"
+serverapp = "fl_peel.server_app:app"
+clientapp = "fl_peel.client_app:app"
 
 [tool.flwr.app.config]
 scenario = "ml-100k"
+num-server-rounds = -1
+local-epochs = -1
+learning-rate = -1.0
+fleet = ""
+selector = ""
 seed = -1
 data-dir = ""
 out = ""

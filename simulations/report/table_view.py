@@ -42,7 +42,7 @@ class TableView:
         more = f"{hidden} more column{'s' * (hidden > 1)}: --wide." if hidden else ""
         table = Table(
             title=self.title,
-            caption=" ".join(part for part in (self.note, more) if part) or None,
+            caption="\n".join(part for part in (self.note, more) if part) or None,
             title_justify="left",
             caption_justify="left",
             box=box.SIMPLE_HEAD,

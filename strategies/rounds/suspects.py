@@ -3,11 +3,12 @@
 A sum that comes out spoiled has a device among its own that masked or shared something else than it had to. Of those
 that may have (at first all), half sit out the next sum over their group: if that one is right, the others are cleared,
 else those that sat out wait aside. Who is left in the end is left out for good. Then all who are aside come back, and
-are searched again if sums are still spoiled.
+are searched again if sums are still spoiled. Suspects of whom none is in a sum that is right, since they are silent or
+left out by now, wait aside as well: no search waits for them.
 
-Devices are searched in blocks, which stay the same, as small as two sums over the same data may differ by. Those of one
-node are next to each other. A node is left out with all of its devices where two of its blocks were, or where it failed
-twice, one after the other, in sums that came to nothing.
+Devices are searched in blocks, which stay the same and are left out whole, as small as two sums over the same data may
+differ by. A node whose devices are enough for a block shares none. A node is left out with all of its devices where two
+of its blocks were, or where it failed twice, one after the other, in sums that came to nothing.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Suspects:
     nodes: set[int] = field(default_factory=set)
     _searches: dict[int, Search] = field(default_factory=dict)
     _blocks: dict[int, int] = field(default_factory=dict)
+    _hosts: dict[int, int] = field(default_factory=dict)
     _failures: dict[int, int] = field(default_factory=dict)
     _found: dict[int, int] = field(default_factory=dict)
 
@@ -77,10 +79,12 @@ class Suspects:
         """A sum over these devices (N,) on these nodes (N,) came out right: they are cleared."""
         search = self._searches.get(group)
         if search is not None:
-            search.cleared.update(self._blocks_of(devices, hosts).tolist())
+            blocks = set(self._blocks_of(devices, hosts).tolist())
+            none_here = blocks.isdisjoint(search.suspects)
+            search.cleared |= blocks
             search.suspects = [block for block in search.suspects if block not in search.cleared]
             search.aside = [block for block in search.aside if block not in search.cleared]
-            if search.clearing:
+            if search.clearing or none_here:
                 search.aside, search.suspects = [*search.aside, *search.suspects], []
             if not search.suspects:
                 self._next(group, search)
@@ -103,7 +107,7 @@ class Suspects:
 
     def leave_out(self, group: int, devices: IntArray, hosts: IntArray) -> str:
         """Leave devices (N,) on these nodes (N,) out for good. Return that in words."""
-        self.devices.update(devices.tolist())
+        self._with_their_blocks(devices.tolist())
         if group in self._searches:
             self._next(group, self._searches[group])
         nodes = np.unique(hosts).tolist()
@@ -128,12 +132,16 @@ class Suspects:
         if self.step == 1:
             return devices
         new = np.array([device not in self._blocks for device in devices.tolist()], np.bool_)
-        order = devices[new][np.lexsort((devices[new], hosts[new]))]
-        first = max(self._blocks.values(), default=-1) + 1
-        if first and len(order) < self.step:
-            first -= 1
-        for number, block in enumerate(np.array_split(order, max(1, len(order) // self.step)), first):
-            self._blocks.update(dict.fromkeys(block.tolist(), number))
+        self._hosts.update(zip(devices[new].tolist(), hosts[new].tolist(), strict=True))
+        number, rest = max(self._blocks.values(), default=-1) + 1, devices[:0]
+        for node in np.unique(hosts[new]):
+            rest = np.concatenate([rest, np.sort(devices[new & (hosts == node)])])
+            if len(rest) >= self.step:
+                for block in np.array_split(rest, len(rest) // self.step):
+                    self._blocks.update(dict.fromkeys(block.tolist(), number))
+                    number += 1
+                rest = devices[:0]
+        self._blocks.update(dict.fromkeys(rest.tolist(), max(0, number - 1)))
         return np.array([self._blocks[device] for device in devices.tolist()], np.int64)
 
     def _next(self, group: int, search: Search) -> None:
@@ -142,9 +150,16 @@ class Suspects:
         if not search.suspects:
             del self._searches[group]
 
+    def _with_their_blocks(self, devices: Iterable[int]) -> None:
+        """Leave out these devices, and all that are in a block with one of them."""
+        out = set(devices)
+        blocks = {self._blocks[device] for device in out if device in self._blocks}
+        self.devices |= out | {device for device, block in self._blocks.items() if block in blocks}
+
     def _without_nodes(self, nodes: Iterable[int]) -> str:
         new = set(nodes) - self.nodes
         self.nodes |= new
+        self._with_their_blocks(device for device, node in self._hosts.items() if node in new)
         return f"; left out from now on: all devices of node {_listed(sorted(new))}" if new else ""
 
 

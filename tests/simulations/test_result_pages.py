@@ -80,10 +80,10 @@ def test_a_figure_that_there_is_not_is_one_line(words, message, command_line, tm
     [
         ("notes.txt", "", r"no result \(report.json, compare.json, .*, ablate.json, sweep.json\)"),
         ("report.json", "{", "report.json: cannot read a result"),
-        ("report.json", "{}", "report.json: scenario: Field required"),
-        ("compare.json", '{"tuning": {}}', "compare.json: .*Field required"),
-        ("timeline.json", "{}", "timeline.json: .*Field required"),
-        ("audit.json", "[]", "audit.json: .*valid dictionary"),
+        ("report.json", "{}", "report.json: scenario: is missing"),
+        ("compare.json", '{"tuning": {}}', "compare.json: .*is missing"),
+        ("timeline.json", "{}", "timeline.json: .*is missing"),
+        ("audit.json", "[]", "audit.json: .*must be a mapping"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, name, text, message):

@@ -241,7 +241,7 @@ def test_a_run_of_which_little_is_asked_has_its_figures(tiny, tmp_path, monkeypa
     result = run(tiny, overrides=QUICK, out=tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     drawn = list(report_figures(result.measured))
-    assert {"recall", "traces", "bytes", "learning"} <= {plot.name for plot in drawn}
+    assert {"budgets", "traces", "bytes", "learning"} <= {plot.name for plot in drawn}
     assert [f'aria-label="{escape(plot.alt)}"' in page for plot in drawn] == [True] * len(drawn)
 
 

@@ -209,7 +209,7 @@ def test_other_runs_are_not(tmp_path, overrides):
 @pytest.mark.engine
 def test_flowers_simulation_is_one(tiny, tmp_path):
     """Its workers draw from the seed, with no word of anybody's, and what they draw repeats."""
-    result = run(tiny, overrides=LOCAL)
+    result = run(load_scenario(tiny, LOCAL))
     assert figures(result) == figures(served(load_scenario(tiny, LOCAL), tmp_path / "run")[0])
 
 

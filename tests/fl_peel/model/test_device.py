@@ -1,5 +1,6 @@
 """A device that a model serves: never a byte over its budget, and the same bytes however it came to them."""
 
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
@@ -215,7 +216,7 @@ def moved_model(folder):
     joining = fl_peel.load(folder / "old").joining
     more = random_table(rng, layout)[:5]
     ids = (*(f"new {i}" for i in range(5)), *ids_of(old))
-    wider = type(joining)(joining.centroids, np.concatenate([np.zeros((5, 12), np.float32), joining.item_table]))
+    wider = replace(joining, item_table=np.concatenate([np.zeros((5, 12), np.float32), joining.item_table]))
     together = [np.concatenate([more, table]) for table in tables]
     saved(folder / "moved", layout=layout, tables=together, joining=wider, ids=ids)
     return folder / "moved"

@@ -153,13 +153,13 @@ BAD = [
         ["privacy.clipping.kind=adaptive"],
         "privacy: clipping.kind adaptive releases a noised count of devices; set privacy.mechanism",
     ),
-    ([*CENTRAL, "privacy.delta=1"], "privacy.delta: input should be less than 1"),
+    ([*CENTRAL, "privacy.delta=1"], "privacy.delta: must be less than 1"),
     (
         [*CENTRAL, "privacy.target_epsilon=2", "privacy.noise_multiplier=1"],
         "privacy.noise_multiplier: 1 spends epsilon 15.5 over the rounds of this run, above privacy.target_epsilon 2",
     ),
-    ([*CENTRAL, "privacy.noise_multiplier=1.0e-200"], "privacy.noise_multiplier: input should be greater than"),
-    ([*CENTRAL, "privacy.noise_multiplier=1.0e+6"], "privacy.noise_multiplier: input should be less than or equal to"),
+    ([*CENTRAL, "privacy.noise_multiplier=1.0e-200"], "privacy.noise_multiplier: must be 1e-06 or more"),
+    ([*CENTRAL, "privacy.noise_multiplier=1.0e+6"], "privacy.noise_multiplier: must be at most 100000"),
     (
         [*CENTRAL, "privacy.target_epsilon=0.00001", "privacy.delta=0.0000000001"],
         "privacy.target_epsilon: 1e-05 at delta 1e-10 cannot be met",

@@ -40,7 +40,6 @@ MISTAKES = {
     "a budget in bytes": (run_set("evaluation.budgets=10KB"), "budgets: '10KB' is not a list of shares", "[1%, 5%]"),
     "budgets without brackets": (run_set("evaluation.budgets=1%,5%"), "'1%,5%' is not a list", "e.g. [1%, 5%]"),
     "bytes in a list": (run_set("evaluation.budgets=[10KB]"), "budgets[0]: '10KB' is not a share", "e.g. 1%"),
-    "bytes as an option": (["compare", "ml-100k", "--budgets", "10KB"], "--budgets: '10KB' is not a share", "0.5%,1%"),
     "a file in place of keys": (["run", "text.yaml"], "text.yaml: data: needs keys", "data: {path: events.csv}"),
     "keys in place of a fleet": (["run", "phones.yaml"], "phones.yaml: fleet: is the name", "fleet: phones"),
     "per cent in a fleet": (["profiles", "sample", "percent.yaml"], "profiles[0].memory.table_share", "write 0.05"),

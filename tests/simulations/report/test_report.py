@@ -297,8 +297,8 @@ def test_read_report_is_the_inverse(written):
     [
         ("{", "not a report"),
         ('{"seed": NaN}', "NaN"),
-        ('{"seed": 1}', "Field required"),
-        ("[1]", "dictionary"),
+        ('{"seed": 1}', "is missing"),
+        ("[1]", "mapping"),
     ],
 )
 def test_read_report_refuses_what_is_not_a_report(tmp_path, text, message):
@@ -355,7 +355,7 @@ def test_a_wrong_value_is_refused_by_its_path_and_old_files_stay(tmp_path, chang
 def test_every_required_key_is_required(key):
     plain = plain_result()
     del plain[key]
-    with pytest.raises(ReportError, match=f"result: {key}: Field required"):
+    with pytest.raises(ReportError, match=f"result: {key}: is missing"):
         from_json(plain)
 
 
@@ -870,6 +870,6 @@ def test_compare_refuses_nan_and_missing_keys(tmp_path):
         write_compare(result, tmp_path)
     result = compare_result()
     del result["rows"][0]["group_aware"]
-    with pytest.raises(ReportError, match=r"comparison: rows\.0\.group_aware: Field required"):
+    with pytest.raises(ReportError, match=r"comparison: rows\.0\.group_aware: is missing"):
         write_compare(result, tmp_path)
     assert not list(tmp_path.iterdir())

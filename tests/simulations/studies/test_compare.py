@@ -214,11 +214,12 @@ def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
 
 
 def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, counts):
-    """One table for everybody, not refined: its blocks by energy, ranked on nodes and here."""
+    """One table for everybody, not refined nor turned: its blocks by energy, ranked on nodes and here."""
     plain = load_scenario(scenario_file(scenario, tmp_path), seed=0)
     plain = plain.model_copy(update={"refinement": plain.refinement.model_copy(update={"rounds": 0})})
-    one_group = {"count": 1, "neighbour_weight": 0.0}
-    alone = plain.model_copy(update={"user_groups": plain.user_groups.model_copy(update=one_group)})
+    one_group = plain.user_groups.model_copy(update={"count": 1, "neighbour_weight": 0.0})
+    as_trained = plain.pretraining.model_copy(update={"diversity_form": "none"})
+    alone = plain.model_copy(update={"user_groups": one_group, "pretraining": as_trained})
     shares, precisions = (0.3, 0.6), ("fp32", "int8", "int4")
     with open_study(alone, tmp_path / "out", RunOptions()) as study:
         trial = Trial("energy", alone, shares, precisions, ("energy",))

@@ -241,4 +241,7 @@ def test_under_secure_aggregation_it_has_dropped_out_or_its_group_is_void(tiny, 
     result = changed_run(tiny, tmp_path / "run", "secure", kind, change)
     first, second = (row.counts for row in result.secure_aggregation.rounds)
     assert first.devices < 40
-    assert (second.devices, second.void_groups) == (40, 0)  # the next round is whole
+    assert second.void_groups == 0
+    assert second.devices >= 30, (
+        "the next round has all others; after a void group, the liar's devices are searched for"
+    )

@@ -22,7 +22,9 @@ DATA = {"validation_share": 0.3}
 @pytest.fixture
 def scenario(tiny_scenario) -> Scenario:
     """With validation items enough to say something; untrained tables, which any training betters."""
-    return changed(tiny_scenario, data=DATA, pretraining={"epochs": 0, "initialization": "normal"})
+    return changed(
+        tiny_scenario, data=DATA, pretraining={"epochs": 0, "initialization": "normal", "diversity_form": "none"}
+    )
 
 
 def harmful(scenario: Scenario) -> Scenario:

@@ -54,6 +54,30 @@ def test_of_several_liars_nobody_else_is_left_out(data, seed):
     assert {device % NODES for device in liars} >= suspects.nodes
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_no_search_waits_for_devices_that_are_left_out_or_silent(silent):
+    """Of node 3, two are found while others of it wait; or a liar is never heard of again."""
+    devices = np.sort(np.random.default_rng(25).choice(500, 40, replace=False))
+    liars, suspects, sums = {71, 383, 391}, Suspects(3), []
+    for _ in range(25):
+        if silent and len(sums) == 3:
+            devices = devices[~np.isin(devices, list(liars))]
+        if taken(suspects, devices, liars, sums) and not suspects.searching:
+            break
+    assert not suspects.searching
+    assert suspects.nodes == (set() if silent else {3})
+
+
+def test_a_block_is_left_out_whole_and_no_node_shares_one_that_has_enough_devices():
+    suspects, devices = Suspects(4, step=4), np.arange(21)
+    hosts = np.array([0] * 9 + [1] * 3 + [2] * 2 + [3] * 7)
+    suspects.spoiled(0, devices, hosts)
+    assert not suspects.failed([1])
+    assert suspects.failed([1])
+    there = devices[suspects.may_be_in(1, devices, hosts)]
+    assert there.tolist() == [*range(9), *range(14, 21)]
+
+
 @examples(100)
 @given(data=st.data(), step=st.integers(3, 9), seed=st.integers(0, 99))
 def test_sums_over_the_same_data_differ_by_as_many_devices_as_they_must(data, step, seed):

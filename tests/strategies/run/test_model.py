@@ -140,7 +140,7 @@ def test_a_model_holds_nothing_of_any_device(tiny, tmp_path, changes):
     result = ran(scenario, tmp_path / "run")
     results = arrays(tmp_path / "run" / "model")
     groups = len(result.user_groups)
-    joining = {"centroids", "item_table"}
+    joining = {"centroids", "item_table", "maps"}
     if scenario.pretraining.by_devices:
         joining = {"centroids", "own", "own_units", "maps", "map_units"}
     wanted = {("joining.safetensors", name) for name in joining} | {("item-groups.safetensors", "item_group")}
