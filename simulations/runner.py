@@ -25,6 +25,7 @@ from fl_peel.model.model import load
 from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from simulations.engine.embedded_engine import helper_ahead
 from simulations.engine.engine import searched_folder, simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, data_to_run, given_folder, require_folders
@@ -105,7 +106,10 @@ def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
             else:
                 result = replace(result, versions=versions(), peak_rss_bytes=memory.peak_bytes, command=options.command)
             if out is not None:
-                save(result, scenario, out, paths, None if deployed else data)
+                from simulations.report.drawing import drawn_by_two
+
+                with helper_ahead() as helper, drawn_by_two(helper):
+                    save(result, scenario, out, paths, None if deployed else data)
     return result
 
 

@@ -18,11 +18,13 @@ One run of the audit has the confidence that it says; over many seeds their larg
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.optimize import brentq
+from scipy.stats import beta, binom
 
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.named_sums import NamedSums
@@ -37,6 +39,12 @@ from fl_peel.scenario.scenario import Scenario
 FloatArray = NDArray[np.float64]
 NUM_ROWS, DIM, NUM_BLOCKS = 8, 4, 8
 """Sizes of the canary's table: noise is independent in every number, so that a larger table would change nothing."""
+ONE_RUN = 1_000_000
+"""Number of the run with many canaries, among those of the trials."""
+ONE_RUN_CANARIES, GUESSED = 4000, 0.05
+"""Canaries of that run, and the share of them that is guessed: few guesses, of which most are right."""
+MOST_EPSILON = 50.0
+"""Largest bound that is looked for: 200 right guesses show at most 4.2 at 95 %."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,19 @@ class CanaryOutcome:
     trials: int
     confidence: float
     seeds: int = 1
+
+
+@dataclass(frozen=True)
+class OneRunOutcome:
+    """Result of an audit with many canaries in one run. epsilon_low: lower bound at ``confidence``; correct: of so many
+    guesses, which of the canaries took part.
+    """
+
+    epsilon_low: float
+    canaries: int
+    guesses: int
+    correct: int
+    confidence: float
 
 
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
@@ -91,23 +112,96 @@ def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, tria
     sizes = shapes(GroupShape(NUM_ROWS, 1, DIM, NUM_BLOCKS), plan.shares)
     direction = rng_for(seed, "canary", trial)
     sampling, mechanism = plan.schedule.sampling, plan.mechanism
-    total, server_round = 0.0, 0
+    total = 0.0
+    for scales, drawn in _noised_rounds(scenario, plan, limits, sizes, (seed, trial, int(present))):
+        takes_part = present and (sampling >= 1 or direction.random() < sampling)
+        ratio = 0.0
+        for part, scale in scales.items():
+            canary = _canary(direction, part, sizes[part], limits[part], l1=mechanism.norm == "l1")
+            without = np.zeros_like(canary) if mechanism.where == "server" else -canary
+            seen = drawn[part] / FIXED_POINT + (canary if takes_part else without)
+            ratio += float(_part_ratios(seen, canary, without, scale, l1=mechanism.norm == "l1").sum())
+        total += ratio if sampling >= 1 else float(np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratio))
+    return total
+
+
+def one_run_audit(
+    scenario: Scenario,
+    plan: Plan,
+    *,
+    seed: int,
+    canaries: int = ONE_RUN_CANARIES,
+    clip_norm: float | None = None,
+    confidence: float = 0.95,
+) -> OneRunOutcome:
+    """Audit a run's plan with one run in which each of many canary devices takes part with probability 1/2 (Steinke,
+    Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023).
+
+    Each canary has a row and a block to itself; parts of a release with fewer numbers than canaries are not looked at.
+    Of the canaries, ``GUESSED`` are guessed: those whose likelihood ratio is farthest from 1.
+    """
+    limits = bounds(scenario, scenario.privacy.clipping.norm if clip_norm is None else clip_norm)
+    sizes = shapes(GroupShape(canaries, 1, 1, canaries), plan.shares)
+    rng = rng_for(seed, "one-run canaries")
+    present = rng.random(canaries) < 0.5
+    sampling, l1 = plan.schedule.sampling, plan.mechanism.norm == "l1"
+    scores = np.zeros(canaries)
+    for scales, drawn in _noised_rounds(scenario, plan, limits, sizes, (seed, ONE_RUN, 0)):
+        takes_part = present & (rng.random(canaries) < sampling)
+        ratios = np.zeros(canaries)
+        for part, scale in scales.items():
+            if math.prod(sizes[part]) != canaries:
+                continue
+            canary = np.full(canaries, limits[part])
+            without = np.zeros(canaries) if plan.mechanism.where == "server" else -canary
+            seen = drawn[part].reshape(canaries) / FIXED_POINT + np.where(takes_part, canary, without)
+            ratios += _part_ratios(seen, canary, without, scale, l1=l1)
+        scores += ratios if sampling >= 1 else np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratios)
+    guessed = np.argsort(-np.abs(scores), kind="stable")[: int(canaries * GUESSED)]
+    correct = int(((scores[guessed] > 0) == present[guessed]).sum())
+    return OneRunOutcome(
+        one_run_epsilon(canaries, len(guessed), correct, scenario.privacy.delta, confidence),
+        canaries,
+        len(guessed),
+        correct,
+        confidence,
+    )
+
+
+def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
+    """Return the largest epsilon under which so many correct guesses have a probability of at most 1 - confidence
+    (Steinke et al., theorem 5.2); 0 where there is none.
+    """
+
+    def probability(epsilon: float) -> float:
+        right = 1.0 / (1.0 + math.exp(-epsilon))
+        fewer = np.arange(1, correct + 1)
+        sums = np.cumsum(binom.pmf(correct - fewer, guesses, right))
+        worst = float((sums / fewer).max(initial=0.0))
+        return float(binom.sf(correct - 1, guesses, right)) + 2 * canaries * delta * worst
+
+    if probability(0.0) > 1 - confidence:
+        return 0.0
+    if probability(MOST_EPSILON) <= 1 - confidence:
+        return MOST_EPSILON
+    return float(brentq(lambda epsilon: probability(epsilon) - (1 - confidence), 0.0, MOST_EPSILON, xtol=1e-6))
+
+
+def _noised_rounds(
+    scenario: Scenario,
+    plan: Plan,
+    limits: dict[Part, float],
+    sizes: dict[Part, tuple[int, ...]],
+    what: tuple[int, int, int],
+) -> Iterator[tuple[dict[Part, float], NamedSums]]:
+    """Yield the scale of every released part, and its noise, round by round. what: as :func:`_drawn`, but the round."""
+    server_round = 0
     for times, share in plan.schedule.rounds:
-        signals = share >= 1.0
+        parts = released(plan.shares, signals=share >= 1.0)
+        scales = {part: plan.scale(part, limits[part]) for part in parts}
         for _ in range(times):
             server_round += 1
-            parts = released(plan.shares, signals=signals)
-            scales = {part: plan.scale(part, limits[part]) for part in parts}
-            drawn = _drawn(scenario, plan, limits, scales, sizes, (seed, trial, int(present), server_round))
-            takes_part = present and (sampling >= 1 or direction.random() < sampling)
-            ratio = 0.0
-            for part in parts:
-                canary = _canary(direction, part, sizes[part], limits[part], l1=mechanism.norm == "l1")
-                without = np.zeros_like(canary) if mechanism.where == "server" else -canary
-                seen = drawn[part] / FIXED_POINT + (canary if takes_part else without)
-                ratio += _part_ratio(seen, canary, without, scales[part], l1=mechanism.norm == "l1")
-            total += ratio if sampling >= 1 else float(np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratio))
-    return total
+            yield scales, _drawn(scenario, plan, limits, scales, sizes, (*what, server_round))
 
 
 def _drawn(
@@ -142,10 +236,12 @@ def _canary(rng: np.random.Generator, part: Part, shape: tuple[int, ...], bound:
     return (canary * (bound / np.linalg.norm(canary))).reshape(shape)
 
 
-def _part_ratio(seen: FloatArray, canary: FloatArray, without: FloatArray, scale: float, *, l1: bool) -> float:
+def _part_ratios(seen: FloatArray, canary: FloatArray, without: FloatArray, scale: float, *, l1: bool) -> FloatArray:
+    """Return the log likelihood ratio of every number of a part."""
     if l1:  # Laplace: density exp(-|x| / b)
-        return float((np.abs(seen - without) - np.abs(seen - canary)).sum() / scale)
-    return float(((seen - without) ** 2 - (seen - canary) ** 2).sum() / (2 * scale**2))
+        return (np.abs(seen - without) - np.abs(seen - canary)) / scale
+    ratios: FloatArray = ((seen - without) ** 2 - (seen - canary) ** 2) / (2 * scale**2)
+    return ratios
 
 
 def empirical_epsilon(without: FloatArray, present: FloatArray, delta: float, confidence: float) -> CanaryOutcome:

@@ -1,26 +1,32 @@
-"""Pretrained tables kept by content, so that studies that differ only in their federated part pretrain once."""
+"""Pretrained tables and their user groups, cached by content: studies that differ only in their federated part
+pretrain and cluster once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
 import torch
+from numpy.typing import NDArray
 
 from fl_peel import __version__
 from fl_peel.cpu_dispatch import code_paths
 from fl_peel.data.interactions import UserItems
+from fl_peel.grouping.clusters import UserGroups
 from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from fl_peel.store import Store
 
 logger = logging.getLogger("fl_peel")
-NAME, TABLES = "pretrained", "tables"
+NAME, GROUPS, TABLES = "pretrained", "groups", "tables"
 
 
 def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> Any:
@@ -54,7 +60,28 @@ def read_tables(folder: Path, key: Any) -> PretrainedEmbeddings | None:
 def write_tables(folder: Path, key: Any, tables: PretrainedEmbeddings) -> None:
     """Cache tables, whole or, with a warning, not at all: a run that has trained them goes on with them."""
     value = {"temperature": tables.temperature, "loss": [figures.loss for figures in tables.history]}
+    _write(folder, NAME, key, value, {"users": tables.users, "items": tables.items})
+
+
+def cached_groups(
+    folder: str, key: Any, num_groups: int, min_size: int, cluster: Callable[[], UserGroups]
+) -> UserGroups:
+    """Return the user groups of pretrained tables from the cache, or make and cache them: scikit-learn alone takes a
+    second to import. folder: "" caches nothing; key: of the tables; num_groups, min_size: what ``cluster`` is given.
+    """
+    if not folder:
+        return cluster()
+    key = {**key, "user_groups": [num_groups, min_size], "scikit-learn": version("scikit-learn")}
+    entry = Store(Path(folder), lambda line: logger.warning("%s; grouping again", line)).read(GROUPS, key)
+    if entry is not None:
+        return UserGroups(**entry.arrays(TABLES))
+    groups = cluster()
+    _write(Path(folder), GROUPS, key, None, {"assignment": groups.assignment, "centroids": groups.centroids})
+    return groups
+
+
+def _write(folder: Path, name: str, key: Any, value: Any, arrays: dict[str, NDArray[Any]]) -> None:
     try:
-        Store(folder).write(NAME, key, value, {TABLES: {"users": tables.users, "items": tables.items}})
+        Store(folder).write(name, key, value, {TABLES: arrays})
     except OSError as error:
-        logger.warning("%s: pretrained tables cannot be cached (%s); the next run pretrains again", folder, error)
+        logger.warning("%s: %s tables cannot be cached (%s); the next run makes them again", folder, name, error)

@@ -19,6 +19,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -139,7 +140,9 @@ class Controller(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B,) of blocks with features (B, F)."""
-        standard = (features - self.mean) / self.std
+        return self._logits((features - self.mean) / self.std)
+
+    def _logits(self, standard: Tensor) -> Tensor:
         logits: Tensor = standard @ self.start + self.network(standard).squeeze(-1)
         return logits
 
@@ -158,7 +161,7 @@ class Controller(nn.Module):
             if group.hits[observed].sum() > 0:
                 data.append(
                     (
-                        torch.from_numpy(group.features(self.config.features)[observed]),
+                        (torch.from_numpy(group.features(self.config.features)[observed]) - self.mean) / self.std,
                         torch.from_numpy(np.log(group.exposure[observed])).float(),
                         torch.from_numpy(group.hits[observed]).float(),
                     )
@@ -170,14 +173,21 @@ class Controller(nn.Module):
             return self._fit(data, total)
 
     def _fit(self, data: Sequence[tuple[Tensor, Tensor, Tensor]], total: float) -> float:
-        value = 0.0
-        for _ in range(self.config.steps):
-            self._optimizer.zero_grad()
-            value = 0.0
-            for features, log_exposure, hits in data:
-                log_share = torch.log_softmax(self(features) + log_exposure, dim=0)
-                loss = -(hits * log_share).sum() / total
-                loss.backward()  # type: ignore[no-untyped-call]
-                value += float(loss.detach())
-            self._optimizer.step()
+        parameters, value = list(self.parameters()), 0.0
+
+        def gradients(group: tuple[Tensor, Tensor, Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+            standard, log_exposure, hits = group
+            log_share = torch.log_softmax(self._logits(standard) + log_exposure, dim=0)
+            loss = -(hits * log_share).sum() / total
+            return float(loss.detach()), torch.autograd.grad(loss, parameters)
+
+        with ThreadPoolExecutor(2) as threads:  # groups do not depend on each other, and are added up in their order
+            for _ in range(self.config.steps):
+                self._optimizer.zero_grad()
+                value = 0.0
+                for loss, gradient in threads.map(gradients, data):
+                    value += loss
+                    for parameter, part in zip(parameters, gradient, strict=True):
+                        parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+                self._optimizer.step()
         return value

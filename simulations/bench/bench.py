@@ -8,10 +8,11 @@ is timed from the moment the server starts to choose and pack blocks until its t
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,6 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
-from simulations.run_options import RunOptions
-from simulations.runner import run
-from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import Evaluator
 from strategies.rounds.sampling import sample_cohort
 from strategies.rounds.strategy import PeelStrategy
@@ -121,11 +119,10 @@ def bench(
             figures |= pfl_rate(pfl, base, paths, plan, folder / "pfl")
             figures["speedup_vs_pfl"] = figures["devices_per_second"] / figures["pfl_devices_per_second"]
     if plan.main_job:
-        start = time.perf_counter()
-        main_job = load_scenario(MAIN_JOB, [f"engine.device={device}"])
-        run(main_job, RunOptions(data_dir=data_dir, on_event=on_event))
-        figures["main_job_seconds"] = time.perf_counter() - start
-        figures["start"] = start_seconds(MAIN_JOB, str(data_dir or ""))
+        with run_folder() as folder:
+            words = ["run", MAIN_JOB, "--fresh", "--out", str(folder / "run"), "--set", f"engine.device={device}"]
+            words += ["--data-dir", str(data_dir)] if data_dir else []
+            figures["main_job_seconds"] = typed_seconds([sys.executable, "-m", "simulations.cli.main", *words])
     on_event(Event("bench", 3, 3))
     if out is not None:
         write_results(out, {"bench.json": json_bytes(figures)})
@@ -365,65 +362,39 @@ def compared_metrics(scenario: Scenario, paths: RunPaths, device: str) -> dict[s
     return {"metrics": metrics, "metrics_difference": max(differences)}
 
 
-# ---- Time that a user waits before nodes answer: Python's imports, Ray, and what nodes import
+# ---- Time that a user waits
 
 
 TIMES = 3
-"""Number of repeats of each measurement, of which the best counts: what else the machine does can only slow it."""
-OURS = "import simulations.runner"
-NODES = "import clients.client_app"
-RAY = "import ray; ray.init(include_dashboard=False, log_to_driver=False, num_cpus=2); ray.shutdown()"
+"""Runs of which the best counts: what else the machine does can only slow one, and the first may have to pretrain."""
 
 
-def start_seconds(scenario: str, data_dir: str) -> dict[str, float]:
-    """Best seconds of: ``command``, from the command typed to the nodes' first answer; and of what is in it, each as
-    a process of its own, Python's start included: ``imports`` of the server's side, ``node_imports``, ``ray`` (an empty
-    one started and stopped).
+def typed_seconds(words: Sequence[str]) -> dict[str, float]:
+    """Best seconds of a command typed as a user types it: until its nodes answer, and until it has ended.
 
     Raises:
-        EngineError: one of them fails.
+        EngineError: it fails, or ends before nodes answer.
     """
-    return {
-        "command": min(_until_nodes(scenario, data_dir) for _ in range(TIMES)),
-        "imports": min(_program_seconds(OURS) for _ in range(TIMES)),
-        "node_imports": min(_program_seconds(NODES) for _ in range(TIMES)),
-        "ray": min(_program_seconds(RAY) for _ in range(TIMES)),
-    }
+    runs = [_typed(words) for _ in range(TIMES)]
+    return {"first_answer": min(first for first, _ in runs), "report": min(whole for _, whole in runs)}
 
 
-def _program_environment() -> dict[str, str]:
-    return own_environment() | {"COLUMNS": "200"}
-
-
-def _program_seconds(program: str) -> float:
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=_program_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise EngineError(f"bench: {program!r} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return time.perf_counter() - start
-
-
-def _until_nodes(scenario: str, data_dir: str) -> float:
-    words = ["run", scenario, *(("--data-dir", data_dir) if data_dir else ())]
-    start = time.perf_counter()
+def _typed(words: Sequence[str]) -> tuple[float, float]:
+    start, first_s = time.perf_counter(), None
     with subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli.main", *words],
-        env=_program_environment(),
+        words,
+        env=own_environment() | {"COLUMNS": "200"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
     ) as running:
-        assert running.stdout is not None, "it was asked for"
+        assert running.stderr is not None, "it was asked for"
         line = ""
-        for line in running.stdout:
-            if "start:" in line:
-                seconds = time.perf_counter() - start
-                running.terminate()
-                for _ in running.stdout:  # until it has ended, Ray too
-                    pass
-                return seconds
-    raise EngineError(f"bench: {scenario} ended before its nodes answered: {line.strip()}")
+        for line in running.stderr:
+            if first_s is None and re.search(r"start: \d+ nodes", line):
+                first_s = time.perf_counter() - start
+    if running.returncode or first_s is None:
+        raise EngineError(f"bench: a run ended with exit code {running.returncode}: {line.strip()}")
+    return first_s, time.perf_counter() - start

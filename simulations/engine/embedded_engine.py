@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from fl_peel.errors import EngineError
 from fl_peel.scenario.measurement import Engine
 from simulations.engine.worker_pool import WorkerPool
 
@@ -49,6 +51,18 @@ def workers_ahead(engine: Engine, client: str, variables: Mapping[str, str]) -> 
             yield
         finally:
             _started_ahead.reset(token)
+
+
+@contextmanager
+def helper_ahead() -> Iterator[Connection | None]:
+    """Fork a process beside the workers that were started ahead, which calls what it is sent; None where it fails."""
+    started = _started_ahead.get(None)
+    try:
+        helper = None if started is None else started[2].helper()
+    except (EOFError, EngineError, OSError):  # whoever asks does without
+        helper = None
+    with helper or nullcontext():
+        yield helper
 
 
 def _ahead(engine: Engine, client: str) -> WorkerPool | None:

@@ -1,4 +1,4 @@
-"""A process that forks workers, each of which answers messages: ``python -P -m simulations.engine.worker``.
+"""A process that forks workers, each of which answers messages and calls: ``python -P -m simulations.engine.worker``.
 
 It imports the ClientApp once, so that a worker starts within milliseconds and shares what was imported. It starts no
 thread, which a fork would not survive: a fork of the run's own process, with its pools of threads, might hang. Whoever
@@ -48,17 +48,19 @@ def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] 
 
 
 def answer_all(connection: Connection, app: ClientApp) -> NoReturn:
-    """Say which process this is, and answer messages, one after the other, until nobody sends any more."""
+    """Say which process this is, and answer messages, or call what comes instead, one after the other, until nobody
+    sends any more.
+    """
     from simulations.engine.answering import answer
 
     connection.send(os.getpid())
     while True:
         try:
-            message, context = connection.recv()
+            request = connection.recv()
         except EOFError:
             os._exit(0)
-        reply = answer(app, message, context)
-        del message
+        reply = request() if callable(request) else answer(app, *request)
+        del request
         connection.send(reply)
         del reply
 

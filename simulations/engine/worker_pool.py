@@ -202,6 +202,16 @@ class WorkerPool:
         partition = int(context.node_config["partition-id"])
         self._workers[partition % len(self._workers)].ask(_Question(message, context, on_reply))
 
+    def helper(self) -> Connection:
+        """Fork a process that calls what it is sent, and sends what that returns, until the connection is closed.
+
+        Raises:
+            EOFError, EngineError, OSError: it does not start.
+        """
+        connection = self._fork_server.fork()
+        connection.recv()  # which process it is
+        return connection
+
     def give_up(self, numbers: Collection[str]) -> None:
         """End workers that work on messages of these numbers, and leave out those that wait."""
         for worker in self._workers:

@@ -11,11 +11,13 @@ import io
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from html import escape
+from importlib import import_module
+from multiprocessing.connection import Connection
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
@@ -50,6 +52,7 @@ SERIES = "series:"
 """Prefix of the number of what can be switched off together, while it is drawn."""
 Params = ParamSpec("Params")
 MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
+_helper: ContextVar[Connection | None] = ContextVar("process that draws narrow forms")
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same shapes on every machine
@@ -57,6 +60,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 10.0,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "axes.titley": 1.0,  # else matplotlib measures tick labels again to place it
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.prop_cycle": f"cycler('color', ['{INK}'])",
@@ -163,15 +167,41 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
     @wraps(draw)
     def both(*args: Params.args, **kwargs: Params.kwargs) -> MaybePlot:
         paper = _PAPER.get()
-        with styled() if paper is None else styled(paper.width_in):
+        if paper is not None:
+            with styled(paper.width_in):
+                return draw(*args, **kwargs)
+        helper, draw_narrow = _helper.get(None), partial(_narrow, draw.__module__, draw.__qualname__, *args, **kwargs)
+        with suppress(OSError):
+            if helper is not None:
+                helper.send(draw_narrow)
+        with styled():
             wide = draw(*args, **kwargs)
-        if wide is None or paper is not None:
+        if wide is None and helper is None:
             return wide
-        with styled(NARROW_IN):
-            narrow = draw(*args, **kwargs)
-        return cast(MaybePlot, replace(wide, narrow="" if narrow is None else narrow.svg))
+        try:
+            narrow = draw_narrow() if helper is None else helper.recv()
+        except (EOFError, OSError):  # the process has ended, perhaps for lack of memory
+            narrow = draw_narrow()
+        return cast(MaybePlot, wide if wide is None else replace(wide, narrow=narrow))
 
     return both
+
+
+def _narrow(module: str, name: str, *args: Any, **kwargs: Any) -> str:
+    """Return the narrow form of a figure as SVG, by the name of the function that draws both."""
+    with styled(NARROW_IN):
+        narrow: Plot | None = getattr(import_module(module), name).__wrapped__(*args, **kwargs)
+    return "" if narrow is None else narrow.svg
+
+
+@contextmanager
+def drawn_by_two(helper: Connection | None) -> Iterator[None]:
+    """Have narrow forms drawn by a process that calls what it is sent, while this one draws the wide ones."""
+    token = _helper.set(helper)
+    try:
+        yield
+    finally:
+        _helper.reset(token)
 
 
 def is_narrow() -> bool:
@@ -468,6 +498,9 @@ def round_axis(axes: Axes, num_rounds: int) -> None:
 
 def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     """Close a figure: its SVG with `alt` as text alternative; call it within `styled()`."""
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if not axis.get_label_text():
+            axis.set_label_coords(0.5, 0.5)  # else matplotlib measures all tick labels again to place it
     if is_narrow():
         for axes in figure.axes:
             axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
@@ -492,6 +525,7 @@ __all__ = [
     "Plot",
     "Series",
     "draw_line",
+    "drawn_by_two",
     "error_bars",
     "finish",
     "for_paper",

@@ -125,7 +125,7 @@ def prepare_collected(
         on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}", figures_by_name))
 
     with stages("pretraining"):
-        from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+        from fl_peel.pretraining.cache import cached_groups, pretraining_key, read_tables, write_tables
         from fl_peel.pretraining.central_training import (
             pretrain,  # with torch, of which nodes' first answers need nothing
         )
@@ -138,7 +138,10 @@ def prepare_collected(
             write_tables(Path(paths.cache_dir), key, pretrained)
     on_event(Event("pretraining", config.epochs, config.epochs, "loaded from the cache" if kept else ""))
     with stages("grouping"):
-        groups = make_groups(scenario, pretrained, has_data)
+        part = scenario.user_groups
+        groups = cached_groups(
+            paths.cache_dir, key, part.count, part.min_size, lambda: make_groups(scenario, pretrained, has_data)
+        )
         layout = make_layout(scenario, splits.num_items, given.popularity(splits.num_items), pretrained.items)
         axes = None
         if config.diversity_form == "axes" and layout.num_slices > 1:

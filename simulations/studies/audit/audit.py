@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from flwr.serverapp import Grid
 
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.attacks.canary import worst_canary
+from fl_peel.attacks.canary import one_run_audit, worst_canary
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
@@ -212,6 +212,7 @@ def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str])
     canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
     row_content[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
     if plan is not None:
+        row_content[CANARY]["one_run_epsilon_low"] = one_run_audit(scenario, plan, seed=scenario.seed).epsilon_low
         row_content |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
     return row_content
 

@@ -45,15 +45,16 @@ def audit_view(result: AuditResult) -> TableView:
     for row in rows:
         cells = [_advantage(row.attacks[name]) if name in row.attacks else ABSENT for name in names]
         epsilon = ABSENT if row.epsilon is None else f"{row.epsilon:.3g}"
-        least = ABSENT if row.canary is None else f"{row.canary['epsilon_low']:.2f}"
+        least = ABSENT if row.canary is None else _lower_bounds(row.canary)
         recall = (format_metric(row.recall.value), format_ratio(row.to_none))
         body.append((row.mechanism, row.view, epsilon, least, *recall, *cells))
-    columns = ("mechanism", "server sees", "epsilon", "epsilon, lower bound", "Recall@20", "relative to none", *names)
+    columns = ("mechanism", "server sees", "epsilon", "epsilon, lower bounds", "Recall@20", "relative to none", *names)
     share = rows[0].share if rows else 0.01
     note = (
         f"Advantage (TPR - FPR) ± half its 95 % interval; Recall@20 at {format_share(share)} of the full table, "
         "and its paired ratio to the run without protection. "
-        "Epsilon, lower bound: empirical, from canary devices; without noise, the most that the trials can show."
+        "Epsilon, lower bounds: empirical, at 95 %, from one canary device over many runs (without noise, the most "
+        "that the trials can show), and from many canaries in one run."
     )
     decoded = [
         f"{row.mechanism}: the decoder of stage 1's sums finds {one.exact} of {one.single_owners} whole histories of "
@@ -69,6 +70,11 @@ def audit_view(result: AuditResult) -> TableView:
 def audit_tables(content: Any) -> list[TableView]:
     """Return the tables that the terminal shows. content: of the JSON."""
     return [audit_view(typed(AuditResult, content))]
+
+
+def _lower_bounds(canary: Mapping[str, float | None]) -> str:
+    known = (canary["epsilon_low"], canary.get("one_run_epsilon_low"))
+    return ", ".join(f"{low:.2f}" for low in known if low is not None)
 
 
 def _advantage(figures: AttackFigures) -> str:

@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from fl_peel.attacks.canary import canary_audit, empirical_epsilon, worst_canary
+from fl_peel.attacks.canary import (
+    canary_audit,
+    empirical_epsilon,
+    one_run_audit,
+    one_run_epsilon,
+    worst_canary,
+)
 from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
@@ -153,3 +159,26 @@ def test_without_noise_every_canary_is_told():
     edge = 0.0125 ** (1 / 50)
     assert outcome.advantage == 1
     assert outcome.epsilon_low == pytest.approx(math.log((edge - 1e-5) / (1 - edge)))
+
+
+def test_a_bound_from_right_guesses_by_hand():
+    """100 of 100 right: (1 + e^-epsilon)^-100 is .05 at epsilon 3.49. Half of them right shows nothing."""
+    assert one_run_epsilon(1000, 100, 100, 0.0, 0.95) == pytest.approx(-math.log(0.05 ** (-1 / 100) - 1))
+    assert one_run_epsilon(1000, 100, 50, 0.0, 0.95) == 0
+    assert one_run_epsilon(1000, 100, 100, 1e-4, 0.95) < one_run_epsilon(1000, 100, 100, 0.0, 0.95)
+
+
+@pytest.mark.parametrize("mechanism", ["central-gaussian", "local-gaussian", "local-laplace"])
+def test_many_canaries_in_one_run_show_a_third_of_epsilon_and_never_more_than_all(mechanism):
+    content = scenario(mechanism, 8.0)
+    plan = make_plan(content)
+    shown = [one_run_audit(content, plan, seed=seed).epsilon_low for seed in range(4)]
+    assert plan.epsilon / 3 < np.mean(shown)
+    assert max(shown) < plan.epsilon
+
+
+def test_noise_that_falls_short_is_caught_in_one_run():
+    content = scenario(epsilon=1.0)
+    plan = make_plan(content)
+    assert one_run_audit(content, with_part_of_the_noise(plan, 0.2), seed=0).epsilon_low > plan.epsilon
+    assert one_run_audit(content, plan, seed=0).epsilon_low < plan.epsilon

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
+from fl_peel.grouping.clusters import UserGroups
+from fl_peel.pretraining.cache import cached_groups, pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import PRETRAINING
@@ -83,3 +84,23 @@ def test_a_folder_that_cannot_be_made_stops_nobody(tmp_path, caplog):
     assert read_tables(tmp_path / "taken" / "deeper", key()) is None
     write_tables(tmp_path / "taken" / "deeper", key(), TABLES)
     assert "deeper: pretrained tables cannot be cached" in caplog.text
+
+
+def test_groups_are_made_once_of_the_same_tables_and_the_same_settings(tmp_path):
+    made = []
+
+    def groups(folder, num_groups, **changed):
+        def cluster():
+            made.append(UserGroups(np.array([0, -1, len(made)], np.int32), np.ones((2, 2), np.float32) / 3))
+            return made[-1]
+
+        return cached_groups(str(folder) if folder else "", key(**changed), num_groups, 5, cluster)
+
+    first, again = groups(tmp_path, 2), groups(tmp_path, 2)
+    assert len(made) == 1
+    for name in ("assignment", "centroids"):
+        assert (getattr(again, name) == getattr(first, name)).all()
+        assert getattr(again, name).dtype == getattr(first, name).dtype
+    for place, num_groups, seed in ((tmp_path, 3, 0), (tmp_path, 2, 1), ("", 2, 0)):
+        assert groups(place, num_groups, seed=seed) is made[-1]
+    assert len(made) == 4

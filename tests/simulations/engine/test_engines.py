@@ -14,15 +14,18 @@ import pytest
 
 from fl_peel.errors import DataError, ScenarioError
 from simulations.engine import engine as engines
-from simulations.engine.embedded_engine import start_workers
+from simulations.engine.embedded_engine import helper_ahead, start_workers
 from simulations.engine.engine import backend_of, simulated, starting
 from simulations.engine.memory import PeakMemory
 from simulations.engine.worker_pool import ForkServer
+from simulations.report import drawing
+from simulations.report.sections.costs import stage_seconds
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from tests.helpers.root import ROOT
 from tests.helpers.runs import run
 from tests.simulations.engine.clients import CLIENT, asking, carrying
+from tests.simulations.report.test_report import run_result
 from tests.simulations.test_run import figures, served
 
 PATIENCE_S = 120.0
@@ -203,6 +206,20 @@ def test_workers_that_were_started_ahead_are_those_of_the_run(tiny_scenario, tmp
         monkeypatch.setattr("simulations.engine.embedded_engine.start_workers", None)
         assert ahead in simulated(tiny_scenario, RunPaths("", str(tmp_path)), server=server)
     assert not ahead.is_running()
+
+
+def test_narrow_figures_are_drawn_beside_the_workers_and_here_where_that_process_has_died(tiny_scenario, monkeypatch):
+    result, styled = run_result(), drawing.styled
+    alone = stage_seconds(result)
+    with starting(tiny_scenario), helper_ahead() as helper, drawing.drawn_by_two(helper):
+        with monkeypatch.context() as here:
+            here.setattr(drawing, "styled", lambda *narrow: pytest.fail("drawn here") if narrow else styled())
+            assert stage_seconds(result) == alone
+        (process,) = psutil.Process().children()[-1].children()
+        process.kill()
+        assert stage_seconds(result) == alone
+    with helper_ahead() as helper:
+        assert helper is None
 
 
 def test_a_client_that_cannot_be_imported_is_one_line(tiny_scenario, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import fl_peel
 from fl_peel.errors import MissingExtraError, ReportError
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import Store
 from simulations.engine.folders import default_cache_dir
 from simulations.report.run_files import read_report
 from strategies.figures.schema import to_json
@@ -149,10 +150,10 @@ def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monke
     assert messages(cache=False) == ""
     assert not default_cache_dir().exists()
     assert messages() == ""
-    assert len(list(default_cache_dir().iterdir())) == 1
+    assert {entry.name for entry in Store(default_cache_dir()).entries()} == {"pretrained", "groups"}
     assert messages() == "loaded from the cache"
     assert messages(cache_dir=tmp_path / "mine") == ""
-    assert len(list((tmp_path / "mine").iterdir())) == 1
+    assert len(list((tmp_path / "mine").iterdir())) == 2
 
 
 @pytest.mark.usefixtures("api", "without_engine")
