@@ -232,11 +232,12 @@ LONGEST_QUOTED = 60
 @dataclass(frozen=True)
 class Catalogue:
     """Items and how they are cut into blocks. ids: (I,) the data's own, by item number; empty where the numbers are the
-    ids.
+    ids; titles: for readers, by id, of the items that have one.
     """
 
     layout: BlockLayout
     ids: tuple[str, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_items(self) -> int:

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 from flwr.app import Error, Message
-from strategies.rounds.masked_group import AnnouncedKeys, SecureGroup
 
 from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
@@ -19,6 +18,7 @@ from fl_peel.wire import OpenedShares
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
+from strategies.rounds.masked_exchange import AnnouncedKeys, SecureGroup
 from tests.helpers.runs import figures, served
 
 EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neighbours": 4}
