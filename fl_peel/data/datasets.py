@@ -71,11 +71,13 @@ class DownloadSource(Protocol):
 class Wheel:
     """One file out of a wheel, which pip fetches alone, without its dependencies.
 
-    requirement: exact, e.g. ``recbole==1.2.1``; member: the file's path in the wheel.
+    requirement: exact, e.g. ``recbole==1.2.1``; member: the file's path in the wheel; titles: path of the file with the
+    items' titles, if it has one.
     """
 
     requirement: str
     member: str
+    titles: str | None = None
 
     @property
     def where(self) -> str:
@@ -99,7 +101,8 @@ class Wheel:
             if done.returncode or not archives:
                 errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
                 raise DataError((errors or ["pip failed without a reason"])[-1].removeprefix("ERROR: "))
-            _extract(archives[0], self.member, folder)
+            for member in filter(None, (self.member, self.titles)):
+                _extract(archives[0], member, folder)
         num_bytes = (folder / Path(self.member).name).stat().st_size
         progress(self.where, num_bytes, num_bytes)
 
@@ -196,6 +199,10 @@ def progress_bar() -> Iterator[ProgressCallback]:
 DATA_DIR_VARIABLE = "FL_PEEL_DATA"
 
 
+TITLE_FILES = ("u.item", "ml-100k.item", "movies.dat")
+"""Names of files with titles of items, where a data set has one beside its interactions."""
+
+
 @dataclass(frozen=True)
 class DataFile:
     """A file of a data set; sha256: of its text as :func:`text_sha256` takes it, where known."""
@@ -252,7 +259,7 @@ DATASETS: tuple[NamedDataset, ...] = (
             (DataFile("ml-100k.inter", "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"),),
         ),
         sources=(
-            Wheel("recbole==1.2.1", "recbole/dataset_example/ml-100k/ml-100k.inter"),
+            Wheel("recbole==1.2.1", *(f"recbole/dataset_example/ml-100k/ml-100k.{end}" for end in ("inter", "item"))),
             ZipArchive(f"{_GROUPLENS}/ml-100k.zip", "ml-100k/u.data", "0e33842e24a9c977be4e0107933c0723"),
         ),
     ),
@@ -344,6 +351,16 @@ def dataset_folder(name: str, data_dir: Path | None) -> Path:
     return cache_dir() / name if layout is None else layout[0]
 
 
+def dataset_titles(name: str, data_dir: Path | None) -> Path | None:
+    """Return the file with the titles of a named data set's items, if it has one.
+
+    Raises:
+        DataError: unknown name; or its files are not all there.
+    """
+    folder = dataset_folder(name, data_dir)
+    return next((folder / file for file in TITLE_FILES if (folder / file).is_file()), None)
+
+
 def list_datasets(data_dir: Path | None = None) -> list[DatasetRow]:
     """Every named data set, and where it lies, if it does."""
     rows = []
@@ -428,8 +445,9 @@ def _fetch(dataset: NamedDataset, target: Path, progress: ProgressCallback | Non
                 except DataError as error:
                     failures.append(f"{source.where}: {error}")
                     continue
-                for file in files:
-                    os.replace(work / file.name, target / file.name)
+                for name in (*(file.name for file in files), *TITLE_FILES):
+                    if (work / name).is_file():
+                        os.replace(work / name, target / name)
                 return target, files
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror}); check space and permissions") from error
