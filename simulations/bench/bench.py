@@ -21,9 +21,8 @@ import numpy as np
 import psutil
 import torch
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from clients.fleet.fleet import load_fleet
+from clients.fleet.fleet import Fleet, load_fleet
 from clients.fleet.fleet_budgets import FleetBudgets
 from fl_peel import wire
 from fl_peel.blocks.elastic import ElasticEmbedding
@@ -175,6 +174,7 @@ def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
         "round_seconds": seconds,
         "message_bytes": strategy.rounds[-1].message_bytes,
         "stages": stages,
+        **_beside_training_alone(world, strategy, best_s, stock_flower.HOW, None),
     }
     budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.from_strategy(strategy)
     figures["evaluation_seconds"] = _best(
@@ -184,7 +184,6 @@ def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
         lambda: evaluator.evaluate([wire.UNLIMITED], precision="fp32", selector="popularity"), 1
     )
     figures |= _on_device(world, strategy, budget)
-    figures["stages"] |= _training_alone(world, strategy)
     share = min(1.0, plan.stock_devices / num_devices)
     few = world.strategy(bench_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
     few_s, _, _ = few.timed(grid, plan.rounds)
@@ -250,25 +249,25 @@ def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> di
     }
 
 
-def _training_alone(context: BenchContext, strategy: PeelStrategy) -> dict[str, float]:
-    """Measure the compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
-    whole = np.full(len(strategy.members.devices), np.iinfo(np.int64).max)
-    return {"training_alone_on_one_core": _loop_seconds(context, strategy, stock_flower.HOW, whole)}
-
-
-def _loop_seconds(
-    context: BenchContext, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]
-) -> float:
-    """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
+def _beside_training_alone(
+    context: BenchContext, strategy: PeelStrategy, round_s: float, how: LocalTraining, fleet: Fleet | None
+) -> dict[str, float]:
+    """Measure what of a round the compiled loop takes by itself, without messages, on as many cores as there are nodes:
+    over all devices, group after group, the best of two each. fleet: with budgets; None: every device has the whole
+    table.
+    """
     train = device_splits(context.run.scenario, context.run.paths.data_dir, context.run.paths.run_dir).train
     table, users = context.prepared.pretrained.items, context.prepared.pretrained.users
     devices, seconds = strategy.members.devices, 0.0
+    scenario, layout = strategy.scenario, context.prepared.layout
+    whole = np.full(len(devices), np.iinfo(np.int64).max)
+    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1) if fleet else whole
     for group, popularity in enumerate(context.popularity):
         here = np.flatnonzero(strategy.members.groups == group)
         if not len(here):
             continue
         members, ceiling = devices[here], int(strategy.members.ceilings[group])
-        ranked = rank_blocks(context.prepared.layout, "int8", popularity, table, ceiling)
+        ranked = rank_blocks(layout, "int8", popularity, table, ceiling)
         work = LocalWork(
             ranked,
             ranked.cutoffs(budgets[here]),
@@ -278,7 +277,8 @@ def _loop_seconds(
             how,
         )
         seconds += _best(lambda work=work: train_group(work), 2)  # type: ignore[misc]
-    return seconds
+    alone_s = seconds / scenario.engine.nodes
+    return {"training_alone_seconds": alone_s, "round_to_training_alone": round_s / alone_s}
 
 
 def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
@@ -290,10 +290,7 @@ def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
     strategy = world.strategy()
     best_s, stages, seconds = strategy.timed(run.grid, plan.rounds)
     devices = strategy.members.devices
-    fleet, layout = load_fleet(scenario.fleet), world.prepared.layout
-    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
     how = scenario.refinement.local.config(strategy.federation.temperature)
-    alone_s = _loop_seconds(world, strategy, how, budgets) / plan.nodes
     run.on_event(Event("bench", 1, 3, f"{scenario.name}: {len(devices) / best_s:,.0f} devices/s"))
     return {
         "scenario": scenario.name,
@@ -303,8 +300,7 @@ def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
         "devices_per_second_median": len(devices) / float(np.median(seconds)),
         "round_seconds": seconds,
         "stages": stages,
-        "training_alone_on_all_cores": alone_s,
-        "round_to_training_alone": best_s / alone_s,
+        **_beside_training_alone(world, strategy, best_s, how, load_fleet(scenario.fleet)),
     }
 
 

@@ -33,7 +33,8 @@ def start_workers(engine: Engine, client: str, variables: Mapping[str, str]) -> 
     count = min(engine.nodes, max(processors() // engine.cpus_per_node, 1))
     # libraries compute a node's sums with as many threads as it has processors: figures depend on it
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(engine.cpus_per_node))}
-    return WorkerPool(count, client, threads | dict(variables), () if engine.device == "cpu" else ("torch",))
+    preloaded = ("scipy.special",) if engine.device == "cpu" else ("scipy.special", "torch")
+    return WorkerPool(count, client, threads | dict(variables), preloaded)
 
 
 @contextmanager
