@@ -24,9 +24,7 @@ from flwr.serverapp import Grid
 
 from clients.fleet.fleet import Fleet, load_fleet
 from clients.fleet.fleet_budgets import FleetBudgets
-from fl_peel import wire
-from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.layout import BlockLayout, budget_bytes
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
 from fl_peel.device_storage import device_splits
@@ -59,7 +57,6 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
-from strategies.evaluation.evaluator import Evaluator
 from strategies.rounds.sampling import sample_cohort
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run import Run
@@ -161,7 +158,7 @@ def _through_flower(
 
 
 def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
-    """Measure rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
+    """Measure rounds of all devices, what of them the loop takes alone, and rounds of a few."""
     grid, scenario, paths = run.grid, run.scenario, run.paths
     world = make_context(run)
     strategy = world.strategy()
@@ -176,21 +173,7 @@ def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
         "stages": stages,
         **_beside_training_alone(world, strategy, best_s, stock_flower.HOW, None),
     }
-    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.from_strategy(strategy)
-    figures["evaluation_seconds"] = _best(
-        lambda: evaluator.evaluate([budget], precision="int8", selector="popularity"), 3
-    )
-    figures["evaluation_full_tables_seconds"] = _best(
-        lambda: evaluator.evaluate([wire.UNLIMITED], precision="fp32", selector="popularity"), 1
-    )
-    figures |= _on_device(world, strategy, budget)
     share = min(1.0, plan.stock_devices / num_devices)
-    few = world.strategy(bench_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
-    few_s, _, _ = few.timed(grid, plan.rounds)
-    figures["same_devices_in_groups_per_second"] = few.rounds[-1].devices / few_s
-    usual = world.strategy(bench_scenario(plan, plan.data, "default"))
-    usual_s, _, _ = usual.timed(grid, plan.rounds)
-    figures["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
     # as stock Flower has it: the same 1,000 devices, one table for all of them
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
@@ -231,21 +214,6 @@ def _population(run: Run, plan: BenchPlan, size: int, folder: Path) -> dict[str,
         "user_groups": num_groups,
         "train_interactions": device_splits(scenario, "", "").train.num_interactions,
         "stages": {"write_population": written - start, "join": joined - written, **stages},
-    }
-
-
-def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> dict[str, float]:
-    """Measure one device by itself at 1% of the bytes: choosing its blocks; ranking all items with what it stored."""
-    layout = context.prepared.layout
-    ceiling = int(strategy.members.ceilings[0])
-    ranked = rank_blocks(layout, "int8", context.popularity[0], context.prepared.pretrained.items, ceiling)
-    train = device_splits(context.run.scenario, context.run.paths.data_dir, context.run.paths.run_dir).train
-    elastic = ElasticEmbedding(ranked, context.prepared.pretrained.users[0], train.row(0))
-    stored = elastic.at(budget)
-    seen = layout.row_in_catalogue[elastic.seen]
-    return {
-        "select_ms": 1000 * _best(lambda: elastic.kept(budget), 50),
-        "rank_ms": 1000 * _best(lambda: stored.top_n(20, seen), 50),
     }
 
 

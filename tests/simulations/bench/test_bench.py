@@ -184,10 +184,8 @@ def test_a_small_bench_has_every_figure(tmp_path):
     events = []
     result = bench("", tmp_path / "out", plan, on_event=events.append)
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(result))
-    for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "evaluation_seconds"):
+    for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "same_devices_per_second"):
         assert result[key] > 0, key
-    assert result["select_ms"] > 0
-    assert result["rank_ms"] > 0
     assert result["devices"] == 300
     assert result["stock_flower_devices"] == 8
     assert len(result["round_seconds"]) == 2
