@@ -33,8 +33,7 @@ def start_workers(engine: Engine, client: str, variables: Mapping[str, str]) -> 
     count = min(engine.nodes, max(processors() // engine.cpus_per_node, 1))
     # libraries compute a node's sums with as many threads as it has processors: figures depend on it
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(engine.cpus_per_node))}
-    preloaded = ("scipy.special",) if engine.device == "cpu" else ("scipy.special", "torch")
-    return WorkerPool(count, client, threads | dict(variables), preloaded)
+    return WorkerPool(count, client, threads | dict(variables), () if engine.device == "cpu" else ("torch",))
 
 
 @contextmanager

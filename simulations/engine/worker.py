@@ -29,15 +29,11 @@ def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] 
 
     client: the ClientApp, as ``module:name``; preloaded: modules that workers import beside it.
     """
-    from numba.core.registry import cpu_target
-
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers: their sockets tell when they end
     module, _, name = client.partition(":")
     app: ClientApp = getattr(import_module(module), name)
     for other in preloaded:
         import_module(other)
-    cpu_target.typing_context.refresh()  # else every worker takes a quarter of a second to load its first compiled loop
-    cpu_target.target_context.refresh()
     gc.collect()
     gc.freeze()  # what is shared stays shared: a search for garbage would write to it
     while True:
