@@ -161,7 +161,7 @@ class MaskedExchange:
         hosts = self.nodes.partitions_of(one.devices)
         closed = one.closed(survived, replies)
         if len(closed):
-            why = f"neighbours of device {closed[0]} cannot open what it sealed for them"
+            why = f"device {closed[0]} and its neighbours cannot open what was sealed between them"
             blamed = 2 * len(closed) < len(one.devices)  # else somebody on the way changed it
             if blamed:
                 why += f"; {self.suspects.leave_out(group, closed, hosts[np.isin(one.devices, closed)])}"

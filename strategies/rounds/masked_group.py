@@ -155,16 +155,32 @@ class SecureGroup:
         return None
 
     def closed(self, survived: BoolArray, replies: Sequence[OpenedShares]) -> IntArray:
-        """Return the devices whose secrets stay closed since most of the neighbours that answered hold no share of
-        theirs: what they sealed could not be opened.
+        """Return the devices by whose fault secrets stay closed: those of whose shares half or more are denied, or who
+        deny half or more of what they were sealed. Who has most such shares is at fault first, and for all of these.
+        Where half of all shares are denied, everybody is returned: somebody on the way changed them.
         """
-        answers, held = np.zeros((2, len(self.devices)), np.int64)
-        for reply in replies:
-            others = self.neighbours[np.searchsorted(self.devices, reply.devices)]
-            answers += np.bincount(others.ravel(), minlength=len(answers))
-            held += np.bincount(others[reply.index > 0], minlength=len(answers))
         wanted = self.shared & (survived | survived[self.neighbours].any(axis=1))
-        return self.devices[wanted & (held < self.needed) & (2 * held < answers)]
+        asked, held = np.zeros((2, *self.neighbours.shape), np.bool_)
+        for reply in replies:
+            here = np.searchsorted(self.devices, reply.devices)
+            asked[here], held[here] = wanted[self.neighbours[here]], reply.index > 0
+        opened = np.bincount(self.neighbours[asked & held], minlength=len(asked))
+        if not (wanted & (opened < self.needed)).any():
+            return self.devices[:0]
+        denied = asked & ~held
+        if 2 * denied.sum() >= asked.sum():
+            return self.devices
+        all_sealed = np.bincount(self.neighbours[asked], minlength=len(asked)).clip(1)
+        all_held = asked.sum(axis=1).clip(1)
+        at_fault: list[int] = []
+        while True:
+            sealed = np.bincount(self.neighbours[denied], minlength=len(asked))
+            shares = np.maximum(sealed / all_sealed, denied.sum(axis=1) / all_held)
+            worst = int(shares.argmax())
+            if shares[worst] < 0.5:
+                return self.devices[np.sort(np.array(at_fault, np.int64))]
+            at_fault.append(worst)
+            denied[worst], denied[self.neighbours == worst] = False, False
 
     def masks_left(
         self, server_round: int, survived: BoolArray, replies: Iterable[OpenedShares], *, twice: bool = False

@@ -16,9 +16,11 @@ from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DropoutStage, vanishing
 from fl_peel.secure.unmask import added
 from fl_peel.secure.vector import Field, VectorLayout
+from fl_peel.wire import OpenedShares
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
+from strategies.rounds.masked_group import AnnouncedKeys, SecureGroup
 from tests.helpers.runs import figures, served
 
 EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neighbours": 4}
@@ -183,10 +185,31 @@ def test_tampered_shares_make_rounds_void_with_one_clear_line_each(tiny_scenario
     assert [row.devices for row in result.rounds] == [0, 0]
     whys = [void.why for row in result.secure_aggregation.rounds for void in row.void]
     assert len(whys) == 4
-    assert all(why.endswith("cannot open what it sealed for them") for why in whys)
+    assert all(why.endswith("cannot open what was sealed between them") for why in whys)
     lines = [record.getMessage() for record in caplog.records if "refuses the shares of device" in record.getMessage()]
     assert len(lines) == 80
     assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize("fault", ["sealed nothing that opens", "denies what it was sealed", "both, of others"])
+def test_who_seals_nothing_that_opens_or_denies_all_is_at_fault_and_nobody_else(tiny_scenario, fault):
+    """Ten of forty devices; of each of the others, about three of twelve neighbours are among them, up to seven."""
+    devices, everybody = np.arange(40), np.ones(40, np.bool_)
+    scenario = secure(tiny_scenario, neighbours=12)
+    for seed in range(20):
+        keys = AnnouncedKeys(devices, *np.zeros((2, 40, 32), np.uint8))
+        group = SecureGroup.from_keys(scenario, seed, 0, keys)
+        group.shared[:] = True
+        liars = np.random.default_rng(seed).choice(40, 10, replace=False)
+        denied = np.zeros(group.neighbours.shape, np.bool_)
+        if fault != "denies what it was sealed":
+            denied |= np.isin(group.neighbours, liars if fault != "both, of others" else liars[:5])
+        if fault != "sealed nothing that opens":
+            denied[liars if fault != "both, of others" else liars[5:]] = True
+        opened = OpenedShares(devices, np.where(denied, 0, 1), np.zeros((*denied.shape, 1), np.uint8))
+        closed = group.closed(everybody, [opened])
+        assert closed.tolist() in ([], sorted(liars.tolist()))
+        assert len(closed) or fault != "sealed nothing that opens"
 
 
 def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
