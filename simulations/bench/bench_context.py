@@ -213,9 +213,9 @@ class BenchContext:
     popularity: NDArray[np.float32]
     """(G, I), what ranks blocks."""
 
-    def strategy(self, scenario: Scenario | None = None) -> TimedStrategy:
+    def strategy(self) -> TimedStrategy:
         """Have the devices join; a strategy to run rounds with."""
-        run = self.run.under(scenario or self.run.scenario)
+        run = self.run
         members = join(run, self.prepared)
         layout, table = self.prepared.layout, self.prepared.pretrained.items
         shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), run.paths.run_dir)

@@ -187,10 +187,8 @@ def test_a_small_bench_has_every_figure(tmp_path):
     events = []
     result = bench("", tmp_path / "out", plan, on_event=events.append)
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(result))
-    for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "evaluation_seconds"):
+    for key in ("devices_per_second", "stock_flower_devices_per_second", "speedup_vs_stock", "same_devices_per_second"):
         assert result[key] > 0, key
-    assert result["select_ms"] > 0
-    assert result["rank_ms"] > 0
     assert result["devices"] == 300
     assert result["stock_flower_devices"] == 8
     assert len(result["round_seconds"]) == 2
@@ -205,9 +203,10 @@ def test_a_small_bench_has_every_figure(tmp_path):
     flagship = result["flagship"]
     assert (flagship["scenario"], flagship["devices"]) == ("gowalla", 300)
     assert flagship["devices_per_second"] == pytest.approx(300 / min(flagship["round_seconds"]))
-    ratio = min(flagship["round_seconds"]) / flagship["training_alone_on_all_cores"]
-    assert flagship["round_to_training_alone"] == pytest.approx(ratio)
-    assert ratio > 1
+    for one in (flagship, result):
+        ratio = min(one["round_seconds"]) / one["training_alone_seconds"]
+        assert one["round_to_training_alone"] == pytest.approx(ratio)
+        assert ratio > 1
     assert any("devices/s" in event.text and "s left" in event.text for event in events)
 
 
