@@ -37,6 +37,10 @@ from fl_peel.plugins import did_you_mean
 DATA_DIR_VARIABLE = "FL_PEEL_DATA"
 
 
+TITLE_FILES = ("u.item", "ml-100k.item", "movies.dat")
+"""Names of files with titles of items, where a data set has one beside its interactions."""
+
+
 @dataclass(frozen=True)
 class DataFile:
     """A file of a data set; sha256: of its text as :func:`text_sha256` takes it, where known."""
@@ -93,7 +97,7 @@ DATASETS: tuple[NamedDataset, ...] = (
             (DataFile("ml-100k.inter", "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"),),
         ),
         sources=(
-            Wheel("recbole==1.2.1", "recbole/dataset_example/ml-100k/ml-100k.inter"),
+            Wheel("recbole==1.2.1", *(f"recbole/dataset_example/ml-100k/ml-100k.{end}" for end in ("inter", "item"))),
             ZipArchive(f"{_GROUPLENS}/ml-100k.zip", "ml-100k/u.data", "0e33842e24a9c977be4e0107933c0723"),
         ),
     ),
@@ -185,6 +189,16 @@ def dataset_folder(name: str, data_dir: Path | None) -> Path:
     return cache_dir() / name if layout is None else layout[0]
 
 
+def dataset_titles(name: str, data_dir: Path | None) -> Path | None:
+    """Return the file with the titles of a named data set's items, if it has one.
+
+    Raises:
+        DataError: unknown name; or its files are not all there.
+    """
+    folder = dataset_folder(name, data_dir)
+    return next((folder / file for file in TITLE_FILES if (folder / file).is_file()), None)
+
+
 def list_datasets(data_dir: Path | None = None) -> list[DatasetRow]:
     """Every named data set, and where it lies, if it does."""
     rows = []
@@ -269,8 +283,9 @@ def _fetch(dataset: NamedDataset, target: Path, progress: ProgressCallback | Non
                 except DataError as error:
                     failures.append(f"{source.where}: {error}")
                     continue
-                for file in files:
-                    os.replace(work / file.name, target / file.name)
+                for name in (*(file.name for file in files), *TITLE_FILES):
+                    if (work / name).is_file():
+                        os.replace(work / name, target / name)
                 return target, files
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror}); check space and permissions") from error

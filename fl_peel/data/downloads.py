@@ -50,11 +50,13 @@ class DownloadSource(Protocol):
 class Wheel:
     """One file out of a wheel, which pip fetches alone, without its dependencies.
 
-    requirement: exact, e.g. ``recbole==1.2.1``; member: the file's path in the wheel.
+    requirement: exact, e.g. ``recbole==1.2.1``; member: the file's path in the wheel; titles: path of the file with the
+    items' titles, if it has one.
     """
 
     requirement: str
     member: str
+    titles: str | None = None
 
     @property
     def where(self) -> str:
@@ -78,7 +80,8 @@ class Wheel:
             if done.returncode or not archives:
                 errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
                 raise DataError((errors or ["pip failed without a reason"])[-1].removeprefix("ERROR: "))
-            _extract(archives[0], self.member, folder)
+            for member in filter(None, (self.member, self.titles)):
+                _extract(archives[0], member, folder)
         num_bytes = (folder / Path(self.member).name).stat().st_size
         progress(self.where, num_bytes, num_bytes)
 

@@ -34,7 +34,7 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths)
     scenario, layout = strategy.scenario, strategy.layout
     ids = item_ids(scenario, paths.data_dir, paths.run_dir)
     named = ids or tuple(map(str, range(layout.num_items)))
-    catalogue = Catalogue(layout, ids, item_titles(scenario, named))
+    catalogue = Catalogue(layout, ids, item_titles(scenario, named, paths.data_dir))
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:
