@@ -188,7 +188,7 @@ class Number(int):
 
 @pytest.mark.parametrize("value", [print, np, io.BytesIO(), Point(1, 2), Slotted(), Number(3), np.array(["a"]), 1j])
 def test_what_is_no_value_is_refused(value, monkeypatch):
-    monkeypatch.setattr("fl_peel.json_codec._roots", lambda: frozenset({"strategies", "tests"}))
+    monkeypatch.setattr("fl_peel.object_codec._roots", lambda: frozenset({"strategies", "tests"}))
     with pytest.raises(TypeError, match="is not kept"):
         again([value])
 
