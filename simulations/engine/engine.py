@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fl_peel.events import Event, OnEvent, silent
@@ -87,7 +88,9 @@ def simulated(
 
     reuse_memory()
     if backend_of(scenario.engine) == "ray":
-        from simulations.engine.ray_engine import run_on_ray as run
+        from simulations.engine.ray_engine import run_on_ray
+
+        run: Callable[..., None] = partial(run_on_ray, run_dir=paths.run_dir)
     else:
         run = run_embedded
     from fl_peel.kernels.compile_ahead import compiling_ahead
