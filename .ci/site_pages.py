@@ -5,6 +5,7 @@ Hooks of MkDocs; mkdocs.yml names this file.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ OPTIONAL = ("model.md", "deploy.md", "runtime.md")
 """Pages of the nav that are left out where there is no such file."""
 FROM_ROOT = ("index.md", "changes.md")
 """Pages that are files of the root."""
+WORKER = "assets/iframe-worker.js"
 _LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -45,7 +47,13 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, content in pages().items():
         files.append(File.generated(config, name, content=content))
+    files.append(File.generated(config, WORKER, content=(ROOT / ".ci" / "iframe-worker.js").read_text()))
     return files
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """What searches pages that are opened as files is on the site itself, so that it needs no network."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", f"{'../' * page.url.count('/')}{WORKER}")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -89,11 +97,27 @@ def pages() -> dict[str, str]:
     return {
         "index.md": readme,
         "changes.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "notebooks/quickstart.md": notebook_page(ROOT / "docs" / "notebooks" / "quickstart.ipynb"),
         "reference/scenario.md": scenario_page(),
         "reference/fleet.md": fleet_page(),
         "reference/commands.md": commands_page(),
         "reference/python.md": python_page(),
     }
+
+
+def notebook_page(file: Path) -> str:
+    """A notebook with its outputs as they are saved in it."""
+    parts = []
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for data in (output["data"] for output in cell.get("outputs", ()) if "data" in output):
+            kind = next(kind for kind in ("image/png", "text/html", "text/plain") if kind in data)
+            content = "".join(data[kind])
+            if kind == "image/png":
+                content = f'<img alt="Figure of the notebook" src="data:image/png;base64,{content.strip()}">'
+            parts.append(f"```text\n{content}\n```" if kind == "text/plain" else f"<div>\n{content}\n</div>")
+    return "\n\n".join(parts) + "\n"
 
 
 def scenario_page() -> str:
@@ -133,11 +157,13 @@ def fleet_page() -> str:
 
 
 def _table(keys: Any, path: str) -> list[str]:
-    lines = ["| key | type | unit | default | limits | what |", "|---|---|---|---|---|---|"]
+    lines = ["| key | value | what |", "|---|---|---|"]
     for key in keys:
         name = key.path.removeprefix(f"{path}.") if path else key.path
-        default = "must be given" if key.default is None else f"`{key.default}`" if key.default else ""
-        cells = (f"`{name}`", key.type, key.unit, default, key.limits, _linked(key.description))
+        default = "must be given" if key.default is None else f"default `{key.default}`" if key.default else ""
+        kind = f"{key.type}, {key.unit}" if key.unit else key.type
+        value = "; ".join(part for part in (kind, key.limits, default) if part)
+        cells = (f"`{name}`", value, _linked(key.description))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |")
     return [*lines, ""]
 

@@ -86,6 +86,7 @@ def __getattr__(name: str) -> Any:
     if name not in _OF_OTHER_PACKAGES:
         return _own(name)
     from fl_peel.errors import FieldError
+    from fl_peel.package_check import check_one_root
     from fl_peel.plugins import Registry
 
     api: Registry[Any] = Registry("name", "fl_peel.api")
@@ -97,6 +98,7 @@ def __getattr__(name: str) -> Any:
     try:
         return api.get(name)
     except FieldError as error:
+        check_one_root()  # says so where a folder of that name hides the package
         raise ImportError(str(error)) from None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.catalogue import checked_catalogue, read_catalogue, restrict_to_catalogue
+from fl_peel.data.catalogue import checked_catalogue, read_catalogue, read_titles, restrict_to_catalogue
 from fl_peel.data.datasets import dataset_folder, load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
 from fl_peel.data.population import read_splits
@@ -101,6 +101,21 @@ def item_ids(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[str, ...]
     if not isinstance(ids, list) or len(ids) != num_items or not all(isinstance(one, str) for one in ids):
         raise DataError(f"{file}: not a list of {num_items} ids; write the folder again")
     return tuple(ids)
+
+
+def item_titles(scenario: Scenario, ids: Sequence[str]) -> dict[str, str]:
+    """Return the titles of items by their ids, of those that have one in ``data.titles``.
+
+    Raises:
+        DataError: the file cannot be read, or has no title of these items.
+    """
+    if scenario.data.titles is None:
+        return {}
+    titles, known = read_titles(scenario.data.titles), set(ids)
+    shown = {item: title for item, title in titles.items() if item in known}
+    if not shown:
+        raise DataError(f"{scenario.data.titles}: has a title of none of the {len(known)} items; correct data.titles")
+    return shown
 
 
 def _folder(scenario: Scenario, data_dir: str, run_dir: str) -> Path:

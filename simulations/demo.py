@@ -21,7 +21,7 @@ from clients.runtime import READER
 from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.data.datasets import load_dataset
 from fl_peel.data.interactions import Splits
-from fl_peel.device_storage import load_interactions, splits_of
+from fl_peel.device_storage import item_titles, load_interactions, splits_of
 from fl_peel.errors import DataError, ReportError
 from fl_peel.model.model import Model, load
 from fl_peel.scenario.scenario import Scenario
@@ -237,7 +237,8 @@ def items_of(model: Model) -> DemoItems:
     """Return the names that a saved model has for its items, and their groups."""
     catalogue = model.catalogue
     groups = () if catalogue.layout.is_single else tuple(catalogue.layout.item_group.tolist())
-    return DemoItems(tuple(catalogue.id_of(item) for item in range(catalogue.num_items)), groups)
+    ids = map(catalogue.id_of, range(catalogue.num_items))
+    return DemoItems(tuple(catalogue.titles.get(name, name) for name in ids), groups)
 
 
 def largest_artefacts(out: Path) -> Mapping[int, Path]:
@@ -261,7 +262,10 @@ def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits 
             interactions = load_dataset(data.name, data_dir=where, min_rating=data.min_rating, allow_download=False)
         else:
             interactions = load_interactions(scenario, folder)
-        return DemoItems(interactions.item_labels), splits_of(scenario, interactions), None
+        labels = interactions.item_labels or tuple(map(str, range(interactions.num_items)))
+        titles = item_titles(scenario, labels)
+        names = tuple(titles.get(label, label) for label in labels) if titles else interactions.item_labels
+        return DemoItems(names), splits_of(scenario, interactions), None
     except DataError as error:
         if data_dir is not None:
             raise

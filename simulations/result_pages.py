@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from fl_peel.errors import ReportError
 from fl_peel.json_codec import from_plain
+from fl_peel.plugins import did_you_mean
 from simulations.engine.inputs import DEMO
+from simulations.report.drawing import PaperFigures, for_paper
 from simulations.report.result_files import write_files
 from simulations.report.run_files import run_page
+from simulations.studies.ablate.report import ablate_page, ablate_plot
 from simulations.studies.audit.report import audit_page, audit_plot
 from simulations.studies.compare.compare_plot import compare_plot
 from simulations.studies.compare.report import compare_page, leaderboard_page
-from simulations.studies.schema import AuditResult, CompareResult, Leaderboard, typed
+from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, typed
+from simulations.sweep.sweep_figures import SweepResult
+from simulations.sweep.sweep_page import sweep_page
 from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json
 from strategies.timeline.schema import TimelineResult
@@ -28,12 +33,32 @@ def rebuild_pages(folder: Path) -> list[Path]:
     Raises:
         ReportError: there is no result, one of them cannot be read, or the folder cannot be written.
     """
+    return write_files(folder, {f"{file.stem}.html": page for file, page in _pages(folder)})
+
+
+def paper_figures(folder: Path, form: str, width_in: float, names: Collection[str]) -> Mapping[str, bytes]:
+    """Draw the figures of every result in a folder for a paper, and return them by file name. names: of some; none: all
+    of them.
+
+    Raises:
+        ReportError: there is no result, one of them cannot be read, or there is no figure of such a name.
+    """
+    figures = PaperFigures(form, width_in, names or None)
+    with for_paper(figures):
+        list(_pages(folder))
+    for name in names:
+        if name not in figures.seen:
+            raise ReportError(f"--figure: {folder} has no figure {name!r}; {did_you_mean(name, figures.seen)}")
+    return figures.files
+
+
+def _pages(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Make the page of every result in a folder, by the result's file."""
     page_of_file = {file: page for name, page in PAGES.items() if (file := folder / name).is_file()}
     if not page_of_file:
         raise ReportError(f"{folder}: no result ({', '.join(PAGES)}); give the --out folder of a finished command")
-    return write_files(
-        folder, {f"{file.stem}.html": page(_read(file), str(file)) for file, page in page_of_file.items()}
-    )
+    for file, page in page_of_file.items():
+        yield file, page(_read(file), str(file))
 
 
 def _read(file: Path) -> Any:
@@ -66,9 +91,25 @@ def _audit(plain: Any, where: str) -> bytes:
     return audit_page(result, audit_plot(result.rows), plain).encode()
 
 
+def _ablate(plain: Any, where: str) -> bytes:
+    result = typed(AblateResult, plain, where)
+    return ablate_page(result, ablate_plot(result.rows), plain).encode()
+
+
+def _sweep(plain: Any, where: str) -> bytes:
+    return sweep_page(from_plain(SweepResult, plain, where)).encode()
+
+
 PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(
-    {"report.json": _run, "compare.json": _compare, "timeline.json": _timeline, "audit.json": _audit}
+    {
+        "report.json": _run,
+        "compare.json": _compare,
+        "timeline.json": _timeline,
+        "audit.json": _audit,
+        "ablate.json": _ablate,
+        "sweep.json": _sweep,
+    }
 )
 """Results by their file, and how each becomes a page."""
 
-__all__ = ["PAGES", "rebuild_pages"]
+__all__ = ["PAGES", "paper_figures", "rebuild_pages"]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
@@ -237,10 +238,30 @@ def test_another_copy_of_the_same_code_is_no_second_program(tmp_path):
         check_one_root(tmp_path)
 
 
-def test_a_hidden_package_is_found_before_anything_runs(tmp_path):
-    (tmp_path / "strategies").mkdir()
-    (tmp_path / "strategies" / "__init__.py").touch()
-    code = "from fl_peel.package_check import check_one_root; check_one_root()"
-    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert f"package strategies is found in {tmp_path}, but fl_peel runs from {ROOT}" in ran.stderr
+@pytest.fixture
+def own_folders(tmp_path):
+    """A folder in which somebody has packages with the names of ours."""
+    for name in ("clients", "strategies", "simulations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("MINE = True\n")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_command_works_beside_packages_with_the_names_of_ours(own_folders, tiny):
+    """Neither it nor its workers look in the working directory; Python's own search there is told what it hides."""
+    command = Path(sys.executable).with_name("fl-peel")
+    quick = [word for change in ("refinement.rounds=0", "evaluation.full_tables=false") for word in ("--set", change)]
+    words = [command, "run", tiny, *quick, "--quiet", "--out", own_folders / "out"]
+    ran = subprocess.run(words, capture_output=True, text=True, cwd=own_folders)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert (own_folders / "out" / "report.json").is_file()
+    ran = subprocess.run([*words, "--set", "engine.backend=ray"], capture_output=True, text=True, cwd=own_folders)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert f"package clients is found in {own_folders}, but fl_peel runs from {ROOT}" in ran.stderr
+
+
+def test_a_hidden_package_is_found_before_anything_runs(own_folders):
+    code = "import clients; assert clients.MINE; from fl_peel import load_scenario"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=own_folders)
+    assert f"package clients is found in {own_folders}, but fl_peel runs from {ROOT}" in ran.stderr

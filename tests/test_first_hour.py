@@ -205,8 +205,8 @@ def test_the_tutorial_works_as_typed(machine):
     assert script.startswith("make run ")
     # README's test has done that
     output = type_in(script.partition("\n")[2])
-    assert re.search(r"^full table: 12,8\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
-    assert re.search(r"^50% exposure: 6,4\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
+    assert re.search(r"^full table: 58,\d\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
+    assert re.search(r"^1% exposure: 5\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
     for name in ("books", "int8", "int4"):
         for file in ("report.html", "report.json", "metrics.csv", "scenario.yaml"):
             assert (copy / "out" / name / file).is_file()

@@ -40,6 +40,14 @@ def test_the_paper_is_cited():
     assert [author["family-names"] for author in paper["authors"]] == ["Zheng", "Qu", "Chen", "Zheng", "Shi", "Yin"]
 
 
+def test_the_readme_opens_as_those_of_flowers_baselines_do():
+    front, _, text = (ROOT / "README.md").read_text(encoding="utf-8").removeprefix("---\n").partition("---\n")
+    about = yaml.safe_load(front)
+    assert list(about) == ["title", "url", "labels", "dataset"]
+    assert about["title"] in " ".join(text.split())
+    assert about["url"].startswith("https://arxiv.org/abs/")
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_types_are_shipped(package):
     assert (ROOT / package / "py.typed").read_bytes() == b""

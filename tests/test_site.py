@@ -37,10 +37,8 @@ def test_every_page_is_in_the_nav_once():
 def test_every_key_of_a_fleet_is_on_its_page():
     page = fleet_page()
     assert "## profiles[].memory\n" in page
-    assert (
-        "| `uplink_mbps` | number or distribution | Mbit/s | `5` | > 0 | Bandwidth from the device to the server. |"
-        in page
-    )
+    value = "number or distribution, Mbit/s; > 0; default `5`"
+    assert f"| `uplink_mbps` | {value} | Bandwidth from the device to the server. |" in page
     assert "## profiles[].budget, process: random-walk\n" in page
     assert page.count("\n## ") == len(fleet_parts())
 
@@ -103,3 +101,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "WARNING" not in ran.stderr
     page = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
     assert "Base class of all budget processes" in page
+    assert (tmp_path / "site" / "search" / "search_index.js").is_file(), "pages that are opened as files are searched"
+    assert "unpkg.com" not in page
+    notebook = (tmp_path / "site" / "notebooks" / "quickstart.html").read_text(encoding="utf-8")
+    assert notebook.count("<table") >= 3
+    assert 'src="data:image/png;base64,' in notebook

@@ -92,7 +92,11 @@ def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch)
     """As if it were installed: its entry points are those of its pyproject.toml."""
     page = ROOT / "docs" / "how-to" / "extend.md"
     follow(page, folder, typed)
-    groups = tomllib.loads((folder / "pyproject.toml").read_text())["project"]["entry-points"]
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    installed = project["tool"]["setuptools"]["py-modules"]  # setuptools guesses one module, and refuses two
+    assert all((folder / f"{name}.py").is_file() for name in installed)
+    groups = project["project"]["entry-points"]
+    assert {value.partition(":")[0] for named in groups.values() for value in named.values()} == set(installed)
     points = [EntryPoint(name, value, group) for group, named in groups.items() for name, value in named.items()]
     real = plugins.entry_points
     monkeypatch.setattr(

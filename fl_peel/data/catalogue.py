@@ -6,6 +6,7 @@ have the same numbers, whoever holds which of them.
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.data.interactions import IntArray, Interactions, UserItems
-from fl_peel.data.text_tables import label_fault, read_bytes
-from fl_peel.errors import DataError
+from fl_peel.data.text_tables import ALIASES, label_fault, read_bytes
+from fl_peel.errors import DataError, shortened
 
 logger = logging.getLogger("fl_peel")
 
@@ -52,6 +53,34 @@ def checked_catalogue(text: str, where: str) -> tuple[str, ...]:
     if len(lines) > MAX_ID:
         raise DataError(f"{where}: more than {MAX_ID} items; split the catalogue")
     return tuple(line.strip() for line in lines)
+
+
+TITLES = ("title", "movie_title", "name")
+"""Names of a column of titles."""
+
+
+def read_titles(path: Path | str) -> dict[str, str]:
+    """Read the titles of items by their ids; items may be missing, and others be there.
+
+    Raises:
+        DataError: it cannot be read, or has no column of items or of titles.
+    """
+    raw = read_bytes(Path(path))
+    try:
+        lines = raw.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        lines = raw.decode("latin-1").splitlines()  # as MovieLens has it
+    delimiter = next((mark for mark in ("::", "|", "\t") if mark in lines[0]), ",")
+    rows = [line.split(delimiter) for line in lines] if delimiter != "," else list(csv.reader(lines))
+    item, title = 0, 1
+    if delimiter in (",", "\t"):
+        names = [name.partition(":")[0].strip().lower() for name in rows.pop(0)]
+        item = next((place for place, name in enumerate(names) if name in ALIASES["item"]), -1)
+        title = next((place for place, name in enumerate(names) if name in TITLES), -1)
+        if item < 0 or title < 0:
+            have = shortened(", ".join(map(repr, names)), 300)
+            raise DataError(f"{path}:1: no item or no title column among {have}; name them item and title")
+    return {row[item].strip(): row[title].strip() for row in rows if len(row) > max(item, title) and row[title].strip()}
 
 
 def restrict_to_catalogue(interactions: Interactions, catalogue: Sequence[str], where: str) -> Interactions:

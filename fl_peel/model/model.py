@@ -83,7 +83,8 @@ def save(folder: Path, content: ModelContent, each: ForEach = in_turn) -> int:
         "joining": joining.kind,
     }
     with writing(folder, about) as written:
-        written.add_json(CATALOGUE, {"ids": list(catalogue.ids)})
+        titles = {"titles": dict(catalogue.titles)} if catalogue.titles else {}
+        written.add_json(CATALOGUE, {"ids": list(catalogue.ids), **titles})
         written.add_tensors(ITEMS, {"item_group": layout.item_group})
         written.add_tensors(JOINING, joining.tensors())
         if different is not None:
@@ -136,7 +137,7 @@ class Model:
         """
         files = ModelFiles.open(Path(path))
         num_items, dim = files.number("items", MOST_ITEMS), files.number("embedding_dim", WIDEST)
-        catalogue = Catalogue(_layout(files, num_items, dim), _ids(files, num_items))
+        catalogue = Catalogue(_layout(files, num_items, dim), _ids(files, num_items), _titles(files))
         num_groups = files.number("user_groups", len(files.about["files"]))
         missing = [name for name in map(list_name, range(num_groups)) if not files.has(name)]
         if missing:
@@ -260,6 +261,13 @@ def _ids(files: ModelFiles, num_items: int) -> tuple[str, ...]:
     if ids and (len(ids) != num_items or len(set(ids)) != num_items):
         raise files.fault(CATALOGUE, f"has {len(set(ids))} different ids for {num_items} items")
     return tuple(ids)
+
+
+def _titles(files: ModelFiles) -> dict[str, str]:
+    titles = files.json(CATALOGUE).get("titles", {})
+    if not isinstance(titles, dict) or not all(isinstance(title, str) for title in titles.values()):
+        raise files.fault(CATALOGUE, "has titles that are no text")
+    return titles
 
 
 def _joining(files: ModelFiles, num_items: int, dim: int, num_groups: int) -> Joining:

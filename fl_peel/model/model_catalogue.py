@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -20,11 +20,12 @@ LONGEST_QUOTED = 60
 @dataclass(frozen=True)
 class Catalogue:
     """Items and how they are cut into blocks. ids: (I,) the data's own, by item number; empty where the numbers are the
-    ids.
+    ids; titles: for readers, by id, of the items that have one.
     """
 
     layout: BlockLayout
     ids: tuple[str, ...] = ()
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_items(self) -> int:

@@ -142,6 +142,9 @@ class Data(Keys):
     and ``path`` it is that of a deployment whose nodes hold their own interactions (docs/deploy.md)."""
     test_path: FilePath | None = None
     """Test file that belongs to ``path``, if there is one."""
+    titles: FilePath | None = None
+    """File with a title for each item id, shown by ``export`` and ``demo``: CSV or TSV with the columns item and title,
+    RecBole ``.item``, or MovieLens (``u.item``, ``movies.dat``, ``movies.csv``)."""
     min_rating: float | None = Field(None, json_schema_extra=unit("rating"))
     """Lowest rating that counts as an interaction; null: all ratings count."""
     split_order: SplitOrder = "auto"

@@ -23,7 +23,7 @@ from simulations.cli.bench import bench
 from simulations.cli.cache import cache
 from simulations.cli.console import one_line
 from simulations.cli.data import data_app
-from simulations.cli.demo import demo, report
+from simulations.cli.demo import demo, plot, report
 from simulations.cli.diff import diff
 from simulations.cli.fleets import profiles_app
 from simulations.cli.model import export, export_onnx, serve_device
@@ -57,6 +57,7 @@ app.command()(export)
 app.command(name="serve-device")(serve_device)
 app.command()(deploy)
 app.command()(report)
+app.command()(plot)
 app.command()(cache)
 
 

@@ -47,7 +47,7 @@ def export(
     top: _Top = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Write what a new device stores under a budget, and print its recommendations: rank, id, score."""
+    """Write what a new device stores under a budget, and print its recommendations: rank, id, score, title."""
     from simulations.engine.inputs import check_file
 
     num_bytes, given = read_size(budget), [*_own_ids(user_items or []), *_lines(items_file)]
@@ -140,12 +140,16 @@ def _typed(question: Callable[[], str]) -> Iterator[str]:
 
 
 def _ranked(embedding: Embedding, top: int) -> list[str]:
-    """Rank, own id and score of the best, a line each."""
-    return [f"{rank}\t{name}\t{six_digits(score)}" for rank, (name, score) in enumerate(embedding.top(top), start=1)]
+    """Rank, own id, score and, where it has one, title of the best, a line each."""
+    titles = embedding.device.source.catalogue.titles
+    return [
+        "\t".join((f"{rank}", name, six_digits(score), *([titles[name]] if name in titles else [])))
+        for rank, (name, score) in enumerate(embedding.top(top), start=1)
+    ]
 
 
 def _in_json(embedding: Embedding, num_bytes: int, top: int) -> dict[str, object]:
-    stored = embedding.stored
+    stored, titles = embedding.stored, embedding.device.source.catalogue.titles
     return {
         "bytes": num_bytes,
         "budget_bytes": embedding.budget_bytes,
@@ -153,7 +157,8 @@ def _in_json(embedding: Embedding, num_bytes: int, top: int) -> dict[str, object
         "precision": stored.precision,
         "user_group": embedding.device.group,
         "items": [
-            {"rank": rank, "id": name, "score": score} for rank, (name, score) in enumerate(embedding.top(top), 1)
+            {"rank": rank, "id": name, "score": score} | ({"title": titles[name]} if name in titles else {})
+            for rank, (name, score) in enumerate(embedding.top(top), 1)
         ],
     }
 

@@ -241,10 +241,9 @@ def _summary(result: Any) -> Iterable[TableView | str]:
 
     if isinstance(result, SeedsResult):
         return [*seeds_verdicts(result), seeds_view(result)]
-    from simulations.report.verdict import seen_data
-    from simulations.timeline.timeline_seeds import timeline_seeds_view
+    from simulations.timeline.timeline_seeds import timeline_seeds_verdicts, timeline_seeds_view
 
-    return [seen_data(result.scenario), timeline_seeds_view(result)]
+    return [*timeline_seeds_verdicts(result), timeline_seeds_view(result)]
 
 
 # ---- `fl-peel deploy`: a scenario on Flower's deployment engine, on loopback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from strategies.figures.per_device import METRICS
 
 IRRELEVANT = ("name", "question", "engine")
 """Keys of a scenario that change no figure."""
+LONGEST_NAME = 16
+"""Characters of a run's name in headings; longer ones are replaced by letters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,17 +188,31 @@ def runs_view(result: DiffResult) -> TableView:
 
 def metric_views(result: DiffResult) -> list[TableView]:
     """A table a metric: every table of the runs, in every run but the first, against the first."""
-    names = {one.run: Path(one.path).name for one in result.runs}
-    if len(set(names.values())) < len(names):
-        names = {run: run for run in names}
+    names = run_names(result)
     first = names[result.runs[0].run]
     second = names[result.runs[1].run] if len(result.runs) == 2 else "run"
     views = []
     for metric in dict.fromkeys(row.metric for row in result.rows):
-        rows = tuple(_cells(row, other, names) for row in result.rows if row.metric == metric for other in row.others)
-        columns = ("table", "run", f"{second} − {first}", first, second, "p (Holm)", f"{second} / {first}")
-        views.append(TableView(metric_name(metric), columns, rows, 2, _note(result)))
+        rows = [_cells(row, other, names) for row in result.rows if row.metric == metric for other in row.others]
+        columns = ["table", "run", f"{second} − {first}", first, second, "p (Holm)", f"{second} / {first}"]
+        num_labels = 2
+        if len(result.runs) == 2:  # there is but one other run, and columns have its name
+            num_labels, columns, rows = 1, [columns[0], *columns[2:]], [(row[0], *row[2:]) for row in rows]
+        views.append(TableView(metric_name(metric), tuple(columns), tuple(rows), num_labels, _note(result)))
     return views
+
+
+def run_names(result: DiffResult) -> dict[str, str]:
+    """Return the names of runs by their letters: those of their folders in which paths differ, or the letters, where
+    these are long or alike.
+    """
+    paths = [list(Path(one.path).parts) for one in result.runs]
+    while all(paths) and len({parts[-1] for parts in paths}) == 1:
+        paths = [parts[:-1] for parts in paths]
+    names = [re.sub(r"[\w.]+\.(\w+=)", r"\1", parts[-1]) if parts else "" for parts in paths]
+    if len(set(names)) < len(names) or not all(0 < len(name) <= LONGEST_NAME for name in names):
+        names = [one.run for one in result.runs]
+    return {one.run: name for one, name in zip(result.runs, names, strict=True)}
 
 
 def _cells(row: DiffRow, other: Difference, names: Mapping[str, str]) -> tuple[str, ...]:
@@ -260,7 +277,7 @@ def diff_views(result: DiffResult) -> list[TableView]:
 def diff_plot(result: DiffResult) -> Plot | None:
     """Ratios to the first run, with intervals: a line a table, a colour a run."""
     rows = [row for row in result.rows if row.metric.startswith("recall")]
-    first, others = result.runs[0].run, [one.run for one in result.runs[1:]]
+    first, *others = run_names(result).values()
     words = []
     figure, (axes,) = new_figure(0.9 + (0.22 + 0.14 * len(others)) * len(rows))
     for i, name in enumerate(others):
@@ -280,7 +297,7 @@ def diff_plot(result: DiffResult) -> Plot | None:
     axes.set_yticks(range(len(rows)), [row.table for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(f"Recall@{result.top_n} relative to run {first}; lines: paired 95 % intervals")
+    axes.set_xlabel(f"Recall@{result.top_n} relative to {first}; lines: paired 95 % intervals")
     if len(others) > 1:
         axes.legend(frameon=False, fontsize=LABEL_PT, loc="best")
     return finish(figure, "diff", "Ratios", f"Dots with intervals, by table: {'; '.join(words)}.")
@@ -288,11 +305,11 @@ def diff_plot(result: DiffResult) -> Plot | None:
 
 def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
     """One HTML page, nothing fetched from elsewhere."""
-    letters = ", ".join(one.run for one in result.runs[1:])
+    first, *others = run_names(result).values()
     caption = "Right of the dashed line: better than the first run. An interval across it: not significant."
     return page(
         [Section("tables", "", (*diff_views(result), Chart(lambda: diff_plot(result), caption), missing_note(result)))],
-        title=f"{letters} compared with {result.runs[0].run}",
+        title=f"{', '.join(others)} compared with {first}",
         lead="Paired comparison of runs on the same devices.",
         facts=[
             ("runs", str(len(result.runs))),

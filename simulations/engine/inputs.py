@@ -100,7 +100,7 @@ def checked(
     if out is not None:
         check_out(out, place, run_results(scenario) if writes is None else writes)
     scenario = absolute(scenario)
-    for key in ("path", "test_path", "catalogue"):
+    for key in ("path", "test_path", "catalogue", "titles"):
         path = getattr(scenario.data, key)
         if path is not None and file_kind(Path(path)) == "nothing":
             raise DataError(f"{path}: no such file or folder; correct data.{key}")
@@ -487,7 +487,7 @@ def absolute(scenario: Scenario) -> Scenario:
     data = scenario.data.model_copy(
         update={
             key: os.path.abspath(os.path.expanduser(path))
-            for key in ("path", "test_path", "catalogue")
+            for key in ("path", "test_path", "catalogue", "titles")
             if (path := getattr(scenario.data, key)) is not None
         }
     )
@@ -517,7 +517,7 @@ def require_absolute(scenario: Scenario, folders: dict[str, str]) -> None:
     """
     fleet = (scenario.fleet,) if isinstance(scenario.fleet, str) else scenario.fleet
     paths = {**folders, "data.path": scenario.data.path, "data.test_path": scenario.data.test_path}
-    paths["data.catalogue"] = scenario.data.catalogue
+    paths |= {"data.catalogue": scenario.data.catalogue, "data.titles": scenario.data.titles}
     paths |= {"fleet": next((entry for entry in fleet if "/" in entry and not entry.startswith(("/", "~"))), "")}
     for key, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():

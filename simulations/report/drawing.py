@@ -10,10 +10,10 @@ import gc
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from html import escape
 from importlib import import_module
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-MARKS = "●■▲◆▼✚✖★"
-"""Markers as characters."""
 LABEL_PT = 8.5
 WIDTH_IN, NARROW_IN = 7.4, 3.7
 """Inches of width of a figure on a page of its usual width, and on a telephone."""
+PAPER_WIDTHS_IN = {"column": 3.4, "page": 7.0}
+"""Inches of width of a figure in a paper: in one of two columns, and across both."""
+FORMATS = ("svg", "pdf", "png")
+PNG_DPI = 300
 NARROW_CHARACTERS = 30
 """Characters of an axis's name on a telephone, before it continues on the next line."""
 LEGEND_IN = 0.19
@@ -78,23 +80,16 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.markersize": 5.0,
     "svg.fonttype": "path",  # the same in a browser, a slide and a paper
+    "pdf.fonttype": 42,  # text that can be selected, in fonts that publishers accept
 }
 
 
 @dataclass(frozen=True)
 class Series:
-    """The series of one thing that is drawn: its number (:func:`in_series`), name, colour and mark."""
+    """A line that a page can switch off: its number (:func:`in_series`) and name."""
 
     number: int
     name: str
-    color: str
-    mark: str
-
-    @staticmethod
-    def from_number(number: int, name: str) -> Series:
-        """Make the series as :func:`line_kwargs` draws the line of that number."""
-        style = line_kwargs(number)
-        return Series(number, name, style["color"], MARKS[MARKERS.index(style["marker"])])
 
 
 @dataclass(frozen=True)
@@ -109,6 +104,41 @@ class Plot:
     svg: str
     narrow: str = ""
     series: tuple[Series, ...] = ()
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """Figures for a paper, while they are drawn. names: those to save, None for all; seen: names of all that were
+    drawn; files: their content by file name.
+    """
+
+    form: str
+    width_in: float
+    names: Collection[str] | None
+    seen: list[str] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, figure: Figure, name: str) -> None:
+        """Save a figure in this form, if it is asked for; the same figure gives the same bytes."""
+        self.seen.append(name)
+        if self.names is None or name in self.names:
+            buffer = io.BytesIO()
+            dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
+            figure.savefig(buffer, format=self.form, dpi=PNG_DPI, metadata=dates[self.form])
+            self.files[f"{name}.{self.form}"] = buffer.getvalue()
+
+
+_PAPER: ContextVar[PaperFigures | None] = ContextVar("_PAPER", default=None)
+
+
+@contextmanager
+def for_paper(figures: PaperFigures) -> Iterator[None]:
+    """Collect every figure that is drawn meanwhile, in one form alone."""
+    token = _PAPER.set(figures)
+    try:
+        yield
+    finally:
+        _PAPER.reset(token)
 
 
 @contextmanager
@@ -136,6 +166,10 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
 
     @wraps(draw)
     def both(*args: Params.args, **kwargs: Params.kwargs) -> MaybePlot:
+        paper = _PAPER.get()
+        if paper is not None:
+            with styled(paper.width_in):
+                return draw(*args, **kwargs)
         helper, draw_narrow = _helper.get(None), partial(_narrow, draw.__module__, draw.__qualname__, *args, **kwargs)
         with suppress(OSError):
             if helper is not None:
@@ -171,10 +205,10 @@ def drawn_by_two(helper: Connection | None) -> Iterator[None]:
 
 
 def is_narrow() -> bool:
-    """Whether the figure of the moment is drawn for a telephone."""
+    """Whether the figure of the moment is drawn for a telephone, or for a paper's column."""
     import matplotlib
 
-    return float(matplotlib.rcParams["figure.figsize"][0]) < WIDTH_IN
+    return float(matplotlib.rcParams["figure.figsize"][0]) <= NARROW_IN
 
 
 def to_svg(figure: Figure, name: str, alt: str) -> str:
@@ -236,7 +270,7 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
     figure = axes.get_figure(root=True)
     assert figure is not None
     if is_narrow():
-        _label_above(axes, [label for label in labels if label.series is None])
+        _label_above(axes, [label for label in labels if label.series is None or _PAPER.get() is not None])
         return
     gap = (LABEL_PT + 3.5) / (axes.bbox.height * 72.0 / figure.dpi)  # of the axes' height
     axes.get_ylim()  # settles the limits, which are lazy, before places are read off them
@@ -285,7 +319,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
     ordered = sorted(labels, key=lambda label: -label.y)
     drawn = {(line.get_color(), float(np.ravel(line.get_ydata())[-1])): line for line in axes.lines}
     handles = [drawn.get((label.color, label.y), Line2D([], [], color=label.color, linewidth=5)) for label in ordered]
-    names = [label.text.replace("\n", " ") for label in ordered]
+    names = [fill(label.text.replace("\n", " "), NARROW_CHARACTERS + 4) for label in ordered]
     key = axes.legend(
         handles,
         names,
@@ -300,7 +334,7 @@ def _label_above(axes: Axes, labels: Sequence[EndLabel]) -> None:
     for text, label in zip(key.get_texts(), ordered, strict=True):
         text.set_color(darker(label.color))
         text.set_fontweight("bold" if label.bold else "normal")
-    figure.set_figheight(figure.get_figheight() + LEGEND_IN * len(labels))
+    figure.set_figheight(figure.get_figheight() + LEGEND_IN * sum(name.count("\n") + 1 for name in names))
 
 
 def hover(axes: Axes, x: Sequence[float], y: Sequence[float], words: Sequence[str], series: int | None = None) -> None:
@@ -353,15 +387,18 @@ def line_kwargs(index: int, *, strong: bool = True, dashed: bool = False) -> dic
     }
 
 
-def new_figure(height_in: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the page's width and its panels, row by row; in the narrow form all of them below one another,
-    each a little lower.
+def new_figure(
+    height_in: float, rows: int = 1, columns: int = 1, *, narrow_columns: int = 1, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of the page's width and its panels, row by row; in the narrow form in fewer columns, each a
+    little lower.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    if is_narrow() and columns > 1:
-        height_in, rows, columns = 0.8 * columns * height_in, rows * columns, 1
+    if is_narrow() and columns > narrow_columns:
+        height_in *= 0.8 * columns / narrow_columns
+        rows, columns = math.ceil(rows * columns / narrow_columns), narrow_columns
         kwargs.pop("width_ratios", None)
     figure = Figure(figsize=(float(matplotlib.rcParams["figure.figsize"][0]), height_in), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, **kwargs)
@@ -467,24 +504,31 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     if is_narrow():
         for axes in figure.axes:
             axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
+    paper = _PAPER.get()
+    if paper is not None:
+        paper.add(figure, name)
+        return Plot(name, title, alt, "")
     return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
 
 
 __all__ = [
+    "FORMATS",
     "LABEL_PT",
     "LEGEND_IN",
     "MARKERS",
-    "MARKS",
     "NARROW_IN",
     "PALETTE",
+    "PAPER_WIDTHS_IN",
     "WIDTH_IN",
     "EndLabel",
+    "PaperFigures",
     "Plot",
     "Series",
     "draw_line",
     "drawn_by_two",
     "error_bars",
     "finish",
+    "for_paper",
     "hover",
     "in_both_forms",
     "in_series",

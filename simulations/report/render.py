@@ -52,7 +52,6 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["svg"] = lambda plot: Markup(themed(plot.svg))  # to_svg escapes names
     environment.filters["narrow_svg"] = lambda plot: Markup(themed(plot.narrow))
-    environment.filters["themed"] = themed
     colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
     usual = {"colors": colors, "script": Markup(SCRIPT), "policy": policy(SCRIPT)}
     return environment.get_template(template).render(usual | values)

@@ -52,8 +52,9 @@ class TableView:
         for index in shown:
             words = index < self.num_labels
             name = self.columns[index] if wide else fill(self.columns[index], self._width(index))
-            table.add_column(Text(name), justify="left" if words else "right")
+            table.add_column(Text(name), justify="left" if words else "right", overflow="fold")
             table.columns[-1].min_width = None if words else self._width(index)  # no digit is cut
+            table.columns[-1].max_width = LABEL_WIDTH if words and not wide else None
         for i, row in enumerate(self.rows):
             table.add_row(*(Text(row[j], style="bold" if (i, j) in self.best else "") for j in shown))
         return table

@@ -81,11 +81,11 @@ def best_budget(
     blocks = f"{scenario['blocks']['precision']} blocks ranked by {selector_name(scenario['selector'])}"
     return (
         f"At {name}, {blocks} have {format_ratio(known[name])} times the Recall@{top_n} of the full model "
-        f"({FULL_TABLES[full_model]}){_significance(known[name])}."
+        f"({FULL_TABLES[full_model]}){significance(known[name])}."
     )
 
 
-def _significance(ratio: Estimate) -> str:
+def significance(ratio: Estimate) -> str:
     """Say whether a ratio differs from 1; nothing without an interval."""
     if ratio.low is None or ratio.high is None:
         return ""
@@ -129,4 +129,4 @@ def classes_below(result: RunResult) -> str:
     )
 
 
-__all__ = ["best_budget", "classes_below", "own_rows", "refinement_helped", "seen_data", "verdicts"]
+__all__ = ["best_budget", "classes_below", "own_rows", "refinement_helped", "seen_data", "significance", "verdicts"]

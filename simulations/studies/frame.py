@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from simulations.engine.engine import searched_folder
 from simulations.engine.inputs import STUDY_RESULTS, checked, given_folder
 from simulations.engine.versions import versions
 from simulations.run_options import RunOptions, StudyArguments
@@ -42,7 +43,7 @@ class Frame:
         _check(scenario)
         folder = given_folder(arguments["out"])
         assert folder is not None, "a study has a folder"
-        scenario = checked(scenario, folder, working_dir=Path.cwd(), writes=STUDY_RESULTS)
+        scenario = checked(scenario, folder, working_dir=searched_folder(scenario.engine), writes=STUDY_RESULTS)
         return Frame(scenario, folder, RunOptions(**arguments))
 
     def by_seed(self, seeds: int, work: Callable[[Study], T]) -> dict[int, T]:

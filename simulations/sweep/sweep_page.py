@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
-from fl_peel.figures import SeedsEstimate
+from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain
 from simulations.differences.seeds import METHOD
 from simulations.report import drawing
@@ -52,7 +53,7 @@ def differences_view(result: SweepResult) -> TableView | None:
     rows = tuple(
         (
             *row.values.values(),
-            *(format_estimate(one.less) for one in row.tables),
+            *(format_estimate(one.less, signed=True) for one in row.tables),
         )
         for row in result.rows[1:]
     )
@@ -63,23 +64,24 @@ def differences_view(result: SweepResult) -> TableView | None:
         "Paired 95 % intervals over devices. sweep.json has p-values, corrected for all of these differences (Holm). A "
         "dash: a setting with other test items."
     )
-    title = f"Difference in Recall@{result.top_n} to {result.rows[0].setting}"
+    others = result.rows[1].setting if len(result.rows) == 2 else "other settings"
+    title = f"Recall@{result.top_n}: {others} − {result.rows[0].setting}"
     return TableView(title, (*keys, *tables), rows, len(keys), note)
 
 
 def sweep_views(result: SweepResult) -> list[TableView]:
-    """Return the views that the terminal shows."""
+    """Return the views that the terminal shows: paired differences first."""
     less = differences_view(result)
-    return [sweep_view(result), *([less] if less else [])]
+    return [*([less] if less else []), sweep_view(result)]
 
 
 @drawing.in_both_forms
 def sweep_plot(result: SweepResult) -> Plot | None:
-    """Recall at every share of the full table, a line a setting, with intervals; of many settings the first eight, of a
-    search the eight that are the best on validation.
+    """Draw recall at every share of the full table less that of the first setting, paired, a line a setting; where test
+    items differ, recall itself. Of many settings the first eight, of a search the best eight on validation.
     """
-    shown = _drawn(result)
-    lines = [(row, _by_share(row)) for row in shown]
+    paired = all(one.less is not None for row in result.rows[1:] for one in row.tables)
+    lines = [(row, _by_share(row, paired=paired)) for row in _drawn(result)]
     if not lines[0][1]:
         return None
     labels, words = [], []
@@ -93,10 +95,12 @@ def sweep_plot(result: SweepResult) -> Plot | None:
         )
         labels.append(label)
         words.append(f"{row.setting} goes from {recalls[0].value:.4f} to {recalls[-1].value:.4f}")
-    axes.set_ylabel(f"Recall@{result.top_n} (test, mean over devices)")
+    less = f" − that of {result.rows[0].setting}" if paired else ""
+    axes.set_ylabel(fill(f"Recall@{result.top_n}{less} (test)", 40))
     axes.margins(y=0.08)
     drawing.label_ends(axes, labels)
-    return drawing.finish(figure, NAME, "Recall against the budget", f"Line chart, by setting: {'; '.join(words)}.")
+    kind = "Difference in recall" if paired else "Recall"
+    return drawing.finish(figure, NAME, f"{kind} against the budget", f"{kind}, by setting: {'; '.join(words)}.")
 
 
 def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:
@@ -106,9 +110,13 @@ def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:
     return result.rows[: len(drawing.PALETTE)]
 
 
-def _by_share(row: SweepRow) -> dict[float, SeedsEstimate]:
+def _by_share(row: SweepRow, *, paired: bool) -> dict[float, Estimate]:
+    """Return recall by share, or what it is less that of the first setting, whose own line is at 0."""
     shares = [one for one in row.tables if one.table.endswith("%")]
-    return {float(one.table.removesuffix("%")) / 100: one.recall for one in shares}
+    return {
+        float(one.table.removesuffix("%")) / 100: (one.less or Estimate(0.0)) if paired else one.recall
+        for one in shares
+    }
 
 
 def sweep_page(result: SweepResult) -> str:
@@ -123,7 +131,8 @@ def _page(result: SweepResult, plot: Plot | None) -> str:
     kind = "search" if result.search else "sweep"
     which = " (the best eight on validation)" if result.search and more > 0 else ""
     origin = f", found in {result.trials} trials of a search on validation" if result.search else ""
-    caption = f"Lines with 95 % intervals, by setting{which}." + (f" {more} more are in the table." if more > 0 else "")
+    caption = f"By setting{which}, with paired 95 % intervals where it is compared with the first, at 0."
+    caption += f" {more} more are in the table." if more > 0 else ""
     return page(
         [Section("settings", "", (Chart(lambda: plot, caption), *sweep_views(result), METHOD))],
         title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",

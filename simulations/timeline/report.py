@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain as in_plain
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, to_plain, write_results
@@ -25,13 +27,27 @@ from simulations.report.table_view import (
     format_thousandths,
     table_of,
 )
-from simulations.report.verdict import seen_data
-from simulations.timeline.timeline_plots import KINDS, LABELS, classes_plot, kinds_plot, life_plot, recall_plot
+from simulations.report.verdict import LEARNING_RATE, seen_data, significance
+from simulations.timeline.timeline_plots import (
+    KINDS,
+    LABELS,
+    classes_plot,
+    kinds_plot,
+    life_plot,
+    line_label,
+    recall_plot,
+)
 from strategies.figures.schema import OverTime
 from strategies.timeline.schema import ClassResult, PeriodResult, TimelineResult
 
 BASES = ("cached-list", "retrained", "recent-popularity")
 """Ways of serving that others are compared with in tables."""
+REFERENCES = {
+    "cached-list": "the static top-20 list",
+    "start-table": "the static table with local user updates",
+    "retrained": "central retraining",
+}
+"""Ways of serving that the verdict compares federated training with."""
 
 
 def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes | Path] | None = None) -> list[Path]:
@@ -50,7 +66,7 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     summaries = result.last if last else result.whole
     body = tuple(
         (
-            LABELS.get(line, line),
+            line_label(line),
             format_estimate(one.lines["all"].recall),
             *(format_point(one.lines[kind].recall) if kind in one.lines else ABSENT for kind in KINDS),
             *(ABSENT if line == base else format_ratio(one.over.get(base)) for base in BASES),
@@ -70,7 +86,7 @@ def recall_view(result: TimelineResult) -> TableView:
     """Recall of all devices, period by period."""
     lines = result.periods[0].lines
     body = tuple(
-        (LABELS.get(line, line), *(format_point(period.lines[line]["all"].recall) for period in result.periods))
+        (line_label(line), *(format_point(period.lines[line]["all"].recall) for period in result.periods))
         for line in lines
     )
     return TableView("Recall@20, all devices", ("served by", *map(str, range(1, len(result.periods) + 1))), body, 1)
@@ -115,7 +131,7 @@ def reads_view(result: TimelineResult) -> TableView:
         return mean(name, "sent_mean") / held if held else None
 
     columns: tuple[TableColumn[str], ...] = (
-        TableColumn("method", lambda name: LABELS.get(name, name)),
+        TableColumn("method", lambda name: line_label(name)),
         TableColumn("KB stored", lambda name: mean(name, "held_mean"), format_kilobytes),
         TableColumn("KB sent per period", lambda name: mean(name, "sent_mean"), format_kilobytes),
         TableColumn("share of stored", share, format_thousandths),
@@ -175,9 +191,40 @@ def _day(moment: int) -> str:
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")
 
 
+def timeline_verdicts(scenario: Mapping[str, Any], over: Mapping[str, Mapping[str, Estimate]]) -> tuple[str, ...]:
+    """Say who has seen which interactions, what federated training over time has of the recall of other ways of
+    serving, and what the smallest budget has of it. over: paired ratios of recall in the last periods, by way of
+    serving and by that it is relative to.
+    """
+    trained = over["federation"]
+    known = [
+        f"{format_ratio(ratio)} times that of {words}{significance(ratio)}"
+        for base, words in REFERENCES.items()
+        if (ratio := trained.get(base)) is not None
+    ]
+    static = trained.get("start-table") or trained.get("cached-list")
+    remedy = f" {LEARNING_RATE.capitalize()}." if static is not None and (static.low or static.value) <= 1 else ""
+    sentences = [seen_data(scenario)]
+    if known:
+        sentences.append(f"In the last periods the Recall@20 of {LABELS['federation']} is {'; '.join(known)}.{remedy}")
+    smallest = next((name for name in over if name.startswith("federation at ")), None)
+    ratio = over[smallest].get("federation") if smallest is not None else None
+    if smallest is not None and ratio is not None:
+        share = smallest.removeprefix("federation at ")
+        sentences.append(
+            f"At {share} of the bytes it has {format_ratio(ratio)} times the recall of its full tables"
+            f"{significance(ratio)}."
+        )
+    return tuple(sentences)
+
+
+def _verdicts(result: TimelineResult) -> tuple[str, ...]:
+    return timeline_verdicts(result.scenario, {line: one.over for line, one in result.last.items()})
+
+
 def timeline_summary(result: TimelineResult) -> list[TableView | str]:
-    """Return what the terminal shows: who has seen which interactions, and tables."""
-    return [seen_data(result.scenario), summary_view(result), recall_view(result), reads_view(result)]
+    """Return what the terminal shows: what the timeline comes to in words, and tables."""
+    return [*_verdicts(result), summary_view(result), recall_view(result), reads_view(result)]
 
 
 def timeline_page(result: TimelineResult) -> str:
@@ -188,8 +235,7 @@ def timeline_page(result: TimelineResult) -> str:
     return page(
         _sections(result),
         title=f"{name}: recall over time",
-        lead=f"{seen_data(result.scenario)}\n"
-        "Interactions in order of time: in each period the model is updated, then tested on the next period.",
+        lead="\n".join(_verdicts(result)),
         facts=[
             ("periods", str(len(periods))),
             ("devices, first and last", f"{periods[0].devices:,}; {periods[-1].devices + periods[-1].joining:,}"),
@@ -223,4 +269,4 @@ def _sections(result: TimelineResult) -> list[Section]:
     ]
 
 
-__all__ = ["BASES", "timeline_page", "timeline_summary", "write_timeline"]
+__all__ = ["BASES", "timeline_page", "timeline_summary", "timeline_verdicts", "write_timeline"]

@@ -26,8 +26,9 @@ LABELS = {
     "popularity": "popularity, all periods so far",
     "recent-popularity": "popularity, last period",
 }
+"""Names of the serving methods, for readers."""
 KINDS = {"start": "before the first period", "since": "joined later", "first": "joining in the period"}
-"""Names of the serving methods and of the kinds of devices, for readers."""
+"""Names of the kinds of devices, for readers."""
 LEAD = (
     "federation",
     "federation at 1%",
@@ -40,6 +41,11 @@ LEAD = (
 """Lines of the lead figure; the tables have all of them."""
 
 
+def line_label(line: str) -> str:
+    """Return the name of a serving method for readers; of one under a budget, with the budget."""
+    return LABELS.get(line) or line.replace("federation", LABELS["federation"])
+
+
 @drawing.in_both_forms
 def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of all devices over the periods, a line for each way of serving, with 95 % intervals."""
@@ -50,13 +56,13 @@ def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
         results = [period.lines[name]["all"] for period in periods]
         style = drawing.line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
         x, y = list(range(1, len(periods) + 1)), [one.recall for one in results]
-        label = _line(axes, LABELS.get(name, name), x, y, style)
+        label = _line(axes, line_label(name), x, y, style)
         labels.append(replace(label, bold=name == "federation"))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("period")
     axes.set_ylabel("Recall@20 on the interactions of the period")
     drawing.label_ends(axes, labels)
-    last = "; ".join(f"{LABELS.get(name, name)} {periods[-1].lines[name]['all'].recall.value:.4f}" for name in names)
+    last = "; ".join(f"{line_label(name)} {periods[-1].lines[name]['all'].recall.value:.4f}" for name in names)
     return drawing.finish(
         figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}."
     )
@@ -70,7 +76,7 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
         for index, name in enumerate(("federation", "start-table", "cached-list")):
             results = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
             known = [(number, one) for number, one in results if one is not None]
-            style = drawing.line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": LABELS.get(name, name)}
+            style = drawing.line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": line_label(name)}
             if known:
                 x, recalls = zip(*((number, one.recall) for number, one in known), strict=True)
                 drawing.draw_line(axes, drawing.Line(name, x, recalls), style)
@@ -123,7 +129,7 @@ def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
             drawing.line_kwargs(index, strong=index == 0, dashed=index == 2),
             [one.recall for one in results],
         )
-        labels.append(_line(axes, LABELS.get(name, name), x, y, style))
+        labels.append(_line(axes, line_label(name), x, y, style))
         highest = max([highest, *(one.recall.high or one.recall.value for one in results)])
     _from_nought(axes, [highest])
     axes.set_ylabel("Recall@20")
@@ -133,7 +139,7 @@ def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
 def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
     x = list(range(1, len(periods) + 1))
     names = [name for name in periods[0].reads if name != "federation"] + ["federation"]
-    lines = {LABELS.get(name, name): [period.reads[name].sent_mean for period in periods] for name in names}
+    lines = {line_label(name): [period.reads[name].sent_mean for period in periods] for name in names}
     lines["stage 1, both ways"] = [period.stage1_down + period.stage1_up for period in periods]
     if any(period.refinement_down for period in periods):
         lines["refinement, both ways"] = [period.refinement_down + period.refinement_up for period in periods]
@@ -209,4 +215,4 @@ def _line(
     return drawing.draw_line(axes, drawing.Line(words, x, known, tips), style)
 
 
-__all__ = ["KINDS", "LABELS", "classes_plot", "kinds_plot", "life_plot", "recall_plot"]
+__all__ = ["KINDS", "LABELS", "classes_plot", "kinds_plot", "life_plot", "line_label", "recall_plot"]

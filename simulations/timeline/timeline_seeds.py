@@ -18,8 +18,8 @@ from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_ratio
-from simulations.timeline.report import BASES
-from simulations.timeline.timeline_plots import LABELS
+from simulations.timeline.report import BASES, timeline_verdicts
+from simulations.timeline.timeline_plots import LABELS, line_label
 from strategies.timeline.schema import TimelineResult
 
 NAME = "timeline-seeds"
@@ -90,7 +90,7 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
     """Return every way of serving: mean over seeds with its interval, by seed, and over others."""
     body = tuple(
         (
-            LABELS.get(one.line, one.line),
+            line_label(one.line),
             format_estimate(one.recall),
             ", ".join(f"{value:.4f}".lstrip("0") for value in one.recall.by_seed),
             *(format_ratio(one.over.get(base)) for base in BASES),
@@ -105,16 +105,29 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
     return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note)
 
 
+def timeline_seeds_verdicts(result: TimelineSeeds) -> tuple[str, ...]:
+    """Say what :func:`simulations.timeline.report.timeline_verdicts` says, of means over seeds."""
+    return timeline_verdicts(result.scenario, {one.line: one.over for one in result.lines})
+
+
 def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
     """Write `timeline-seeds.json`, its tables and `timeline-seeds.html` into ``out``, all or none."""
     content = page(
         [Section("tables", "", (timeline_seeds_view(result), result.method))],
         title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, recall over time",
-        lead="The same timeline with several seeds: means and their variation over seeds.",
+        lead="\n".join(timeline_seeds_verdicts(result)),
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
         source=to_plain(result) | {"seed": None},
     )
     return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
 
 
-__all__ = ["NAME", "LineSeeds", "TimelineSeeds", "timeline_seeds", "timeline_seeds_view", "write_timeline_seeds"]
+__all__ = [
+    "NAME",
+    "LineSeeds",
+    "TimelineSeeds",
+    "timeline_seeds",
+    "timeline_seeds_verdicts",
+    "timeline_seeds_view",
+    "write_timeline_seeds",
+]

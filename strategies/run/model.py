@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked_blocks import ranking
-from fl_peel.device_storage import item_ids
+from fl_peel.device_storage import item_ids, item_titles
 from fl_peel.errors import ReportError
 from fl_peel.model.model import ModelContent, save
 from fl_peel.model.model_catalogue import Catalogue
@@ -32,7 +32,9 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths)
         ReportError: they cannot be written there.
     """
     scenario, layout = strategy.scenario, strategy.layout
-    catalogue = Catalogue(layout, item_ids(scenario, paths.data_dir, paths.run_dir))
+    ids = item_ids(scenario, paths.data_dir, paths.run_dir)
+    named = ids or tuple(map(str, range(layout.num_items)))
+    catalogue = Catalogue(layout, ids, item_titles(scenario, named))
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:

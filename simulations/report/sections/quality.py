@@ -205,7 +205,7 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
     lines = [(key, list(group)) for key, group in groupby(rows, key=lambda row: (row.precision, row.selector))]
     lines.sort(key=lambda line: line[0] not in own)
     full, ratios = result.full_table, all(row.to_strongest is not None for row in rows)
-    figure, (axes,) = drawing.new_figure(4.1)
+    figure, (axes,) = drawing.new_figure(3.0 if drawing.is_narrow() else 4.1)
     drawing.share_axis(axes, [row.share for row in rows], full.bytes)
     labels, words, series, drawn = [], [], [], []
     for index, ((precision, selector), line) in enumerate(lines):
@@ -215,7 +215,7 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
         if index >= MOST_COLORED:
             number = index
             style |= {"color": MUTED, "linewidth": 1.0, "alpha": 0.5, "zorder": 2}
-            series.append(Series(number, name, MUTED, "–"))
+            series.append(Series(number, name))
         tips, aside = [_budget_words(row, name) for row in line], drawing.line_aside(index, len(lines))
         bold = (precision, selector) in own
         label = drawing.draw_line(axes, drawing.Line(name, x, figures, tips, bold, aside, number), style)

@@ -52,10 +52,9 @@ figure:has(#{{ plot.name }}-on-{{ one.number }}:not(:checked)) [data-series="{{ 
 {% endfor %}
 </style>
 <fieldset class="key">
-<legend>Visible lines</legend>
+<legend>Grey lines</legend>
 {% for one in plot.series %}
-<label><input type="checkbox" id="{{ plot.name }}-on-{{ one.number }}" checked>
-<span style="{{ ('color: ' ~ one.color) | themed }}" aria-hidden="true">{{ one.mark }}</span> {{ one.name }}</label>
+<label><input type="checkbox" id="{{ plot.name }}-on-{{ one.number }}" checked> {{ one.name }}</label>
 {% endfor %}
 </fieldset>
 {% endmacro %}

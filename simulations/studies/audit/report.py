@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fl_peel.figures import Estimate
 from simulations.report import drawing
 from simulations.report.drawing import Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import ABSENT, TableView, format_metric, format_ratio, format_share
-from simulations.report.theme import INK
+from simulations.report.table_view import (
+    ABSENT,
+    TableView,
+    format_estimate,
+    format_metric,
+    format_ratio,
+    format_share,
+)
+from simulations.report.theme import BLUE, INK, MUTED
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed, write_study
 
 SUCCEEDS, HOLDS = 0.2, 0.02
 """Advantage that an attack must have on the unprotected run, and may have under protection at most."""
+PANELS, TITLE_PT = 5, 7.5
+"""Panels beside one another in the figure, and the size of their titles."""
 
 
 def write_audit(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
@@ -70,40 +84,53 @@ def _advantage(figures: AttackFigures) -> str:
 
 @drawing.in_both_forms
 def audit_plot(rows: Sequence[AuditedRow]) -> Plot:
-    """Plot privacy against utility: the largest advantage and that of every attack, beside recall, one mark a
-    mechanism.
+    """Plot privacy against utility: a panel for each attack and one for recall, a dot with its interval for each
+    mechanism; grey where the attack does no better than chance.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.attacks))
     places = list(range(len(rows), 0, -1))
-    figure, (left, right) = drawing.new_figure(1.6 + 0.34 * len(rows), 1, 2, sharey=True, width_ratios=(3, 2))
-    for index, name in enumerate(names):
-        shown = [(row.attacks[name], y) for row, y in zip(rows, places, strict=True) if name in row.attacks]
-        style = drawing.line_kwargs(index, strong=False) | {"linestyle": "none", "label": name}
-        x, y = [one.advantage.value for one, _ in shown], [place + 0.07 * (index % 5 - 2) for _, place in shown]
-        left.plot(x, y, **style)
-        drawing.error_bars(left, y, [one.advantage for one, _ in shown], style["color"], across=True)
-        texts = [f"{row.mechanism}, {name}: {_advantage(row.attacks[name])}" for row in rows if name in row.attacks]
-        drawing.hover(left, x, y, texts)
-    left.axvline(0.0, color=INK, linewidth=1.0)
-    for edge in (-HOLDS, HOLDS):
-        left.axvline(edge, color=INK, linewidth=0.7, linestyle=(0, (2, 3)))
-    left.set_yticks(places, [row.mechanism for row in rows])
-    left.set_xlabel("attack advantage (dotted: ±0.02)")
-    recalls = [row.recall.value for row in rows]
-    right.barh(places, recalls, height=0.5, color=drawing.line_kwargs(0)["color"])
-    drawing.error_bars(right, places, [row.recall for row in rows], INK, across=True)
-    right.set_xlabel("Recall@20 (test)")
-    right.set_xlim(left=0)
-    if names:
-        figure.legend(loc="outside upper right", ncols=2 if drawing.is_narrow() else 4, frameon=False, fontsize=7.5)
+    panel_rows = math.ceil((len(names) + 1) / PANELS)
+    figure, panels = drawing.new_figure(
+        (0.7 + 0.2 * len(rows)) * panel_rows, panel_rows, PANELS, narrow_columns=2, sharey=True
+    )
+    for panel in panels[len(names) + 1 :]:
+        panel.remove()
+    known = [one.advantage for row in rows for one in row.attacks.values()]
+    lowest = min((one.low if one.low is not None else one.value for one in known), default=0.0)
+    for panel, name in zip(panels, names, strict=False):
+        for row, place in zip(rows, places, strict=True):
+            if name in row.attacks:
+                advantage = row.attacks[name].advantage
+                color = BLUE if (advantage.ends or (advantage.value,))[0] > 0 else MUTED
+                _dot(panel, place, advantage, color, f"{row.mechanism}, {name}: {_advantage(row.attacks[name])}")
+        panel.axvline(0.0, color=INK, linewidth=0.8, zorder=1)
+        panel.set_xlim(min(-0.1, lowest - 0.05), 1.05)
+        panel.set_title(name, fontsize=TITLE_PT, fontweight="normal")
+    recall = panels[len(names)]
+    for row, place in zip(rows, places, strict=True):
+        _dot(recall, place, row.recall, INK, f"{row.mechanism}: Recall@20 {format_estimate(row.recall)}")
+    recall.set_title("Recall@20", fontsize=TITLE_PT, fontweight="normal")
+    recall.xaxis.set_major_locator(MaxNLocator(2))
+    recall.set_yticks(places, [row.mechanism for row in rows])
+    recall.set_ylim(0.4, len(rows) + 0.6)
     worst = {row.mechanism: max((a.advantage.value for a in row.attacks.values()), default=0.0) for row in rows}
     words = "; ".join(f"{row.mechanism} {worst[row.mechanism]:.2f} at recall {row.recall.value:.4f}" for row in rows)
     return drawing.finish(figure, "audit", "Privacy and utility", f"Largest attack advantage by mechanism: {words}.")
 
 
+def _dot(panel: Axes, place: float, figure: Estimate, color: str, words: str) -> None:
+    """Draw a figure as a dot with its interval across, and words where it is pointed at."""
+    panel.plot([figure.value], [place], "o", color=color, markersize=4)
+    drawing.error_bars(panel, [place], [figure], color, across=True)
+    drawing.hover(panel, [figure.value], [place], [words])
+
+
 def audit_page(result: AuditResult, plot: Plot, source: Mapping[str, Any]) -> str:
     """The page of an audit. source: content of its JSON."""
-    caption = "Left: one mark per attack; right: recall. Bars: 95 % intervals."
+    caption = (
+        "A panel for each attack: its advantage (TPR - FPR) under each mechanism, grey where it does not significantly "
+        "exceed 0. Last panel: recall. Bars: 95 % intervals."
+    )
     return page(
         [Section("leaks", "Leakage and cost of each mechanism", (Chart(lambda: plot, caption), audit_view(result)))],
         title=f"{result.name}: privacy audit",

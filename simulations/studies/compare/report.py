@@ -26,6 +26,7 @@ from simulations.studies.compare.compare_plot import compare_plot
 from simulations.studies.compare.tables import (
     ceilings_view,
     compare_details_view,
+    compare_verdicts,
     compare_view,
     peel_over_view,
     refinement_view,
@@ -39,10 +40,15 @@ def write_compare(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
     return write_study(out_dir, result, CompareResult, compare_plot, compare_page)
 
 
-def compare_tables(content: Any) -> list[TableView]:
-    """Return the tables that the terminal shows. content: of the JSON."""
+def compare_tables(content: Any) -> list[TableView | str]:
+    """Return what the terminal shows: what the comparison comes to in words, and tables. content: of the JSON."""
     result = typed(CompareResult, content)
-    views = [compare_view(result.rows), verdict_view(result), peel_over_view(result.rows)]
+    views: list[TableView | str] = [
+        *compare_verdicts(result),
+        verdict_view(result),
+        compare_view(result.rows),
+        peel_over_view(result.rows),
+    ]
     return [*views, *([ceilings_view(result)] if result.ceilings else [])]
 
 
@@ -50,8 +56,9 @@ def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -
     """Return the page of a comparison. source: content of its JSON."""
     full, name = result.full_table, result.name
     caption = (
-        "Solid: each user group has its own table; dashed: one table for all. Error bars: 95 % intervals over devices "
-        "(and seeds, where there are several) of each point alone."
+        "Every panel: PEEL (blue) and another method under the same budgets; dashed line of points: one table for all "
+        "users; level line: full global table. Bars: 95 % intervals over devices (and seeds, where there are several) "
+        "of each point alone."
     )
     quality = (
         Chart(lambda: plot, caption),
@@ -68,7 +75,7 @@ def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -
             Section("rows", "All rows", (compare_details_view(result.rows),)),
         ],
         title=f"{name}: methods under memory budgets" if name else "Methods under memory budgets",
-        lead="Every method under the same budgets, with its bytes counted as stored on the device.",
+        lead="\n".join(compare_verdicts(result)),
         facts=[
             ("full table, fp32", format_bytes(full.bytes)),
             ("Recall@20", format_metric(full.recall.value)),
@@ -148,8 +155,9 @@ def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any])
     """Return the page. source: content of its JSON."""
     full, name = result.full_table, result.name
     caption = (
-        "Solid: PEEL, with a table for each user group; dashed: one table for all, or one for each width. Error bars: "
-        "95 % intervals over devices (and seeds, where there are several) of each point alone."
+        "Every panel: PEEL (blue) and another method under the same budgets; dashed line of points: one table for all "
+        "users, or one for each width; level line: PEEL's full tables. Bars: 95 % intervals over devices (and seeds, "
+        "where there are several) of each point alone."
     )
     return page(
         [

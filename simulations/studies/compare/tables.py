@@ -19,7 +19,8 @@ from simulations.report.table_view import (
     format_share,
     table_of,
 )
-from simulations.studies.schema import CompareResult, CompareRow
+from simulations.report.verdict import significance
+from simulations.studies.schema import CompareResult, CompareRow, Verdict
 
 
 def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> TableView:
@@ -123,6 +124,39 @@ def verdict_view(result: CompareResult) -> TableView:
         "without user groups and with them, variants of PEEL excluded. In brackets: paired 95 % intervals."
     )
     return TableView("PEEL relative to other methods", columns, rows, 2, note)
+
+
+RIVALS = {"to_best_without_groups": "without user groups", "to_best_with_groups": "with user groups"}
+"""Ratios to the best other method of a kind, and the kind in words."""
+
+
+def compare_verdicts(result: CompareResult) -> tuple[str, ...]:
+    """Say what PEEL has of the recall of the best other methods, at the smallest budget and at the first at which it is
+    not significantly worse than any of them, and of that of a cached list.
+    """
+    lines = result.summary.budgets
+    keeps_up = (line for line in lines if all((ratio.high or ratio.value) >= 1 for ratio in _to_rivals(line).values()))
+    shown = [*lines[:1], *[line for line in [next(keeps_up, None)] if line is not None and line is not lines[0]]]
+    sentences = []
+    for line in shown:
+        known = [
+            f"{format_ratio(ratio)} times that of {rival}, the best other method {RIVALS[key]}{significance(ratio)}"
+            for (key, ratio), rival in zip(_to_rivals(line).items(), (line.rival, line.rival_with_groups), strict=False)
+        ]
+        if known:
+            sentences.append(f"At {format_share(line.share)} of the bytes the Recall@20 of PEEL is {'; '.join(known)}.")
+    for row in result.rows:
+        if row.method == "cached-list" and row.chosen and row.peel_over and shown and row.share == shown[-1].share:
+            sentences.append(
+                f"On a static split as here it has at {format_share(row.share)} {format_ratio(row.peel_over)} times "
+                f"the recall of a cached list of 20 item ids{significance(row.peel_over)}; over time the list falls "
+                "behind (docs/timeline.md)."
+            )
+    return tuple(sentences)
+
+
+def _to_rivals(line: Verdict) -> dict[str, Estimate]:
+    return {key: ratio for key in RIVALS if (ratio := line.ratios.get(key)) is not None}
 
 
 def peel_over_view(rows: Sequence[CompareRow]) -> TableView:

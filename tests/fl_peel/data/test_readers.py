@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_peel.data.catalogue import read_titles
 from fl_peel.data.readers import read_interactions
 from fl_peel.errors import DataError
 
@@ -34,6 +35,26 @@ SAMPLE_ROWS = [[1, 0], [0], [0, 1]]
 SAMPLE_TIMES = [300, 400, 200, 50, 100]
 U_DATA = "".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in SAMPLE)
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("titles.csv", b'item,title\n7,"Heat, the film"\n8,Se7en\n9,\n'),
+        ("movies.csv", b'\xef\xbb\xbfmovieId,title,genres\n7,"Heat, the film",Crime\n8,Se7en,Crime\n'),
+        ("titles.tsv", b"name\titem_id\nHeat, the film\t7\nSe7en\t8\n"),
+        ("ml.item", b"item_id:token\tmovie_title:token_seq\n7\tHeat, the film\n8\tSe7en\n"),
+        ("u.item", b"7|Heat, the film|1995||\n8|Se7en|1995|\xe9|\n"),
+        ("movies.dat", b"7::Heat, the film::Crime\n8::Se7en::Crime\n"),
+    ],
+)
+def test_titles_are_read_by_id(tmp_path, name, content):
+    assert read_titles(write(tmp_path, name, content)) == {"7": "Heat, the film", "8": "Se7en"}
+
+
+def test_a_file_without_titles_is_one_line(tmp_path):
+    with pytest.raises(DataError, match=r"titles.csv:1: no item or no title column among 'sku', 'title'; name them"):
+        read_titles(write(tmp_path, "titles.csv", "sku,title\n1,a\n"))
 
 
 def read_or_hear(path):

@@ -27,7 +27,7 @@ def commands(group, path=()):
 
 PRINTS_NO_FIGURES = {
     *(("data",), ("profiles",), ("profiles", "schema"), ("scenarios", "schema"), ("export-onnx",), ("serve-device",)),
-    *(("deploy",), ("demo",), ("report",)),
+    *(("deploy",), ("demo",), ("report",), ("plot",)),
 }
 
 

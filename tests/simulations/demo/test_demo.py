@@ -166,6 +166,26 @@ def test_a_model_says_what_items_are_called_and_their_groups(tiny, tmp_path):
     assert data_of(demo.page)["devices"][0]["wanted"] is None
 
 
+@pytest.mark.parametrize("with_model", [True, False])
+def test_titles_stand_in_the_page_and_in_what_export_prints(tiny, tmp_path, command_line, with_model):
+    pairs = [line.split(",") for line in (tiny.parent / "planted.csv").read_text().split()[1:]]
+    items = sorted({item for _, item in pairs})
+    titles = "item,title\n" + "".join(f'{item},"Heat, part {item}"\n' for item in items[1:])
+    (tmp_path / "titles.csv").write_text(titles)
+    changes = (f"data.titles={tmp_path}/titles.csv", "blocks.item_groups=single", "selector=popularity")
+    finished(tiny, tmp_path, *changes, with_model=with_model)
+    shown = data_of(demo_of_run(tmp_path / "out").page)["items"]["ids"]
+    assert sorted(shown) == sorted([items[0], *(f"Heat, part {item}" for item in items[1:])])
+    if with_model:
+        words = ["export", str(tmp_path / "out" / "model"), "--budget", "2KB", "--user-items", items[3], "--top", "3"]
+        _, out, _ = command_line(*words, "--out", str(tmp_path / "me.peel"))
+        assert [line.split("\t")[3] for line in out.splitlines()] == [
+            f"Heat, part {line.split()[1]}" for line in out.splitlines()
+        ]
+        _, out, _ = command_line(*words, "--out", str(tmp_path / "me.peel"), "--json")
+        assert all(one["title"] == f"Heat, part {one['id']}" for one in json.loads(out)["items"])
+
+
 def test_of_a_device_the_largest_file_is_taken(tmp_path):
     folder = tmp_path / "artifacts"
     folder.mkdir()

@@ -192,6 +192,17 @@ def test_the_page_stands_alone_and_the_json_holds_it_all(tmp_path, recalls):
     assert f"{result.rows[0].others[0].difference.value:.4f}" in shown
 
 
+def test_columns_have_the_names_in_which_folders_differ(tmp_path, recalls):
+    one, other, long = (
+        folder(tmp_path / name / "seed-0", per_device(recalls[0])) for name in ("a.b=1,c=2", "a.b=1,c=3", "x" * 40)
+    )
+    views = {view.title: view for view in diff_views(diff([one, other]))}
+    assert views["Recall@20"].columns[:4] == ("table", "b=1,c=3 − b=1,c=2", "b=1,c=2", "b=1,c=3")
+    assert views["Recall@20"].rows[0][1].startswith("+0.0000 [+0.0000")
+    assert diff_views(diff([one, long]))[-1].columns[:3] == ("table", "B − A", "A")
+    assert diff_views(diff([one, other, long]))[-1].columns[:3] == ("table", "run", "run − A")
+
+
 def test_per_device_files_are_read_as_they_were_written(tmp_path, recalls):
     written = per_device(recalls[0], seed=9)
     written.write(tmp_path / "x.parquet")

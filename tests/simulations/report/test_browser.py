@@ -1,13 +1,13 @@
 """The page of a run in a real browser: wide and narrow, light and dark, with its script and without."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from simulations.report.run_files import report_contents
-from simulations.studies.compare.report import write_compare
 from tests.helpers.browser import needs_chromium
-from tests.simulations.report.test_report import Page, compare_result, run_result
+from tests.simulations.report.test_report import Page, run_result
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 SHOWN = "(selector) => [...document.querySelectorAll(selector)].filter((one) => one.checkVisibility()).length"
@@ -95,20 +95,22 @@ def test_points_say_what_they_are(page):
     assert not page.tell("document.querySelector('.words').hidden")
 
 
-def test_methods_of_a_comparison_are_switched_off_and_on(page, tmp_path):
-    """By style alone: in both panels, what is drawn of it, said of it and written of it."""
-    write_compare(compare_result(), tmp_path)
+def test_grey_lines_are_switched_off_and_on(page, tmp_path):
+    """By style alone: what is drawn of it, and its points."""
+    one = run_result()
+    precisions = ("int4", "fp16", "int2", "a", "b", "c")
+    many = tuple(replace(row, precision=name) for row in one.budgets for name in (*precisions, row.precision))
+    (tmp_path / "many.html").write_bytes(report_contents(replace(one, budgets=many))["report.html"])
     page.loaded.clear()
-    page.open(tmp_path / "compare.html")
-    drawn = "[0, 1].map((n) => [...document.querySelectorAll(`.wide [data-series='${n}']`)].filter("
-    drawn += "(one) => getComputedStyle(one).display !== 'none').length)"
-    peel, random = page.tell(drawn)
-    assert random >= 2 * 3  # line, label, points
-    assert page.tell("document.querySelectorAll('.key label')[1].innerText.trim()").endswith("random")
-    page.tell("document.querySelectorAll('.key input')[1].click()")
-    assert page.tell(drawn) == [peel, 0]
-    page.tell("document.querySelectorAll('.key input')[1].click()")
-    assert page.tell(drawn) == [peel, random]
+    page.open(tmp_path / "many.html")
+    drawn = "[...document.querySelectorAll('.wide .series')].filter("
+    drawn += "(one) => getComputedStyle(one).display !== 'none').length"
+    all_of_them = page.tell(drawn)
+    assert all_of_them >= 2 * 2  # lines, points
+    page.tell("document.querySelectorAll('.key input').forEach((input) => input.click())")
+    assert page.tell(drawn) == 0
+    page.tell("document.querySelectorAll('.key input').forEach((input) => input.click())")
+    assert page.tell(drawn) == all_of_them
     page.loaded.clear()
 
 

@@ -13,10 +13,11 @@ from simulations import runner
 from simulations.differences.diff import diff
 from simulations.listing import LIST
 from simulations.report.run_files import read_report
+from simulations.result_pages import rebuild_pages
 from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario
 from simulations.sweep.sweep import sweep
-from simulations.sweep.sweep_page import sweep_page, sweep_plot
+from simulations.sweep.sweep_page import sweep_page, sweep_plot, sweep_views
 from strategies.figures.schema import to_json
 from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK
@@ -94,6 +95,15 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
     alone = run(load_scenario(tiny, [*QUICK, "blocks.precision=int4"]))
     assert to_json(read_report(out / other.folder / "seed-0"))["budgets"] == to_json(alone)["budgets"]
 
+    less, settings = sweep_views(result)
+    assert less.title == "Recall@20: precision=int4 − precision=int8"
+    assert all(cell[0] in "+-" for cell in less.rows[0][1:])
+    assert settings.title == "Settings"
+    assert sweep_plot(result).alt.startswith("Difference in recall, by setting: precision=int8 goes from 0.0000 to 0.0")
+    page = (out / "sweep.html").read_text()
+    assert rebuild_pages(out) == [out / "sweep.html"]
+    assert (out / "sweep.html").read_text() == page
+
     many = replace(result, rows=tuple(replace(first, setting=f"number {number}") for number in range(10)))
     assert sweep_plot(many).alt.count("goes from") == 8
     assert "2 more are in the table" in sweep_page(many)
@@ -102,7 +112,7 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
 def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, without_engine):
     result = sweep(tiny, [*QUICK, "data.test_share=25%,30%"], out=tmp_path / "out")
     assert all(one.less is None for row in result.rows for one in row.tables)
-    assert "Difference in Recall" not in (tmp_path / "out" / "sweep.html").read_text()
+    assert "a setting with other test items" not in (tmp_path / "out" / "sweep.html").read_text()
 
 
 @pytest.mark.slow

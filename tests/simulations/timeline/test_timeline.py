@@ -15,6 +15,7 @@ from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.store import Store
 from simulations import flower, runner
 from simulations.listing import LIST
+from simulations.report.table_view import format_ratio
 from simulations.resumable import CHECKPOINTS
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario, shipped_scenarios
@@ -96,9 +97,13 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
         "joining in the period",
     ):
         assert words in page
-    seen, summary, recall, reads = timeline_summary(result)
-    assert seen in page
+    seen, trained, at_budget, summary, recall, reads = timeline_summary(result)
+    assert all(sentence in page for sentence in (seen, trained, at_budget))
     assert seen.startswith("Fully federated: no interaction leaves a device")
+    over = result.last["federation"].over
+    assert f"is {format_ratio(over['cached-list'])} times that of the static top-20 list" in trained
+    assert f"; {format_ratio(over['start-table'])} times that of the static table" in trained
+    assert at_budget.startswith("At ")
     assert (len(summary.rows), len(recall.rows)) == (len(result.last), len(result.last))
     assert len(reads.rows) == len(result.periods[0].reads)
 
