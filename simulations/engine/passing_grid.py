@@ -105,7 +105,7 @@ class StoppableGrid(PassingGrid):
         return self._replies(sending, timeout)
 
     def _replies(self, sending: _Sending, timeout: float | None) -> Iterator[Message]:
-        last = said = start = time.monotonic()
+        last = last_line = start = time.monotonic()
         while sending.waiting and (timeout is None or time.monotonic() < last + timeout):
             if self._stop.is_set():
                 raise EngineError("the simulation engine has stopped")
@@ -115,9 +115,9 @@ class StoppableGrid(PassingGrid):
             sending.send()  # before what came is worked on
             if not arrived:
                 self._wait(POLL_S)
-                if not self._answered and time.monotonic() > said + TELL_S:
-                    said = time.monotonic()
-                    logger.warning("no node has answered yet: waited for since %.0f s", said - start)
+                if not self._answered and time.monotonic() > last_line + TELL_S:
+                    last_line = time.monotonic()
+                    logger.warning("no node has answered yet: waited for since %.0f s", last_line - start)
                 continue
             self._answered = True
             while arrived:

@@ -131,7 +131,7 @@ class _Waiting:
 
     def restart(self) -> None:
         """Count from now on."""
-        self._start = self._said = time.monotonic()
+        self._start = self._last_line = time.monotonic()
 
     def check(self) -> None:
         """Say how long it has been.
@@ -142,15 +142,15 @@ class _Waiting:
         now = time.monotonic()
         if now > self._start + self._patience_s:
             raise EngineError(f"{self._what} took more than engine.patience_s, {self._patience_s:g} s; raise it")
-        if now > self._said + TELL_S:
-            self._said = now
+        if now > self._last_line + TELL_S:
+            self._last_line = now
             logger.warning("%s: waited for since %.0f s", self._what, now - self._start)
 
 
 def _state(actor: Any) -> tuple[str, int, str]:
     """Return an actor's state, how often it was started again, and its machine."""
-    told = state.actors(actor._actor_id.hex())
-    return str(told.get("State")), int(told.get("NumRestarts", 0)), str(told.get("Address", {}).get("NodeID"))
+    info = state.actors(actor._actor_id.hex())
+    return str(info.get("State")), int(info.get("NumRestarts", 0)), str(info.get("Address", {}).get("NodeID"))
 
 
 class LivingActors(BasicActorPool):
@@ -165,9 +165,9 @@ class LivingActors(BasicActorPool):
         self._lock = threading.RLock()
         self._machines = alive_machines()
         self._sent: dict[Any, tuple[Any, Any, int]] = {}
-        """Of each future: what it takes to send the message again, and how often the actor had been started again."""
+        """What it takes to send a message again, and how often its actor had been started again, by future."""
         self._resting: dict[Any, int] = {}
-        """Of each actor that has died, the same number."""
+        """How often actors that have died had been started again until then."""
 
     def submit(self, actor_fn: Any, job: Any) -> Any:
         """Give a message to an idle actor, as soon as there is one; returns its future.
