@@ -14,16 +14,18 @@ from pydantic import ValidationError
 
 from clients.node import joining
 from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
-from clients.node.requests import checked
-from clients.node.simulation import DATA_DIR, RUN_DIR, is_simulated, node_error, refuse_paths, refuse_seeded_noise
-from clients.round import clear, masked_group
-from clients.round import masked as secure_round
-from clients.serving import acceptance
-from clients.serving import evaluate as ranking
-from clients.serving import following as serving
-from clients.serving import refresh as refreshing
-from clients.steps import masked_steps
-from clients.steps.step_round import step_round
+from clients.node.requests import (
+    DATA_DIR,
+    RUN_DIR,
+    checked,
+    is_simulated,
+    node_error,
+    refuse_paths,
+    refuse_seeded_noise,
+)
+from clients.round import channel, masked
+from clients.serving import evaluate, following
+from clients.steps.step_round import announce_step, masked_sums, step_round
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
 from fl_peel.mmap_arrays import release_memory
@@ -89,7 +91,7 @@ def _begin(kind: str) -> None:
 
 def _answer(kind: type[Any], work: Callable[[Any, Any], object], message: Message, context: Context) -> Message:
     """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
-    :func:`clients.node.simulation.node_error` lets out. work: gets the devices that the node hosts and the request, but
+    :func:`clients.node.requests.node_error` lets out. work: gets the devices that the node hosts and the request, but
     for a first request, which comes before there are any, the context and the request.
     """
     _begin(message.metadata.message_type)
@@ -134,19 +136,19 @@ ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
     (wire.HELLO, wire.HelloRequest, hello),
     (wire.STEP, wire.StepRequest, step_round),
     (wire.JOIN, wire.JoinRequest, joining.join),
-    (wire.ROUND, wire.RoundRequest, clear.clear_round),
-    (wire.EVALUATE, wire.EvaluateRequest, ranking.evaluate_budgets),
-    (wire.REFRESH, wire.RefreshRequest, refreshing.refresh),
-    (wire.MOVING, wire.MovingRequest, serving.follow),
-    (wire.COMPARE, wire.CompareRequest, acceptance.compare),
-    (wire.KEEP, wire.KeepRequest, acceptance.keep),
+    (wire.ROUND, wire.RoundRequest, channel.clear_round),
+    (wire.EVALUATE, wire.EvaluateRequest, evaluate.evaluate_budgets),
+    (wire.REFRESH, wire.RefreshRequest, following.refresh),
+    (wire.MOVING, wire.MovingRequest, following.follow),
+    (wire.COMPARE, wire.CompareRequest, evaluate.compare),
+    (wire.KEEP, wire.KeepRequest, evaluate.keep),
     # secure aggregation: of a round, and of a step of stage 1
-    (wire.SECURE_KEYS, wire.SecureKeysRequest, secure_round.announce_keys),
-    (wire.SECURE_SHARES, wire.SecureSharesRequest, masked_group.share_secrets),
-    (wire.SECURE_ROUND, wire.SecureRoundRequest, secure_round.masked_round),
-    (wire.SECURE_STEP, wire.SecureStepRequest, masked_steps.announce_step),
-    (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_steps.masked_sums),
-    (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked_group.open_shares),
+    (wire.SECURE_KEYS, wire.SecureKeysRequest, masked.announce_keys),
+    (wire.SECURE_SHARES, wire.SecureSharesRequest, masked.share_secrets),
+    (wire.SECURE_ROUND, wire.SecureRoundRequest, masked.masked_round),
+    (wire.SECURE_STEP, wire.SecureStepRequest, announce_step),
+    (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_sums),
+    (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked.open_shares),
 )
 """Every kind of message, as what it is read, and what a node does about it."""
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack as Attack
     from fl_peel.attacks.contracts import AttackContract as AttackContract
     from fl_peel.blocks.onnx_export import to_onnx as to_onnx
-    from fl_peel.callbacks import Callback as Callback
     from fl_peel.data.population import Population as Population
     from fl_peel.errors import FlPeelError as FlPeelError
+    from fl_peel.events import Callback as Callback
     from fl_peel.events import Event as Event
     from fl_peel.exchange.bounded_statistic import BoundedStatistic as BoundedStatistic
     from fl_peel.exchange.contracts import StatisticContract as StatisticContract

@@ -349,18 +349,3 @@ def plain_of(of: Any) -> Any:
 def _array_spec(annotated: Any) -> ArraySpec | None:
     marks = get_args(annotated)[1:] if get_origin(annotated) is Annotated else ()
     return next((mark for mark in marks if isinstance(mark, ArraySpec)), None)
-
-
-__all__ = [
-    "MOST",
-    "TOTAL",
-    "WHOLE",
-    "ArrayChecker",
-    "ArraySpec",
-    "MessageContext",
-    "check",
-    "fields_of",
-    "name_of",
-    "plain_of",
-    "summed",
-]

@@ -29,6 +29,3 @@ def counts_within(
     counts = np.zeros(num_places, np.int64)
     np.add.at(counts, places, each[owners])
     return counts
-
-
-__all__ = ["BELOW", "counts_within"]

@@ -101,6 +101,3 @@ class Counters(IntColumns):
     def total(self, axis: int | tuple[int, ...] | None = None) -> Self:
         """Return the sums along an axis (None: all)."""
         return type(self)(*(np.asarray(getattr(self, name).sum(axis=axis)) for name in self.names()))
-
-
-__all__ = ["Counters", "IntArray", "IntColumns"]

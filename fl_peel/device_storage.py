@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.data.catalogue import checked_catalogue, read_catalogue, read_titles, restrict_to_catalogue
-from fl_peel.data.datasets import dataset_folder, load_dataset
+from fl_peel.data.datasets import dataset_folder, dataset_titles, load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
 from fl_peel.data.population import read_splits
 from fl_peel.data.readers import read_interactions
@@ -103,18 +103,22 @@ def item_ids(scenario: Scenario, data_dir: str, run_dir: str) -> tuple[str, ...]
     return tuple(ids)
 
 
-def item_titles(scenario: Scenario, ids: Sequence[str]) -> dict[str, str]:
-    """Return the titles of items by their ids, of those that have one in ``data.titles``.
+def item_titles(scenario: Scenario, ids: Sequence[str], data_dir: str) -> dict[str, str]:
+    """Return the titles of items by their ids, of those that have one in ``data.titles``, or beside a named data set.
 
     Raises:
         DataError: the file cannot be read, or has no title of these items.
     """
-    if scenario.data.titles is None:
+    data = scenario.data
+    file: str | Path | None = data.titles
+    if file is None and data.name is not None:
+        file = dataset_titles(data.name, Path(data_dir) if data_dir else None)
+    if file is None or data.timeline is not None:  # a timeline has numbers of its own
         return {}
-    titles, known = read_titles(scenario.data.titles), set(ids)
+    titles, known = read_titles(file), set(ids)
     shown = {item: title for item, title in titles.items() if item in known}
     if not shown:
-        raise DataError(f"{scenario.data.titles}: has a title of none of the {len(known)} items; correct data.titles")
+        raise DataError(f"{file}: has a title of none of the {len(known)} items; correct data.titles")
     return shown
 
 

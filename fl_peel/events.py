@@ -1,10 +1,13 @@
-"""Progress of a run, told to whoever wants to show it."""
+"""Events of a run, and callbacks that are told of them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from fl_peel.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,23 @@ def known(figures: Mapping[str, float | None]) -> dict[str, float]:
 def plain_name(text: str) -> str:
     """Part of a figure's name: letters, digits, points, dashes and underscores, which every tracker accepts."""
     return re.sub(r"[^A-Za-z0-9.-]+", "_", text.replace("%", "pct")).strip("_")
+
+
+class Callback(Protocol):
+    """Base class of callbacks of a run; a subclass overrides the events that it needs.
+
+    All events but the end come from the thread of the run's server. A callback that raises an exception is reported
+    with a warning and receives no further events; the run continues.
+    """
+
+    def on_start(self, scenario: Scenario) -> None:
+        """Called when a run of this scenario has started, after its checks."""
+
+    def on_event(self, event: Event) -> None:
+        """Called when a step has ended; its figures are numbers by plain names."""
+
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        """Called when the run has ended. result: the content of report.json."""
+
+    def on_error(self, error: BaseException) -> None:
+        """Called when a started run has failed or was stopped."""

@@ -310,6 +310,3 @@ def _marks(kind: Any) -> tuple[Any, ...]:
 
 def _joined(part: str, name: str) -> str:
     return ".".join(filter(None, (part, name)))
-
-
-__all__ = ["SETTING", "Beside", "Column", "Estimate", "Figure", "Figures", "SeedsEstimate", "read_fields", "unit_of"]

@@ -79,6 +79,3 @@ def remove_abandoned(place: Path, prefix: str, first: Callable[[Path], None] = l
         with suppress(OSError), locked(mark.parent, wait=False):
             first(mark.parent)
             shutil.rmtree(mark.parent, ignore_errors=True)
-
-
-__all__ = ["NO_LOCKS", "locked", "owned_folder", "remove_abandoned"]

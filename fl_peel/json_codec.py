@@ -240,6 +240,3 @@ class _JsonReader:
     def _error(self, message: str, path: Path) -> ReportError:
         where = ".".join(str(step) for step in path) or "the whole"
         return ReportError(f"{self.what}: {where}: {message}; see strategies/figures/schema.py")
-
-
-__all__ = ["UNWRITTEN", "Inline", "JsonField", "JsonKey", "Layout", "bare_type", "fields_of", "from_plain", "to_plain"]

@@ -166,6 +166,3 @@ def own_class(module: str, name: str) -> type | None:
 def _roots() -> frozenset[str]:
     added: Iterable[str] = (point.module.partition(".")[0] for point in all_added())
     return frozenset((*PACKAGES, *added))
-
-
-__all__ = ["Live", "from_nodes", "own_class", "to_nodes"]

@@ -128,6 +128,3 @@ def _paths(model: type[BaseModel] | None, prefix: str = "") -> Iterator[str]:
 
 def _model_of(annotation: object) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
-
-
-__all__ = ["explain", "key_path", "keys_named", "problems"]

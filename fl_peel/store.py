@@ -256,6 +256,3 @@ def _dtype(array: NDArray[Any]) -> str:
     if array.dtype.str not in _DTYPES:
         raise TypeError(f"an array of {array.dtype} is not kept")
     return _DTYPES[array.dtype.str]
-
-
-__all__ = ["DAMAGED", "Arrays", "Content", "Entry", "Store"]

@@ -62,8 +62,7 @@ from fl_peel.exchange.counters import (
     StepCounts,
     StepTraces,
 )
-from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.paired import NUM_BINS, Histogram, PairedSums
+from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
 from fl_peel.ranking.top import MetricSums
 from fl_peel.steps.base import Step
 from fl_peel.steps.registry import STEPS
@@ -203,9 +202,9 @@ class HelloReply:
 class StepRequest:
     """A part of a step (:mod:`fl_peel.steps.base`) for the devices of this node. time: in rounds, when the first of its
     windows opens; first, stop: pieces of the part; sent: its arrays by name; noise_multiplier: of noise that devices
-    add, see :class:`fl_peel.privacy.stage1_noise.Stage1Scales`.
+    add, see :class:`fl_peel.privacy.noise_plan.Stage1Scales`.
 
-    opened: the rows that the server opens, as :func:`fl_peel.steps.contributors.packed_rows` sends them; of no use
+    opened: the rows that the server opens, as :func:`fl_peel.steps.base.packed_rows` sends them; of no use
     where contributors are not counted (``privacy.counts_contributors``).
     """
 
@@ -515,7 +514,7 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class CompareReply:
-    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.paired.PairedSums`; download_bytes: bytes that
+    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.bootstrap.PairedSums`; download_bytes: bytes that
     devices fetched for it.
     """
 
@@ -707,7 +706,7 @@ class SecureSumsRequest(StepRequest):
 
 @dataclass(frozen=True)
 class SecureSumsReply:
-    """sum: a part of the masked vector, see :class:`fl_peel.steps.step_vector.StepVector`; classes, clock: of devices
+    """sum: a part of the masked vector, see :class:`fl_peel.steps.base.StepVector`; classes, clock: of devices
     that are not in the sum, which the simulation knows of and a server would not; waits_us: (W,) of the slowest device
     that the step had, by the window in which it came.
     """

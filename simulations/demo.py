@@ -263,7 +263,7 @@ def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits 
         else:
             interactions = load_interactions(scenario, folder)
         labels = interactions.item_labels or tuple(map(str, range(interactions.num_items)))
-        titles = item_titles(scenario, labels)
+        titles = item_titles(scenario, labels, folder)
         names = tuple(titles.get(label, label) for label in labels) if titles else interactions.item_labels
         return DemoItems(names), splits_of(scenario, interactions), None
     except DataError as error:

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import Fleet, load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
-from clients.round.within_deadline import METRIC_BYTES, SIGNAL_BYTES
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
+from clients.round.members import METRIC_BYTES, SIGNAL_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
@@ -24,17 +23,14 @@ from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONEN
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import Step, StepTerms
 from fl_peel.steps.choice import ChoiceStep
-from fl_peel.steps.counts import CountsStep
-from fl_peel.steps.device_vectors import VectorsStep
-from fl_peel.steps.maps import MapsStep
-from fl_peel.steps.moments import MomentsStep
-from fl_peel.steps.passes import PassStep
+from fl_peel.steps.device_vectors import MapsStep, VectorsStep
+from fl_peel.steps.passes import CountsStep, PassStep
 from fl_peel.steps.step_cost import HeldItems
-from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.steps.user_groups import GroupsStep, MomentsStep
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run
-from strategies.groups.group_tables import MOST_IN_MEMORY
-from strategies.run.federated_stage1 import REFIT_PASSES
+from strategies.groups.state import MOST_IN_MEMORY
+from strategies.run.prepare import REFIT_PASSES
 from strategies.run.stage1_outcome import given_data
 
 WITHIN = 4.0

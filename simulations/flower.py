@@ -17,8 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import show
-from simulations.cli.progress_lines import ProgressLines
+from simulations.cli.console import ProgressLines, show
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import checked, require_absolute
 from simulations.engine.passing_grid import deployment_grid

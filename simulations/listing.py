@@ -52,6 +52,3 @@ def _files(out: Path, names: Sequence[str]) -> Iterator[Path]:
             yield from sorted(file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
         elif path.is_symlink() or path.exists():
             yield path
-
-
-__all__ = ["LIST", "listed", "require_ours"]

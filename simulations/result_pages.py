@@ -24,7 +24,7 @@ from simulations.sweep.sweep_figures import SweepResult
 from simulations.sweep.sweep_page import sweep_page
 from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json
-from strategies.timeline.schema import TimelineResult
+from strategies.timeline.timeline_figures import TimelineResult
 
 
 def rebuild_pages(folder: Path) -> list[Path]:
@@ -111,5 +111,3 @@ PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(
     }
 )
 """Results by their file, and how each becomes a page."""
-
-__all__ = ["PAGES", "paper_figures", "rebuild_pages"]

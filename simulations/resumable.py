@@ -225,19 +225,3 @@ def what_differs(there: dict[str, Any], about: dict[str, Any]) -> str:
         keys = [key for key in ours if ours[key] != others.get(key)] or sorted(others.keys() - ours.keys())
         return f"{keys[0]}={others.get(keys[0])} and not {ours.get(keys[0])}"
     return ""
-
-
-__all__ = [
-    "CHECKPOINTS",
-    "NAME",
-    "SEED",
-    "about_run",
-    "about_seed",
-    "data_digest",
-    "fleet_digests",
-    "mark_finished",
-    "owned_store",
-    "read_finished",
-    "resumable_folder",
-    "what_differs",
-]

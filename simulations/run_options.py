@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Required, TypedDict
 
-from fl_peel.callbacks import Callback
-from fl_peel.events import OnEvent, silent
+from fl_peel.events import Callback, OnEvent, silent
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -59,6 +58,3 @@ class RunOptions:
     command: str | None = None
     fresh: bool = False
     grid: Grid | None = None
-
-
-__all__ = ["RunArguments", "RunOptions", "StudyArguments"]

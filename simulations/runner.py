@@ -47,7 +47,7 @@ from simulations.trackers.registry import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run_paths import RunPaths
-from strategies.timeline.schema import TimelineResult
+from strategies.timeline.timeline_figures import TimelineResult
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
@@ -134,7 +134,7 @@ def _serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -
 
 def _server_side(scenario: Scenario) -> Callable[[Run], RunResult | TimelineResult]:
     if scenario.data.timeline is not None:
-        from strategies.timeline.serve import replay
+        from strategies.timeline.period import replay
 
         return replay
     from strategies.server_app import serve_run
@@ -275,6 +275,3 @@ def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: st
         fleet=fleet_summary(scenario, num_devices=environment.devices, full_table_bytes=result.full_table.bytes),
         command=command,
     )
-
-
-__all__ = ["finished", "in_json", "run", "run_seeds", "save"]

@@ -8,10 +8,10 @@ from fl_peel.lazy_imports import imported_when_asked
 
 if TYPE_CHECKING:
     from strategies.groups.aggregation import mean_update as mean_update
+    from strategies.rounds.contents import OpenServerContents as OpenServerContents
     from strategies.rounds.contents import ServerContents as ServerContents
     from strategies.rounds.contracts import ServerContentsContract as ServerContentsContract
     from strategies.rounds.noised import NoisedServerContents as NoisedServerContents
-    from strategies.rounds.open import OpenServerContents as OpenServerContents
     from strategies.rounds.strategy import PeelStrategy as PeelStrategy
     from strategies.run.run_paths import RunPaths as RunPaths
     from strategies.server_app import serve as serve

@@ -30,7 +30,6 @@ from strategies.evaluation.run_figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.clock import time_to_recall
 from strategies.figures.per_device import FILE
 from strategies.figures.schema import (
     FULL_GLOBAL,
@@ -38,14 +37,13 @@ from strategies.figures.schema import (
     EnvironmentResult,
     RunResult,
 )
-from strategies.figures.secure import secure_report
+from strategies.figures.stage_figures import secure_report, time_to_recall
 from strategies.nodes.members import NUM_TRACED, some_devices
 from strategies.run.model import save_model
 from strategies.run.prepare import prepare
-from strategies.run.refinement import Refiner
+from strategies.run.refinement import Refiner, select_settings
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-from strategies.run.select_settings import select_settings
 from strategies.run.stage1_outcome import Stage1Outcome
 
 
@@ -53,7 +51,8 @@ def serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent = s
     """Run a scenario on the nodes of ``grid``; returns what it measured, without what only the caller knows."""
     if scenario.data.timeline is not None:
         raise ScenarioError(
-            "data.timeline: timelines are replayed by fl-peel run, flwr run and strategies.timeline.serve; leave it out"
+            "data.timeline: timelines are replayed by fl-peel run, flwr run and "
+            "strategies.timeline.period.serve_timeline; leave it out"
         )
     return serve_run(Run.connect(grid, scenario, paths, on_event))
 

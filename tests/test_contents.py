@@ -8,9 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from clients.round.bounded import BoundedDeviceContents
+from clients.round.contents import BoundedDeviceContents, OpenDeviceContents
 from clients.round.contracts import DeviceContentsContract
-from clients.round.open import OpenDeviceContents
 from clients.round.round_context import contents_kind as device_kind
 from fl_peel import plugins
 from fl_peel.errors import ScenarioError
@@ -19,9 +18,8 @@ from fl_peel.exchange.contracts import StatisticContract
 from fl_peel.kernels import FIXED_POINT
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
-from strategies.rounds.bucketed import BucketedServerContents
+from strategies.rounds.contents import BucketedServerContents, OpenServerContents
 from strategies.rounds.contracts import ServerContentsContract
-from strategies.rounds.open import OpenServerContents
 from strategies.run.refinement import contents_kind as server_kind
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve

@@ -20,11 +20,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import Fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import Fleet, FleetBudgets
 from clients.fleet.profile import DeviceProfile
 from clients.keys.distributions import FloatArray
-from clients.processes.base import BudgetProcess, Clock, Devices, State
+from clients.processes.budgets import BudgetProcess, Clock, Devices, State
 
 _FULL_TABLE_BYTES = 10_000_000
 

@@ -13,8 +13,7 @@ from pydantic import ValidationError, field_validator
 from clients.fleet.profile import DeviceProfile
 from clients.keys.specs import Folder, Spec
 from clients.keys.tabular import DATA_ENDINGS
-from clients.processes.base import Clock
-from clients.processes.budgets import Shock
+from clients.processes.budgets import Clock, Shock
 from fl_peel.errors import FieldError, ProfileError, shortened
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import Registry, did_you_mean

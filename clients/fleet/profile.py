@@ -22,8 +22,7 @@ from clients.keys.distributions import (
 )
 from clients.keys.specs import PositiveInt, ShareFloat, Spec
 from clients.processes.availability import Availability, RandomAvailability, read_availability
-from clients.processes.base import BudgetProcess, Devices, Moment
-from clients.processes.budgets import ConstantBudget, read_budget
+from clients.processes.budgets import BudgetProcess, ConstantBudget, Devices, Moment, read_budget
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
 from fl_peel.safe_yaml import kind_of

@@ -8,8 +8,7 @@ from typing import Any
 from clients.fleet.files import FleetDocument
 from clients.keys.distributions import distribution_schema
 from clients.processes.availability import DiurnalAvailability, TraceAvailability
-from clients.processes.base import BudgetProcess
-from clients.processes.budgets import BUDGETS
+from clients.processes.budgets import BUDGETS, BudgetProcess
 from fl_peel.scenario.reference import DRAFT, Part, parts_of
 
 _DEFS = "#/$defs/"

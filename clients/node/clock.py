@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.fleet_budgets import held_once
+from clients.fleet.fleet import held_once
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -18,19 +18,90 @@ import numpy as np
 from flwr.app import Context
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import Fleet, load_sent_fleet
-from clients.fleet.fleet_budgets import FleetBudgets, held_once
+from clients.fleet.fleet import Fleet, FleetBudgets, held_once, load_sent_fleet
 from clients.node.clock import DeviceRates
-from clients.node.state import DeviceState
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits, hosted_splits, keep_catalogue, own_splits
 from fl_peel.errors import EngineError
 from fl_peel.file_kind import file_kind
-from fl_peel.privacy.stage1_noise import contribution_bounds
+from fl_peel.privacy.noise_plan import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.wire import RunSetting
+
+NAMES = ("users", "groups", "kept_blocks", "kept_users")
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """Memory-mapped, one entry per hosted device: users (N, d), as fp16 stores them; groups, kept_blocks (N,) int32;
+    kept_users (N, d), likewise, the user embedding that a device goes back to where a refinement is not kept.
+    """
+
+    users: NDArray[np.float32]
+    groups: NDArray[np.int32]
+    kept_blocks: NDArray[np.int32]
+    kept_users: NDArray[np.float32]
+
+    @staticmethod
+    def open(folder: Path, mode: Literal["r", "r+"]) -> DeviceState:
+        """Open the state of the node in ``folder``; mode "r+" to change it.
+
+        Raises:
+            EngineError: the node has not joined the run, or what it keeps is damaged.
+        """
+        try:
+            state = DeviceState(*(np.load(folder / f"{name}.npy", mmap_mode=mode) for name in NAMES))
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise EngineError(
+                f"{folder}: this node's devices have not joined the run ({why}); start it again"
+            ) from error
+        users, devices = state.users, state.groups.shape
+        shapes = users.shape[:1], state.kept_blocks.shape, state.kept_users.shape[:1]
+        if len(devices) != 1 or any(shape != devices for shape in shapes) or state.kept_users.shape != users.shape:
+            raise EngineError(f"{folder}: the stored state of this node's devices is damaged; start the run again")
+        return state
+
+    @staticmethod
+    def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
+        """Write the state devices start with; nothing is kept yet (-1)."""
+        DeviceState.begin(folder, len(groups), 0, users, groups)
+
+    @staticmethod
+    def begin(
+        folder: Path, num_devices: int, first: int, users: NDArray[np.float32], groups: NDArray[np.int32]
+    ) -> None:
+        """Write the first state of some devices: those from the place ``first`` on, of ``num_devices``. The first part
+        makes the files anew.
+
+        Raises:
+            EngineError: the parts before it are not there.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        stored, here = stored_user(users), slice(first, first + len(groups))
+        parts = {
+            "users": stored,
+            "groups": groups,
+            "kept_blocks": np.full(len(groups), -1, np.int32),
+            "kept_users": stored,
+        }
+        for name, part in parts.items():
+            path = folder / f"{name}.npy"
+            if here == slice(0, num_devices):
+                np.save(path, part)
+                continue
+            if first == 0:
+                np.lib.format.open_memmap(path, "w+", part.dtype, (num_devices, *part.shape[1:]))
+            try:
+                np.load(path, mmap_mode="r+")[here] = part
+            except (OSError, ValueError) as error:
+                raise EngineError(
+                    f"{path}: devices with smaller numbers have not joined the run; start it again"
+                ) from error
+
 
 USUAL_ROUNDS = 400
 """Rounds that a device's usual availability is taken over."""
@@ -158,7 +229,7 @@ class Cohort:
     @property
     def held_file(self) -> Path:
         """Return the file in which devices keep, from one period to the next, what they hold; see
-        :mod:`clients.serving.refresh`.
+        :mod:`clients.serving.following`.
         """
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 

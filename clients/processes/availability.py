@@ -21,7 +21,7 @@ from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, mod
 from clients.keys.distributions import Constant, NonNegative, Positive, Share
 from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, folder_of
 from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
-from clients.processes.base import Devices, Moment
+from clients.processes.budgets import Devices, Moment
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.problems import problems

@@ -1,15 +1,29 @@
-"""Device half of a channel: how contributions of a node's devices are combined on their way to the server."""
+"""Device half of a channel: how contributions of a node's devices are combined on their way to the server; the clear
+one adds them up for the server to read.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-from clients.round.outcome import StateUpdate
+import numpy as np
+
+from clients.node.cohort import Cohort
+from clients.round.contents import MembersReply, StateUpdate
+from clients.round.members import ChannelTerms, train_members
 from clients.round.round_context import RoundContext
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts
+from fl_peel.wire import (
+    Arrays,
+    RoundReply,
+    RoundRequest,
+)
 
 Reply = TypeVar("Reply")
 
@@ -19,8 +33,8 @@ class DeviceChannel(ABC, Generic[Reply]):
     the reply.
     """
 
-    def __init__(self, context: RoundContext) -> None:
-        self.context = context
+    def __init__(self, cohort: Cohort, request: RoundRequest) -> None:
+        self.context = RoundContext.from_request(cohort, request)
 
     def begin(self) -> RoundCounts:
         """Start the round before the first user group; return what is counted already."""
@@ -39,8 +53,9 @@ class DeviceChannel(ABC, Generic[Reply]):
         """Return the reply of the node. counts: counts of the round, as far as they are sent in the open."""
 
 
-def run_round(channel: DeviceChannel[Reply]) -> Reply:
-    """One round of a node's devices."""
+def run_round(kind: Callable[..., DeviceChannel[Reply]], cohort: Cohort, request: RoundRequest, *more: Any) -> Reply:
+    """One round of a node's devices through a kind of channel. more: of what that kind takes besides."""
+    channel = kind(cohort, request, *more)
     world = channel.context
     counts, keeps = channel.begin(), list[StateUpdate]()
     layout, precision = world.cohort.layout(), world.cohort.scenario.blocks.precision
@@ -57,4 +72,41 @@ def run_round(channel: DeviceChannel[Reply]) -> Reply:
     return channel.reply(world.contents.counted(counts))
 
 
-__all__ = ["DeviceChannel", "run_round"]
+class ClearDeviceChannel(DeviceChannel[RoundReply]):
+    """The clear channel of a node. noise_devices: number of devices of user groups that add central noise in shares,
+    which together make its full strength.
+    """
+
+    def __init__(self, cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> None:
+        super().__init__(cohort, request)
+        self._noise_devices = noise_devices or {}
+        self._groups = np.asarray(self.context.state.groups)
+        self._reached = np.zeros(0, np.int64)
+        self._contributions: dict[int, Arrays] = {}
+
+    def begin(self) -> RoundCounts:
+        """Determine which of the sampled devices are reached."""
+        self._reached, clock = self.context.reached(self.context.cohort.places(self.context.request.devices))
+        return replace(super().begin(), clock=clock)
+
+    def members(self, group: int) -> IntArray:
+        """Return the reached devices of the user group."""
+        return np.asarray(self._reached[self._groups[self._reached] == group])
+
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
+        """Train all devices of the group together, as the contents have it."""
+        terms = ChannelTerms(noise_devices=self._noise_devices.get(group))
+        contents, replies = self.context.contents, dict[int, MembersReply]()
+        for number, some in contents.parts(self.context.cohort.devices[members]).items():
+            replies[number] = train_members(self.context, ranked, members[some], terms)
+        done = contents.joined(replies)
+        self._contributions[group] = done.arrays
+        return done.counts, [done.state_update]
+
+    def reply(self, counts: RoundCounts) -> RoundReply:
+        """Sums and counters."""
+        return RoundReply(self._contributions, counts)
+
+
+clear_round = partial(run_round, ClearDeviceChannel)
+"""One round for the sampled devices of this node, in the clear."""

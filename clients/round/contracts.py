@@ -20,14 +20,14 @@ import numpy as np
 
 from clients.round.contents import DeviceContents
 from fl_peel.data.interactions import IntArray
+from fl_peel.exchange.bounded_statistic import TrainedDevices
 from fl_peel.exchange.contracts import example_devices
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.open_sums import dense
-from fl_peel.exchange.trained_devices import TrainedDevices
+from fl_peel.exchange.release import dense
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import Values
 from fl_peel.training.settings import LocalTraining
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from fl_peel.wire import RoundRequest, RunSetting
 
 
@@ -96,6 +96,3 @@ class DeviceContentsContract:
         counts = replace(RoundCounts.nothing(2), slowest_us=5)
         if contents.release.withheld:
             assert contents.counted(counts).slowest_us == 0, "counted() says what the scenario withholds"
-
-
-__all__ = ["DeviceContentsContract"]

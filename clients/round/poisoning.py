@@ -21,8 +21,7 @@ from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.protection import Poisoning
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import Train, train_group
-from fl_peel.training.update import GroupUpdate, in_two_parts
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import GroupUpdate, LocalWork, in_two_parts
 
 BoolArray = NDArray[np.bool_]
 
@@ -142,6 +141,3 @@ def altered(
         rows = ranked.row_of_item[targets]
         changed[rows[rows >= 0]] *= part.factor
     return changed
-
-
-__all__ = ["Adversary", "altered", "malicious", "pretended", "target_items", "train_poisoned"]

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.clear import clear_round
+from clients.round.channel import clear_round
 from clients.round.masked import announce_keys
 from clients.round.members import train_members
-from clients.round.memory import extra_bytes
-from clients.round.round_context import RoundContext
+from clients.round.round_context import RoundContext, extra_bytes
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.mechanisms import find_mechanism
@@ -69,6 +68,3 @@ def present_rows(
     """Rows (N,) that devices at these places hold when the round ends: the first ones of the ranked blocks."""
     lowest = cohort.budgets.during(server_round)[:, places].min(axis=0)
     return ranked.num_present(ranked.cutoffs(lowest - extra_bytes(cohort.scenario)))
-
-
-__all__ = ["UnmaskedFigures", "answer_alone", "present_rows", "stages_alone"]

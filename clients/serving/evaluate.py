@@ -1,4 +1,4 @@
-"""Every hosted device ranks all items under each budget, with what it would have stored: blocks and their bytes."""
+"""Devices rank all items: under every budget, and with two tables beside one another."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.memory import IntArray
 from clients.round.poisoning import malicious, pretended, target_items
-from fl_peel.blocks.elastic import ElasticEmbedding
+from clients.round.round_context import extra_bytes
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.data.interactions import UserItems
+from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import OwnCounts
-from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.paired import NUM_BINS, Histogram
+from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
 from fl_peel.ranking.top import MetricSums, Ranker, Tiles
 from fl_peel.training.settings import torch_device
-from fl_peel.wire import EVERYBODY, OWN_BUDGET, UNLIMITED, DeviceFigures, EvaluateReply, EvaluateRequest
+from fl_peel.wire import (
+    EVERYBODY,
+    OWN_BUDGET,
+    UNLIMITED,
+    Arrays,
+    CompareReply,
+    CompareRequest,
+    DeviceFigures,
+    EvaluateReply,
+    EvaluateRequest,
+    KeepReply,
+    KeepRequest,
+)
 
 
 @dataclass(frozen=True)
@@ -239,3 +250,56 @@ def evaluation_items(cohort: Cohort, split: str) -> tuple[UserItems, UserItems]:
     if share > 0:
         wanted = wanted.keep(~np.repeat(malicious(scenario, cohort.devices, share), wanted.counts()))
     return wanted, exclude
+
+
+TOP_N = 20
+
+
+def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
+    """Compare the refined tables with the previous ones, by user group, on the devices that are available and have
+    validation items: recall@20 on these items under the devices' own budgets, with the blocks and user embedding of now
+    less that with those they had before (kept).
+    """
+    assert request.precision in PRECISIONS
+    state, wanted = cohort.state("r"), cohort.splits.validation
+    groups = np.asarray(state.groups)
+    budgets = cohort.budgets.at(request.server_round) - extra_bytes(cohort.scenario)
+    asked = cohort.available(np.arange(len(groups)), request.server_round) & (wanted.counts() > 0)
+    sums = PairedSums.zeros(request.num_groups)
+    moved = 0
+    for group in request.kept:
+        members = np.flatnonzero((groups == group) & asked)
+        if not len(members):
+            continue
+        recalls = []
+        for payload, users in ((request.kept[group], state.kept_users), (request.current[group], state.users)):
+            recall, down = _recall(cohort, request.precision, payload, members, np.asarray(users[members]), budgets)
+            recalls.append(recall)
+            moved += down
+        sums.add(PairedSums.from_devices(groups[members], request.num_groups, recalls[1] - recalls[0]))
+    return CompareReply(sums, moved)
+
+
+def _recall(
+    cohort: Cohort, precision: Precision, payload: Arrays, members: IntArray, users: np.ndarray, budgets: IntArray
+) -> tuple[np.ndarray, int]:
+    """Recall (N,) of the devices at ``members`` from these blocks, and bytes that they fetched for it."""
+    ranked = RankedBlocks.unpack(cohort.layout(), precision, payload)
+    seen: UserItems = cohort.splits.train.select(members)
+    held = Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], seen)
+    wanted = cohort.splits.validation.select(members)
+    ranker = Ranker(ranked, TOP_N, cohort.scenario.engine.device)
+    recall, _ = ranker.evaluate(held.cutoffs[:, None], users, seen, wanted)
+    return recall[:, 0], int(ranked.read_bytes(np.zeros_like(held.cutoffs), held.cutoffs).sum())
+
+
+def keep(cohort: Cohort, request: KeepRequest) -> KeepReply:
+    """Devices of user groups ``accepted`` keep the user embedding they have; all those of ``restored`` go back to the
+    one they kept last.
+    """
+    state = cohort.state("r+")
+    groups = np.asarray(state.groups)
+    taken, back = np.isin(groups, request.accepted), np.isin(groups, request.restored)
+    state.kept_users[taken] = state.users[taken]
+    state.users[back] = state.kept_users[back]
+    return KeepReply(int(taken.sum()), int(back.sum()))

@@ -7,7 +7,7 @@ there is. Over many trials with and without the canary, its true and false posit
 intervals make that hold with confidence (Jagielski, Ullman and Oprea, NeurIPS 2020; Nasr et al., IEEE S&P 2021). The
 threshold is chosen on one half of the trials and the rates are measured on the other.
 
-The releases come from the run's own code and plan (:func:`fl_peel.privacy.device_noise.noise`,
+The releases come from the run's own code and plan (:func:`fl_peel.privacy.sources.noise`,
 :meth:`fl_peel.privacy.noise_plan.Plan.scale`), so that wrong scales, forgotten rounds or shares that add up to too much
 show. What all other devices contribute is a constant that this observer subtracts. Where nothing is noised, it reads
 off who takes part: the bound is then as high as that many trials can show.
@@ -27,12 +27,10 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom
 
 from fl_peel.exchange.bounded_statistic import GroupShape
-from fl_peel.exchange.named_sums import NamedSums
-from fl_peel.exchange.release import Part, bounds, released, shapes
+from fl_peel.exchange.release import NamedSums, Part, bounds, released, shapes
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.device_noise import noise, with_noise_shares
 from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
-from fl_peel.privacy.sources import SeededNoise
+from fl_peel.privacy.sources import SeededNoise, noise, with_noise_shares
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 

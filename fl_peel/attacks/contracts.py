@@ -21,9 +21,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.attacks.base import ITEM_SECRETS, Accomplice, Attack, Secret, checked_scores
+from fl_peel.attacks.base import (
+    ITEM_SECRETS,
+    Accomplice,
+    Attack,
+    DeviceView,
+    FloatArray,
+    IntArray,
+    RoundView,
+    Secret,
+    StepView,
+    checked_scores,
+)
 from fl_peel.attacks.scoring import auc_of
-from fl_peel.attacks.views import DeviceView, FloatArray, IntArray, RoundView, StepView
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.training.settings import LocalTraining
 

@@ -104,6 +104,3 @@ def reconstruct(
 
 def _f1(guess: Bools, truth: Bools) -> float:
     return float(2 * (guess & truth).sum() / max(int(guess.sum() + truth.sum()), 1))
-
-
-__all__ = ["PassView", "Reconstruction", "decoded_items", "reconstruct"]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from fl_peel.attacks.views import FloatArray, IntArray
+from fl_peel.attacks.base import FloatArray, IntArray
 from fl_peel.randomness import rng_for
 
 BoolArray = NDArray[np.bool_]

@@ -41,7 +41,7 @@ from fl_peel.data.text_tables import (
     pick_columns,
     read_text_table,
 )
-from fl_peel.data.times import MAX_TIME, REMEDY, is_date, local_seconds, seconds_of, time_fault, whole_seconds
+from fl_peel.data.timeline import MAX_TIME, REMEDY, is_date, local_seconds, seconds_of, time_fault, whole_seconds
 from fl_peel.errors import DataError
 from fl_peel.file_kind import file_kind
 

@@ -21,7 +21,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from fl_peel.data.settings import Dialect
-from fl_peel.data.times import is_date, number_fault, seconds_of, time_fault
+from fl_peel.data.timeline import is_date, number_fault, seconds_of, time_fault
 from fl_peel.errors import DataError, shortened
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean

@@ -1,4 +1,4 @@
-"""Bounded statistics of a user's own: one more part of what noised rounds release.
+"""Bounded statistics of a user's own, and what devices know when they contribute to them.
 
 A statistic says what a device would contribute; the framework bounds each device's contribution in the mechanism's
 norm, adds up, noises and accounts for it as for every other part. Register one under the entry point group
@@ -20,12 +20,31 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.data.interactions import UserItems
 from fl_peel.errors import FieldError, ScenarioError
-from fl_peel.exchange.trained_devices import TrainedDevices
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.registered import STATISTICS
+from fl_peel.training.update import GroupUpdate
 from fl_peel.weighting.block_statistics import BlockStatistics
+
+
+@dataclass(frozen=True)
+class TrainedDevices:
+    """Devices (M,) of one user group, those that count. cutoffs (M,): blocks each holds; users (M, d): new user
+    embeddings, which stay on the devices; update: sums over them; best: (M, L) top rows, None in rounds without
+    signals; train, validation: their items.
+    """
+
+    devices: NDArray[np.int64]
+    cutoffs: NDArray[np.int64]
+    users: NDArray[np.float32]
+    update: GroupUpdate
+    best: NDArray[np.int32] | None
+    train: UserItems
+    validation: UserItems
+
 
 FloatArray = NDArray[np.float64]
 
@@ -40,6 +59,11 @@ class GroupShape:
     slices: int
     dim: int
     blocks: int
+
+    @staticmethod
+    def from_blocks(layout: BlockLayout, blocks: NDArray[np.int64]) -> GroupShape:
+        """Return the shape of some blocks (K,), as the server sends them."""
+        return GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks) -> GroupShape:
@@ -95,6 +119,3 @@ def bounded(values: FloatArray, bound: float, *, l1: bool) -> NDArray[np.int64]:
     scale = np.minimum(1.0, bound * (1 - 1e-12) / np.maximum(sizes, 1e-300))
     fixed = np.trunc(flat * scale[:, None] * FIXED_POINT).astype(np.int64)
     return np.asarray(fixed.sum(axis=0, dtype=np.int64)).reshape(values.shape[1:])
-
-
-__all__ = ["BoundedStatistic", "GroupShape", "bounded", "find_statistic"]

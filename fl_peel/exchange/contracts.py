@@ -21,13 +21,12 @@ import numpy as np
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.bounded_statistic import BoundedStatistic, FloatArray, GroupShape, bounded
-from fl_peel.exchange.trained_devices import TrainedDevices
+from fl_peel.exchange.bounded_statistic import BoundedStatistic, FloatArray, GroupShape, TrainedDevices, bounded
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from fl_peel.weighting.contracts import example_statistics
 
 
@@ -109,6 +108,3 @@ class StatisticContract:
             for name, array in vars(statistics).items():
                 assert np.isfinite(array).all(), f"{name} is no longer finite"
                 assert array.shape == getattr(before, name).shape, f"{name} has another shape"
-
-
-__all__ = ["StatisticContract", "example_devices"]

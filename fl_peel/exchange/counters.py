@@ -216,15 +216,3 @@ class StepTraces(IntColumns):
     device: IntArray
     device_class: IntArray
     step: IntArray
-
-
-__all__ = [
-    "ClassCounts",
-    "ClockCounts",
-    "DeviceTraces",
-    "OwnCounts",
-    "RoundCounts",
-    "RoundTotals",
-    "StepCounts",
-    "StepTraces",
-]

@@ -1,4 +1,4 @@
-"""What a round releases: worked out once, for devices and server alike.
+"""What a round releases, worked out once for devices and server alike: its parts, their sums, and the bytes they take.
 
 In the open a device's user group gets row updates with their counts, losses and signals. Bounded contents are a vector
 of parts, each bounded by itself per device:
@@ -13,19 +13,124 @@ quantile   +1/2 or -1/2: its update was within the bound or not 1/2
 ========== ==================================================== ===============================
 
 and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.bounded_statistic`).
+
+Everything else that an unprotected round sends (row counts and losses, holders, exposure, what was shown) is left out;
+the server has it from what is public: whom it asked, and what it sent. All parts are dense, over every row and block
+that was sent, in units of 1 / FIXED_POINT.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_peel import kernels
+from fl_peel.array_specs import WHOLE, ArraySpec, summed
+from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.bounded_counts import counts_within
+from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.bounded_statistic import GroupShape, TrainedDevices, bounded, find_statistic
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundTotals
-from fl_peel.exchange.open_sums import update_fields
+from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout, sum_bits
+from fl_peel.secure.vector import CHECK, Bits, Field, Values, VectorLayout, sum_bits
+
+
+class NamedSums(dict[str, NDArray[np.int64]]):
+    """updates (R, d), signals (K,), counts (R,), quantile (1,), and a user's statistics: those that are released.
+
+    Those of disjoint sets of devices add up with ``+``.
+    """
+
+    @staticmethod
+    def zeros(shapes: Mapping[str, tuple[int, ...]]) -> NamedSums:
+        """Over nobody."""
+        return NamedSums({part: np.zeros(shape, np.int64) for part, shape in shapes.items()})
+
+    def __add__(self, other: Mapping[str, NDArray[Any]]) -> NamedSums:
+        """Over both; ``other`` has the same parts."""
+        return NamedSums({part: values + other[part] for part, values in self.items()})
+
+
+BY_ROW = ("sums", "touched", "row_loss", "row_examples")
+"""Arrays of a group's reply that have one entry a row, of those rows that its ``rows`` name."""
+
+_ROWS = ArraySpec(("T",), within="R", ascending=True, dtypes=WHOLE)
+_WIDE_ROWS = ArraySpec(("W",), within="R", ascending=True, dtypes=WHOLE)
+_DEVICES_OF_BLOCKS = ArraySpec(("K",), least=0, most="N", dtypes=WHOLE)
+UPDATE_ARRAYS = {
+    "rows": _ROWS,
+    "sums": summed("T", "d"),
+    "wide_rows": _WIDE_ROWS,
+    "wide_sums": summed("W", "d"),
+    "touched": ArraySpec(("T", "S"), least=0, most="N", dtypes=WHOLE),
+    "row_loss": summed("T"),
+    "row_examples": summed("T", least=0),
+    "holders": _DEVICES_OF_BLOCKS,
+}
+"""A group's arrays of a reply: of N devices, with K blocks of S slices in R rows of d columns."""
+SIGNAL_ARRAYS = {"hits": summed("K"), "shown": summed("K"), "exposed": _DEVICES_OF_BLOCKS}
+"""And in rounds with signals."""
+IN_BUCKETS = {
+    "rows": replace(_ROWS, by="buckets"),
+    "buckets": ArraySpec(("T",), within="buckets", dtypes=WHOLE),
+    "wide_rows": replace(_WIDE_ROWS, by="wide_buckets"),
+    "wide_buckets": ArraySpec(("W",), within="buckets", dtypes=WHOLE),
+    "bucket_holders": ArraySpec(("buckets", "K"), least=0, most="N", dtypes=WHOLE),
+}
+"""What is different, or besides, where devices are in buckets."""
+
+
+def update_fields(group: GroupShape, *, signals: bool, update_bits: Bits) -> tuple[Field, ...]:
+    """A group's arrays of a :class:`fl_peel.wire.RoundReply`, with an entry for every row.
+
+    Counts of devices or of interactions take 32 bits, losses and signals 64.
+    """
+    rows, blocks = group.rows, group.blocks
+    fields = [
+        Field("sums", (rows, group.dim), update_bits),
+        Field("touched", (rows, group.slices), 32),
+        Field("row_loss", (rows,), 64),
+        Field("row_examples", (rows,), 32),
+        Field("holders", (blocks,), 32),
+    ]
+    if signals:
+        fields += [Field("hits", (blocks,), 64), Field("shown", (blocks,), 64), Field("exposed", (blocks,), 32)]
+    return tuple(fields)
+
+
+def dense(content: Mapping[str, NDArray[Any]], rows: int, dim: int) -> Values:
+    """A group's arrays with an entry for every row, from those of a reply, which may name their rows."""
+    if "rows" not in content:
+        return {name: array.astype(np.int64) for name, array in content.items()}
+    where = content["rows"]
+    result: Values = {}
+    for name, array in content.items():
+        if name in BY_ROW:
+            result[name] = np.zeros((rows, *array.shape[1:]), np.int64)
+            result[name][where] = array
+        elif name not in ("rows", "wide_rows", "wide_sums"):
+            result[name] = array.astype(np.int64)
+    if "wide_rows" in content:
+        result["sums"][content["wide_rows"]] += content["wide_sums"]
+    return result
+
+
+def sparse(values: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+    """A group's arrays as a reply has them, from sums with an entry for every row: rows that some device changed."""
+    if "touched" not in values:
+        return dict(values)
+    by_row = {name: values[name] for name in BY_ROW}
+    changed = np.any([array.reshape(len(array), -1).any(axis=1) for array in by_row.values()], axis=0)
+    rows = np.flatnonzero(changed).astype(np.int32)
+    others = {name: values[name] for name in ("holders", "hits", "shown", "exposed") if name in values}
+    return {"rows": rows, **{name: array[rows] for name, array in by_row.items()}, **others}
+
 
 Part = str
 """Name of a part."""
@@ -138,16 +243,97 @@ def layout_of(
     return VectorLayout((*fields, *release.counter_fields(num_classes), Field(CHECK, (1,), 64)), num_devices)
 
 
-__all__ = [
-    "BUILT_IN",
-    "SIGNALS",
-    "Part",
-    "Release",
-    "bounds",
-    "layout_of",
-    "released",
-    "shapes",
-    "shares_of",
-    "update_bits",
-    "wants_signals",
-]
+def bounded_sums(
+    ranked: RankedBlocks, trained: TrainedDevices, parts: tuple[Part, ...], bounds: dict[Part, float], *, l1: bool
+) -> NamedSums:
+    """Add up the devices' contributions, each part of each device within its bound (updates: by the trainer)."""
+    sums = NamedSums()
+    if "updates" in parts:
+        sums["updates"] = trained.update.sums
+    if "signals" in parts:
+        assert trained.best is not None
+        hits = np.zeros(len(ranked.blocks), np.int64)
+        validation = trained.validation
+        kernels.bounded_hits(
+            ranked.table,
+            ranked.position,
+            trained.cutoffs,
+            np.ascontiguousarray(trained.users, np.float32),
+            trained.best,
+            validation.indptr,
+            ranked.row_of_item[validation.items],
+            bounds["signals"],
+            l1,
+            hits,
+        )
+        sums["signals"] = hits
+    if "counts" in parts:
+        sums["counts"] = bounded_counts(ranked, trained.train, bounds["counts"], l1=l1)
+    if "quantile" in parts:
+        within = trained.update.norms <= bounds["updates"]
+        half = int(FIXED_POINT / 2)
+        sums["quantile"] = np.array([half * int(within.sum()) - half * int((~within).sum())], np.int64)
+    for part in parts:
+        if part not in BUILT_IN:
+            sums[part] = bounded(find_statistic(part).values(ranked, trained), bounds[part], l1=l1)
+    return sums
+
+
+def bounded_counts(ranked: RankedBlocks, train: UserItems, bound: float, *, l1: bool) -> NDArray[np.int64]:
+    """Devices that have train interactions with each row sent (R,), see
+    :func:`fl_peel.bounded_counts.counts_within`.
+    """
+    rows = ranked.row_of_item[train.items]
+    sent = rows >= 0
+    return counts_within(train.users()[sent], rows[sent], len(ranked.table), bound, FIXED_POINT, l1=l1)
+
+
+NUMBER_BYTES = 4
+"""Bytes of a number in an update or a noised part: fp32, as without privacy."""
+
+
+@dataclass(frozen=True)
+class TrafficPadding:
+    """Padding that makes traffic independent of a device's data.
+
+    all_rows: updates cover every row that was downloaded; group_prefix: every device downloads all ranked blocks;
+    dense: the parts other than updates that are sent for all blocks or rows.
+    """
+
+    all_rows: bool
+    group_prefix: bool
+    dense: tuple[Part, ...]
+
+    @staticmethod
+    def from_scenario(scenario: Scenario, parts: tuple[Part, ...]) -> TrafficPadding:
+        """Return the padding of a scenario; parts: released in this round, none where no mechanism adds noise."""
+        privacy = scenario.privacy
+        dense = tuple(part for part in parts if part != "updates") if privacy.noised else ()
+        return TrafficPadding(privacy.rows == "all-sent", privacy.requests == "group-prefix", dense)
+
+    def download_bytes(self, ranked: RankedBlocks, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the bytes (N,) of the list that devices download, if they want the first ``cutoffs`` (N,) blocks."""
+        wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
+        return ranked.read_bytes(np.zeros_like(wanted), wanted)
+
+    def update_bytes(
+        self, ranked: RankedBlocks, cutoffs: NDArray[np.int64], touched_pieces: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Block updates (N,). Those of all rows need no numbers: their order is that of the ranked list."""
+        layout = ranked.layout
+        if not self.all_rows:
+            return touched_pieces * (layout.id_dtype.itemsize + NUMBER_BYTES * layout.slice_dim)
+        wanted = np.full_like(cutoffs, len(ranked.blocks)) if self.group_prefix else cutoffs
+        return ranked.row_pieces[wanted] * NUMBER_BYTES * layout.slice_dim
+
+    def part_bytes(self, ranked: RankedBlocks) -> int:
+        """The other parts, dense."""
+        return NUMBER_BYTES * sum(
+            math.prod(shape) for shape in shapes(GroupShape.from_ranked(ranked), self.dense).values()
+        )
+
+    def is_public(self) -> bool:
+        """Return whether a device's traffic is independent of its data, so that the server can compute it without a
+        report.
+        """
+        return self.all_rows and self.group_prefix

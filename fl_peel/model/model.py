@@ -20,10 +20,8 @@ from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError, ScenarioError
 from fl_peel.model.coded_blocks import WHOLE_BYTES, CodedBlocks, FloatArray, block_numbers, changed_blocks, ranked
-from fl_peel.model.device import Device
-from fl_peel.model.joining import KINDS, Joining
-from fl_peel.model.model_catalogue import Catalogue, OwnId
-from fl_peel.model.model_files import ABOUT, DIGEST, ModelFiles, writing
+from fl_peel.model.device import KINDS, Device, Joining
+from fl_peel.model.model_files import ABOUT, DIGEST, Catalogue, ModelFiles, OwnId, writing
 from fl_peel.scenario.base import MOST_ITEMS, WIDEST
 
 CATALOGUE, ITEMS, JOINING, BASE = "catalogue.json", "item-groups.safetensors", "joining.safetensors", "base.safetensors"

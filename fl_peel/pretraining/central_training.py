@@ -1,4 +1,4 @@
-"""Stage 1 on the server: one full embedding table, trained on the collected interactions alone.
+"""Central training of item tables, and its cache.
 
 Base recommenders: matrix factorization and LightGCN (He et al., SIGIR 2020). Losses: BPR and sampled
 softmax. A diversity regularizer between an item's slices, as in PEEL (arXiv 2306.10532, section
@@ -22,8 +22,14 @@ from torch import Tensor
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.losses import UserBatch, bpr_loss, sampled_softmax_loss, slice_diversity
-from fl_peel.pretraining.negatives import CandidateSampler, evenly_drawn
+from fl_peel.pretraining.losses import (
+    CandidateSampler,
+    UserBatch,
+    bpr_loss,
+    evenly_drawn,
+    sampled_softmax_loss,
+    slice_diversity,
+)
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for

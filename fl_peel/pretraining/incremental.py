@@ -46,11 +46,10 @@ from fl_peel.randomness import rng_for
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import StepChannel
 from fl_peel.steps.choice import FilterGrid, FilterRequest, freshness
-from fl_peel.steps.counts import CountsStep
 from fl_peel.steps.device_vectors import VectorsStep
-from fl_peel.steps.moments import Moments
+from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
-from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.steps.user_groups import GroupsStep, Moments
 from fl_peel.training.workers import fixed_threads
 
 
@@ -255,6 +254,3 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     group_map = np.zeros((columns, dim), np.float32)
     np.fill_diagonal(group_map, USER_LENGTH)
     return GroupStart(group_map, table, moments.size, moments.items, users)
-
-
-__all__ = ["Exponents", "SpectralModel", "exponents_of", "filter_request", "update_model"]

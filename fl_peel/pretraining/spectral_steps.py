@@ -10,7 +10,7 @@ makes the sum orthonormal; Rayleigh and Ritz's step gives the singular values.
 A device's vector in that space is a sum of rows of its own items (:mod:`fl_peel.steps.device_vectors`). User groups are
 K-means on these, again sums (:mod:`fl_peel.steps.user_groups`); and as a table has d columns and not K, each group gets
 the d directions in which its devices' scores differ most (:class:`Compression`), from second moments, sums once more
-(:mod:`fl_peel.steps.moments`).
+(:mod:`fl_peel.steps.user_groups`).
 
 What the server makes of the sums (eigenvectors, products) is in float64, in the order of its linear algebra library
 (:mod:`fl_peel.cpu_dispatch`).
@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from fl_peel.randomness import rng_for
 from fl_peel.steps.choice import spread_of
-from fl_peel.steps.moments import Moments
 from fl_peel.steps.units import EMPTY, UNIT_SCALE, Counts, Doubles, Floats, Ints, in_units, inverse_power
+from fl_peel.steps.user_groups import Moments
 
 MAP_BITS = 26
 """Bits of a map's largest entry: a product of a map with a vector in units is exact in doubles, whatever the order."""
@@ -275,21 +275,3 @@ class Compression:
         spread -= np.outer(middle, middle)
         users = drawn_users(middle, spread, num_users, rng)
         return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)
-
-
-__all__ = [
-    "Compression",
-    "Filter",
-    "GroupStart",
-    "blocks_of",
-    "coarse",
-    "drawn_items",
-    "drawn_users",
-    "embeddings",
-    "filtered",
-    "halves",
-    "orthonormal",
-    "orthonormal_again",
-    "spectrum",
-    "starting_directions",
-]

@@ -19,7 +19,7 @@ import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.grouping.clusters import k_means
-from fl_peel.pretraining.denoising import above_noise, cleaned, known, moved, popular_directions, symmetric
+from fl_peel.pretraining.spectral import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.spectral_steps import (
     WIDEST,
     Compression,
@@ -39,13 +39,11 @@ from fl_peel.randomness import rng_for, seed_for
 from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
-from fl_peel.steps.counts import CountsStep
 from fl_peel.steps.device_vectors import VectorsStep
-from fl_peel.steps.moments import Moments, MomentsStep
-from fl_peel.steps.passes import PassStep
+from fl_peel.steps.passes import CountsStep, PassStep
 from fl_peel.steps.sketch import RowSketch
 from fl_peel.steps.units import UNIT_SCALE, Counts, Doubles, Floats, Ints, add_rows, inverse_power, unit_vectors
-from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep
 from fl_peel.training.workers import fixed_threads
 
 Progress = Callable[[int, int, str], None]
@@ -460,20 +458,3 @@ class PooledSums:
         parts = step.parts(self.terms, step.part_bytes) if step.sums(self.terms) else [(0, step.num_pieces)]
         for part in parts:
             yield part, step.contribute(self.devices, step.cut(sent, part, self.terms), part, self.terms, opened)
-
-
-__all__ = [
-    "NUM_DRAWN",
-    "GroupPlan",
-    "PooledSums",
-    "SpectralFilter",
-    "SpectralStart",
-    "find_centroids",
-    "iterated",
-    "moments_by_group",
-    "num_steps",
-    "passed",
-    "require_items",
-    "run_passes",
-    "run_stage1",
-]

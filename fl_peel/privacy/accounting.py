@@ -167,6 +167,3 @@ def calibrated(mechanism: Mechanism, schedule: Schedule, epsilon: float, delta: 
         else:
             high = middle
     return high
-
-
-__all__ = ["PrivacyCost", "Schedule", "calibrated", "cost_of", "event_of", "privacy_cost"]

@@ -21,8 +21,7 @@ from typing import ClassVar
 import numpy as np
 
 from fl_peel.privacy.accounting import Schedule, calibrated, event_of, privacy_cost
-from fl_peel.privacy.exact import SystemBits
-from fl_peel.privacy.mechanisms import Mechanism
+from fl_peel.privacy.mechanisms import Mechanism, SystemBits
 
 
 class MechanismContract:
@@ -101,6 +100,3 @@ class MechanismContract:
             multiplier = calibrated(self.mechanism, schedule, target, self.delta)
             cost = privacy_cost(event_of(self.mechanism, multiplier, schedule), self.delta).epsilon
             assert 0.95 * target <= cost <= target, f"target {target}, spent {cost}"
-
-
-__all__ = ["MechanismContract"]

@@ -8,8 +8,7 @@ from typing import Annotated
 
 from fl_peel.exchange.release import bounds
 from fl_peel.json_codec import Inline
-from fl_peel.privacy.noise_plan import Plan, in_masked_sums
-from fl_peel.privacy.stage1_noise import Stage1Scales
+from fl_peel.privacy.noise_plan import Plan, Stage1Scales, in_masked_sums
 from fl_peel.scenario.scenario import Scenario
 
 
@@ -210,6 +209,3 @@ def _without_noise(scenario: Scenario) -> Iterator[str]:
     if scenario.evaluation.full_tables:
         yield "the validation recall of full tables, in this report (evaluation.full_tables)"
     yield "keys of this scenario, if they were chosen by trying several values on validation items of the same devices"
-
-
-__all__ = ["PrivacyAccount", "PrivacyReport", "ReleaseRow", "report_of"]

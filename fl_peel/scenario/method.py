@@ -144,7 +144,7 @@ class Data(Keys):
     """Test file that belongs to ``path``, if there is one."""
     titles: FilePath | None = None
     """File with a title for each item id, shown by ``export`` and ``demo``: CSV or TSV with the columns item and title,
-    RecBole ``.item``, or MovieLens (``u.item``, ``movies.dat``, ``movies.csv``)."""
+    RecBole ``.item``, or MovieLens (``u.item``, ``movies.dat``, ``movies.csv``); null: a named data set's own."""
     min_rating: float | None = Field(None, json_schema_extra=unit("rating"))
     """Lowest rating that counts as an interaction; null: all ratings count."""
     split_order: SplitOrder = "auto"

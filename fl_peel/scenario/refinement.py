@@ -89,7 +89,7 @@ class Aggregation(Keys):
 
 class Acceptance(Keys):
     """Acceptance of refinement per user group. Devices compare the refined table with the last accepted one, on their
-    validation items (:mod:`fl_peel.ranking.paired`)."""
+    validation items (:mod:`fl_peel.ranking.bootstrap`)."""
 
     rule: Literal["validation", "always"] = "validation"
     """Rule of acceptance; validation: a group accepts the refined table if it is significantly better, and returns to

@@ -19,6 +19,7 @@ from fl_peel.secure.keys import (
     KEY_BYTES,
     NONCE_BYTES,
     SEED_BYTES,
+    SHARE_BYTES,
     TAG_BYTES,
     Occasion,
     fresh,
@@ -27,10 +28,10 @@ from fl_peel.secure.keys import (
     private_key,
     public_key,
     seal,
+    split,
     unseal,
 )
-from fl_peel.secure.masks import MaskWords, add_mask
-from fl_peel.secure.sharing import SHARE_BYTES, split
+from fl_peel.secure.vector import MaskWords, add_mask
 
 INDEX_BYTES = 2
 """Number of a share among those of its secret."""
@@ -181,17 +182,3 @@ def _refused(occasion: Occasion, device: int, why: str) -> SecureAggregationErro
     return SecureAggregationError(
         f"secure aggregation, {occasion}: device {device} refuses: {why}; the server does not follow the protocol"
     )
-
-
-__all__ = [
-    "ID_BYTES",
-    "INDEX_BYTES",
-    "SEALED_BYTES",
-    "HeldShares",
-    "Neighbour",
-    "Secrets",
-    "mask_vector",
-    "open_shares",
-    "received_shares",
-    "share_secrets",
-]

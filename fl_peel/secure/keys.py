@@ -1,4 +1,4 @@
-"""Keys of one device for one round: agreement with a neighbour, and messages sealed for it.
+"""Keys of one device for one round: agreement with a neighbour, messages sealed for it, and shares of secrets.
 
 All of it is the package ``cryptography``: X25519 (RFC 7748), HKDF with SHA-256 (RFC 5869), AES-GCM. Every derived key
 is bound to what it is for: the round, the user group, the two devices. Keys come from the operating system's
@@ -8,9 +8,11 @@ randomness, never from the run's seed: masks cancel exactly, so that no result d
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -148,20 +150,28 @@ def unseal(
         ) from error
 
 
-__all__ = [
-    "KEY_BYTES",
-    "NONCE_BYTES",
-    "SEED_BYTES",
-    "TAG_BYTES",
-    "Occasion",
-    "agreed",
-    "are_usable",
-    "derived",
-    "fresh",
-    "mask_private_key",
-    "pair_key",
-    "private_key",
-    "public_key",
-    "seal",
-    "unseal",
-]
+SHARE_BYTES = 16
+
+
+def split(secret: bytes, shares: int, needed: int) -> list[bytes]:
+    """``shares`` shares (16,) of a secret (16,), numbered from 1 in this order; any ``needed`` of them give it back."""
+    return [bytes(share) for _, share in Shamir.split(needed, shares, secret, False)]
+
+
+def combine(shares: Mapping[int, bytes], needed: int, *, twice: bool = False) -> bytes:
+    """The secret (16,) from shares by their number. twice: whether from the last as from the first of them, which costs
+    as much again, and shows wrong ones.
+
+    Raises:
+        SecureAggregationError: there are fewer than ``needed``, or some are wrong.
+    """
+    if len(shares) < needed:
+        raise SecureAggregationError(
+            f"secure aggregation: {len(shares)} shares of a secret came back, {needed} are needed; "
+            "the round is void; lower secure_aggregation.threshold or raise secure_aggregation.neighbours"
+        )
+    numbered = sorted(shares.items())
+    secret = bytes(Shamir.combine(numbered[:needed], False))
+    if twice and len(numbered) > needed and bytes(Shamir.combine(numbered[-needed:], False)) != secret:
+        raise SecureAggregationError("secure aggregation: shares of a secret disagree; a device gave wrong ones")
+    return secret

@@ -7,6 +7,19 @@ first, resumed) is a :class:`StepChannel`, and the same for all steps.
 
 A step goes in parts: its sum and what is sent for it are cut into pieces (columns of a pass, user groups of moments),
 of which a part has some. A device computes each piece by itself, so that parts change nothing.
+
+A sum with a single contributor is that contributor's own number. Stage 1 adds up rows: of a pass one for each item, of
+user groups and moments one for each group, of the choice of a filter a single one. A step therefore has two parts for
+the same devices. In the first one devices say to which rows they would contribute, and their numbers are added up; in
+the second one they contribute to the rows of which :func:`opened_rows` says that they may be opened, and say zeros for
+all others, so that a row that stays closed looks as if nobody were there.
+
+Counts themselves are opened: they say how many devices contribute, and nothing else of any of them.
+
+Counters are 64 bits wide, and so is all else unless units are coarser (:class:`fl_peel.steps.units.Units`): products of
+vectors and passes fill that, and counts are few beside those. A vector is a head, of counters and the word that proves
+the masks gone, and a body of the step's pieces. It may go in parts of some pieces each, as one stream: masks go on
+where they were.
 """
 
 from __future__ import annotations
@@ -23,10 +36,13 @@ from numpy.typing import NDArray
 from fl_peel.array_specs import ArraySpec, summed
 from fl_peel.bounded_counts import counts_within
 from fl_peel.data.interactions import UserItems
+from fl_peel.errors import MessageError
+from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.vector import Bits, Field
-from fl_peel.steps.step_cost import HeldItems, StepCost
+from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes
+from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
+from fl_peel.steps.step_cost import AnswerCost, HeldItems, StepCost
 from fl_peel.steps.units import UNIT_SCALE, Floats, Ints, Units
 
 Arrays = dict[str, NDArray[Any]]
@@ -74,7 +90,7 @@ class StepTerms:
         scenario: Scenario, num_items: int, num_devices: int, bounds: ContributionBounds | None = None
     ) -> StepTerms:
         """Return the terms of a run over so many items and devices, whose contributions keep to bounds, if any
-        (:func:`fl_peel.privacy.stage1_noise.contribution_bounds`).
+        (:func:`fl_peel.privacy.noise_plan.contribution_bounds`).
         """
         pretraining, privacy, timeline = scenario.pretraining, scenario.privacy, scenario.data.timeline
         return StepTerms(
@@ -379,20 +395,111 @@ def answer_to(channel: StepChannel, step: Step, sent: Arrays) -> Arrays:
     return step.whole(channel.terms, channel.ask(step, sent))
 
 
-__all__ = [
-    "Arrays",
-    "Bools",
-    "ChannelWrapper",
-    "ContributionBounds",
-    "Draw",
-    "NoisedPart",
-    "Part",
-    "PartSums",
-    "Size",
-    "Step",
-    "StepChannel",
-    "StepDevices",
-    "StepTerms",
-    "SumField",
-    "answer_to",
-]
+@dataclass(frozen=True)
+class ContributorsStep(Step):
+    """The first part of a step: to which of its rows (R,) devices would contribute."""
+
+    step: Step
+
+    name: ClassVar[str] = "contributors"
+
+    def __post_init__(self) -> None:
+        if type(self.step).contributors is Step.contributors:
+            raise MessageError(f"ContributorsStep: nobody contributes to a row in step {self.step.name}")
+
+    @property
+    def question(self) -> Step:
+        """See :class:`fl_peel.steps.base.Step`: both parts have the same devices and are counted once."""
+        return self.step
+
+    def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
+        """See :class:`fl_peel.steps.base.Step`."""
+        whole = self.step.sent_arrays(terms, (0, self.step.num_pieces))
+        return {name: whole[name] for name in self.step.counting_sent}
+
+    def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
+        """See :class:`fl_peel.steps.base.Step`."""
+        return {name: sent[name] for name in self.step.counting_sent}
+
+    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
+        """See :class:`fl_peel.steps.base.Step`."""
+        return (SumField("contributors", (self.step.num_rows(terms),), counts=True),)
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """See :class:`fl_peel.steps.base.Step`."""
+        return {"contributors": self.step.contributors(devices, sent, terms)}
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`fl_peel.steps.base.Step`."""
+        return self.step.cost(terms, items, budgets)
+
+
+def opened_rows(contributors: NDArray[Any], least: int) -> Bools:
+    """Return which rows (R,) may be opened, of which so many devices (R,) contribute to each: ``privacy.min_owners``
+    of them at the least.
+    """
+    return np.asarray(contributors >= least)
+
+
+def packed_rows(opened: Bools) -> NDArray[np.uint8]:
+    """Return the rows (R,) that are opened as they are sent, a bit each."""
+    return np.packbits(opened)
+
+
+def unpacked_rows(bits: NDArray[np.uint8], rows: int) -> Bools:
+    """Return which of so many rows are opened, (R,), of what was sent; a row whose bit lacks stays closed."""
+    opened = np.zeros(rows, np.bool_)
+    known = np.unpackbits(bits)[:rows].astype(np.bool_)
+    opened[: len(known)] = known
+    return opened
+
+
+@dataclass(frozen=True)
+class StepVector:
+    """Vector of a step. classes: device classes to count, 0: nothing is counted; devices: a sum is over at most so
+    many.
+    """
+
+    step: Step
+    terms: StepTerms
+    classes: int
+    devices: int
+
+    @property
+    def _head(self) -> tuple[Field, ...]:
+        if not self.classes:
+            return (Field(CHECK, (1,), 64),)
+        return (
+            Field(CHECK, (1,), 64),
+            Field("classes", (self.classes, len(ClassCounts.names())), 64),
+            Field("clock", (self.classes, len(ClockCounts.names())), 64),
+        )
+
+    def part(self, part: Part) -> VectorLayout:
+        """Return the layout of some pieces; the first ones come with the head."""
+        return VectorLayout((self._head if part[0] == 0 else ()) + self.step.fields(self.terms, part), self.devices)
+
+    def start(self, part: Part) -> int:
+        """Return the bytes of the vector before that part."""
+        return self.part((0, part[0])).num_bytes if part[0] else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole vector."""
+        return self.part((0, self.step.num_pieces)).num_bytes
+
+    @property
+    def contribution_bytes(self) -> int:
+        """Bytes of the contribution, without counters and the check."""
+        return VectorLayout(self.step.fields(self.terms, (0, self.step.num_pieces)), self.devices).num_bytes
+
+    def clear_cost(self) -> AnswerCost:
+        """Return what it costs a device to send all words of its contribution at once, in the clear."""
+        return AnswerCost(self.contribution_bytes, 0, 0, 1)
+
+    def masked_cost(self, neighbours: int) -> AnswerCost:
+        """Return what it costs a device to send the vector with masks of so many neighbours."""
+        moved = DeviceBytes.from_sizes(neighbours, 0)
+        return AnswerCost(self.num_bytes, moved.download, moved.upload, EXCHANGES)

@@ -270,6 +270,3 @@ class ChoiceStep(Step):
             sent["recent"] = np.asarray(request.recent, np.float64)
         sums = answer_to(channel, step, sent)
         return sums["won"], int(sums["answered"][0])
-
-
-__all__ = ["CHOICE_BOUND", "ChoiceStep", "FilterGrid", "FilterRequest", "freshness", "spread_of", "trained_items"]

@@ -1,4 +1,4 @@
-"""Devices make their vectors, and keep them: nothing of a vector is sent."""
+"""Devices make their vectors and fetch the map of their user group: nothing of a vector is sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from fl_peel.steps.base import (
     StepTerms,
     answer_to,
 )
-from fl_peel.steps.step_cost import NUMBER_BYTES, ROW_BYTES, HeldItems, StepCost, cost_by_columns, rows_bytes
+from fl_peel.steps.step_cost import (
+    NUMBER_BYTES,
+    ROW_BYTES,
+    UNIT_BYTES,
+    WORD_BYTES,
+    HeldItems,
+    StepCost,
+    cost_by_columns,
+    rows_bytes,
+)
 from fl_peel.steps.units import Floats, Ints
 
 
@@ -88,4 +97,30 @@ class VectorsStep(Step):
         answer_to(channel, VectorsStep(own.shape[1], default is not None), sent)
 
 
-__all__ = ["VectorsStep"]
+@dataclass(frozen=True)
+class MapsStep(Step):
+    """Maps of K columns: one row of the map for every column of the vector."""
+
+    columns: Size
+
+    name: ClassVar[str] = "maps"
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`Step`."""
+        nothing = np.zeros_like(budgets)
+        return cost_by_columns(
+            self.columns,
+            nothing + terms.dim,
+            budgets,
+            moved=(
+                nothing + (ROW_BYTES * terms.dim + UNIT_BYTES) * self.columns,
+                nothing,
+            ),
+            kept=nothing + NUMBER_BYTES * self.columns + WORD_BYTES * terms.dim,
+            column_bytes=nothing + ROW_BYTES * terms.dim,
+        )
+
+    @staticmethod
+    def ask(channel: StepChannel, columns: int) -> None:
+        """Count what maps of so many columns take of devices."""
+        answer_to(channel, MapsStep(columns), {})

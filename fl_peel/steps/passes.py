@@ -1,4 +1,4 @@
-"""A pass over all devices: a multiplication by R~^T R~, of which every device adds its own row's part.
+"""Item counts, and passes: multiplications by R~^T R~, of which every device adds its own row's part.
 
 A device takes the rows of its items, adds them up, and returns the result for the rows of its items. It returns one
 number a column, and the numbers of the device's rows: what it adds to each of them is the same.
@@ -44,6 +44,37 @@ from fl_peel.steps.step_cost import (
     rows_bytes,
 )
 from fl_peel.steps.units import PASS_SCALE, Floats, Ints, inverse_power, item_matrix, within
+
+
+@dataclass(frozen=True)
+class CountsStep(Step):
+    """Item counts. Within bounds a device adds min(1, bound / sqrt(n)) for each of its n items (L1: bound / n)."""
+
+    name: ClassVar[str] = "counts"
+    noised: ClassVar[tuple[NoisedPart, ...]] = (NoisedPart("counts", "items", 0.05, None),)
+    counts_alone: ClassVar[str] = "items"
+
+    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
+        """See :class:`Step`."""
+        return (SumField("items", (terms.num_items,), counts=True),)
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """See :class:`Step`."""
+        return {"items": terms.count_items(devices.contributed)}
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`Step`; the ids of a device's items, and nothing to keep."""
+        nothing = np.zeros_like(budgets)
+        return StepCost(nothing, ID_BYTES * items.contributed, nothing, nothing, nothing + 1)
+
+    @staticmethod
+    def ask(channel: StepChannel) -> Ints:
+        """Return how many devices have each item, (I,)."""
+        counts: Ints = answer_to(channel, CountsStep(), {})["items"]
+        return counts
+
 
 FACTOR_SCALE = 2.0**18
 """Units of either factor of a bounded pass, whose products are in units of
@@ -208,6 +239,3 @@ def bounded_pass_sums(
     y = within(wide, most, FACTOR_SCALE, l1=bounds.l1)[:, columns]
     sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
     return sums
-
-
-__all__ = ["PassStep", "bounded_pass_sums", "pass_sums"]

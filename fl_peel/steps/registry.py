@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from fl_peel.steps.base import Step
+from fl_peel.steps.base import ContributorsStep, Step
 from fl_peel.steps.choice import ChoiceStep
-from fl_peel.steps.contributors import ContributorsStep
-from fl_peel.steps.counts import CountsStep
-from fl_peel.steps.device_vectors import VectorsStep
-from fl_peel.steps.maps import MapsStep
-from fl_peel.steps.moments import MomentsStep
-from fl_peel.steps.passes import PassStep
-from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.steps.device_vectors import MapsStep, VectorsStep
+from fl_peel.steps.passes import CountsStep, PassStep
+from fl_peel.steps.user_groups import GroupsStep, MomentsStep
 
 _ALL: tuple[type[Step], ...] = (
     CountsStep,
@@ -25,5 +21,3 @@ _ALL: tuple[type[Step], ...] = (
     ContributorsStep,
 )
 STEPS = MappingProxyType({step.name: step for step in _ALL})
-
-__all__ = ["STEPS"]

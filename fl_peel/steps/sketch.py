@@ -80,6 +80,3 @@ class RowSketch:
         share = np.divide(counts, held[where], out=np.zeros(len(counts)), where=counts > 0)
         read: Doubles = (np.sign(self.place) * share)[:, None] * sums[where]
         return read
-
-
-__all__ = ["MOST_ROWS", "RowSketch"]

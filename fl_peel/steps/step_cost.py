@@ -104,6 +104,3 @@ def hidden(step: StepCost, answer: AnswerCost, budgets: Ints) -> StepCost:
         # the first part comes with the last of what was fetched, and is one of the protocol's own exchanges
         step.exchanges - 1 + -(-answer.vector_bytes // room) - 1 + answer.exchanges,
     )
-
-
-__all__ = ["AnswerCost", "HeldItems", "StepCost", "cost_by_columns", "hidden", "rows_bytes"]

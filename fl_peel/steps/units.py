@@ -146,24 +146,3 @@ def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
         points = in_units(unit_vectors(vectors[start : start + CHUNK_DEVICES, : centroids.shape[1]]))
         groups[start : start + CHUNK_DEVICES] = (squares - 2.0 * (points @ centres.T)).argmin(axis=1)
     return groups
-
-
-__all__ = [
-    "CHUNK_DEVICES",
-    "EMPTY",
-    "PASS_SCALE",
-    "UNIT_SCALE",
-    "Counts",
-    "Doubles",
-    "Floats",
-    "Ints",
-    "Units",
-    "add_rows",
-    "in_units",
-    "inverse_power",
-    "item_matrix",
-    "nearest",
-    "unit_vectors",
-    "weighted_matrix",
-    "within",
-]

@@ -1,9 +1,10 @@
-"""A round of Lloyd's algorithm over devices: how many are nearest to each centroid, and their vectors added up."""
+"""User groups: rounds of Lloyd's algorithm over devices, and the moments of each group's devices."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import (
     Arrays,
     Bools,
+    Draw,
     NoisedPart,
     Part,
     Size,
@@ -32,7 +34,7 @@ from fl_peel.steps.step_cost import (
     StepCost,
     cost_by_columns,
 )
-from fl_peel.steps.units import UNIT_SCALE, Floats, Ints, in_units, nearest, unit_vectors, within
+from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Floats, Ints, in_units, nearest, unit_vectors, within
 
 
 @dataclass(frozen=True)
@@ -141,4 +143,127 @@ def nearest_groups(devices: StepDevices, centroids: Floats) -> tuple[Ints, Ints]
     return known, nearest(leading[known], centroids).astype(np.int64)
 
 
-__all__ = ["GroupSums", "GroupedStep", "GroupsStep", "nearest_groups"]
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the devices of one user group: how many, their vectors of length 1 added up (K,) in units, their outer
+    products (K, K) in squared units, and how many of them have each item (I,).
+    """
+
+    size: int
+    first: Ints
+    second: Ints
+    items: Counts
+
+
+def half_of(second: Ints) -> Ints:
+    """Return the lower triangle of a symmetric matrix (K, K), row by row, (K (K + 1) / 2,): half the bytes to send."""
+    half: Ints = second.reshape(-1)[_lower(len(second))]
+    return half
+
+
+def whole_of(half: Ints, columns: int) -> Ints:
+    """Return the symmetric matrix (K, K) that :func:`half_of` halved."""
+    second = np.zeros((columns, columns), np.int64)
+    second.reshape(-1)[_lower(columns)] = half
+    second += np.tril(second, -1).T
+    return second
+
+
+@lru_cache(maxsize=2)
+def _lower(columns: int) -> Ints:
+    """Return the places of the lower triangle in a matrix that is laid out flat."""
+    return np.flatnonzero(np.tri(columns, dtype=np.bool_))
+
+
+@dataclass(frozen=True)
+class MomentsStep(GroupedStep):
+    """Moments of vectors of K columns in G user groups, with centroids (G, c). Within bounds a device adds, in its user
+    group, 1, its vector p at length 1, p (x) p, and its items as in :class:`fl_peel.steps.passes.CountsStep`, all in
+    units of 1 / ``UNIT_SCALE`` or its square.
+
+    A device says which group is its own by zeros for the rest: where sums alone are seen, all groups are asked for.
+    """
+
+    columns: Size
+
+    name: ClassVar[str] = "moments"
+    noised: ClassVar[tuple[NoisedPart, ...]] = (
+        NoisedPart("moment sizes", "sizes", 0.01),
+        NoisedPart("moment vectors", "first", 0.02),
+        NoisedPart("moment products", "second", 0.05, unit=UNIT_SCALE**2),
+        NoisedPart("moment items", "items", 0.03, None),
+    )
+    part_bytes: ClassVar[int] = 64 << 20
+
+    @property
+    def num_pieces(self) -> int:
+        """See :class:`Step`: user groups."""
+        return self.groups
+
+    def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
+        """See :class:`Step`; of outer products the lower triangle, row by row."""
+        half = self.columns * (self.columns + 1) // 2
+        return (
+            SumField("sizes", (self.groups,), axis=0, counts=True),
+            SumField("first", (self.groups, self.columns), axis=0),
+            SumField("second", (self.groups, half), axis=0),
+            SumField("items", (self.groups, terms.num_items), axis=0, counts=True),
+        )
+
+    def contribute(
+        self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
+    ) -> Arrays:
+        """See :class:`Step`."""
+        known, groups = nearest_groups(devices, sent["centroids"])
+        devices.vectors(known[:0], self.columns)  # refuses more columns than there are
+        values = {one.name: np.zeros(one.shape_of(part), np.int64) for one in self.sums(terms)}
+        for place, group in enumerate(range(*part)):
+            members = known[groups == group]
+            if not len(members) or (opened is not None and not opened[group]):
+                continue
+            vectors = devices.vectors(members, self.columns)
+            values["sizes"][place] = len(members) * (int(UNIT_SCALE) if terms.bounded else 1)
+            values["first"][place], second = added_products(vectors, terms)
+            values["second"][place] = half_of(second)
+            values["items"][place] = terms.count_items(devices.contributed.select(members))
+        return values
+
+    def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
+        """See :class:`Step`; a device names its group in both parts."""
+        return super().counting_bytes(terms, items)[0], ID_BYTES
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`Step`; centroids are known from the step before."""
+        nothing = np.zeros_like(budgets)
+        up = ID_BYTES * items.contributed + terms.word_bytes * self.columns
+        return StepCost(nothing, up, nothing + 1, nothing + NUMBER_BYTES * self.columns, nothing + 1)
+
+    def draw_piece(self, draw: Draw, one: NoisedPart, shape: tuple[int, ...], piece: int) -> Ints:
+        """See :class:`Step`; the noise on products is that on a matrix which is then made symmetric."""
+        if one.field != "second":
+            return draw(one.name, shape, piece)
+        products = draw(one.name, (self.columns, self.columns), piece)
+        return half_of((products + products.T) // 2)
+
+    @staticmethod
+    def ask(channel: StepChannel, centroids: Floats, columns: int) -> Iterator[Moments]:
+        """Yield the moments of the devices of each user group, of vectors of so many columns."""
+        step = MomentsStep(len(centroids), centroids.shape[1], columns)
+        for _, part in channel.ask(step, {"centroids": centroids}):
+            for size, first, second, items in zip(*(part[one.name] for one in step.sums(channel.terms)), strict=True):
+                yield Moments(int(size), first, whole_of(second, columns), items)
+
+
+def added_products(vectors: Floats, terms: StepTerms) -> tuple[Ints, Ints]:
+    """Return vectors (N, K) of length 1 added up (K,) in units, and their outer products (K, K) in squared units."""
+    columns = vectors.shape[1]
+    first, second = np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        some = vectors[start : start + CHUNK_DEVICES]
+        if terms.bounds is None:
+            points = in_units(some, terms.units.moments)
+        else:
+            points = within(some, 1.0, UNIT_SCALE, l1=terms.bounds.l1).astype(np.float64)
+        first += points.sum(axis=0).astype(np.int64)
+        second += (points.T @ points).astype(np.int64)
+    return first, second

@@ -25,6 +25,3 @@ class EagerAdam(torch.optim.Adam):
         """Take a step with the gradients that are there."""
         with torch.no_grad():
             return inspect.unwrap(_OWN.step)(self, closure)
-
-
-__all__ = ["EagerAdam"]

@@ -13,6 +13,7 @@ over its interactions, so that an interaction counts the same on a busy device a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +23,12 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
 from fl_peel.training.settings import torch_device
-from fl_peel.training.update import GroupUpdate, holders_of, in_two_parts
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import GroupUpdate, LocalWork, holders_of, in_two_parts
 
 _FP16_MAX = 65504.0
 
+if TYPE_CHECKING:
+    import torch
 
 Train = Callable[[LocalWork], tuple[NDArray[np.float32], GroupUpdate]]
 """What trains the devices of a user group, as :func:`train_group` does."""
@@ -42,32 +44,8 @@ def train_group(work: LocalWork) -> tuple[NDArray[np.float32], GroupUpdate]:
             fits in fp16, in which it is stored.
     """
     where = torch_device(work.device)
-    if where is None:
-        trained, update = _compiled(work)
-    else:
-        from fl_peel.training.torch_cohort import train_devices as train_in_torch
-
-        done = train_in_torch(work, where)
-        trained, holders = done.users, holders_of(work.cutoffs[done.examples > 0], len(work.ranked.blocks))
-        update = GroupUpdate(
-            *in_two_parts(done.sums),
-            done.tallies,
-            holders,
-            done.loss,
-            done.examples,
-            done.touched_pieces,
-            np.sqrt(done.squared_norms),
-        )
-    finite = np.isfinite(update.norms).all() and np.isfinite(update.loss).all()
-    if not (finite and np.abs(trained).max(initial=0.0) < _FP16_MAX):
-        raise ScenarioError(
-            "refinement.local: training diverged on a device; lower learning_rate and user_learning_rate, or raise l2"
-        )
-    return trained, update
-
-
-def _compiled(work: LocalWork) -> tuple[NDArray[np.float32], GroupUpdate]:
-    """As :func:`train_group`, by the compiled loop."""
+    if where is not None:
+        return _checked(*_in_torch(work, where))
     ranked, cutoffs, users, train, how = work.ranked, work.cutoffs, work.users, work.train, work.how
     num_devices = len(cutoffs)
     num_rows, dim = ranked.table.shape
@@ -107,9 +85,29 @@ def _compiled(work: LocalWork) -> tuple[NDArray[np.float32], GroupUpdate]:
         squares,
     )
     holders = holders_of(cutoffs[examples > 0], len(ranked.blocks))
-    return trained, GroupUpdate(
-        narrow, wide, is_wide, tallies, holders, loss, examples, touched_pieces, np.sqrt(squares)
-    )
+    norms = np.sqrt(squares)
+    update = GroupUpdate(narrow, wide, is_wide, tallies, holders, loss, examples, touched_pieces, norms)
+    return _checked(trained, update)
+
+
+def _checked(trained: NDArray[np.float32], update: GroupUpdate) -> tuple[NDArray[np.float32], GroupUpdate]:
+    """Return what devices came to, unless their training diverged."""
+    finite = np.isfinite(update.norms).all() and np.isfinite(update.loss).all()
+    if not (finite and np.abs(trained).max(initial=0.0) < _FP16_MAX):
+        raise ScenarioError(
+            "refinement.local: training diverged on a device; lower learning_rate and user_learning_rate, or raise l2"
+        )
+    return trained, update
+
+
+def _in_torch(work: LocalWork, where: torch.device) -> tuple[NDArray[np.float32], GroupUpdate]:
+    """As :func:`train_group`, on a device of torch."""
+    from fl_peel.training.torch_cohort import train_devices as train_in_torch
+
+    done = train_in_torch(work, where)
+    holders = holders_of(work.cutoffs[done.examples > 0], len(work.ranked.blocks))
+    sums, norms = in_two_parts(done.sums), np.sqrt(done.squared_norms)
+    return done.users, GroupUpdate(*sums, done.tallies, holders, done.loss, done.examples, done.touched_pieces, norms)
 
 
 # ---- Validation signals of ranked blocks, what the controller learns from

@@ -26,7 +26,7 @@ from fl_peel.kernels import FIXED_POINT
 
 if TYPE_CHECKING:
     from fl_peel.training.settings import LocalTraining
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 
 IntArray = NDArray[np.int64]
 

@@ -87,6 +87,3 @@ def own_threads(num_threads: int) -> Iterator[Workers]:
             return
         with ThreadPoolExecutor(num_threads) as pool:
             yield Workers(num_threads, pool)
-
-
-__all__ = ["ALONE", "Workers", "fixed_threads", "own_threads", "threads_for"]

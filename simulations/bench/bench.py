@@ -21,13 +21,9 @@ import numpy as np
 import psutil
 import torch
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from clients.fleet.fleet import load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
-from fl_peel import wire
-from fl_peel.blocks.elastic import ElasticEmbedding
-from fl_peel.blocks.layout import BlockLayout, budget_bytes
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
 from fl_peel.device_storage import device_splits
@@ -41,7 +37,7 @@ from fl_peel.ranking.top import MetricSums, Ranker
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, is_gpu, require_device, torch_device
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import (
     FREE_BYTES,
@@ -60,9 +56,7 @@ from simulations.engine.folders import run_folder
 from simulations.engine.inputs import BENCH_RESULTS, check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
-from strategies.evaluation.evaluator import Evaluator
-from strategies.rounds.sampling import sample_cohort
-from strategies.rounds.strategy import PeelStrategy
+from strategies.rounds.strategy import PeelStrategy, sample_cohort
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 
@@ -162,7 +156,7 @@ def _through_flower(
 
 
 def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
-    """Measure rounds of all devices, of a few and of the default fleet; evaluation; one device by itself."""
+    """Measure rounds of all devices, what of them the loop takes alone, and rounds of a few."""
     grid, scenario, paths = run.grid, run.scenario, run.paths
     world = make_context(run)
     strategy = world.strategy()
@@ -175,23 +169,9 @@ def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
         "round_seconds": seconds,
         "message_bytes": strategy.rounds[-1].message_bytes,
         "stages": stages,
+        **_beside_training_alone(world, strategy, best_s, stock_flower.HOW, None),
     }
-    budget, evaluator = budget_bytes(world.prepared.layout, 0.01), Evaluator.from_strategy(strategy)
-    figures["evaluation_seconds"] = _best(
-        lambda: evaluator.evaluate([budget], precision="int8", selector="popularity"), 3
-    )
-    figures["evaluation_full_tables_seconds"] = _best(
-        lambda: evaluator.evaluate([wire.UNLIMITED], precision="fp32", selector="popularity"), 1
-    )
-    figures |= _on_device(world, strategy, budget)
-    figures["stages"] |= _training_alone(world, strategy)
     share = min(1.0, plan.stock_devices / num_devices)
-    few = world.strategy(bench_scenario(plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}"))
-    few_s, _, _ = few.timed(grid, plan.rounds)
-    figures["same_devices_in_groups_per_second"] = few.rounds[-1].devices / few_s
-    usual = world.strategy(bench_scenario(plan, plan.data, "default"))
-    usual_s, _, _ = usual.timed(grid, plan.rounds)
-    figures["default_fleet_devices_per_second"] = usual.rounds[-1].devices / usual_s
     # as stock Flower has it: the same 1,000 devices, one table for all of them
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
@@ -235,40 +215,25 @@ def _population(run: Run, plan: BenchPlan, size: int, folder: Path) -> dict[str,
     }
 
 
-def _on_device(context: BenchContext, strategy: PeelStrategy, budget: int) -> dict[str, float]:
-    """Measure one device by itself at 1% of the bytes: choosing its blocks; ranking all items with what it stored."""
-    layout = context.prepared.layout
-    ceiling = int(strategy.members.ceilings[0])
-    ranked = rank_blocks(layout, "int8", context.popularity[0], context.prepared.pretrained.items, ceiling)
-    train = device_splits(context.run.scenario, context.run.paths.data_dir, context.run.paths.run_dir).train
-    elastic = ElasticEmbedding(ranked, context.prepared.pretrained.users[0], train.row(0))
-    stored = elastic.at(budget)
-    seen = layout.row_in_catalogue[elastic.seen]
-    return {
-        "select_ms": 1000 * _best(lambda: elastic.kept(budget), 50),
-        "rank_ms": 1000 * _best(lambda: stored.top_n(20, seen), 50),
-    }
-
-
-def _training_alone(context: BenchContext, strategy: PeelStrategy) -> dict[str, float]:
-    """Measure the compiled loop by itself on one core, without messages: all devices, all groups, as in a round."""
-    whole = np.full(len(strategy.members.devices), np.iinfo(np.int64).max)
-    return {"training_alone_on_one_core": _loop_seconds(context, strategy, stock_flower.HOW, whole)}
-
-
-def _loop_seconds(
-    context: BenchContext, strategy: PeelStrategy, how: LocalTraining, budgets: NDArray[np.int64]
-) -> float:
-    """Seconds of the compiled loop over devices under these budgets (N,), group after group, the best of two each."""
+def _beside_training_alone(
+    context: BenchContext, strategy: PeelStrategy, round_s: float, how: LocalTraining, fleet: Fleet | None
+) -> dict[str, float]:
+    """Measure what of a round the compiled loop takes by itself, without messages, on as many cores as there are nodes:
+    over all devices, group after group, the best of two each. fleet: with budgets; None: every device has the whole
+    table.
+    """
     train = device_splits(context.run.scenario, context.run.paths.data_dir, context.run.paths.run_dir).train
     table, users = context.prepared.pretrained.items, context.prepared.pretrained.users
     devices, seconds = strategy.members.devices, 0.0
+    scenario, layout = strategy.scenario, context.prepared.layout
+    whole = np.full(len(devices), np.iinfo(np.int64).max)
+    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1) if fleet else whole
     for group, popularity in enumerate(context.popularity):
         here = np.flatnonzero(strategy.members.groups == group)
         if not len(here):
             continue
         members, ceiling = devices[here], int(strategy.members.ceilings[group])
-        ranked = rank_blocks(context.prepared.layout, "int8", popularity, table, ceiling)
+        ranked = rank_blocks(layout, "int8", popularity, table, ceiling)
         work = LocalWork(
             ranked,
             ranked.cutoffs(budgets[here]),
@@ -278,7 +243,8 @@ def _loop_seconds(
             how,
         )
         seconds += _best(lambda work=work: train_group(work), 2)  # type: ignore[misc]
-    return seconds
+    alone_s = seconds / scenario.engine.nodes
+    return {"training_alone_seconds": alone_s, "round_to_training_alone": round_s / alone_s}
 
 
 def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
@@ -290,10 +256,7 @@ def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
     strategy = world.strategy()
     best_s, stages, seconds = strategy.timed(run.grid, plan.rounds)
     devices = strategy.members.devices
-    fleet, layout = load_fleet(scenario.fleet), world.prepared.layout
-    budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
     how = scenario.refinement.local.config(strategy.federation.temperature)
-    alone_s = _loop_seconds(world, strategy, how, budgets) / plan.nodes
     run.on_event(Event("bench", 1, 3, f"{scenario.name}: {len(devices) / best_s:,.0f} devices/s"))
     return {
         "scenario": scenario.name,
@@ -303,8 +266,7 @@ def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
         "devices_per_second_median": len(devices) / float(np.median(seconds)),
         "round_seconds": seconds,
         "stages": stages,
-        "training_alone_on_all_cores": alone_s,
-        "round_to_training_alone": best_s / alone_s,
+        **_beside_training_alone(world, strategy, best_s, how, load_fleet(scenario.fleet)),
     }
 
 

@@ -29,12 +29,10 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.bench import stock_flower
 from simulations.scenario_files import load_scenario
 from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.group_tables import empty_tables, put_once, shelf_for
-from strategies.groups.state import UserGroupState, known_bytes
+from strategies.groups.state import UserGroupState, empty_tables, known_bytes, put_once, shelf_for
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.central_stage1 import CentralStage1Outcome
-from strategies.run.joining import join
-from strategies.run.refinement import Refiner, put_together
+from strategies.run.prepare import CentralStage1Outcome
+from strategies.run.refinement import Refiner, join, put_together
 from strategies.run.run import Run
 
 MAIN_JOB = "ml-100k"
@@ -215,9 +213,9 @@ class BenchContext:
     popularity: NDArray[np.float32]
     """(G, I), what ranks blocks."""
 
-    def strategy(self, scenario: Scenario | None = None) -> TimedStrategy:
+    def strategy(self) -> TimedStrategy:
         """Have the devices join; a strategy to run rounds with."""
-        run = self.run.under(scenario or self.run.scenario)
+        run = self.run
         members = join(run, self.prepared)
         layout, table = self.prepared.layout, self.prepared.pretrained.items
         shelf = shelf_for(len(self.popularity) * known_bytes(layout.num_blocks), run.paths.run_dir)

@@ -24,7 +24,7 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import BenchPlan
 from simulations.engine.engine import simulated
-from strategies.rounds.sampling import sample_cohort
+from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
 
 

@@ -38,7 +38,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (always; accepted for consistency).")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
-    from simulations.cli.progress_lines import shown
+    from simulations.cli.console import shown
 
     if population is not None:
         from simulations.bench.large import large

@@ -20,9 +20,8 @@ import typer
 from fl_peel import __version__
 from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
-from simulations.cli.cache import cache
 from simulations.cli.console import one_line
-from simulations.cli.data import data_app
+from simulations.cli.data import cache, data_app
 from simulations.cli.demo import demo, plot, report
 from simulations.cli.diff import diff
 from simulations.cli.fleets import profiles_app

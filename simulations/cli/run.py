@@ -198,7 +198,7 @@ def run(
     }
     command = command_line(["run", scenario], words) + " --per-device" * per_device
 
-    from simulations.cli.progress_lines import shown_at
+    from simulations.cli.console import shown_at
     from simulations.engine import engine
 
     port = live_port if live_port is not None or not live else LIVE_PORT
@@ -227,7 +227,7 @@ def run(
 def _summary(result: Any) -> Iterable[TableView | str]:
     """Return what a result comes to; what draws figures is not imported before."""
     from strategies.figures.schema import RunResult
-    from strategies.timeline.schema import TimelineResult
+    from strategies.timeline.timeline_figures import TimelineResult
 
     if isinstance(result, RunResult):
         from simulations.report.run_files import summary
@@ -271,7 +271,7 @@ def deploy(
 
     loaded = checked(load_scenario(scenario, overrides or [], seed=seed), out)
 
-    from simulations.deployment.local import node_configs, run_deployed
+    from simulations.deployment.processes import node_configs, run_deployed
     from simulations.run_options import RunOptions
 
     configs = node_configs(loaded, nodes=nodes, own=own or [])

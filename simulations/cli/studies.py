@@ -83,8 +83,7 @@ def compare(
     single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
     from simulations.studies.compare import compare as comparison
-    from simulations.studies.compare.central import some
-    from simulations.studies.compare.federated import compare_federated, nothing_is_collected
+    from simulations.studies.compare.compare_rows import compare_federated, nothing_is_collected, some
     from simulations.studies.compare.report import compare_tables, leaderboard_tables
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}

@@ -20,7 +20,7 @@ from simulations.cli.console import (
     print_lines,
     show,
 )
-from simulations.sweep.setting_grid import TRIALS, settings_of
+from simulations.sweep.space import TRIALS, settings_of
 from simulations.trackers.registry import trackers
 
 

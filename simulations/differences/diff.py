@@ -318,6 +318,3 @@ def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
         ],
         source={"versions": versions, "command": shlex.join(["fl-peel", "diff", *(one.path for one in result.runs)])},
     )
-
-
-__all__ = ["DiffResult", "corrected", "diff", "diff_page", "diff_plot", "diff_views", "missing_note", "rows_of"]

@@ -13,7 +13,7 @@ import numpy as np
 from fl_peel.errors import ReportError
 from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain
-from fl_peel.ranking.bootstrap import REPLICATES, Doubles, Sample
+from fl_peel.ranking.bootstrap import Doubles, Sample
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.run_files import read_report
@@ -265,19 +265,3 @@ def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
         source=to_plain(result) | {"seed": None},
     )
     return write_results(out, result_contents("seeds", to_plain(result), result.figures, content))
-
-
-__all__ = [
-    "FULL_TABLES",
-    "METHOD",
-    "REPLICATES",
-    "SEEDS_FILE",
-    "SEEDS_PAGE",
-    "SeedRuns",
-    "SeedsResult",
-    "require_same",
-    "seeds_result",
-    "seeds_verdicts",
-    "seeds_view",
-    "write_seeds",
-]

@@ -119,6 +119,6 @@ def _variables() -> dict[str, str]:
     """Return the environment variables of workers that start here: how they use memory, and the key of what devices
     keep secret between messages.
     """
-    from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE
+    from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE
 
-    return WORKERS | {KEY_VARIABLE: secrets.token_hex(KEY_BYTES)}
+    return WORKERS | {KEY_VARIABLE: secrets.token_hex(FILE_KEY_BYTES)}

@@ -2,7 +2,7 @@
 
 Flower makes messages for whoever its own engines started: ``Message(...)`` reads who this process is from
 ``TaskIdentity``, and whoever sends a message numbers it in place (:class:`flwr.superlink.grid.InMemoryGrid` does it in
-the same way). No public name does either. ``tests/simulations/engine/test_flower_identity.py`` fails when Flower
+the same way). No public name does either. ``tests/simulations/engine/test_grids.py`` fails when Flower
 changes this.
 """
 

@@ -70,6 +70,3 @@ def _is_full(error: OSError) -> bool:
     write.
     """
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " requested and " in str(error))
-
-
-__all__ = ["data_folder", "default_cache_dir", "run_folder"]

@@ -224,7 +224,7 @@ def splits_to_run(scenario: Scenario, data_dir: str, run_dir: str, *, deployed: 
     if scenario.data.timeline is None:
         check_run(scenario, splits)
     else:
-        from strategies.timeline.serve import check_timeline
+        from strategies.timeline.period import check_timeline
 
         check_timeline(scenario)
         check_items(scenario, splits.num_items)
@@ -255,8 +255,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
     """
     import numpy as np
 
-    from clients.fleet.fleet import load_fleet
-    from clients.fleet.fleet_budgets import FleetBudgets
+    from clients.fleet.fleet import FleetBudgets, load_fleet
     from clients.node.clock import DeviceRates
     from clients.node.joining import check_poorest, check_working
 
@@ -356,7 +355,7 @@ def _check_reached(scenario: Scenario, num_devices: int) -> None:
         return
     import numpy as np
 
-    from strategies.rounds.sampling import sample_cohort
+    from strategies.rounds.strategy import sample_cohort
 
     most = num_devices
     if refinement.sampling == "fixed":

@@ -26,6 +26,8 @@ from fl_peel.training.settings import is_gpu
 from simulations.engine.cluster import require_cluster
 from simulations.engine.passing_grid import StoppableGrid
 
+"""Seconds that a Ray cluster may take to answer."""
+
 
 def run_on_ray(
     engine: Engine, client: str, variables: Mapping[str, str], serve: Callable[[Grid, threading.Event], None]

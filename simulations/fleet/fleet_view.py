@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.fleet.fleet import Fleet, load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
 from fl_peel.scenario.scenario import Scenario
 from simulations.report.table_view import TableView, format_bytes, format_share
 from strategies.figures.schema import FleetClassRow, FleetResult

@@ -60,6 +60,3 @@ class SectionContract:
         for result in self.results:
             texts = {page([self.made(result)], title="t", lead="l", facts=[], source={}) for _ in range(2)}
             assert len(texts) == 1, "it changed"
-
-
-__all__ = ["SectionContract", "example_results"]

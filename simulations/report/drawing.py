@@ -509,39 +509,3 @@ def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
         paper.add(figure, name)
         return Plot(name, title, alt, "")
     return Plot(name, title, alt, to_svg(figure, f"{name}-narrow" if is_narrow() else name, alt))
-
-
-__all__ = [
-    "FORMATS",
-    "LABEL_PT",
-    "LEGEND_IN",
-    "MARKERS",
-    "NARROW_IN",
-    "PALETTE",
-    "PAPER_WIDTHS_IN",
-    "WIDTH_IN",
-    "EndLabel",
-    "PaperFigures",
-    "Plot",
-    "Series",
-    "draw_line",
-    "drawn_by_two",
-    "error_bars",
-    "finish",
-    "for_paper",
-    "hover",
-    "in_both_forms",
-    "in_series",
-    "is_narrow",
-    "label_ends",
-    "line_aside",
-    "line_kwargs",
-    "new_figure",
-    "round_axis",
-    "share_axis",
-    "short_bytes",
-    "spread",
-    "styled",
-    "to_svg",
-    "yardstick",
-]

@@ -105,16 +105,3 @@ def key_name(path: str) -> str:
 def metric_name(metric: str) -> str:
     """Return a metric key as written for readers: 'ndcg@20' -> 'NDCG@20'."""
     return metric.replace("recall@", "Recall@").replace("ndcg@", "NDCG@").replace("_", " ")
-
-
-__all__ = [
-    "FULL_TABLES",
-    "KEYS",
-    "METHODS",
-    "SELECTORS",
-    "VALUES",
-    "key_name",
-    "method_name",
-    "metric_name",
-    "selector_name",
-]

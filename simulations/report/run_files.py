@@ -7,14 +7,12 @@ same bytes in every file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from fl_peel.errors import ReportError
-from simulations.report.drawing import Plot
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, to_plain, write_results
-from simulations.report.section import Chart, run_sections
+from simulations.report.section import run_sections
 from simulations.report.sections.classes import device_classes_view
 from simulations.report.sections.costs import costs_view
 from simulations.report.sections.quality import budgets_view, full_table_view, missing_nodes
@@ -90,14 +88,6 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
     return facts if classes else facts[1:3] + facts[-2:]
 
 
-def report_figures(result: RunResult) -> Iterator[Plot]:
-    """Yield every figure of a run for which it has data, in reading order: for slides and papers."""
-    for section in run_sections(result):
-        for part in section.parts:
-            if isinstance(part, Chart) and (plot := part.draw()) is not None:
-                yield plot
-
-
 def summary(result: RunResult) -> list[TableView | str]:
     """Return what the terminal shows of a run: what it comes to in words, and nodes that were excluded; then tables of
     budgets, full tables, refinement, device classes, stage 1 and costs.
@@ -112,6 +102,3 @@ def summary(result: RunResult) -> list[TableView | str]:
         *stage1_views(result)[:1],
         costs_view(result),
     ]
-
-
-__all__ = ["read_report", "report_contents", "report_figures", "run_page", "summary", "write_report"]

@@ -74,6 +74,3 @@ def run_sections(result: RunResult) -> Iterator[Section]:
             logger.warning("the section %r is left out of the report: %s: %s", name, type(error).__name__, error)
             continue
         yield section
-
-
-__all__ = ["SECTIONS", "Chart", "Remark", "Section", "run_sections"]

@@ -127,6 +127,3 @@ def classes_below(result: RunResult) -> str:
         f"Far below the recall of their own full tables: {', '.join(low)} times it; raise these classes' budgets, or "
         "code blocks shorter (blocks.precision)."
     )
-
-
-__all__ = ["best_budget", "classes_below", "own_rows", "refinement_helped", "seen_data", "significance", "verdicts"]

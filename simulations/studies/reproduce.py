@@ -26,7 +26,7 @@ from fl_peel.scenario.base import Keys
 from simulations.report.table_view import format_estimate
 from simulations.resumable import CHECKPOINTS, owned_store
 from simulations.scenario_files import validated
-from simulations.studies.checkpoints import Checkpoints, stage_key
+from simulations.studies.study import Checkpoints, stage_key
 from strategies.figures.per_device import FILE
 
 CLAIMS_FILE = Path(__file__).parent.parent / "claims.yaml"

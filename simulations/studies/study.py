@@ -1,31 +1,154 @@
-"""Parts that comparisons and ablations share: one seed's data, its stages with checkpoints, trials on one engine."""
+"""Parts that studies share: the frame, one seed's data and stages with checkpoints, rows over several seeds.
+
+A stage's key is everything that decides its result: what the stage says of itself, the devices' data, and the code.
+Change any, and the stage is done anew.
+
+A study loads its scenario and refuses what it cannot measure (:meth:`Frame.from_scenario`) before it does any work,
+does its own work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.result`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from flwr.serverapp import Grid
 
 from fl_peel.data.interactions import Splits
 from fl_peel.device_storage import device_splits
-from fl_peel.errors import BudgetError, ScenarioError
-from fl_peel.events import OnEvent, silent
+from fl_peel.errors import BudgetError, ReportError, ScenarioError
+from fl_peel.events import Event, OnEvent, silent
+from fl_peel.figures import Estimate
+from fl_peel.json_codec import to_plain as keys_of
+from fl_peel.package_check import PACKAGES, code_digest, own_root
+from fl_peel.plugins import all_added
+from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.engine import simulated
+from fl_peel.store import Store
+from simulations.engine.engine import searched_folder, simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import check_data, check_devices, require_items
-from simulations.resumable import CHECKPOINTS, data_digest, owned_store
-from simulations.run_options import RunOptions
-from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
+from simulations.engine.inputs import STUDY_RESULTS, check_data, check_devices, checked, given_folder, require_items
+from simulations.engine.versions import versions
+from simulations.report.result_files import to_plain
+from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
+from simulations.run_options import RunOptions, StudyArguments
+from simulations.scenario_files import load_scenario
 from strategies.evaluation.trials import Trial, serve_trials
-from strategies.run.central_stage1 import CentralStage1Outcome, prepare_collected
+from strategies.run.prepare import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a study. fresh: what was there before is not read."""
+
+    store: Store
+    on_event: OnEvent = silent
+    fresh: bool = False
+    _written: list[tuple[str, Any]] = field(default_factory=list, repr=False, compare=False)
+
+    def read(self, keys: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the kept results of stages by name. keys: everything that decides each; of one that is kept of
+        something else an event says so.
+        """
+        results = {}
+        for name, key in keys.items():
+            if self.fresh and (name, key) not in self._written:
+                continue
+            entry = self.store.read(name, key)
+            if entry is not None:
+                results[name] = entry.value["result"]
+                self.on_event(Event(name, 1, 1, "resumed from an earlier run"))
+            elif self.store.others(name, key):
+                self.on_event(
+                    Event(name, 0, 1, "checkpoint of another scenario, data, fleet, options or version: computed again")
+                )
+        return results
+
+    def write(self, name: str, key: Any, result: Any, seconds: float) -> Any:
+        """Keep a result, whole or not at all; returns it as it will be read.
+
+        Raises:
+            ReportError: the folder cannot be written.
+        """
+        value = to_plain({"seconds": seconds, "result": result}, name)
+        try:
+            self.store.write(name, key, value)
+        except OSError as error:
+            raise ReportError(f"{self.store.folder}: cannot write ({error}); the same command goes on later") from error
+        self._written.append((name, key))
+        return value["result"]
+
+
+def stage_key(data: str, content: object, modules: Sequence[str] = ()) -> dict[str, Any]:
+    """Return everything that decides the result of a stage. data: digest of the devices' data; content: what the stage
+    says of itself; modules: modules that it enters besides our own and those of installed packages.
+    """
+    return {"data": data, "decides": content, "code": code_behind(tuple(modules))}
+
+
+@cache
+def code_behind(modules: tuple[str, ...] = ()) -> str:
+    """Return a digest of our packages' code, and of that of the packages of other modules and of all that packages add.
+
+    It is read once: what runs in this process is what was there when it started.
+    """
+    digest = hashlib.blake2b(code_digest(own_root()).encode(), digest_size=10)
+    names = {name.partition(".")[0] for name in (*modules, *(point.module for point in all_added()))}
+    for name in sorted(names - set(PACKAGES)):
+        for path in _source_files(name):
+            # what was typed into an interpreter has no file: who knows whether it is the same next time
+            digest.update(uuid.uuid4().bytes if path is None else path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source_files(name: str) -> list[Path] | list[None]:
+    """Return the files of a package or module, without importing it; None stands for one that has none."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None and name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None:  # it is named, and not installed
+            return []
+        file = spec.origin
+    if file is None:
+        return [None]
+    path = Path(file)
+    return sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+
+
+def decisive(scenario: Scenario) -> dict[str, Any]:
+    """Return the part of a scenario that decides a study's figures: not its name, not the machine, not the report's own
+    parts.
+    """
+    content = scenario.model_dump(mode="json")
+    for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
+        content.pop(key, None)
+    return content | {"device": scenario.engine.device, "fleet files": fleet_digests(scenario)}
+
+
+def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
+    """Return the part of a scenario that decides the figures of those who start from the pretrained tables and know no
+    device.
+    """
+    content = scenario.model_dump(mode="json")
+    return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}
+
+
+def decisive_of_starts(scenario: Scenario) -> dict[str, Any]:
+    """The same, of those who may also start from the tables of the user groups."""
+    return decisive_of_tables(scenario) | {"user_groups": scenario.model_dump(mode="json")["user_groups"]}
 
 
 @dataclass
@@ -156,3 +279,143 @@ def open_study(scenario: Scenario, out: Path, options: RunOptions) -> Iterator[S
         with owned_store(folder) as store:
             checkpoints = Checkpoints(store, on_event, fresh=options.fresh)
             yield Study(scenario, paths, splits, data_digest(splits), checkpoints, on_event)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A study's checked scenario, the folder of its results, and its options."""
+
+    scenario: Scenario
+    out: Path
+    options: RunOptions
+
+    @staticmethod
+    def from_scenario(scenario: str | Path | Scenario, arguments: StudyArguments) -> Frame:
+        """Load the scenario, where it is named, and check it and the folder of the results.
+
+        Raises:
+            FlPeelError: a mistake in the scenario, its files or ``out``, or what no study can measure; one line each.
+        """
+        if not isinstance(scenario, Scenario):
+            scenario = load_scenario(scenario)
+        _check(scenario)
+        folder = given_folder(arguments["out"])
+        assert folder is not None, "a study has a folder"
+        scenario = checked(scenario, folder, working_dir=searched_folder(scenario.engine), writes=STUDY_RESULTS)
+        return Frame(scenario, folder, RunOptions(**arguments))
+
+    def by_seed(self, seeds: int, work: Callable[[Study], T]) -> dict[int, T]:
+        """The study's work with each of so many seeds, from the scenario's on; each in a folder that is gone then."""
+        done = {}
+        for seed in range(self.scenario.seed, self.scenario.seed + seeds):
+            one = self.scenario.model_copy(update={"seed": seed})
+            with open_study(one, self.out, self.options) as study:
+                done[seed] = work(study)
+        return done
+
+    def result(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """The figures, and where they are from."""
+        content = {
+            **figures,
+            "scenario": self.scenario.model_dump(mode="json"),
+            "seed": self.scenario.seed,
+            "versions": versions(),
+        }
+        return content | ({"command": self.options.command} if self.options.command else {})
+
+
+def _check(scenario: Scenario) -> None:
+    """Refuse what no study can measure, while nothing has been done yet.
+
+    Raises:
+        ScenarioError: naming the key and the remedy.
+    """
+    if scenario.data.timeline is not None:
+        raise ScenarioError("data.timeline: studies do not support timelines; leave it out")
+    if scenario.evaluation.top_n != 20:
+        raise ScenarioError(
+            f"evaluation.top_n: {scenario.evaluation.top_n} is not 20, the list length of studies; leave it out"
+        )
+
+
+METRICS = ("recall@20", "ndcg@20")
+REPLICATES = "replicates"
+"""Key of a row before its intervals are known: metric -> its mean in every replicate."""
+
+Row = dict[str, Any]
+
+
+def aggregated(by_seed: Sequence[Sequence[Row]]) -> list[Row]:
+    """The first seed's rows with means over seeds, and ``*_std`` (sample standard deviation) where there are several.
+
+    Rows of all seeds are in the same order. For each method and budget, ``chosen`` marks the precision with the best
+    recall on validation. Replicates are averaged as well: a device has the same weight in all seeds.
+    """
+    rows: list[Row] = []
+    for same in zip(*by_seed, strict=True):
+        row = dict(same[0])
+        for key in (*METRICS, "validation_recall@20", "seconds"):
+            if key in row:
+                row[key] = statistics.fmean(other[key] for other in same)
+        if "trials" in row:
+            row["trials"] = max(other["trials"] for other in same)
+        if "stored_bytes_max" in row:
+            row["stored_bytes_max"] = max(other["stored_bytes_max"] for other in same)
+        if len(same) > 1:
+            row |= {f"{metric}_std": statistics.stdev(other[metric] for other in same) for metric in METRICS}
+            row["seeds"] = len(same)
+            row |= {f"{metric}_by_seed": [other[metric] for other in same] for metric in METRICS}
+        if all("replicates" in other for other in same):
+            drawn = {m: np.array([other["replicates"][m] for other in same], np.float64).mean(axis=0) for m in METRICS}
+            row["replicates"] = {metric: values.tolist() for metric, values in drawn.items()}
+        rows.append(row)
+    best: dict[tuple[str, float], Row] = {}
+    for row in filter(_competes, rows):
+        place = (row["method"], row["share"])
+        if place not in best or row["validation_recall@20"] > best[place]["validation_recall@20"]:
+            best[place] = row
+    return [row | {"chosen": row is best[row["method"], row["share"]]} if _competes(row) else row for row in rows]
+
+
+def _competes(row: Row) -> bool:
+    """Whether it is a method at a budget, one precision of several."""
+    return "method" in row and "share" in row
+
+
+def with_interval(row: Mapping[str, Any], num_devices: int) -> Row:
+    """A row with the ends of each metric's interval in place of its replicates. Of several seeds intervals are over
+    devices and seeds (docs/statistics.md). num_devices: that have test items.
+    """
+    more: Row = {}
+    for metric in METRICS if REPLICATES in row else ():
+        ends = _sample(row, metric, num_devices).estimate().ends
+        if ends is not None:
+            more[f"{metric}_interval"] = list(ends)
+    return {key: value for key, value in row.items() if key != REPLICATES} | more
+
+
+def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int) -> Estimate | None:
+    """Recall of one row over another's, paired; None where one has no replicates, or the other finds nothing. p_value:
+    of no difference between the two.
+    """
+    if REPLICATES not in one or REPLICATES not in other or other["recall@20"] <= 0:
+        return None
+    samples = [_sample(row, "recall@20", num_devices) for row in (one, other)]
+    p_value = samples[0].less(samples[1]).p_value
+    if not all(samples[1].by_seed):
+        samples = [Sample(sample.value, sample.drawn, sample.devices) for sample in samples]
+    ratio = samples[0].over(samples[1])
+    return None if ratio is None else replace(ratio.bare(), p_value=p_value)
+
+
+def ratios_in_json(name: str, ratio: Estimate | None) -> Row:
+    """Return a ratio as rows of a study's JSON have it; nothing where there is none."""
+    return {} if ratio is None else {name: keys_of(ratio)}
+
+
+def _sample(row: Mapping[str, Any], metric: str, num_devices: int) -> Sample:
+    drawn = np.array(row[REPLICATES][metric], np.float64)  # None: NaN
+    return Sample(row[metric], drawn, num_devices, tuple(row.get(f"{metric}_by_seed", ())))

@@ -11,8 +11,7 @@ from typing import Any
 
 from fl_peel.lazy_imports import optional
 from fl_peel.randomness import seed_for
-from simulations.sweep.setting_grid import Setting
-from simulations.sweep.space import ListedValues, Space, Varied
+from simulations.sweep.space import ListedValues, Setting, Space, Varied
 
 OwnValues = Mapping[str, Any]
 OnTrial = Callable[[int, Setting, float], None]
@@ -68,6 +67,3 @@ def _suggested(trial: Any, one: Varied) -> str:
         step = 1 if one.step is None else int(one.step)
         return one.text_of(trial.suggest_int(one.path, int(one.low), int(one.high), log=one.log, step=step))
     return one.text_of(trial.suggest_float(one.path, one.low, one.high, log=one.log, step=one.step))
-
-
-__all__ = ["optuna", "search"]

@@ -21,8 +21,7 @@ from simulations.run_options import RunArguments, RunOptions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
 from simulations.sweep.search import optuna, search
-from simulations.sweep.setting_grid import TRIALS, Setting, settings_of
-from simulations.sweep.space import Space, space_of
+from simulations.sweep.space import TRIALS, Setting, Space, settings_of, space_of
 from simulations.sweep.sweep_figures import MeasuredSetting, SweepResult, shared_tables, sweep_rows
 from simulations.sweep.sweep_page import write_sweep
 
@@ -188,6 +187,3 @@ def _result(plans: Sequence[PlannedSetting], measured: Sequence[MeasuredSetting]
         versions=versions(),
         command=command,
     )
-
-
-__all__ = ["SweepRunner", "sweep"]

@@ -14,7 +14,7 @@ from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
 from simulations.differences.diff import Difference, DiffRow, corrected, rows_of
 from simulations.differences.seeds import FULL_TABLES, SeedRuns, require_same
 from simulations.report.run_files import read_report
-from simulations.sweep.setting_grid import Setting
+from simulations.sweep.space import Setting
 from strategies.figures.per_device import METRICS, OWN_BUDGET
 
 
@@ -157,6 +157,3 @@ def _comparable(first: SeedRuns, other: SeedRuns) -> bool:
     except ReportError:
         return False
     return True
-
-
-__all__ = ["MeasuredSetting", "SweepFigure", "SweepResult", "SweepRow", "shared_tables", "sweep_rows"]

@@ -14,7 +14,7 @@ from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import TableView, format_estimate, format_metric
-from simulations.sweep.setting_grid import short_names
+from simulations.sweep.space import short_names
 from simulations.sweep.sweep_figures import SweepResult, SweepRow
 
 NAME = "sweep"
@@ -156,6 +156,3 @@ def write_sweep(out: Path, result: SweepResult) -> list[Path]:
     svg = None if plot is None else plot.svg
     contents = result_contents(NAME, to_plain(result), result.figures, _page(result, plot), svg)
     return write_results(out, contents, out_of_date=lambda name: name == f"{NAME}.svg")
-
-
-__all__ = ["PAGE", "sweep_page", "sweep_plot", "sweep_views", "write_sweep"]

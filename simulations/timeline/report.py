@@ -38,7 +38,7 @@ from simulations.timeline.timeline_plots import (
     recall_plot,
 )
 from strategies.figures.schema import OverTime
-from strategies.timeline.schema import ClassResult, PeriodResult, TimelineResult
+from strategies.timeline.timeline_figures import ClassResult, PeriodResult, TimelineResult
 
 BASES = ("cached-list", "retrained", "recent-popularity")
 """Ways of serving that others are compared with in tables."""
@@ -267,6 +267,3 @@ def _sections(result: TimelineResult) -> list[Section]:
         Section("classes", "Device classes", (Chart(lambda: classes_plot(periods), classes),)),
         Section("life", "Costs and budgets", (Chart(lambda: life_plot(periods), life), *costs)),
     ]
-
-
-__all__ = ["BASES", "timeline_page", "timeline_summary", "timeline_verdicts", "write_timeline"]

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from fl_peel.figures import Estimate
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
-from strategies.timeline.schema import PeriodResult
+from strategies.timeline.timeline_figures import PeriodResult
 
 LABELS = {
     "federation": "continual federated training",
@@ -213,6 +213,3 @@ def _line(
     pairs = zip(x, known, strict=True)
     tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in pairs] if style["marker"] else []
     return drawing.draw_line(axes, drawing.Line(words, x, known, tips), style)
-
-
-__all__ = ["KINDS", "LABELS", "classes_plot", "kinds_plot", "life_plot", "line_label", "recall_plot"]

@@ -20,7 +20,7 @@ from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_ratio
 from simulations.timeline.report import BASES, timeline_verdicts
 from simulations.timeline.timeline_plots import LABELS, line_label
-from strategies.timeline.schema import TimelineResult
+from strategies.timeline.timeline_figures import TimelineResult
 
 NAME = "timeline-seeds"
 
@@ -120,14 +120,3 @@ def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
         source=to_plain(result) | {"seed": None},
     )
     return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
-
-
-__all__ = [
-    "NAME",
-    "LineSeeds",
-    "TimelineSeeds",
-    "timeline_seeds",
-    "timeline_seeds_verdicts",
-    "timeline_seeds_view",
-    "write_timeline_seeds",
-]

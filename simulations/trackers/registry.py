@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fl_peel.callbacks import Callback
 from fl_peel.errors import FieldError, ScenarioError
-from fl_peel.events import Event, OnEvent, plain_name
+from fl_peel.events import Callback, Event, OnEvent, plain_name
 from fl_peel.plugins import Registry
 from fl_peel.scenario.scenario import Scenario
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fl_peel.callbacks import Callback
 from fl_peel.errors import shortened
-from fl_peel.events import Event, plain_name
+from fl_peel.events import Callback, Event, plain_name
 from fl_peel.json_codec import laid_flat
 from fl_peel.lazy_imports import optional
 from fl_peel.scenario.scenario import Scenario

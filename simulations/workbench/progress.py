@@ -12,10 +12,9 @@ from typing import Any
 
 from rich.console import Console
 
-from fl_peel.callbacks import Callback
-from fl_peel.events import Event, OnEvent
+from fl_peel.events import Callback, Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.progress_lines import shown
+from simulations.cli.console import shown
 
 LEAST_S = 0.25
 """Seconds between two changes of what a notebook shows, but for changes that end a stage."""

@@ -17,8 +17,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.settings import Precision
 from fl_peel.scenario.scenario import Scenario
-from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
-from strategies.nodes.members import Members, bounds_of
+from strategies.nodes.members import EVALUATED_BYTES, Members, bounds_of, packed_batches
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
@@ -338,6 +337,3 @@ class Evaluator:
 def overall_recall(reply: wire.EvaluateReply, place: int = 0) -> float:
     """Mean recall over all devices with test items, under one of the budgets asked for."""
     return float(reply.by_budget()[place].mean()[0])
-
-
-__all__ = ["REACH", "BudgetRequest", "EvaluationParts", "Evaluator", "overall_recall"]

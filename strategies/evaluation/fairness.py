@@ -20,7 +20,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.figures import Estimate
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator
-from strategies.figures.intervals import cell_recalls
+from strategies.figures.per_device import cell_recalls
 from strategies.figures.schema import (
     EXCLUDING_SMALL,
     FIXED_TIERS,
@@ -187,6 +187,3 @@ def measure_fairness(
         fixed_tiers=tiers,
         excluding_small=excluding,
     )
-
-
-__all__ = ["FairnessTally", "gaps", "measure_fairness", "tier_rows", "worst_classes"]

@@ -20,7 +20,7 @@ from fl_peel.figures import Estimate
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import margin_of
 from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, overall_recall
-from strategies.figures.intervals import cell_recalls, estimate_within
+from strategies.figures.per_device import cell_recalls, estimate_within
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -32,8 +32,7 @@ from strategies.figures.schema import (
     FollowedMoment,
     OverTime,
 )
-from strategies.nodes.batches import EVALUATED_BYTES, packed_batches
-from strategies.nodes.members import bounds_of
+from strategies.nodes.members import EVALUATED_BYTES, bounds_of, packed_batches
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.run.refinement import Refine
 
@@ -279,6 +278,3 @@ def device_traces(reply: wire.MovingReply, class_names: Sequence[str]) -> tuple[
 def _where(known: NDArray[np.bool_], sums: IntArray) -> tuple[float | None, ...]:
     """Recall (T,) where a device re-selected; None elsewhere. sums: fixed point."""
     return tuple(value / SUM_SCALE if there else None for value, there in zip(sums.tolist(), known, strict=True))
-
-
-__all__ = ["FollowPlan", "device_traces", "fall_rows", "falling", "follow", "measure_elasticity", "over_time"]

@@ -98,6 +98,3 @@ def _measured(evaluator: Evaluator, split: str) -> float:
     """Recall on a split at the usual budget."""
     budget = budget_bytes(evaluator.layout, budget_share(evaluator.scenario))
     return overall_recall(evaluator.evaluate([budget], split=split))
-
-
-__all__ = ["budget_share", "measure_poisoning", "name_of"]

@@ -18,9 +18,7 @@ from fl_peel.events import Event, OnEvent
 from fl_peel.exchange.counters import ClassCounts, DeviceTraces
 from fl_peel.figures import read_fields
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator
-from strategies.figures.clock import class_costs, round_clock
-from strategies.figures.intervals import MeasuredQuality, cell_recalls, qualities
-from strategies.figures.per_device import OWN_BUDGET, PerDevice
+from strategies.figures.per_device import OWN_BUDGET, MeasuredQuality, PerDevice, cell_recalls, qualities
 from strategies.figures.schema import (
     BudgetRow,
     BytesPerDevice,
@@ -34,9 +32,10 @@ from strategies.figures.schema import (
     RoundRow,
     UserGroupRow,
 )
+from strategies.figures.stage_figures import class_costs, round_clock
 from strategies.nodes.members import Members, some_devices
 from strategies.rounds.acceptance import AcceptanceTest, Comparison
-from strategies.rounds.record import RoundRecord
+from strategies.rounds.federation import RoundRecord
 
 
 @dataclass(frozen=True)
@@ -352,21 +351,3 @@ def _comparison(one: Comparison) -> ComparisonRow:
         accepted=int(one.accepted.sum()),
         download_bytes=one.download_bytes,
     )
-
-
-__all__ = [
-    "EvaluationReplies",
-    "FullTableReplies",
-    "StartReplies",
-    "budget_rows",
-    "bytes_per_device",
-    "device_class_rows",
-    "device_traces",
-    "evaluated",
-    "full_table",
-    "history_rows",
-    "per_device",
-    "refinement_result",
-    "round_rows",
-    "user_group_rows",
-]

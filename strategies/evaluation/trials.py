@@ -25,11 +25,10 @@ from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator
-from strategies.figures.intervals import qualities
+from strategies.figures.per_device import qualities
 from strategies.figures.schema import Quality
-from strategies.rivals.base import Request
-from strategies.rivals.compete import empty_row
-from strategies.rivals.quality import in_json as replicates_in_json
+from strategies.rivals.base import Request, empty_row
+from strategies.rivals.base import in_json as replicates_in_json
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import prepare
@@ -63,7 +62,7 @@ def serve_trials(
     """Refine and measure one trial after the other; ``on_done`` gets each result as soon as it is there.
 
     Returns the results by the trials' names: full_table, rows (selector, and as of
-    :func:`strategies.rivals.compete.compete`), group_sizes, num_blocks, seconds by stage.
+    :func:`strategies.rivals.base.compete`), group_sizes, num_blocks, seconds by stage.
     """
     run = Run.connect(grid, trials[0].scenario, paths, on_event)
     results: dict[str, Any] = {}
@@ -216,6 +215,3 @@ def _rows(evaluator: Evaluator, trial: Trial, selector: str, precision: Precisio
                 "replicates": replicates_in_json(replies["test"].replicates, i),
             }
     return [{"selector": selector, **rows[request]} for request in requests]
-
-
-__all__ = ["Trial", "run_trial", "serve_trials"]

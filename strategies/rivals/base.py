@@ -1,4 +1,4 @@
-"""Other ways of fitting a budget, under one interface, and how all of them are measured.
+"""Rivals on the pretrained tables: what each is, how well it ranks, and how they compete under a budget.
 
 A rival gets what the server has after stage 1 (:class:`Material`) and the budgets to serve (:class:`Request`), and
 yields for each what the devices would hold: one or more :class:`Option`. Several options for one request are settled on
@@ -9,25 +9,31 @@ has interacted with are left out, and blocks that a device never needs take no r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel import kernels
 from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder, ranked_as_numbered
 from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
+from fl_peel.ranking.bootstrap import REPLICATES, Replicates
+from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from fl_peel.scenario.method import ControllerPart
 from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from strategies.groups.start import shown_in_lists
@@ -255,3 +261,185 @@ def block_option(request: Request, ranked: RankedBlocks, material: Material, sec
 def distinct(values: Iterable[int]) -> list[int]:
     """Sorted, without zeros and repeats."""
     return sorted({value for value in values if value > 0})
+
+
+def compete(rival: Rival, material: Material, requests: Sequence[Request]) -> list[dict[str, Any]]:
+    """Serve every request, choose among options on validation, and measure the chosen one on the test, once.
+
+    Returns a row per request: precision, share, budget_bytes, stored_bytes_max, validation, test, seconds, note;
+    trials, the settings that were looked at on validation; and the test figures in the replicates of a bootstrap.
+    """
+    best: dict[Request, tuple[dict[str, float], Option | ListOption]] = {}
+    seconds = dict.fromkeys(requests, 0.0)
+    trials = dict.fromkeys(requests, 0)
+    rows: dict[Request, dict[str, Any]] = {}
+    for done, option in enumerate(rival.options(material, requests), start=1):
+        request = option.request
+        assert int(option.stored.max(initial=0)) <= request.budget_bytes, f"{rival.name}: above the budget"
+        seconds[request] += option.seconds
+        trials[request] += option.trials
+        validation = quality(option, material, "validation")
+        if request not in best or validation["recall@20"] > best[request][0]["recall@20"]:
+            best[request] = (validation, option)
+        material.on_event(Event(rival.name, min(done, len(requests)), len(requests), _text(option, validation)))
+    for request in requests:
+        start = time.perf_counter()
+        if request in best:
+            validation, option = best[request]
+            on_test = device_quality(option, material, "test")
+            rows[request] = _row(request, int(option.stored.max(initial=0)), seconds[request], option.label) | {
+                "trials": trials[request],
+                "validation": validation,
+                "test": on_test.mean(),
+                "replicates": replicates(on_test),
+                "evaluation_seconds": time.perf_counter() - start,
+            }
+        else:
+            rows[request] = empty_row(request, rival.why_nothing(material))
+    material.on_event(Event(rival.name, len(requests), len(requests), ""))
+    return [rows[request] for request in requests]
+
+
+def _text(option: Option | ListOption, validation: dict[str, float]) -> str:
+    recall = validation["recall@20"]
+    return f"{option.request.precision}, {option.request.share:.3%}: validation recall@20 {recall:.4f} {option.label}"
+
+
+def empty_row(request: Request, note: str = NOTHING_FITS) -> dict[str, Any]:
+    """The row of a budget that can serve nothing."""
+    nothing = {"recall@20": 0.0, "ndcg@20": 0.0}
+    measured = {"validation": nothing, "test": nothing, "evaluation_seconds": 0.0}
+    return _row(request, 0, 0.0, note) | {"trials": 0, **measured}
+
+
+def _row(request: Request, stored: int, seconds: float, note: str) -> dict[str, Any]:
+    return {
+        "precision": request.precision,
+        "share": request.share,
+        "budget_bytes": request.budget_bytes,
+        "stored_bytes_max": stored,
+        "seconds": seconds,
+        "note": note,
+    }
+
+
+@dataclass(frozen=True)
+class DeviceQuality:
+    """Recall@20 and NDCG@20 (N,) of these devices (N,), by their numbers, each of which has an item to find or counts
+    for nothing (counted).
+    """
+
+    devices: NDArray[np.int64]
+    recall: NDArray[np.float64]
+    ndcg: NDArray[np.float64]
+    counted: NDArray[np.bool_]
+
+    def sums(self) -> MetricSums:
+        """Return the sums over the devices that count, (1,) each."""
+        return MetricSums.from_devices(np.zeros(len(self.devices), np.int64), 1, self.recall, self.ndcg, self.counted)
+
+    def drawn(self, count: int) -> Replicates:
+        """Sums of the devices that count under the weights of a bootstrap's replicates, (1, count)."""
+        return Replicates.from_devices(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
+
+    def mean(self) -> dict[str, float]:
+        """Mean Recall@20 and NDCG@20."""
+        return means(self.sums())
+
+
+def device_quality(
+    option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
+) -> DeviceQuality:
+    """Return the quality for each device (or each of the given ones) with at least one item to find."""
+    splits = material.splits
+    wanted = splits.test if split == "test" else splits.validation
+    exclude = material.seen if split == "test" else splits.train
+    chosen = np.flatnonzero(wanted.counts() > 0) if users is None else users
+    if isinstance(option, ListOption):
+        want = wanted.select(chosen)
+        metrics = list_metrics(option.lists[split][chosen], want, material.num_items)
+        return DeviceQuality(chosen, *metrics, want.counts() > 0)
+    cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
+    return chosen_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+
+
+def quality(
+    option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
+) -> dict[str, float]:
+    """Mean Recall@20 and NDCG@20 over devices (or the given ones) with at least one item to find."""
+    return device_quality(option, material, split, users).mean()
+
+
+def top_lists(option: Option, material: Material, split: Split) -> Lists:
+    """The TOP_N best items of every device (U, TOP_N), best first, -1 where it has fewer: what ``quality`` counts."""
+    cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
+    exclude = material.seen if split == "test" else material.splits.train
+    rows = top_rows(option.ranked, cutoffs, stored_user(option.users), exclude, TOP_N)
+    if not len(option.ranked.items):
+        return rows
+    return np.where(rows >= 0, option.ranked.items[rows], np.int32(-1)).astype(np.int32)
+
+
+def lists_of(option: Option | ListOption, material: Material, split: Split) -> Lists:
+    """The lists that an option serves on a split, (U, TOP_N)."""
+    return option.lists[split] if isinstance(option, ListOption) else top_lists(option, material, split)
+
+
+def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@20 and NDCG@20 (N,) of lists of items (N, TOP_N); 0 where nothing is wanted."""
+    recall, ndcg = np.empty(len(lists), np.float64), np.empty(len(lists), np.float64)
+    kernels.hit_sums(lists, wanted.indptr, wanted.items.astype(np.int32), TOP_N, num_items, recall, ndcg)
+    return recall, ndcg
+
+
+def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:
+    """Metric sums, (1,) each, over the devices that have an item to find."""
+    metrics = list_metrics(lists, wanted, num_items)
+    return MetricSums.from_devices(np.zeros(len(lists), np.int64), 1, *metrics, wanted.counts() > 0)
+
+
+def means(sums: MetricSums) -> dict[str, float]:
+    """Mean Recall@20 and NDCG@20 of sums (1,)."""
+    recall, ndcg = sums.mean()
+    return {f"recall@{TOP_N}": float(recall[0]), f"ndcg@{TOP_N}": float(ndcg[0])}
+
+
+def chosen_quality(
+    ranked: RankedBlocks,
+    cutoffs: NDArray[np.int64],
+    users: FloatArray,
+    exclude: UserItems,
+    wanted: UserItems,
+    chosen: NDArray[np.int64],
+) -> DeviceQuality:
+    """Return the quality for the chosen devices (M,); all other arguments are of all devices."""
+
+    def part(some: NDArray[np.int64]) -> DeviceQuality:
+        want = wanted.select(some)
+        metrics = evaluate(ranked, cutoffs[some], users[some], exclude.select(some), want, TOP_N)
+        return DeviceQuality(some, *metrics, want.counts() > 0)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
+        parts = list(pool.map(part, np.array_split(chosen, 8) if len(chosen) >= 256 else [chosen]))
+    return DeviceQuality(
+        *(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(DeviceQuality))
+    )
+
+
+# ---- Bootstrap replicates of a rival's figures on the test, under the weights that PEEL's have
+
+
+Plain = dict[str, list[float | None]]
+
+
+def replicates(quality: DeviceQuality) -> Plain:
+    """Mean recall and NDCG of the devices that count, as :func:`in_json` has them."""
+    return in_json(quality.drawn(REPLICATES))
+
+
+def in_json(sums: Replicates, place: int = 0) -> Plain:
+    """Means (B,) of one figure by metric; None in a replicate that drew no device."""
+    return {
+        f"{metric}@{TOP_N}": [None if np.isnan(mean) else mean for mean in means[place].tolist()]
+        for metric, means in zip(("recall", "ndcg"), sums.means(), strict=True)
+    }

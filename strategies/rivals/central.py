@@ -1,30 +1,43 @@
-"""The refinement that the federation is measured against: the same, done where all interactions lie together.
+"""Central training of rivals' tables.
 
 Each user group's table starts as in the federation and is trained on the pooled train interactions of the group's
 members, interaction by interaction in random order, on the full table: the same losses, negatives and number of epochs
 as the devices have over all rounds. Learning rates, optimizer and number of epochs are chosen on validation.
+
+Whole users in a batch, the pretraining's own losses, Adam with a learning rate that falls to zero; see
+:mod:`fl_peel.pretraining.central_training`, from which these differ in what the loss is taken of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event
 from fl_peel.grouping.clusters import UserGroups, choose_group
 from fl_peel.kernels.pooled import pooled_epoch
+from fl_peel.pretraining.central_training import PretrainedEmbeddings
+from fl_peel.pretraining.losses import CandidateSampler, UserBatch, bpr_loss, sampled_softmax_loss
+from fl_peel.pretraining.propagation import InteractionGraph, propagate
+from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking.top import MetricSums
+from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from fl_peel.training.settings import LocalTraining
-from strategies.rivals.base import FloatArray, Material, Split, ranked_blocks
-from strategies.rivals.quality import chosen_quality
+from fl_peel.training.workers import fixed_threads, threads_for
+from strategies.rivals.base import FloatArray, Material, Split, chosen_quality, ranked_blocks
 
 SAMPLE = 5000
 """Devices, by whole user groups, on which settings are compared; all where there are fewer."""
@@ -169,3 +182,184 @@ class CentralTraining:
                 moments,
             )
             yield table, users
+
+
+@contextmanager
+def training(num_interactions: int) -> Iterator[None]:
+    """Use as many threads as pretraining takes for data of this size."""
+    with fixed_threads(threads_for(num_interactions)):
+        yield
+
+
+class BatchLoss:
+    """The pretraining's loss of a batch of users, of whatever tables it is given."""
+
+    def __init__(self, given: UserItems, num_items: int, config: PretrainingConfig) -> None:
+        self.given, self.num_items, self.config = given, num_items, config
+        self.active = np.flatnonzero(given.counts() > 0)
+        popularity = given.popularity(num_items).astype(np.float64)
+        self._sampler = CandidateSampler.from_config(config, popularity)
+        bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
+        self._item_bias = torch.from_numpy(bias.astype(np.float32))
+        self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
+
+    def _shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
+        """Share of every row in the l2 penalty, as in pretraining: they sum to 1."""
+        shares = interactions.astype(np.float64) ** self.config.l2_exponent * (interactions > 0)
+        return torch.from_numpy((shares / shares.sum()).astype(np.float32))
+
+    def penalty(self, users: Tensor, items: Tensor) -> Tensor:
+        """The l2 penalty on tables (U, d), (I, d)."""
+        squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
+        return 0.5 * self.config.l2 * squares
+
+    def epochs(self, steps: int) -> int:
+        """Passes over the users of at least ``steps`` batches."""
+        return -(-steps // max(-(-len(self.active) // self.config.batch_size), 1))
+
+    def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
+        """One pass over the users who gave data, in random order."""
+        order = self.active[torch.randperm(len(self.active), generator=generator).numpy()]
+        for users in np.array_split(order, -(-len(order) // self.config.batch_size)):
+            rows = self.given.select(users)
+            counts = rows.counts()
+            weights = np.repeat(counts.astype(np.float64) ** (self.config.user_weight_exponent - 1.0), counts)
+            yield UserBatch(
+                torch.from_numpy(users),
+                torch.from_numpy(rows.indptr),
+                torch.from_numpy(rows.users()),
+                torch.from_numpy(rows.items.astype(np.int64)),
+                torch.from_numpy((weights / weights.sum()).astype(np.float32)),
+            )
+
+    def __call__(self, users: Tensor, items: Tensor, batch: UserBatch, generator: torch.Generator) -> Tensor:
+        """Loss of users (B, d) of the batch against items (I, d)."""
+        config = self.config
+        if config.loss == "bpr":
+            shape = (len(batch.items), config.num_negatives)
+            negatives = torch.randint(self.num_items, shape, generator=generator)
+            return bpr_loss(users, items, batch, negatives, config.temperature)
+        return sampled_softmax_loss(
+            users,
+            items,
+            batch,
+            temperature=config.temperature,
+            candidates=self._sampler.draw(generator),
+            item_bias=self._item_bias,
+        )
+
+
+def train_nested(
+    given: UserItems, num_items: int, config: PretrainingConfig, widths: Sequence[int], *, seed: int
+) -> PretrainedEmbeddings:
+    """Tables whose first w columns are good tables by themselves, for every w of ``widths`` (ascending).
+
+    The loss is the mean over the widths. Propagation treats every column by itself, so that a prefix of the spread
+    tables is the spread of the prefix.
+    """
+    dim = widths[-1]
+    with training(given.num_interactions):
+        loss_of = BatchLoss(given, num_items, config)
+        graph = InteractionGraph.build(given, num_items)
+        num_layers = config.num_layers if config.model == "lightgcn" else 0
+        users_0, items_0 = spectral_tables(given, num_items, dim, seed=seed)
+        lengths = np.linalg.norm(items_0, axis=1)
+        scale = config.initial_norm / max(float(lengths[lengths > 0].mean()), 1e-12)
+        users = torch.from_numpy((users_0 * scale).astype(np.float32)).requires_grad_()
+        items = torch.from_numpy((items_0 * scale).astype(np.float32)).requires_grad_()
+
+        def prefixes() -> list[tuple[Tensor, Tensor]]:
+            all_users, all_items = propagate(graph, users, items, num_layers)
+            views = [(all_users[:, :width].contiguous(), all_items[:, :width].contiguous()) for width in widths]
+            if config.similarity == "cosine":
+                return [(F.normalize(u, dim=1, eps=1e-8), F.normalize(i, dim=1, eps=1e-8)) for u, i in views]
+            return views
+
+        optimizer = torch.optim.Adam([users, items], lr=config.learning_rate, fused=True)
+        for epoch in range(config.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * (1.0 - epoch / config.epochs)
+            generator = torch.Generator().manual_seed(seed_for(seed, "nested", epoch) >> 1)
+            for batch in loss_of.batches(generator):
+                optimizer.zero_grad(set_to_none=True)
+                losses = [loss_of(u[batch.users], i, batch, generator) for u, i in prefixes()]
+                loss = torch.stack(losses).mean() + loss_of.penalty(users, items)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        with torch.no_grad():
+            final_users, final_items = prefixes()[-1]
+            final_users = final_users.clone()
+            final_users[torch.from_numpy(given.counts() == 0)] = 0.0
+        return PretrainedEmbeddings(final_users.numpy(), final_items.numpy(), config.temperature)
+
+
+def descend(
+    users: FloatArray,
+    parts: Sequence[FloatArray],
+    compose: Callable[[Sequence[Tensor]], Tensor],
+    loss_of: BatchLoss,
+    *,
+    learning_rate: float,
+    generators: Sequence[torch.Generator],
+) -> tuple[FloatArray, list[FloatArray]]:
+    """Users (U, d) and the parts that an item table is composed of, trained on the table's loss.
+
+    compose: from the parts to the table (I, d); generators: one for each pass over the users. Adam, from
+    ``learning_rate`` down to zero; the arrays given are left as they are.
+    """
+    free = [torch.from_numpy(part.astype(np.float32, copy=True)).requires_grad_() for part in (users, *parts)]
+    optimizer = torch.optim.Adam(free, lr=learning_rate)
+    with training(loss_of.given.num_interactions):
+        for number, generator in enumerate(generators):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * (1.0 - number / len(generators))
+            for batch in loss_of.batches(generator):
+                optimizer.zero_grad(set_to_none=True)
+                table = compose(free[1:])
+                loss = loss_of(free[0][batch.users], table, batch, generator) + loss_of.penalty(free[0], table)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+    arrays = [part.detach().numpy() for part in free]
+    return arrays[0], arrays[1:]
+
+
+class PrunedTable:
+    """An item table under learned soft thresholds; see :mod:`strategies.rivals.compressed`.
+
+    weights: (I, d); log_rows (I, 1) and log_columns (1, d): an entry's threshold is
+    ``level * exp(log_row + log_column)``, of which the level is set so that a given number of entries remains.
+    """
+
+    def __init__(self, users: FloatArray, items: FloatArray, loss_of: BatchLoss, learning_rate: float) -> None:
+        self.users = torch.from_numpy(users.copy()).requires_grad_()
+        self.weights = torch.from_numpy(items.copy()).requires_grad_()
+        self.log_rows = torch.zeros(items.shape[0], 1, requires_grad=True)
+        self.log_columns = torch.zeros(1, items.shape[1], requires_grad=True)
+        self._loss_of = loss_of
+        self._optimizer = torch.optim.Adam(
+            [self.users, self.weights, self.log_rows, self.log_columns], lr=learning_rate
+        )
+
+    def thresholds(self, count: int) -> tuple[Tensor, Tensor]:
+        """Thresholds (I, d) that leave ``count`` entries, and how far each entry is along: |w| / relative one."""
+        relative = torch.exp(self.log_rows + self.log_columns)
+        with torch.no_grad():
+            ratio = self.weights.abs() / relative
+            left_out = ratio.numel() - count
+            level = float(np.partition(ratio.numpy().ravel(), left_out - 1)[left_out - 1]) if left_out > 0 else 0.0
+        return level * relative, ratio
+
+    def table(self, count: int) -> Tensor:
+        """The soft-thresholded table (I, d) with ``count`` entries that are not zero."""
+        limits, _ = self.thresholds(count)
+        return torch.sign(self.weights) * torch.relu(self.weights.abs() - limits)
+
+    def train(self, counts: Sequence[int], generators: Sequence[torch.Generator]) -> None:
+        """One pass over the users for each of ``counts``, with that many entries left."""
+        for count, generator in zip(counts, generators, strict=True):
+            for batch in self._loss_of.batches(generator):
+                self._optimizer.zero_grad(set_to_none=True)
+                loss = self._loss_of(self.users[batch.users], self.table(count), batch, generator)
+                loss = loss + self._loss_of.penalty(self.users, self.weights)
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()

@@ -15,8 +15,20 @@ import numpy as np
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
 from fl_peel.training.workers import fixed_threads
-from strategies.rivals.base import SPLITS, TOP_N, IntArray, ListOption, Lists, Material, Request, Rival, Split
-from strategies.rivals.quality import list_sums, lists_of, means
+from strategies.rivals.base import (
+    SPLITS,
+    TOP_N,
+    IntArray,
+    ListOption,
+    Lists,
+    Material,
+    Request,
+    Rival,
+    Split,
+    list_sums,
+    lists_of,
+    means,
+)
 
 SAMPLE = 1000
 """Devices, by whole user groups, on which settings are compared; all where there are fewer."""

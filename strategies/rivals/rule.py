@@ -31,9 +31,9 @@ from strategies.rivals.base import (
     Rival,
     block_option,
     decoded_blocks,
+    quality,
     ranked_blocks,
 )
-from strategies.rivals.quality import quality
 
 Genes = NDArray[np.bool_]
 

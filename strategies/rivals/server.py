@@ -38,10 +38,11 @@ from strategies.rivals.base import (
     Request,
     Rival,
     Split,
+    lists_of,
+    quality,
     whole_table,
 )
 from strategies.rivals.groups import PerGroup
-from strategies.rivals.quality import lists_of, quality
 
 CHUNK_USERS = 512
 """Users whose scores of all items are held at a time."""

@@ -20,7 +20,7 @@ from fl_peel.blocks.compression import (
 )
 from fl_peel.events import Event
 from strategies.rivals.base import FloatArray, Material, Option, Request, Rival, distinct, whole_table
-from strategies.rivals.training import train_nested
+from strategies.rivals.central import train_nested
 
 
 @dataclass(frozen=True)

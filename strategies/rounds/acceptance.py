@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.mmap_arrays import drop_pages_now
-from fl_peel.ranking.paired import Effects, PairedSums
+from fl_peel.ranking.bootstrap import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
-from strategies.nodes.batches import EVALUATED_BYTES, batches
+from strategies.nodes.members import EVALUATED_BYTES, batches
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.strategy import PeelStrategy
 
@@ -144,6 +144,3 @@ class AcceptanceTest:
         self.strategy.nodes.ask(
             wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request, MessageContext(bounds(partition)))
         )
-
-
-__all__ = ["AcceptanceTest", "Comparison"]

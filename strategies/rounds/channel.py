@@ -1,4 +1,4 @@
-"""The server's half of a channel: how sums are transported.
+"""The server's half of a channel: how sums are transported; and the clear one, whose sums the server reads.
 
 A channel brings the contributions of devices to the server as one round's sums, whatever they are. ``clear``: nodes add
 up, the server reads; ``masked``: secure aggregation, the server reads sums alone.
@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.wire import RoundReply, RoundRequest
-from strategies.rounds.federation import Federation
-from strategies.rounds.record import SecureRecord, SentRound
+from strategies.nodes.members import bounds_of
+from strategies.rounds.federation import Federation, SecureRecord, SentRound
+from strategies.rounds.masked_exchange import (
+    IntArray,
+)
 
-IntArray = NDArray[np.int64]
 Expects = Callable[[SentRound, int, int], MessageContext | None]
 """Function that returns what a right contribution of a node to a user group looks like, for so many requested devices.
 """
@@ -80,4 +82,34 @@ class ServerChannel(ABC):
         """
 
 
-__all__ = ["OpenedSum", "RoundDevices", "ServerChannel"]
+class ClearServerChannel(ServerChannel):
+    """The clear channel of the server, whose messages are sent as they are."""
+
+    kind = wire.ROUND
+    answer = wire.RoundReply
+
+    def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
+        """Return the cohort: all of its devices may be asked."""
+        return RoundDevices(cohort, cohort)
+
+    def message(self, request: wire.RoundRequest) -> wire.RoundRequest:
+        """Return the request itself."""
+        return request
+
+    def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
+        """Return what right replies look like: what the contributions expect of every user group, and totals that
+        differ when a device is counted twice or not at all.
+        """
+        members = self.federation.members.groups_of(request.devices)
+        counts = {group: int((members == group).sum()) for group in request.groups}
+        anything = MessageContext(arrays=None)
+        return MessageContext(
+            {"C": self.federation.num_classes, **bounds_of(len(request.devices))},
+            {"traced": np.sort(request.traced)},
+            groups={group: expects(sent, group, count) or anything for group, count in counts.items()},
+            totals={"counts.clock.sampled": len(request.devices)},
+        )
+
+    def collect(self, sent: SentRound, replies: Iterable[wire.RoundReply]) -> Iterable[wire.RoundReply]:
+        """One part a node and message, as they come."""
+        return replies

@@ -20,7 +20,7 @@ import numpy as np
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder
-from fl_peel.exchange.open_sums import sparse
+from fl_peel.exchange.release import sparse
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
@@ -29,8 +29,7 @@ from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members
 from strategies.rounds.contents import ServerContents
-from strategies.rounds.federation import Federation
-from strategies.rounds.record import SentRound
+from strategies.rounds.federation import Federation, SentRound
 
 NUM_ITEMS, DIM, SLICES, GROUPS = 6, 4, 2, 2
 
@@ -130,6 +129,3 @@ class ServerContentsContract:
         """Check that every user group with a requested device is among those whose blocks are ranked."""
         contents = self.contents(self.federation(), None)
         assert set(contents.groups(np.array([1, 1, 0], np.int32))) >= {0, 1}
-
-
-__all__ = ["ServerContentsContract"]

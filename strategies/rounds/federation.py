@@ -1,14 +1,19 @@
-"""Whom a strategy works with, and what it starts from."""
+"""Whom a strategy works with, what it starts from, and the records of its rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.events import known
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, bounds_of
@@ -48,4 +53,82 @@ def for_groups(work: Callable[[int], Result], groups: Iterable[int]) -> list[Res
         return list(pool.map(work, groups))
 
 
-__all__ = ["Federation", "for_groups"]
+@dataclass
+class SentRound:
+    """The round as the server sent it. asked: devices; group_sizes: (G,) number of them in each user group; signals:
+    whether validation signals are wanted; blocks: ranked blocks (K,) that each user group was sent.
+    """
+
+    server_round: int
+    signals: bool
+    asked: int
+    group_sizes: NDArray[np.int64]
+    blocks: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """The record of one round; bytes are summed over its devices. loss, recall, ndcg: means, None where no device
+    contributed any. classes, clock: (C,) per device class; virtual_seconds: time on the fleet's clock.
+    """
+
+    server_round: int
+    devices: int
+    failures: int
+    seconds: float
+    download_bytes: int
+    upload_bytes: int
+    message_bytes: int
+    loss: float | None
+    recall: float | None
+    ndcg: float | None
+    controller_loss: float | None
+    classes: ClassCounts
+    clock: ClockCounts
+    virtual_seconds: float
+    traces: DeviceTraces = field(repr=False)
+
+    def figures(self, asked: int) -> dict[str, float]:
+        """Those that were measured, by the names that events have for them. asked: devices, which are as good as those
+        that count where these are not told.
+        """
+        return known(
+            {
+                "refinement/loss": self.loss,
+                "refinement/controller_loss": self.controller_loss,
+                "refinement/devices": self.devices,
+                "refinement/failures": self.failures,
+                "refinement/devices_per_second": (self.devices or asked) / self.seconds,
+                "refinement/seconds": self.seconds,
+                "refinement/virtual_seconds": self.virtual_seconds,
+                "refinement/download_bytes": self.download_bytes,
+                "refinement/upload_bytes": self.upload_bytes,
+                "validation/recall_at_20": self.recall,
+                "validation/ndcg_at_20": self.ndcg,
+            }
+        )
+
+
+@dataclass
+class SecureRecord:
+    """The record of the protocol in a round. Devices: that announced keys in groups that did not sit out; that are in a
+    sum; that dropped out; that dropped out after they had shared their secrets, and whose masks were recovered; that
+    sent their vector in vain, in a group that is void. Bytes are sums over the devices that shared their secrets.
+    """
+
+    server_round: int
+    groups: int = 0
+    sat_out_groups: int = 0
+    void_groups: int = 0
+    announced: int = 0
+    devices: int = 0
+    dropped: int = 0
+    recovered: int = 0
+    void_devices: int = 0
+    shared: int = 0
+    vector_bytes: int = 0
+    download_bytes: int = 0
+    upload_bytes: int = 0
+    device_s: float = 0.0
+    server_s: float = 0.0
+    why_void: dict[int, str] = field(default_factory=dict)

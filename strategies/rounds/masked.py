@@ -19,17 +19,21 @@ from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
-from fl_peel.exchange.open_sums import sparse
-from fl_peel.exchange.release import layout_of
-from fl_peel.secure.masks import MaskWords
+from fl_peel.exchange.release import layout_of, sparse
 from fl_peel.secure.protocol_plan import DeviceBytes
-from fl_peel.secure.vector import Values, VectorLayout
+from fl_peel.secure.vector import MaskWords, Values, VectorLayout
 from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.channel import Expects, OpenedSum, RoundDevices, ServerChannel
-from strategies.rounds.federation import Federation
-from strategies.rounds.masked_exchange import MaskedExchange, MaskedPart, VoidSumError
-from strategies.rounds.masked_group import BoolArray, IntArray, SecureGroup, drawn_devices
-from strategies.rounds.record import SecureRecord, SentRound
+from strategies.rounds.federation import Federation, SecureRecord, SentRound
+from strategies.rounds.masked_exchange import (
+    BoolArray,
+    IntArray,
+    MaskedExchange,
+    MaskedPart,
+    SecureGroup,
+    VoidSumError,
+    drawn_devices,
+)
 from strategies.rounds.suspects import Suspects
 
 logger = logging.getLogger("fl_peel")
@@ -192,6 +196,3 @@ def _with_counters(counts: RoundCounts, counters: Values) -> RoundCounts:
         clock=counts.clock + ClockCounts.unstacked(counters["clock"]),
         totals=counts.totals + RoundTotals.unstacked(counters["totals"]),
     )
-
-
-__all__ = ["MaskedServerChannel"]

@@ -28,22 +28,17 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder
 from fl_peel.blocks.settings import Precision
 from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
-from fl_peel.exchange.named_sums import NamedSums
-from fl_peel.exchange.release import BUILT_IN, SIGNALS, Part, Release, bounds, shapes
-from fl_peel.exchange.traffic import TrafficPadding
+from fl_peel.exchange.release import BUILT_IN, SIGNALS, NamedSums, Part, Release, TrafficPadding, bounds, shapes
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.device_noise import noise
 from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
-from fl_peel.privacy.shrinkage import posterior_rate, shrunk
-from fl_peel.privacy.sources import source_of
-from fl_peel.privacy.tilting import NoisedSignals, tilted
+from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrunk, tilted
+from fl_peel.privacy.sources import noise, source_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import EVERYBODY, Arrays
 from strategies.groups.state import UserGroupState, block_energy
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.contents import ServerContents
-from strategies.rounds.federation import Federation, for_groups
-from strategies.rounds.record import RoundRecord, SentRound
+from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller
@@ -150,8 +145,7 @@ class NoisedServerContents(ServerContents):
 
     def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected parts: all of them, dense."""
-        layout, blocks = self.federation.layout, sent.blocks[group]
-        sizes = GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
+        sizes = GroupShape.from_blocks(self.federation.layout, sent.blocks[group])
         parts = Release.from_scenario(self.federation.scenario, signals=sent.signals).parts
         return MessageContext(arrays={part: summed(*shape) for part, shape in shapes(sizes, parts).items()})
 
@@ -225,10 +219,7 @@ class NoisedServerContents(ServerContents):
 
 def empty_sums(layout: BlockLayout, blocks: NDArray[np.int64], parts: Iterable[Part]) -> NamedSums:
     """Return sums over no devices, for the blocks (K,) that were sent to a user group."""
-    group = GroupShape(
-        len(RowOrder.from_blocks(layout, blocks).items), layout.num_slices, layout.embedding_dim, len(blocks)
-    )
-    return NamedSums.zeros(shapes(group, parts))
+    return NamedSums.zeros(shapes(GroupShape.from_blocks(layout, blocks), parts))
 
 
 def take_release(
@@ -348,15 +339,3 @@ def _take_counts(
     popularity = state.statistics.popularity.copy()
     popularity[blocks] = rate
     state.statistics.popularity = popularity
-
-
-__all__ = [
-    "GroupRelease",
-    "NoisedServerContents",
-    "PrivateRounds",
-    "empty_sums",
-    "public_bytes",
-    "take_release",
-    "take_signals",
-    "tilt",
-]

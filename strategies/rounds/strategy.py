@@ -27,18 +27,43 @@ from fl_peel.columns import SUM_SCALE
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals
-from fl_peel.privacy.sources import source_of
+from fl_peel.privacy.sources import NoiseSource, SeededNoise, source_of
+from fl_peel.randomness import device_uniforms
 from fl_peel.weighting.selectors import block_weights
-from strategies.nodes.batches import batches
+from strategies.nodes.members import batches
 from strategies.nodes.nodes import NodeReply, NodeRequest, raise_or_log
 from strategies.rounds.channel import ServerChannel
 from strategies.rounds.contents import ServerContents
-from strategies.rounds.federation import Federation, for_groups
-from strategies.rounds.record import RoundRecord, SentRound
-from strategies.rounds.sampling import sample_cohort
+from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller
+
+
+def sample_cohort(
+    seed: int,
+    server_round: int,
+    devices: NDArray[np.int64],
+    share: float,
+    *,
+    poisson: bool = False,
+    source: NoiseSource | None = None,
+) -> NDArray[np.int64]:
+    """A share of the devices (at least one), in ascending order; poisson: each by its own coin, maybe none at all.
+    source: of these coins, where they are to hide who takes part; by default the seed.
+
+    Every device draws a number that depends on the seed, the round and itself; the smallest are in. So the choice does
+    not depend on the order of devices or on the nodes that host them.
+    """
+    if poisson:
+        coins = (source or SeededNoise(seed)).uniforms(("cohort", server_round), devices)
+        return np.sort(devices[coins < share])
+    size = max(1, round(share * len(devices)))
+    if size >= len(devices):
+        return np.sort(devices)
+    draws = device_uniforms(seed, "cohort", server_round, devices=devices)
+    return np.sort(devices[np.lexsort((devices, draws))[:size]])
+
 
 logger = logging.getLogger("fl_peel")
 MESSAGE_BYTES = 16 << 20
@@ -270,6 +295,3 @@ class PeelStrategy(Strategy):
 
 def _size(message: Message) -> int:
     return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
-
-
-__all__ = ["PeelStrategy"]

@@ -166,6 +166,3 @@ class Suspects:
 def _listed(numbers: Iterable[int]) -> str:
     names = [str(number) for number in numbers]
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-__all__ = ["Suspects"]

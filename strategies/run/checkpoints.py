@@ -1,15 +1,22 @@
-"""Checkpoints that a run keeps as it goes, so that one that was killed continues where it was, to the same figures.
+"""Checkpoints of a run: its stages, its rounds, and the steps of stage 1.
 
 A stage that is done leaves one entry of a :class:`fl_peel.store.Store`: what came of it and, where devices changed,
 copies of their disks. A refinement leaves one after every round, in place of the last: what rounds change is kept as it
 is, but for item tables. Of these, only rows that some round may have changed since the start, which is made anew. That
 bounds what a round leaves on the disk by what its devices trained; the tables never are in memory together.
+
+The server computes the same from the same sums, so what devices added up to in each step is all that is kept, an entry
+a step, and where the step left the clock and the accounts. A run that goes on computes from the first step on and asks
+devices from the first that is not there. The entries are gone when the stage is kept as a whole. Moments, the last
+sums, are as many as the tables that are made of them: they are asked for again.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,11 +29,15 @@ from numpy.typing import NDArray
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.object_codec import Live, from_nodes, to_nodes
-from fl_peel.store import DAMAGED, Arrays, Content, Entry, Store
-from strategies.groups.group_tables import FloatArray
+from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
+from fl_peel.steps.device_vectors import MapsStep, VectorsStep
+from fl_peel.steps.user_groups import MomentsStep
+from fl_peel.store import DAMAGED, Content, Entry, Store
+from strategies.groups.state import FloatArray
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import StageTimes
+from strategies.steps.step_channels import ClearSteps, NoisedSteps
 
 Result = TypeVar("Result")
 
@@ -208,10 +219,46 @@ class RoundCheckpoints:
         return live
 
 
-def _changed_rows(table: FloatArray, changed: NDArray[np.bool_]) -> Arrays:
+def _changed_rows(table: FloatArray, changed: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
     rows = table[changed]
     drop_pages_now(table)
     return {ROWS: rows}
 
 
-__all__ = ["RoundCheckpoints", "RunCheckpoints"]
+@dataclass
+class CheckpointedSteps(ChannelWrapper):
+    """A :class:`fl_peel.steps.base.StepChannel`, of which each sum is kept. channel: with the noise that is added;
+    devices: who are asked; both may be one.
+    """
+
+    devices: ClearSteps
+    checkpoints: RunCheckpoints
+    _completed: int = field(default=0, init=False)
+
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """See :class:`fl_peel.steps.base.StepChannel`; the sum as a whole, but for steps that are not kept."""
+        if isinstance(step, MomentsStep | MapsStep):
+            yield from self.channel.ask(step, sent, opened)
+            return
+        self._completed += 1
+        name, key = f"{STEPS}{self._completed}", self._key
+        entry = self.checkpoints.read(name, key)
+        if entry is not None:
+            if self._completed == 1:
+                self.checkpoints.on_event(Event("pretraining", 0, 1, "steps are resumed from a checkpoint"))
+            self.devices.resume(entry.value["position"], entry.value["records"])
+            if isinstance(self.channel, NoisedSteps):
+                self.channel.taken = Counter(entry.value["taken"])
+            yield (0, step.num_pieces), entry.value["sums"]
+            return
+        sums = step.whole(self.terms, self.channel.ask(step, sent, opened))
+        content = {"sums": sums, "position": self.devices.position, "records": list(self.devices.records)}
+        if isinstance(self.channel, NoisedSteps):
+            content["taken"] = dict(self.channel.taken)
+        # devices have their vectors on their disks
+        self.checkpoints.write(name, content, key=key, disks=isinstance(step, VectorsStep))
+        yield (0, step.num_pieces), sums
+
+    @property
+    def _key(self) -> dict[str, Any]:
+        return {"begin": self.devices.begin, "scenario": json.loads(self.devices.setting.scenario)}

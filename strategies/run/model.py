@@ -13,9 +13,8 @@ from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.device_storage import item_ids, item_titles
 from fl_peel.errors import ReportError
 from fl_peel.model.model import ModelContent, save
-from fl_peel.model.model_catalogue import Catalogue
-from strategies.groups.group_tables import FloatArray
-from strategies.groups.state import UserGroupState
+from fl_peel.model.model_files import Catalogue
+from strategies.groups.state import FloatArray, UserGroupState
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import RunPaths
@@ -34,7 +33,7 @@ def save_model(strategy: PeelStrategy, prepared: Stage1Outcome, paths: RunPaths)
     scenario, layout = strategy.scenario, strategy.layout
     ids = item_ids(scenario, paths.data_dir, paths.run_dir)
     named = ids or tuple(map(str, range(layout.num_items)))
-    catalogue = Catalogue(layout, ids, item_titles(scenario, named))
+    catalogue = Catalogue(layout, ids, item_titles(scenario, named, paths.data_dir))
     weights = strategy.weights(scenario.selector)
 
     def order(group: int) -> NDArray[np.integer]:
@@ -70,6 +69,3 @@ class _Tables(Sequence[FloatArray]):
         if len(self._looked_at) > AT_ONCE:
             self._looked_at.popleft().drop_pages()
         return state.table
-
-
-__all__ = ["save_model"]

@@ -78,6 +78,3 @@ class Run:
     def setting(self, num_devices: int = 0) -> wire.RunSetting:
         """Return the setting that nodes get."""
         return self.paths.setting(self.scenario, num_devices)
-
-
-__all__ = ["Run"]

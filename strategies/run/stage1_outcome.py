@@ -14,15 +14,15 @@ from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.data.interactions import UserItems, collected
 from fl_peel.device_storage import device_splits
-from fl_peel.model.joining import Joining
+from fl_peel.model.device import Joining
 from fl_peel.privacy.noise_plan import Plan, check_delta, make_plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import Members
-from strategies.rounds.sampling import sample_cohort
+from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
-from strategies.steps.clear_steps import SumsRecord
+from strategies.steps.step_channels import SumsRecord
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Stage1Outcome(ABC):
     @abstractmethod
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
         """Return every user group as it starts. folder: where large tables may lie
-        (:mod:`strategies.groups.group_tables`).
+        (:mod:`strategies.groups.state`).
         """
 
     @property
@@ -117,6 +117,3 @@ def privacy_plan(scenario: Scenario, paths: RunPaths) -> Plan | None:
     asks = scenario.pretraining.model == "spectral" or not has_data.all()
     asks_groups = asks and scenario.user_groups.count > 1
     return make_plan(scenario, most_rounds=most, asks_groups=asks_groups)
-
-
-__all__ = ["Stage1Outcome", "check_budgets", "given_data", "privacy_plan"]

@@ -78,6 +78,3 @@ def published(before: FloatArray | None, table: FloatArray, allowance: float) ->
     kept = np.flatnonzero(changed == 0)
     now[kept] = before[kept]
     return now, changed
-
-
-__all__ = ["PublishedTables", "published"]

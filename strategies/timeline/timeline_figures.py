@@ -1,17 +1,195 @@
-"""Figures of a timeline's report, from sums."""
+"""Figures of a timeline: metrics of every way of serving, as sums, and what its report has of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.events import plain_name
 from fl_peel.exchange.counters import RefreshCounts
-from strategies.figures.intervals import MeasuredQuality, cell_recalls
-from strategies.timeline.schema import ClassResult, LineResult, PeriodResult, ReadCosts, TimelineSummary
-from strategies.timeline.serving_metrics import COHORTS, Cohort, ServingMetrics
+from fl_peel.figures import Beside, Column, Estimate, Figures
+from fl_peel.json_codec import UNWRITTEN
+from fl_peel.ranking.bootstrap import Replicates
+from fl_peel.ranking.top import MetricSums
+from strategies.figures.per_device import MeasuredQuality, cell_recalls
+from strategies.figures.schema import OverTime
+
+
+@dataclass(frozen=True)
+class LineResult:
+    """Mean recall@20 and NDCG@20 of ``devices`` devices of one kind, or of all, over one period or several (a device
+    counts once per period), with the interval of recall."""
+
+    recall: Annotated[Estimate, Beside(float, "interval", null=True)]
+    ndcg: float
+    devices: int
+
+
+@dataclass(frozen=True)
+class ReadCosts:
+    """Downloads of devices at the start of a period under one budget. sent_mean, held_mean: bytes sent to, and then
+    stored by, devices that were there before, mean; joining_mean: bytes sent to joining devices, mean; violations:
+    devices above the budget; moved: share of the devices that changed their user group; moved_sent_mean: bytes sent
+    to these, mean.
+    """
+
+    sent_mean: float
+    held_mean: float
+    joining_mean: float
+    violations: int
+    moved: float
+    moved_sent_mean: float
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """Device class under its own budgets: recall@20, devices evaluated, mean bytes of the budgets and of what is
+    stored."""
+
+    recall: Annotated[Estimate | None, Beside(float | None, "margin", "margin", null=True)]
+    devices: int
+    budget_bytes_mean: float
+    held_bytes_mean: float
+
+
+@dataclass(frozen=True)
+class PeriodResult:
+    """One period. exponents: exponents of the filter, chosen by devices; begins, ends: seconds since 1970; devices:
+    devices that were there before it; left: those of them that are inactive; joining: devices that join in it;
+    items: items with a row in the tables; new_items: items new since the previous period; changed_rows: share of a
+    table's rows that changed, new ones included; stage1_down, stage1_up, refinement_down, refinement_up: bytes per
+    device, mean; lines: quality by serving method and kind of device, "all" included; reads: downloads by budget;
+    classes: by device class; followed: devices while their own budgets changed, until the next period's tables
+    arrived.
+    """
+
+    exponents: Annotated[dict[str, float], Column("exponent")]
+    begins: int
+    ends: int
+    devices: int
+    left: int
+    joining: int
+    items: int
+    new_items: int
+    user_groups: int
+    changed_rows: float
+    refinement_rounds: int
+    stage1_down: float
+    stage1_up: float
+    refinement_down: float
+    refinement_up: float
+    virtual_seconds: float
+    lines: Annotated[dict[str, Annotated[dict[str, LineResult], Column("cohort")]], Column("method")]
+    reads: Annotated[dict[str, ReadCosts], Column("method")]
+    classes: Annotated[dict[str, ClassResult], Column("device_class")]
+    followed: OverTime | None
+
+
+@dataclass(frozen=True)
+class TimelineSummary:
+    """Serving method over several periods: quality of all devices and by kind, and its recall relative to every other
+    method."""
+
+    lines: Annotated[dict[str, LineResult], Column("cohort")]
+    over: Annotated[dict[str, Estimate], Column("base")]
+
+
+@dataclass(frozen=True)
+class TimelineResult:
+    """Content of timeline.json. full_table_bytes: size of the fp32 full table in the last period; last: summaries over
+    the last three periods; whole: summaries over all periods; replicates: (B,) of mean recall over the last three
+    periods, by serving method, for a summary over several seeds."""
+
+    scenario: dict[str, Any]
+    seed: Annotated[int, Column("seed")]
+    full_table_bytes: int
+    periods: Annotated[tuple[PeriodResult, ...], Column("period")]
+    last: Annotated[dict[str, TimelineSummary], Column("method")]
+    whole: Annotated[dict[str, TimelineSummary], Column("method")]
+    stages: Annotated[dict[str, float], Column("stage")]
+    nodes: int
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
+    peak_rss_bytes: int = 0
+    replicates: dict[str, NDArray[np.float64]] = field(
+        default_factory=dict, repr=False, compare=False, metadata=UNWRITTEN
+    )
+
+    @property
+    def figures(self) -> Figures:
+        """Return every number of the timeline, as the rows of a tidy table."""
+        return Figures.from_result(self)
+
+
+Cohort = Literal["start", "since", "first"]
+"""Devices that were there when the first period began; that joined in a period since; that join in this one."""
+COHORTS: tuple[Cohort, ...] = get_args(Cohort)
+
+
+@dataclass(frozen=True)
+class MetricTotals:
+    """Totals over some devices: sums of their metrics, (1,), and the same sums under the weights of a bootstrap, (1,
+    B).
+    """
+
+    sums: MetricSums
+    replicates: Replicates
+
+    @staticmethod
+    def from_reply(reply: wire.EvaluateReply, place: int = 0) -> MetricTotals:
+        """Make the totals of a reply under one of the budgets asked for, the one at ``place``."""
+        some = slice(place, place + 1)
+        drawn = reply.replicates
+        return MetricTotals(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
+
+    def __add__(self, other: MetricTotals) -> MetricTotals:
+        """Add the totals of other devices, or of the same devices in another period: each device and period counts
+        once.
+        """
+        return MetricTotals(self.sums + other.sums, self.replicates + other.replicates)
+
+    def measured(self) -> MeasuredQuality:
+        """Means, and those of the replicates."""
+        recall, ndcg = self.sums.mean()
+        recalls, ndcgs = self.replicates.means()
+        return MeasuredQuality(float(recall[0]), float(ndcg[0]), recalls[0], ndcgs[0], int(self.sums.devices[0]))
+
+
+@dataclass
+class ServingMetrics:
+    """The metrics by period, way of serving and kind of device."""
+
+    totals: dict[tuple[int, str, Cohort], MetricTotals] = field(default_factory=dict)
+
+    def put(self, period: int, line: str, cohort: Cohort, totals: MetricTotals) -> None:
+        """Add what these devices find in this period to what is there."""
+        key = period, line, cohort
+        self.totals[key] = self.totals[key] + totals if key in self.totals else totals
+
+    def names(self) -> list[str]:
+        """Ways of serving, in the order in which they came."""
+        return list(dict.fromkeys(line for _, line, _ in self.totals))
+
+    def replicates(self, periods: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+        """Return bootstrap replicates (B,) of the mean recall over these periods, by way of serving."""
+        quality = {line: self.over(periods, line) for line in self.names()}
+        return {line: one.recalls for line, one in quality.items() if one is not None}
+
+    def over(self, periods: Iterable[int], line: str, cohorts: Iterable[Cohort] = COHORTS) -> MeasuredQuality | None:
+        """Return the quality over these periods and kinds of devices; None where no device was asked."""
+        keys = [(period, line, cohort) for period in periods for cohort in cohorts]
+        totals = [self.totals[key] for key in keys if key in self.totals]
+        if not totals:
+            return None
+        whole = reduce(add, totals).measured()
+        return whole if whole.devices else None
 
 
 def line_result(measured: MeasuredQuality) -> LineResult:
@@ -90,6 +268,3 @@ def class_results(
             held_bytes_mean=int(owned.stored_bytes[number]) / held,
         )
     return results
-
-
-__all__ = ["by_kind", "class_results", "line_result", "period_figures", "period_lines", "reads_of", "summaries"]

@@ -23,8 +23,8 @@ from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.pretraining.incremental import SpectralModel
 from fl_peel.ranking.top import evaluate, top_rows
 from fl_peel.steps.units import Floats, add_rows, unit_vectors
-from strategies.rivals import quality
-from strategies.timeline.serving_metrics import Cohort, MetricTotals
+from strategies.rivals import base
+from strategies.timeline.timeline_figures import Cohort, MetricTotals
 
 TOP_N = 20
 
@@ -109,7 +109,7 @@ def metric_totals(
     asked: PeriodDevices, metrics: tuple[NDArray[np.float64], NDArray[np.float64]], replicates: int
 ) -> MetricTotals:
     """Return the sums of these devices' metrics."""
-    each = quality.DeviceQuality(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
+    each = base.DeviceQuality(asked.devices, *metrics, np.ones(len(asked.devices), np.bool_))
     return MetricTotals(each.sums(), each.drawn(replicates))
 
 
@@ -136,7 +136,4 @@ class StaticLists:
         for device, row in enumerate(lists):
             left = [item for item in row.tolist() if item >= 0 and (device, item) not in used]
             row[:] = np.array([*left, *[-1] * (TOP_N - len(left))], np.int32)
-        return quality.list_metrics(lists, asked.wanted, num_items)
-
-
-__all__ = ["PeriodDevices", "ScoredTables", "StaticLists", "metric_totals"]
+        return base.list_metrics(lists, asked.wanted, num_items)

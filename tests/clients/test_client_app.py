@@ -5,6 +5,7 @@ import pytest
 from clients import client_app
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
+from tests.helpers.light import loaded_by
 from tests.helpers.loopback import LoopbackGrid
 
 
@@ -29,3 +30,8 @@ def test_every_message_counts(given_back, tiny):
     scenario = load_scenario(tiny).to_json()
     Nodes.connect(grid, scenario, root=str(client_app.check_one_root()), timeout_s=10)
     assert len(given_back) == 1
+
+
+def test_a_client_app_loads_nothing_that_the_server_alone_needs():
+    later = {"dp_accounting", "ray", "scipy.linalg", "scipy.special", "sklearn", "torch"}
+    assert not loaded_by("import clients.client_app") & later

@@ -10,6 +10,8 @@ from typing import Any
 from clients.node.cohort import Cohort, open_cohort
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
+from simulations.report.drawing import Plot
+from simulations.report.section import Chart, run_sections
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import RunResult, to_json
@@ -51,3 +53,9 @@ def figures(result: RunResult) -> dict[str, Any]:
     keys = ("full_table", "budgets", "device_classes", "user_groups", "history", "traces", "bytes_per_device")
     keys += ("fairness", "elasticity", "elastic_traces", "time_to_recall")
     return {"rounds": by_round, **{key: content[key] for key in keys}}
+
+
+def report_figures(result: RunResult) -> list[Plot]:
+    """Draw every figure of a run for which it has data, in reading order."""
+    parts = [part for section in run_sections(result) for part in section.parts if isinstance(part, Chart)]
+    return [plot for part in parts if (plot := part.draw()) is not None]

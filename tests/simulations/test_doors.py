@@ -14,12 +14,12 @@ def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
     """Until the nodes answer; and without --out no page is drawn."""
     program = f"""if True:
         import sys
-        from simulations.cli import progress_lines
+        from simulations.cli import console
         from simulations.cli.main import main
-        def tell(lines, event, write=progress_lines.ProgressLines.__call__):
+        def tell(lines, event, write=console.ProgressLines.__call__):
             print(event.stage, event.done, sorted({LATER!r} & set(sys.modules)))
             write(lines, event)
-        progress_lines.ProgressLines.__call__ = tell
+        console.ProgressLines.__call__ = tell
         sys.argv = ["fl-peel", "run", {str(tiny)!r}, "--no-cache", *sys.argv[1:]]
         main()
     """

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
-from simulations.cli.progress_lines import shown_at
+from simulations.cli.console import shown_at
 from simulations.live import EventLog, live
 from tests.helpers.browser import browser, needs_chromium
 

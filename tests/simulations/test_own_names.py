@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fl_peel.device_storage import device_splits, item_ids, keep_catalogue, own_splits
 from simulations.cli.main import app
-from simulations.deployment.local import node_configs
+from simulations.deployment.processes import node_configs
 from simulations.resumable import data_digest
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own_data import NOTHING, held

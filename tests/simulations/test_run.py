@@ -21,7 +21,7 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, EngineError
 from simulations import resumable, run, runner
 from simulations.listing import listed
-from simulations.report.run_files import read_report, report_figures
+from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.nodes import nodes
@@ -30,7 +30,7 @@ from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.runs import figures, served
+from tests.helpers.runs import figures, report_figures, served
 from tests.simulations.conftest import QUICK
 
 FL_PEEL = (sys.executable, "-m", "simulations.cli.main")

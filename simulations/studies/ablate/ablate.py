@@ -20,11 +20,8 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
 from simulations.studies.ablate.report import write_ablate
-from simulations.studies.checkpoints import decisive
 from simulations.studies.compare.compare import budget_of, flat
-from simulations.studies.frame import Frame
-from simulations.studies.paired_rows import aggregated, ratio_of, ratios_in_json, with_interval
-from simulations.studies.study import Study
+from simulations.studies.study import Frame, Study, aggregated, decisive, ratio_of, ratios_in_json, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.run.stage1_outcome import given_data
 
@@ -303,6 +300,3 @@ def fitting_groups(study: Study, shares: Sequence[float]) -> int:
     room = min((room for room in rooms if room >= 2 * (cost + ids)), default=2 * (cost + ids))
     rows = max(1, (room // 2 - ids) // cost)
     return min(num_items, max(2, -(-num_items // rows)))
-
-
-__all__ = ["BASELINE", "BUDGETS", "Variation", "ablate", "variations"]

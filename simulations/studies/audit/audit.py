@@ -3,7 +3,7 @@
 Every row is a run of its own on the engine, measured like a trial; while it goes its way, an observer records what a
 server sees of single devices (:mod:`simulations.studies.audit.observer`), and every attack is tried on that. Where a
 mechanism adds noise, canary devices bound its epsilon from below. A row that is done is kept by content
-(:mod:`simulations.studies.checkpoints`): an audit that was stopped goes on with the next one.
+(:mod:`simulations.studies.study`): an audit that was stopped goes on with the next one.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments
-from simulations.studies.audit.attacks import attacked, control
-from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, chosen_rows
+from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.audit.observer import Observer, TapGrid
 from simulations.studies.audit.report import write_audit
-from simulations.studies.checkpoints import Checkpoints, decisive, stage_key
-from simulations.studies.frame import Frame
-from simulations.studies.paired_rows import REPLICATES, ratio_of, ratios_in_json, with_interval
-from simulations.studies.study import study_splits
+from simulations.studies.study import (
+    REPLICATES,
+    Checkpoints,
+    Frame,
+    decisive,
+    ratio_of,
+    ratios_in_json,
+    stage_key,
+    study_splits,
+    with_interval,
+)
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
@@ -225,6 +231,3 @@ def _quieter(name: str, on_event: OnEvent) -> OnEvent:
             on_event(Event(name, event.done, event.total, event.text))
 
     return on_row_event
-
-
-__all__ = ["AuditSettings", "audit", "audited"]

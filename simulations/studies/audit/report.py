@@ -143,6 +143,3 @@ def audit_page(result: AuditResult, plot: Plot, source: Mapping[str, Any]) -> st
         ],
         source={"command": f"fl-peel audit {result.name}", **source},
     )
-
-
-__all__ = ["HOLDS", "SUCCEEDS", "audit_page", "audit_plot", "audit_tables", "audit_view", "write_audit"]

@@ -24,18 +24,13 @@ from fl_peel.training.settings import pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments
-from simulations.studies.checkpoints import decisive, decisive_of_starts
-from simulations.studies.compare.central import CEILINGS, DENSE, RIVALS, modules_of
-from simulations.studies.compare.compare_rows import summary, with_intervals
+from simulations.studies.compare.compare_rows import CEILINGS, DENSE, RIVALS, modules_of, summary, with_intervals
 from simulations.studies.compare.report import write_compare
-from simulations.studies.frame import Frame
-from simulations.studies.paired_rows import aggregated, with_interval
-from simulations.studies.study import Study
+from simulations.studies.study import Frame, Study, aggregated, decisive, decisive_of_starts, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
-from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival
+from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival, compete
 from strategies.rivals.central import refine_centrally
-from strategies.rivals.compete import compete
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 GROUP_SELECTORS = {"exposure": "group-exposure", "popularity": "group-popularity"}
@@ -266,6 +261,3 @@ def refined(study: Study, material: Material | None) -> dict[str, Any]:
     groups, start = study.prepared().groups, material.starts.table
     with fixed_threads(1):
         return refine_centrally(material, groups, local, refinement.rounds * local.epochs, start=start)
-
-
-__all__ = ["BUDGETS", "RIVALS", "compare"]

@@ -177,14 +177,3 @@ def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any])
         ],
         source={"command": f"fl-peel compare {shlex.quote(name)}" if name else "", **source},
     )
-
-
-__all__ = [
-    "compare_page",
-    "compare_tables",
-    "leaderboard_page",
-    "leaderboard_tables",
-    "leaderboard_view",
-    "write_compare",
-    "write_leaderboard",
-]

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from clients.fleet.files import SHIPPED_FOLDER
-from clients.fleet.fleet import Fleet, fleet_from_mapping, load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import Fleet, FleetBudgets, fleet_from_mapping, load_fleet
 from clients.keys.tabular import load_traces
 from tests.helpers.fleets import TABLE, ids
 from tests.helpers.root import ROOT

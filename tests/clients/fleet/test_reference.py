@@ -9,8 +9,7 @@ import yaml
 from clients.fleet.files import SHIPPED_FOLDER, FleetDocument, read_document
 from clients.fleet.profile import Compute, DeviceProfile, Energy, Memory, Network
 from clients.fleet.reference import availability_schemas, budget_schemas, fleet_parts, fleet_schema
-from clients.processes.base import Clock
-from clients.processes.budgets import BUDGETS
+from clients.processes.budgets import BUDGETS, Clock
 from fl_peel.errors import ProfileError
 
 SCHEMA = jsonschema.Draft202012Validator(fleet_schema())

@@ -11,7 +11,7 @@ from flwr.common.serde import recorddict_to_proto
 
 from clients.node.cohort import Cohort, open_cohort
 from clients.node.joining import join
-from clients.round.clear import clear_round
+from clients.round.channel import clear_round
 from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking

@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.fleet.contracts import BudgetContract
 from clients.fleet.files import shipped_names
-from clients.fleet.fleet import fleet_from_mapping, load_fleet
-from clients.fleet.fleet_budgets import FleetBudgets
+from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet
 from clients.keys.tabular import load_traces
-from clients.processes.base import BudgetProcess, Clock
-from clients.processes.budgets import ConstantBudget, PeriodicBudget, RandomWalkBudget, ShockBudget, TraceBudget
-from clients.processes.markov import MarkovBudget
+from clients.processes.budgets import (
+    BudgetProcess,
+    Clock,
+    ConstantBudget,
+    MarkovBudget,
+    PeriodicBudget,
+    RandomWalkBudget,
+    ShockBudget,
+    TraceBudget,
+)
 from fl_peel.errors import ProfileError
-from tests.helpers.contracts import BudgetContract
 from tests.helpers.examples import examples
 
 CLOCK = Clock(step_s=900, steps_per_round=4)

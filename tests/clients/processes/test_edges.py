@@ -5,9 +5,17 @@ import pytest
 
 from clients.fleet.fleet import fleet_from_mapping
 from clients.keys.tabular import load_traces
-from clients.processes.base import BudgetProcess, Clock, Moment
-from clients.processes.budgets import ConstantBudget, PeriodicBudget, RandomWalkBudget, ShockBudget, TraceBudget
-from clients.processes.markov import MarkovBudget
+from clients.processes.budgets import (
+    BudgetProcess,
+    Clock,
+    ConstantBudget,
+    MarkovBudget,
+    Moment,
+    PeriodicBudget,
+    RandomWalkBudget,
+    ShockBudget,
+    TraceBudget,
+)
 from fl_peel.errors import ProfileError
 from tests.helpers.fleets import fleet_of, ids, one_line
 
@@ -280,7 +288,7 @@ def test_whatever_number_is_drawn_no_transition_of_probability_nought_is_taken(m
     given = {"states": {str(place): 1.0 for place in range(len(rows))}, "transitions_per_step": rows, "first": "1"}
     process = MarkovBudget.model_validate(given)
     monkeypatch.setattr(
-        "clients.processes.markov.device_uniforms", lambda *name, devices: np.full(len(devices), number)
+        "clients.processes.budgets.device_uniforms", lambda *name, devices: np.full(len(devices), number)
     )
     for state, row in enumerate(rows):
         assert row[process.advance(np.array([state], np.int8), 0, ids(1), 1)[0]] > 0

@@ -17,7 +17,7 @@ from simulations.report.sections.privacy import privacy_views
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.figures.schema import to_json
 from strategies.rounds.noised import PrivateRounds, empty_sums
-from strategies.rounds.sampling import sample_cohort
+from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import LAYOUT

@@ -15,10 +15,9 @@ from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.exchange.release import update_bits
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.device_noise import with_noise_shares
 from fl_peel.privacy.noise_plan import in_masked_sums, make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import SeededNoise
+from fl_peel.privacy.sources import SeededNoise, with_noise_shares
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.protocol_plan import needed_of
 from simulations.scenario_files import load_scenario

@@ -15,15 +15,14 @@ from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy import mechanisms, sources
 from fl_peel.privacy.contracts import MechanismContract
-from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.mechanisms import CentralGaussian
 from fl_peel.privacy.noise_plan import check_delta, make_plan
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import SeededNoise, SystemNoise, source_of, whole_scale
+from fl_peel.privacy.sources import SeededNoise, SystemNoise, randomized_groups, source_of, whole_scale
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
 from strategies.nodes.nodes import Nodes
-from strategies.rounds.sampling import sample_cohort
+from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.round.test_bounded import CENTRAL, LOCAL, released_noise

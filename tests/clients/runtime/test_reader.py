@@ -12,9 +12,8 @@ from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from clients.runtime import READER
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.blocks.resizing import grow, listed
+from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
 from tests.fl_peel.blocks.test_vectors import mutated, mutations

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.node.previous_holdings import PreviousHoldings
+from clients.node.joining import PreviousHoldings
 from clients.serving.following import follow
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking

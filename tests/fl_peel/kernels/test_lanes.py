@@ -67,7 +67,7 @@ from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.group import signals_of_group
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 
 rng, devices, items, dim = np.random.default_rng(0), 60, 200, 40
 train = Population(0, devices, items, 2).rows(0, devices)

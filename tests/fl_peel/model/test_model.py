@@ -1,34 +1,38 @@
 """A saved model: what is saved is what is served, in whatever form it lies there."""
 
 import json
+import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fl_peel
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_blocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
 from fl_peel.model.coded_blocks import changed_blocks
-from fl_peel.model.joining import KINDS, FittedJoining, MappedJoining
+from fl_peel.model.device import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model import ModelContent
-from fl_peel.model.model_catalogue import Catalogue
-from fl_peel.model.model_files import ABOUT
-from fl_peel.pretraining.principal_axes import turned
+from fl_peel.model.model_files import ABOUT, Catalogue
+from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
+from simulations.cli.main import app
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
+from tests.helpers.root import ROOT
 
 GIVEN = ["item 3", "item 20", "item 7"]
 
@@ -281,3 +285,31 @@ def test_numbers_as_ids_are_saved_as_none(tmp_path):
     assert (tmp_path / "model" / module.CATALOGUE).read_text() == '{"ids": []}'
     assert fl_peel.load(tmp_path / "model").device([3]).items == (3,)
     assert len(ids_of(LAYOUT)) == LAYOUT.num_items
+
+
+PAGE = (ROOT / "docs" / "model.md").read_text(encoding="utf-8")
+
+
+def test_the_snippet_runs(tmp_path, monkeypatch, capsys):
+    layout = layout_of("single", 400, 400, 64, 1, 0)
+    for seed, name in enumerate("ab"):
+        ids = tuple(str(number + 1) for number in range(400))
+        saved(tmp_path / "out" / name / "model", seed, layout=layout, ids=ids)
+    monkeypatch.chdir(tmp_path)
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(text, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 12
+    assert printed[-2].endswith("bytes to read")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for line in PAGE.splitlines() if line.startswith("fl-peel ")] + ["fl-peel serve-device out/a/model"],
+)
+def test_its_commands_exist(command):
+    words = shlex.split(command)[1:]
+    group = typer.main.get_command(app)
+    assert words[0] in group.commands
+    options = {name for parameter in group.commands[words[0]].params for name in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options

@@ -9,7 +9,6 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.accounting import _quiet
-from fl_peel.privacy.device_noise import randomized_groups
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     Gaussian,
@@ -18,9 +17,8 @@ from fl_peel.privacy.mechanisms import (
     find_mechanism,
     noise_share,
 )
-from fl_peel.privacy.shrinkage import posterior_rate, shrink_factor, shrunk
-from fl_peel.privacy.sources import SeededNoise
-from fl_peel.privacy.tilting import NoisedSignals, tilted
+from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrink_factor, shrunk, tilted
+from fl_peel.privacy.sources import SeededNoise, randomized_groups
 from tests.helpers.gaussian import analytic_gaussian_delta
 
 # ---------------------------------------------------------------- shrinkage

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from fl_peel.errors import ScenarioError
-from fl_peel.exchange.named_sums import NamedSums
-from fl_peel.exchange.release import shares_of
+from fl_peel.exchange.release import NamedSums, shares_of
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.accounting import (
     NO_PRIVACY,
@@ -17,7 +16,6 @@ from fl_peel.privacy.accounting import (
     event_of,
     privacy_cost,
 )
-from fl_peel.privacy.device_noise import noise, with_device_noise, with_noise_shares
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     LocalGaussian,
@@ -33,9 +31,9 @@ from fl_peel.privacy.noise_plan import (
     schedule_of,
 )
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.sources import SeededNoise
+from fl_peel.privacy.sources import SeededNoise, noise, with_device_noise, with_noise_shares
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.graph import answers_needed
+from fl_peel.secure.protocol_plan import answers_needed
 
 DELTA = 1e-5
 CENTRAL = {"mechanism": "central-gaussian", "noise_multiplier": 5.0, "clipping": {"kind": "flat"}, "delta": DELTA}

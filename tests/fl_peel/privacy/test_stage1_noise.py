@@ -8,10 +8,9 @@ import pytest
 
 from fl_peel.privacy.accounting import Schedule, event_of, privacy_cost
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
-from fl_peel.privacy.noise_plan import make_plan
+from fl_peel.privacy.noise_plan import NOISED_PARTS, Stage1Scales, make_plan, stage1_releases
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import SeededNoise
-from fl_peel.privacy.stage1_noise import NOISED_PARTS, Stage1Scales, stage1_releases
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.choice import CHOICE_BOUND
 

@@ -7,24 +7,25 @@ import pytest
 
 from fl_peel.errors import SecureAggregationError
 from fl_peel.secure import device_protocol as protocol
-from fl_peel.secure.graph import answers_needed, neighbour_graph, num_neighbours
 from fl_peel.secure.keys import (
     KEY_BYTES,
     NONCE_BYTES,
     SEED_BYTES,
+    SHARE_BYTES,
     TAG_BYTES,
     Occasion,
+    combine,
     derived,
     fresh,
     mask_private_key,
     private_key,
     public_key,
     seal,
+    split,
     unseal,
 )
-from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.sharing import SHARE_BYTES, combine, split
-from fl_peel.secure.unmask import MaskedParties, added, left_over
+from fl_peel.secure.protocol_plan import answers_needed, neighbour_graph, num_neighbours
+from fl_peel.secure.vector import MaskedParties, MaskWords, added, left_over
 
 OCCASION = Occasion(3, 1)
 

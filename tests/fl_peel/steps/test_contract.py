@@ -11,20 +11,15 @@ from fl_peel.array_specs import ArrayChecker, MessageContext
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
 from fl_peel.pretraining.stage1 import PooledDevices
-from fl_peel.privacy.stage1_noise import NOISED_PARTS
-from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.unmask import Mask, without
-from fl_peel.steps.base import ContributionBounds, StepTerms
+from fl_peel.privacy.noise_plan import NOISED_PARTS
+from fl_peel.secure.vector import Mask, MaskWords, without
+from fl_peel.steps.base import ContributionBounds, ContributorsStep, StepTerms, StepVector, opened_rows
 from fl_peel.steps.choice import ChoiceStep, FilterGrid
-from fl_peel.steps.contributors import ContributorsStep, opened_rows
-from fl_peel.steps.counts import CountsStep
-from fl_peel.steps.moments import MomentsStep
-from fl_peel.steps.passes import PassStep
+from fl_peel.steps.passes import CountsStep, PassStep
 from fl_peel.steps.registry import STEPS
 from fl_peel.steps.step_cost import HeldItems
-from fl_peel.steps.step_vector import StepVector
 from fl_peel.steps.units import UNIT_SCALE, Units, unit_vectors
-from fl_peel.steps.user_groups import GroupsStep
+from fl_peel.steps.user_groups import GroupsStep, MomentsStep
 
 M, K, G, C, N = 30, 7, 3, 4, 12
 """Items, columns, user groups, leading columns, devices."""

@@ -27,8 +27,7 @@ from fl_peel.ranking.top import Ranker, evaluate, top_rows
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, pretraining_device, require_device, torch_device
-from fl_peel.training.update import in_two_parts
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork, in_two_parts
 from simulations.bench import bench as bench_device
 from simulations.bench import bench as benchmarks
 from simulations.bench.bench_context import BenchPlan, bench_scenario

@@ -11,12 +11,11 @@ from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.weighting import selectors
 from fl_peel.weighting.block_statistics import BlockStatistics
-from fl_peel.weighting.contracts import example_statistics
+from fl_peel.weighting.contracts import SelectorContract, example_statistics
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from fl_peel.weighting.settings import SELECTORS
 from tests.helpers.blocks import seeds
-from tests.helpers.contracts import SelectorContract
 from tests.helpers.examples import examples
 from tests.helpers.settings import CONTROLLER
 
@@ -183,3 +182,16 @@ def test_a_plug_in_that_answers_nonsense_is_one_clear_line(installed, function):
     ) as caught:
         order_of("mine", four_blocks())
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_known_is_shared_until_a_group_learns():
+    unknown = BlockStatistics.unknown(3)
+    one, other = (BlockStatistics(*np.ones((3, 3), np.float32), energy=np.ones(3, np.float32), **unknown) for _ in "ab")
+    assert one.hits is other.hits
+    assert (one.loss.dtype, one.hits.dtype, one.exposure.dtype) == (np.float32, np.float64, np.float64)
+    for _ in range(2):
+        one.add_signals(np.array([1.0, 0, 2]), np.array([4.0, 4, 4]), 0.5)
+    assert (one.hits.tolist(), one.exposure.tolist()) == ([1.5, 0, 3], [6, 6, 6])
+    assert other.loss.tolist() == other.hits.tolist() == other.exposure.tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="read-only"):
+        other.loss[0] = 1

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from fl_peel import __version__
 from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.events import Event
+from simulations.cli import console
 from simulations.cli import main as cli
-from simulations.cli import progress_lines
 from simulations.fleet.fleet_view import bars
 from tests.helpers.light import loaded_by
 
@@ -454,7 +454,7 @@ def test_a_budget_below_one_block_is_one_line_and_leaves_nothing(tiny, tmp_path)
 def test_lines_are_few_and_say_where_a_run_stands():
     now = iter([100.0, 101.5, *range(102, 200)])
     written = []
-    lines = progress_lines.ProgressLines(written.append, clock=lambda: next(now))
+    lines = console.ProgressLines(written.append, clock=lambda: next(now))
     lines(Event("start", 1, 1, "2 nodes"))
     for epoch in range(1, 31):
         lines(Event("pretraining", epoch, 30, f"loss {epoch}"))
@@ -470,28 +470,28 @@ def test_lines_are_few_and_say_where_a_run_stands():
 
 def test_a_stage_of_one_step_that_was_skipped_is_told_once():
     written = []
-    lines = progress_lines.ProgressLines(written.append)
+    lines = console.ProgressLines(written.append)
     lines(Event("pretraining", 30, 30, "loaded from the cache"))
     assert len(written) == 1
     assert written[0].endswith("pretraining 30/30: loaded from the cache")
 
 
 def test_bars_show_every_stage_on_a_terminal():
-    console = Console(force_terminal=True, width=100, record=True)
-    with progress_lines.shown(console) as tell:
-        for stage in progress_lines.STAGES:
+    terminal = Console(force_terminal=True, width=100, record=True)
+    with console.shown(terminal) as tell:
+        for stage in console.STAGES:
             tell(Event(stage, 1, 2, f"half of {stage}"))
             tell(Event(stage, 2, 2, f"all of {stage}"))
-    text = console.export_text()
-    for stage in progress_lines.STAGES:
+    text = terminal.export_text()
+    for stage in console.STAGES:
         assert f"all of {stage}" in text
 
 
 def test_quiet_shows_nothing():
-    console = Console(force_terminal=True, record=True)
-    with progress_lines.shown(console, quiet=True) as tell:
+    terminal = Console(force_terminal=True, record=True)
+    with console.shown(terminal, quiet=True) as tell:
         tell(Event("start", 1, 1))
-    assert console.export_text() == ""
+    assert terminal.export_text() == ""
 
 
 def test_no_command_shows_help_and_fails():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.blocks.resizing import ElasticEmbedding
 from simulations.demo import DemoCurve, DemoDevice, DemoItems, DemoPoint, demo_page
 from tests.helpers.browser import needs_chromium
 

@@ -2,7 +2,7 @@
 
 import tomllib
 
-from simulations.deployment.local import APP
+from simulations.deployment.processes import APP
 from tests.helpers.root import ROOT
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from simulations.deployment.local import node_configs, run_deployed
+from simulations.deployment.processes import node_configs, run_deployed
 from simulations.report.run_files import read_report
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from fl_peel.errors import EngineError, FlPeelError, ScenarioError
 from simulations.cli.main import app
-from simulations.deployment import local, processes
-from simulations.deployment.local import node_configs
-from simulations.deployment.processes import Deployment, end_all, free_port
+from simulations.deployment import processes
+from simulations.deployment.processes import Deployment, end_all, free_port, node_configs
+from simulations.engine import passing_grid as deployed
+from simulations.engine.passing_grid import DeployedGrid, deployment_grid
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from tests.clients.node.test_own_data import NOTHING, held, take_apart
@@ -88,7 +89,8 @@ KILLED = """
 import os, subprocess, sys, tempfile
 from pathlib import Path
 from fl_peel.file_lock import owned_folder
-from simulations.deployment import local, processes
+from simulations.deployment import processes
+from simulations.deployment import processes
 
 with owned_folder(Path(sys.argv[1]), "deployed-") as folder, processes.guarded(folder / "home"):
     (folder / "home").mkdir()
@@ -127,17 +129,17 @@ def is_alive(process):
 
 def test_what_a_killed_deployment_left_goes_with_the_next_one(tiny, tmp_path, monkeypatch):
     """Where whoever guards it was killed, too."""
-    monkeypatch.setattr(local.tempfile, "gettempdir", lambda: str(tmp_path))
-    left = tmp_path / f"{local.PREFIX}left"
-    (left / local.HOME).mkdir(parents=True)
+    monkeypatch.setattr(processes.tempfile, "gettempdir", lambda: str(tmp_path))
+    left = tmp_path / f"{processes.PREFIX}left"
+    (left / processes.HOME).mkdir(parents=True)
     (left / "owned").touch()
     ended = []
-    monkeypatch.setattr(local, "end_all", ended.append)
-    monkeypatch.setattr(local, "deployed", stopped)
+    monkeypatch.setattr(processes, "end_all", ended.append)
+    monkeypatch.setattr(processes, "deployed", stopped)
     with pytest.raises(EngineError):
-        local.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print, RunOptions())
-    assert ended == [left / local.HOME]
-    assert not list(tmp_path.glob(f"{local.PREFIX}*"))
+        processes.run_deployed(load_scenario(tiny), [{"partition-id": 0}], print, RunOptions())
+    assert ended == [left / processes.HOME]
+    assert not list(tmp_path.glob(f"{processes.PREFIX}*"))
 
 
 def stopped(*_, **__):
@@ -184,3 +186,57 @@ def test_containers_start_what_flower_has():
         flags = [word for word in words if word.startswith("--")]
         assert flags
         assert [flag for flag in flags if f'"{flag}"' not in source] == []
+
+
+class Metadata:
+    def __init__(self, of):
+        self.reply_to_message_id = of
+
+
+class Reply:
+    def __init__(self, of):
+        self.metadata = Metadata(of)
+
+
+class Http:
+    """Takes what Flower's takes: messages that can be read twice. Answers at the second look."""
+
+    def __init__(self, answers):
+        self.answers, self.pushed, self.looks = answers, [], 0
+
+    def push_messages(self, messages):
+        assert list(messages) == list(messages)
+        self.pushed.append(list(messages))
+        return [None if message == "to nobody" else message for message in messages]
+
+    def pull_messages(self, message_ids):
+        self.looks += 1
+        return [Reply(one) for one in message_ids if one in self.answers] if self.looks > 1 else []
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(deployed, "REPLIES_POLL_S", 0.001)
+
+
+def test_messages_may_come_from_a_generator_and_go_one_by_one():
+    http = Http({"a", "b"})
+    replies = DeployedGrid(http, 1.0).send_and_receive(one for one in ("a", "b"))
+    assert sorted(reply.metadata.reply_to_message_id for reply in replies) == ["a", "b"]
+    assert http.pushed == [["a"], ["b"]]
+
+
+def test_who_does_not_answer_or_is_not_there_is_waited_for_no_longer_than_the_timeout():
+    http = Http({"a"})
+    replies = DeployedGrid(http, 1.0).send_and_receive(["a", "b", "to nobody"], timeout=0.05)
+    assert [reply.metadata.reply_to_message_id for reply in replies] == ["a"]
+    assert list(DeployedGrid(Http({}), 1.0).send_and_receive(["to nobody"])) == []
+
+
+def test_the_simulation_keeps_its_own():
+    class InMemory(Http):
+        pull_interval = 0.1
+
+    memory, http = InMemory({}), Http({})
+    assert deployment_grid(memory, 3.0) is memory
+    assert deployment_grid(http, 3.0).patience_s == 3.0

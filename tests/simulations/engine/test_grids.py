@@ -5,9 +5,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
 from fl_peel.errors import EngineError
+from simulations.engine.flower_identity import RUN_ID, identify_server, number_message
 from simulations.engine.passing_grid import PassingGrid, StoppableGrid
 from simulations.studies.audit.observer import TapGrid
 
@@ -130,3 +133,17 @@ def test_when_the_engine_stops_nobody_waits_any_longer():
     with pytest.raises(EngineError, match="has stopped"):
         list(StoppableGrid(Slow([]), stop).send_and_receive([message("a")], timeout=60))
     assert time.monotonic() - start < 30
+
+
+def test_messages_can_be_made_and_a_reply_names_its_message(monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    identify_server()
+    content = RecordDict({"config": ConfigRecord({"a": 1})})
+    one, other = (Message(content, dst_node_id=node, message_type="query") for node in (3, 4))
+    numbers = [number_message(one), number_message(other)]
+    assert [one.metadata.message_id, other.metadata.message_id] == numbers
+    assert len(set(numbers)) == 2
+    reply = Message(content, reply_to=one)
+    assert (reply.metadata.reply_to_message_id, reply.metadata.src_node_id) == (numbers[0], 3)
+    assert (one.metadata.run_id, reply.metadata.run_id) == (RUN_ID, RUN_ID)

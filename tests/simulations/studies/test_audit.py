@@ -14,9 +14,8 @@ from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
-from simulations.studies.audit.attacks import attacked, control
 from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
-from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_rows
+from simulations.studies.audit.audit_rows import AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.schema import AuditResult, typed

@@ -25,20 +25,26 @@ from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.ablate import ablate as ablation
 from simulations.studies.ablate.report import ablate_view, ratios_view
-from simulations.studies.checkpoints import Checkpoints, code_behind, decisive, decisive_of_tables
-from simulations.studies.compare import central
 from simulations.studies.compare import compare as comparison
+from simulations.studies.compare import compare_rows
 from simulations.studies.compare.compare_rows import summary, with_intervals
 from simulations.studies.compare.tables import peel_over_view
-from simulations.studies.paired_rows import aggregated
 from simulations.studies.schema import AblateResult, CompareRow, typed
-from simulations.studies.study import open_study
+from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
-from strategies.rivals.base import Request, block_option, decoded_blocks, ranked_blocks
+from strategies.rivals.base import (
+    Request,
+    block_option,
+    decoded_blocks,
+    device_quality,
+    in_json,
+    quality,
+    ranked_blocks,
+    replicates,
+)
+from strategies.rivals.compressed import Pep
 from strategies.rivals.groups import PerGroup
-from strategies.rivals.pep import Pep
-from strategies.rivals.quality import device_quality, in_json, quality, replicates
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
@@ -564,8 +570,8 @@ def test_the_command_line_compares_on_the_engine(tiny, tmp_path):
 
 
 def test_some_rivals_are_asked_for_by_name():
-    chosen, ceilings = central.some(["cached-list", "pep", "item-neighbours"])
+    chosen, ceilings = compare_rows.some(["cached-list", "pep", "item-neighbours"])
     assert [rival.name for rival, _ in chosen] == ["pep", "cached-list"]
     assert [one.name for one in ceilings] == ["item-neighbours"]
     with pytest.raises(ScenarioError, match=r"^--rivals: unknown nobody; choose from smaller-dimension, .*ease"):
-        central.some(["pep", "nobody"])
+        compare_rows.some(["pep", "nobody"])

@@ -11,15 +11,15 @@ from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.compare import compare as comparison
-from simulations.studies.compare import federated
+from simulations.studies.compare import compare_rows
 from simulations.studies.compare.report import leaderboard_view, write_leaderboard
 from simulations.studies.schema import Leaderboard, typed
+from strategies.rivals.federated.base import Effort
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf, FcfSetting
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting
 from strategies.rivals.federated.popularity import Popularity
-from strategies.rivals.federated.tuning import Effort
 from tests.helpers.loopback import LoopbackGrid
 
 NOTHING = [
@@ -53,7 +53,7 @@ def started(monkeypatch):
 
 def compared(tiny, out, *, changes=(), **kwargs):
     scenario = load_scenario(tiny, [*NOTHING, *changes])
-    return federated.compare_federated(scenario, BUDGETS, out=out, methods=METHODS, effort=EFFORT, **kwargs)
+    return compare_rows.compare_federated(scenario, BUDGETS, out=out, methods=METHODS, effort=EFFORT, **kwargs)
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     def dying(*args, **kwargs):
         raise AssertionError("trained anew")
 
-    monkeypatch.setattr(federated, "tuned", dying)
+    monkeypatch.setattr(compare_rows, "tuned", dying)
     again = compared(tiny, out)
     assert len(started) == 1
     assert again["rows"] == rows
@@ -140,7 +140,7 @@ def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
 
     scenario = load_scenario(tiny, [*NOTHING, "refinement.cohort_share=0.5"])
     with studies.open_study(scenario, tmp_path / "out", RunOptions()) as study:
-        world = federated.federated_context(study)
+        world = compare_rows.federated_context(study)
         assert world.present(3).size == 20
         assert not np.array_equal(world.present(3), world.present(4))
         fleet = load_fleet(scenario.fleet)
@@ -183,9 +183,9 @@ def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
 
     from simulations.cli.main import app
 
-    original = federated.compare_federated
+    original = compare_rows.compare_federated
     monkeypatch.setattr(
-        federated, "compare_federated", lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], effort=EFFORT)
+        compare_rows, "compare_federated", lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], effort=EFFORT)
     )
     command = ["compare", str(tiny), "--budgets", "60%", "--out", str(tmp_path / "out")]
     for change in NOTHING:

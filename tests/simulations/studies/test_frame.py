@@ -17,9 +17,8 @@ from simulations.studies.audit.audit import AuditSettings, audited
 from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_rows
 from simulations.studies.audit.report import audit_view, write_audit
 from simulations.studies.compare import compare as comparison
-from simulations.studies.frame import Frame
 from simulations.studies.schema import AblateRow, AuditResult, typed
-from simulations.studies.study import open_study
+from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths

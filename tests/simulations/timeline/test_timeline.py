@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fl_peel
-from fl_peel.callbacks import Callback
 from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.events import Callback
 from fl_peel.store import Store
 from simulations import flower, runner
 from simulations.listing import LIST
@@ -109,7 +109,7 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
 
 
 def test_shipped_timelines_are_refused_nothing():
-    from strategies.timeline.serve import check_timeline
+    from strategies.timeline.period import check_timeline
 
     for name in ("timeline", "timeline-ml-100k"):
         assert check_timeline(load_scenario(shipped_scenarios()[name])).periods == 8

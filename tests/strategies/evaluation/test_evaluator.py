@@ -16,7 +16,7 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
 from strategies.evaluation.moving_budgets import FollowPlan, follow
-from strategies.figures.intervals import MeasuredQuality, cell_recalls, qualities
+from strategies.figures.per_device import MeasuredQuality, cell_recalls, qualities
 from strategies.figures.schema import Gain
 from strategies.groups.state import UserGroupState
 from strategies.run.prepare import prepare

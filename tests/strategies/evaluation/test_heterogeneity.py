@@ -16,19 +16,18 @@ from hypothesis import strategies as st
 
 from clients.client_app import app as client_app
 from clients.node.cohort import open_cohort
-from clients.round.clear import clear_round
-from clients.round.memory import RoundMemory
-from clients.round.within_deadline import work_samples
+from clients.round.channel import clear_round
+from clients.round.members import work_samples
+from clients.round.round_context import RoundMemory
 from clients.serving.following import follow
 from fl_peel import wire
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.blocks.resizing import grow, listed
+from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed
 from fl_peel.errors import ProfileError
 from fl_peel.events import Event
 from fl_peel.exchange.counters import StepCounts
-from fl_peel.ranking.paired import Histogram
+from fl_peel.ranking.bootstrap import Histogram
 from fl_peel.ranking.top import MetricSums
 from fl_peel.store import Store
 from fl_peel.wire import MovingRequest, RoundReply

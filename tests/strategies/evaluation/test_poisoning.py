@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.round.bucketed import buckets_of
+from clients.round.contents import buckets_of
 from clients.round.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
@@ -15,11 +15,11 @@ from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining
-from fl_peel.training.work import LocalWork
+from fl_peel.training.update import LocalWork
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups.aggregation import BlockSums, mean_update
-from strategies.rounds.bucketed import krum_choice, robust_update, trimmed
+from strategies.rounds.contents import krum_choice, robust_update, trimmed
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.blocks import rows_of

@@ -4,8 +4,8 @@ import numpy as np
 
 from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
-from strategies.figures.clock import class_costs, recent_recall, round_clock, time_to_recall
-from strategies.rounds.record import RoundRecord
+from strategies.figures.stage_figures import class_costs, recent_recall, round_clock, time_to_recall
+from strategies.rounds.federation import RoundRecord
 
 
 def fixed(*values: float) -> np.ndarray:

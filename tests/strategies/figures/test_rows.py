@@ -8,8 +8,7 @@ import pytest
 
 from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
-from fl_peel.ranking.bootstrap import interval
-from fl_peel.ranking.paired import PairedSums
+from fl_peel.ranking.bootstrap import PairedSums, interval
 from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import DeviceFigures
 from strategies.evaluation.run_figures import (
@@ -25,10 +24,9 @@ from strategies.evaluation.run_figures import (
     round_rows,
     user_group_rows,
 )
-from strategies.figures.intervals import MeasuredQuality
-from strategies.figures.per_device import digest
+from strategies.figures.per_device import MeasuredQuality, digest
 from strategies.nodes.members import Members
-from strategies.rounds.record import RoundRecord
+from strategies.rounds.federation import RoundRecord
 from tests.helpers.blocks import rows_of
 
 NAMES = ("watch", "phone", "laptop")

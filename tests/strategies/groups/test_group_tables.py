@@ -11,10 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_peel.mmap_arrays import AROUND_BYTES, drop_pages_now
-from strategies.groups import group_tables
-from strategies.groups.group_tables import copied_tables, empty_tables
-from strategies.groups.state import copied_states
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked_blocks import RowOrder
+from fl_peel.mmap_arrays import AROUND_BYTES, drop_pages_now, lies_in_file
+from fl_peel.weighting.block_statistics import BlockStatistics
+from strategies.groups import state
+from strategies.groups import state as shelves
+from strategies.groups.aggregation import BlockSums, ServerOptimizer
+from strategies.groups.state import (
+    Shelf,
+    UserGroupState,
+    copied_states,
+    copied_tables,
+    empty_tables,
+    put_once,
+    shelf_for,
+)
 from tests.strategies.groups.test_aggregation import group_state
 
 SHAPE = (1000, 64)  # 62.5 pages
@@ -22,7 +34,7 @@ SHAPE = (1000, 64)  # 62.5 pages
 
 @pytest.fixture
 def in_files(monkeypatch):
-    monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(state, "MOST_IN_MEMORY", 0)
 
 
 def resident_bytes(table: np.ndarray) -> int:
@@ -117,21 +129,172 @@ def test_a_disk_without_room_says_so_before_anything_is_written(in_files, tmp_pa
 
 @pytest.mark.parametrize("most", [0, 1 << 30])
 def test_a_copied_group_is_a_group_of_its_own(most, tmp_path, monkeypatch):
-    monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", most)
+    monkeypatch.setattr(state, "MOST_IN_MEMORY", most)
     first, _ = group_state("adam")
     second = replace(copy.deepcopy(first), table=first.table + 1)
     copies = copied_states([first, second], str(tmp_path))
-    for state, twin in zip((first, second), copies, strict=True):
-        assert np.array_equal(state.table, twin.table)
+    for group, twin in zip((first, second), copies, strict=True):
+        assert np.array_equal(group.table, twin.table)
         before = twin.table.copy()
-        state.table += 1
+        group.table += 1
         with pytest.raises(ValueError, match="read-only"):
-            state.statistics.popularity[:] = 9  # it is the copy's, too
+            group.statistics.popularity[:] = 9  # it is the copy's, too
         with pytest.raises(ValueError, match="read-only"):
-            state.counted_devices[:] = 9
-        state.statistics.popularity = state.statistics.popularity + 9
-        state.optimizer.learning_rate = 9
+            group.counted_devices[:] = 9
+        group.statistics.popularity = group.statistics.popularity + 9
+        group.optimizer.learning_rate = 9
         assert np.array_equal(twin.table, before)
         assert (twin.statistics.popularity.max(), twin.counted_devices.max()) == (0.5, 4.0)
         assert twin.optimizer.learning_rate == 1.0
     assert isinstance(copies[0].table.base, mmap.mmap) == (most == 0)
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    return Shelf(str(tmp_path))
+
+
+def numbers(first: int, count: int = 3000) -> np.ndarray:
+    return np.arange(first, first + count, dtype=np.float32)
+
+
+@pytest.mark.parametrize("fallocate", [True, False])
+def test_what_is_put_is_the_same_array_in_a_file_without_a_name(tmp_path, monkeypatch, fallocate):
+    if not fallocate:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    made = Shelf(str(tmp_path))
+    arrays = [numbers(0), numbers(10).astype(np.float64), numbers(0).reshape(30, 100)[:, :50]]
+    put = [made.put(array) for array in arrays]
+    for array, there in zip(arrays, put, strict=True):
+        drop_pages_now(there)
+        assert there.dtype == array.dtype
+        assert np.array_equal(there, array)
+        assert lies_in_file(there)
+        assert not lies_in_file(array)
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_cannot_be_changed_there(shelf):
+    with pytest.raises(ValueError, match="read-only"):
+        shelf.put(numbers(0))[0] = 1
+
+
+def test_memory_does_not_hold_what_rests(shelf):
+    there = shelf.put(numbers(0, 1 << 20))
+    assert there.sum() > 0
+    before = resident_bytes(there)
+    shelf.put(there)
+    assert before >= there.nbytes
+    assert resident_bytes(there) == 0
+
+
+def test_what_the_system_reads_around_an_array_rests_with_it(shelf):
+    *before, there, after = sorted((shelf.put(numbers(k)) for k in range(6)), key=lambda array: array.ctypes.data)
+    assert there.sum() > 0
+    drop_pages_now(there)
+    assert resident_bytes(there) == 0
+    assert before[-1][1] - before[-1][0] == after[1] - after[0] == 1
+
+
+def test_what_lies_there_is_not_put_again(shelf):
+    there = shelf.put(numbers(0))
+    assert shelf.put(there) is there
+
+
+def test_a_place_is_taken_again_when_nobody_holds_what_was_there(shelf):
+    first = shelf.put(numbers(0))
+    place = first.ctypes.data
+    view = first[10:20].reshape(2, 5)
+    del first
+    gc.collect()
+    others = [shelf.put(numbers(k)) for k in range(1, 5)]
+    assert view[0, 0] == 10
+    assert all(other.ctypes.data != place for other in others)
+    del view
+    gc.collect()
+    assert shelf.put(numbers(7)).ctypes.data == place
+
+
+def test_many_lie_side_by_side_whatever_the_file_grows_by(shelf, monkeypatch):
+    monkeypatch.setattr(shelves, "CHUNK_BYTES", 30_000)
+    put = [shelf.put(numbers(k)) for k in range(20)]
+    assert all(np.array_equal(there, numbers(k)) for k, there in enumerate(put))
+
+
+@pytest.mark.parametrize("what", ["posix_fallocate", "pwrite"])
+def test_on_a_full_disk_arrays_stay_in_memory(shelf, monkeypatch, what):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, what, full)
+    array = numbers(0)
+    assert shelf.put(array) is array
+
+
+def test_little_needs_no_shelf(tmp_path):
+    assert shelf_for(shelves.MOST_UNSHELVED, str(tmp_path)) is None
+    assert shelf_for(1 << 40, "") is None
+    assert shelf_for(shelves.MOST_UNSHELVED + 1, str(tmp_path)) is not None
+
+
+def test_what_many_share_lies_there_once(shelf):
+    array = numbers(0)
+    assert put_once(None, {"loss": array})["loss"] is array
+    there = put_once(shelf, {"loss": array})["loss"]
+    assert lies_in_file(there)
+    assert shelf.put(there) is there
+
+
+def known(state) -> dict[str, np.ndarray]:
+    return vars(state.statistics) | {
+        "counted_interactions": state.counted_interactions,
+        "counted_devices": state.counted_devices,
+    }
+
+
+def test_what_is_known_of_a_resting_group_lies_there_and_is_the_same(shelf):
+    state, _ = group_state()
+    before = {name: array.copy() for name, array in known(state).items()}
+    state.shelf = shelf
+    state.drop_pages()
+    for name, array in known(state).items():
+        assert lies_in_file(array), name
+        assert np.array_equal(array, before[name]), name
+
+
+def test_a_copy_keeps_what_was_known_when_its_group_learns(shelf, tmp_path):
+    state, _ = group_state()
+    state.shelf = shelf
+    state.drop_pages()
+    before = copy.deepcopy(known(state))
+    (kept,) = copied_states([state], str(tmp_path))
+    for _ in range(3):
+        state.statistics.loss = state.statistics.loss + 1
+        state.counted_devices = state.counted_devices + 1
+        state.drop_pages()
+    assert all(np.array_equal(array, before[name]) for name, array in known(kept).items())
+    assert np.array_equal(state.statistics.loss, before["loss"] + 3)
+    assert np.array_equal(state.counted_devices, before["counted_devices"] + 3)
+
+
+def test_what_was_known_before_a_round_rests_though_a_copy_holds_it(shelf, tmp_path):
+    layout, four = BlockLayout(np.arange(50_000, dtype=np.int32), 2, 1), np.full(50_000, 0.5, np.float32)
+    _, scenario = group_state()
+    statistics = BlockStatistics(*(four.copy() for _ in range(5)))
+    state = UserGroupState(
+        np.zeros((50_000, 2), np.float32),
+        statistics,
+        ServerOptimizer("sgd", 1.0),
+        np.zeros(50_000),
+        np.zeros(50_000),
+        shelf,
+    )
+    state.drop_pages()
+    (kept,) = copied_states([state], str(tmp_path))
+    blocks = np.arange(10)
+    order = RowOrder.from_blocks(layout, blocks)
+    total = BlockSums.zeros(len(order.items), 1, 2, len(blocks))
+    state.take_statistics(layout, blocks, order, total, scenario)
+    state.drop_pages()
+    assert not np.shares_memory(kept.counted_devices, state.counted_devices)
+    assert resident_bytes(kept.counted_devices) < kept.counted_devices.nbytes / 2

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fl_peel.blocks.elastic import ElasticEmbedding
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks, ranked_as_numbered
+from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import UserItems
 from strategies.groups.start import shown_in_lists

@@ -11,19 +11,24 @@ from fl_peel.data.interactions import Splits, UserItems, split
 from fl_peel.pretraining.central_training import pretrain
 from strategies.rivals.federated.base import (
     UNITS,
+    Effort,
     Federated,
     FederatedContext,
     PaddedUpdates,
     RowSums,
     RowUpdates,
     ServedTables,
+    held_bytes,
+    quality,
+    train,
+    tuned,
+    with_own_rows,
 )
 from strategies.rivals.federated.bpr import BprRound, BprSetting, FedAvgBpr
 from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, personal_steps
 from strategies.rivals.federated.popularity import Popularity
-from strategies.rivals.federated.tuning import Effort, held_bytes, quality, train, tuned, with_own_rows
 from tests.helpers.planted import planted_interactions
 from tests.helpers.settings import PRETRAINING
 

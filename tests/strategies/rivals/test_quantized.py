@@ -7,11 +7,17 @@ import torch
 
 from fl_peel.blocks.compression import DenseTable, number_type, stored_bytes, to_bytes
 from fl_peel.training.workers import fixed_threads
-from strategies.rivals.base import Request
-from strategies.rivals.compete import compete
-from strategies.rivals.hashing import HashedTable, Hashing, composed, most_remainders
-from strategies.rivals.quality import quality
-from strategies.rivals.quantized import ProductQuantization, QuantizedTable, best_items, most_rows
+from strategies.rivals.base import Request, compete, quality
+from strategies.rivals.compressed import (
+    HashedTable,
+    Hashing,
+    ProductQuantization,
+    QuantizedTable,
+    best_items,
+    composed,
+    most_remainders,
+    most_rows,
+)
 from strategies.rivals.table_rivals import narrowed
 from tests.strategies.rivals.files import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests

@@ -9,7 +9,7 @@ import pytest
 from fl_peel import wire
 from fl_peel.mmap_arrays import lies_in_file
 from fl_peel.scenario.scenario import Scenario
-from strategies.groups import group_tables as shelves
+from strategies.groups import state as shelves
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
@@ -128,7 +128,7 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
         users.append([np.array(state_of(scenario, tmp_path / "run", node, 2).users) for node in range(2)])
         return np.array([len(tables) == 1, True])
 
-    monkeypatch.setattr("fl_peel.ranking.paired.Effects.better", better)
+    monkeypatch.setattr("fl_peel.ranking.bootstrap.Effects.better", better)
     strategy = []
     init = AcceptanceTest.__post_init__
 
@@ -151,7 +151,7 @@ def test_a_group_has_the_state_of_the_round_that_it_kept(scenario, tmp_path, mon
 
 def test_the_next_round_is_compared_with_what_was_accepted_last(scenario, tmp_path, monkeypatch):
     """With its table and its order of blocks, which both move."""
-    monkeypatch.setattr("fl_peel.ranking.paired.Effects.better", lambda self, confidence: np.ones(2, np.bool_))
+    monkeypatch.setattr("fl_peel.ranking.bootstrap.Effects.better", lambda self, confidence: np.ones(2, np.bool_))
     _, grid = served(changed(scenario, refinement={"acceptance": {"every": 1}}), tmp_path / "run", nodes=1)
     first, second = (wire.unpack(wire.CompareRequest, one) for kind, one in grid.crossed if kind == wire.COMPARE)
     for group in (0, 1):

@@ -7,20 +7,18 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from clients.round.secret_store import KEY_BYTES, KEY_VARIABLE, SecretStore
+from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.masks import MaskWords
 from fl_peel.secure.protocol_plan import DropoutStage, vanishing
-from fl_peel.secure.unmask import added
-from fl_peel.secure.vector import Field, VectorLayout
+from fl_peel.secure.vector import Field, MaskWords, VectorLayout, added
 from fl_peel.wire import OpenedShares
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
-from strategies.rounds.masked_group import AnnouncedKeys, SecureGroup
+from strategies.rounds.masked_exchange import AnnouncedKeys, SecureGroup
 from tests.helpers.runs import figures, served
 
 EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neighbours": 4}
@@ -367,7 +365,7 @@ def test_the_store_keeps_stages_in_order(tmp_path):
 def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
     """And what is kept is of this run, this round and this group."""
     secret = np.frombuffer(b"a secret that no disk is to know", np.uint8)
-    monkeypatch.setenv(KEY_VARIABLE, "07" * KEY_BYTES)
+    monkeypatch.setenv(KEY_VARIABLE, "07" * FILE_KEY_BYTES)
     store = SecretStore.from_node_folder(tmp_path)
     store.save(1, 0, "keys", {"x": secret})
     kept = tmp_path / "secure" / "1-0.npz"
@@ -383,7 +381,7 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
         with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
             store.load(1, 0, "keys")
     kept.write_bytes(whole)
-    monkeypatch.setenv(KEY_VARIABLE, "08" * KEY_BYTES)
+    monkeypatch.setenv(KEY_VARIABLE, "08" * FILE_KEY_BYTES)
     with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
         store.load(1, 0, "keys")
 

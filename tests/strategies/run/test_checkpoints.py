@@ -20,9 +20,9 @@ from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.groups import group_tables
+from strategies.groups import state
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.rounds.open import OpenServerContents
+from strategies.rounds.contents import OpenServerContents
 from strategies.run import refinement
 from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.run_paths import RunPaths, StageTimes
@@ -134,8 +134,8 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
 def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny, tmp_path, monkeypatch):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, _, _ = served(scenario, tmp_path / "memory", "")
-    monkeypatch.setattr(group_tables, "MOST_UNSHELVED", 0)
-    monkeypatch.setattr(group_tables, "MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(state, "MOST_UNSHELVED", 0)
+    monkeypatch.setattr(state, "MOST_IN_MEMORY", 0)
     kept = tmp_path / "kept"
     events: list[Event] = []
     with suppress(Stopped):
@@ -202,7 +202,7 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
 def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, tmp_path, monkeypatch):
     """All keep the first round, and none of the next two; the run is stopped in the second."""
     answers = iter([True, False, False] * 2)
-    better = "fl_peel.ranking.paired.Effects.better"
+    better = "fl_peel.ranking.bootstrap.Effects.better"
     monkeypatch.setattr(better, lambda self, _: np.full(len(self.mean), next(answers)))
     scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
     whole, _, _ = served(scenario, tmp_path / "whole", "")

@@ -8,7 +8,6 @@ import pytest
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
-from strategies.run import central_stage1, federated_stage1
 from strategies.run.prepare import prepare
 from strategies.run.stage1_outcome import given_data
 from tests.helpers.runs import connected
@@ -47,12 +46,10 @@ def prepared(scenario: Scenario, folder, monkeypatch, *, change: bool):
     run = connected(scenario, folder)
     with monkeypatch.context() as patched:
         if change:
-            for module in (central_stage1, federated_stage1):
-                patched.setattr(
-                    module,
-                    "device_splits",
-                    lambda content, *where: others_changed(content, device_splits(content, *where)),
-                )
+            patched.setattr(
+                "strategies.run.prepare.device_splits",
+                lambda content, *where: others_changed(content, device_splits(content, *where)),
+            )
         return prepare(run)
 
 

@@ -13,8 +13,8 @@ from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as nodes_module
 from strategies.nodes.members import Members
-from strategies.run import joining
-from strategies.run.joining import warn_of_small_groups
+from strategies.run import refinement
+from strategies.run.refinement import warn_of_small_groups
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
@@ -47,7 +47,7 @@ def test_devices_that_join_a_few_at_a_time_are_those_that_join_at_once(collected
     """Forty on three nodes; and memory holds no more than what is used."""
     scenario = load_scenario(tiny, [*QUICK, f"pretraining.collected.share={collected}", "engine.nodes=3"])
     whole = serve(LoopbackGrid(3), scenario, RunPaths("", str(tmp_path / "whole")))
-    monkeypatch.setattr(joining, "AT_ONCE", 5)
+    monkeypatch.setattr(refinement, "AT_ONCE", 5)
     monkeypatch.setattr(interactions, "SELECTED", 3)
     monkeypatch.setattr(mmap_arrays, "MOST_IN_MEMORY", 0)
     grid = LoopbackGrid(3)

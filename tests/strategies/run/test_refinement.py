@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from simulations.scenario_files import load_scenario
+from strategies.rounds.contents import OpenServerContents
 from strategies.rounds.noised import NoisedServerContents
-from strategies.rounds.open import OpenServerContents
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner, contents_kind
 from strategies.run.run_paths import RunPaths

@@ -7,7 +7,7 @@ import pytest
 
 from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
-from strategies.run.select_settings import kept_by_most
+from strategies.run.refinement import kept_by_most
 from tests.helpers.runs import figures, served
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 

@@ -4,13 +4,11 @@ import pytest
 
 from fl_peel.device_storage import device_splits
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
-from fl_peel.privacy.noise_plan import make_plan
-from fl_peel.privacy.stage1_noise import contribution_bounds
+from fl_peel.privacy.noise_plan import contribution_bounds, make_plan
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.registry import STEPS
-from strategies.steps.counted_steps import CountedSteps
-from strategies.steps.noised_steps import NoisedSteps
+from strategies.steps.step_channels import CountedSteps, NoisedSteps
 from tests.strategies.steps.test_clear_steps import AWAY, SPECTRAL, changed, fleet
 from tests.strategies.steps.test_masked_steps import prepared, same, secure
 from tests.strategies.steps.test_noised_steps import LOCAL, private
@@ -84,7 +82,7 @@ def test_parts_change_nothing(scenario, tmp_path, monkeypatch, mode):
     whole, grid = prepared(one, tmp_path / "whole")
     for step in STEPS.values():
         monkeypatch.setattr(step, "part_bytes", 5 * 8 * 59)
-    monkeypatch.setattr("strategies.steps.masked_steps.PART_BYTES", 5 * 8 * 59)
+    monkeypatch.setattr("strategies.steps.step_channels.PART_BYTES", 5 * 8 * 59)
     parts, several = prepared(one, tmp_path / "parts")
     assert same(whole, parts)
     assert len(several.crossed) > 1.3 * len(grid.crossed)

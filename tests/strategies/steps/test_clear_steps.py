@@ -7,9 +7,8 @@ from fl_peel import wire
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.scenario.scenario import Scenario
-from strategies.run.federated_stage1 import FederatedStage1Outcome
-from strategies.run.joining import join
-from strategies.run.prepare import prepare
+from strategies.run.prepare import FederatedStage1Outcome, prepare
+from strategies.run.refinement import join
 from strategies.run.run import Run
 from tests.helpers.runs import connected, figures, hosted_by, served
 

@@ -9,7 +9,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
 from fl_peel.pretraining.spectral_steps import halves
-from fl_peel.steps.contributors import opened_rows, packed_rows, unpacked_rows
+from fl_peel.steps.base import opened_rows, packed_rows, unpacked_rows
 from fl_peel.steps.passes import pass_sums
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
 from tests.strategies.steps.test_masked_steps import CHEAP, secure

@@ -12,13 +12,12 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
-from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
+from fl_peel.privacy.noise_plan import Stage1Scales, contribution_bounds, make_plan, noise_devices_of
 from fl_peel.privacy.report import report_of
-from fl_peel.privacy.stage1_noise import Stage1Scales, contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.user_groups import GroupsStep
-from strategies.steps.noised_steps import NoisedSteps
+from strategies.steps.step_channels import NoisedSteps
 from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import served
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared

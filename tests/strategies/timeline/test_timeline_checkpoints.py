@@ -11,7 +11,7 @@ from fl_peel.events import Event
 from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
-from strategies.timeline.serve import serve_timeline
+from strategies.timeline.period import serve_timeline
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.strategies.run.test_checkpoints import Stopped

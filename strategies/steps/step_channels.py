@@ -1,4 +1,7 @@
-"""Steps of stage 1 under secure aggregation: the server learns what all devices of a step add up to, no more.
+"""How a step is asked of nodes: in the clear, masked, noised, with contributors counted first.
+
+The server adds the noise once, to each sum, where the mechanism says so and it sees the sum without it; elsewhere noise
+is in the sums when they come (:mod:`clients.steps.step_round`).
 
 A step is one group of all devices that are there in one of its windows. It takes the exchanges of a round of refinement
 (:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
@@ -12,10 +15,12 @@ Under a mechanism, a step is not asked again once its sum was opened: no more is
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cached_property, partial, reduce
 from operator import add
 from typing import Any
 
@@ -23,18 +28,246 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
-from fl_peel.errors import SecureAggregationError
+from fl_peel.errors import EngineError, SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
-from fl_peel.secure.masks import MaskWords
-from fl_peel.secure.unmask import added
-from fl_peel.secure.vector import Values
-from fl_peel.steps.base import Arrays, Bools, PartSums, Step
-from fl_peel.steps.step_vector import StepVector
+from fl_peel.privacy.noise_plan import Plan, Stage1Scales, contribution_bounds, in_masked_sums, noise_devices_of
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.secure.vector import MaskWords, Values, added
+from fl_peel.steps.base import (
+    Arrays,
+    Bools,
+    ChannelWrapper,
+    ContributorsStep,
+    Part,
+    PartSums,
+    Step,
+    StepTerms,
+    StepVector,
+    answer_to,
+    opened_rows,
+    packed_rows,
+)
 from strategies.nodes import nodes
-from strategies.nodes.nodes import NodeRequest
+from strategies.nodes.members import bounds_of
+from strategies.nodes.nodes import NodeRequest, Nodes
 from strategies.rounds.masked_exchange import MaskedExchange, MaskedPart, VoidSumError
 from strategies.rounds.suspects import Suspects
-from strategies.steps.clear_steps import ClearSteps, SumsRecord
+
+
+@dataclass(frozen=True)
+class SumsRecord:
+    """The cost of one step for devices, and which devices it reached. classes, clock: see :class:`RoundCounts`;
+    announced: devices that began it under secure aggregation.
+    """
+
+    step: str
+    counts: RoundCounts
+    virtual_seconds: float
+    announced: int = 0
+
+
+@dataclass
+class ClearSteps:
+    """The :class:`fl_peel.steps.base.StepChannel` of a federation whose devices answer in the clear.
+
+    multiplier: of noise that devices add; begin: round of the fleet's clock in which the first step opens; records: of
+    the steps so far, one after the other on the virtual clock.
+    """
+
+    nodes: Nodes
+    scenario: Scenario
+    setting: wire.RunSetting
+    num_items: int
+    multiplier: float = 0.0
+    begin: int = 1
+    records: list[SumsRecord] = field(default_factory=list)
+    _time: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._time = self.begin - self.windows
+
+    @property
+    def windows(self) -> int:
+        """Return how many rounds each step lasts."""
+        return self.scenario.pretraining.open_rounds
+
+    @property
+    def num_devices(self) -> int:
+        """Return the number of devices on all nodes together."""
+        return self.setting.num_devices
+
+    @cached_property
+    def terms(self) -> StepTerms:
+        """Return what the devices and the server know alike."""
+        bounds = contribution_bounds(self.scenario)
+        return StepTerms.from_scenario(self.scenario, self.num_items, self.num_devices, bounds)
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Return the position of the steps: what :meth:`resume` takes."""
+        return (self._time,)
+
+    def resume(self, position: Sequence[int], records: Sequence[SumsRecord]) -> None:
+        """Go on from a position, after steps with these records."""
+        (self._time,) = position
+        self.records[:] = records
+
+    @property
+    def now(self) -> int:
+        """Return the round after the last step, on the fleet's clock."""
+        return self._time + self.windows
+
+    def std(self, part: str) -> float:
+        """Nothing is noised on the way; see :class:`strategies.steps.step_channels.NoisedSteps`."""
+        return 0.0
+
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """See :class:`fl_peel.steps.base.StepChannel`."""
+        self._begin(opened)
+        for part in step.parts(self.terms, step.part_bytes):
+            request = wire.StepRequest(**self._fields(step, sent, part, opened))
+            known = partial(self._known, step, part)
+            replies = self.nodes.ask(wire.STEP, wire.StepReply, lambda place: NodeRequest(request, known(place)))  # noqa: B023
+            if part[0] == 0 and step is step.question:
+                self._record(step, replies)
+            names = [one.name for one in step.sums_of_part(self.terms, part)]
+            yield part, {name: sum_of([reply.sums[name] for reply in replies]) for name in names}
+
+    def _known(self, step: Step, part: Part, partition: int) -> MessageContext:
+        """Return what the right answer of a node looks like."""
+        devices = len(self.nodes.hosted(partition, self.num_devices))
+        return MessageContext(
+            {"W": self.windows, **bounds_of(devices)},
+            arrays=step.reply_arrays(self.terms, part, devices),
+            agreed=("C",),
+            together=lambda reply: step.check_together(reply.sums),
+        )
+
+    def _begin(self, opened: Bools | None) -> None:
+        """Move the clock on, unless this is the second part of a step, whose contributors were counted."""
+        if opened is None:
+            self._time += self.windows
+
+    def _fields(self, step: Step, sent: Arrays, part: Part, opened: Bools | None) -> dict[str, Any]:
+        """Return the fields of a request, by name."""
+        return {
+            "setting": self.setting,
+            "step": step,
+            "time": self._time,
+            "first": part[0],
+            "stop": part[1],
+            "sent": step.cut(sent, part, self.terms),
+            "opened": np.zeros(0, np.uint8) if opened is None else packed_rows(opened),
+            "noise_multiplier": self.multiplier,
+        }
+
+    def _record(self, step: Step, replies: Sequence[wire.StepReply]) -> None:
+        """Remember what a step took.
+
+        Raises:
+            EngineError: it reached nobody, and does not go on without anybody.
+        """
+        counts = reduce(add, (reply.counts for reply in replies))
+        waits = np.max([reply.waits_us for reply in replies], axis=0)
+        if not step.may_reach_nobody and not counts.classes.devices.any():
+            clock = counts.clock.total()
+            raise EngineError(
+                f"stage 1, {step.name}: of {int(clock.sampled)} devices {int(clock.unavailable)} were offline, "
+                f"{int(clock.excluded)} had insufficient memory, {int(clock.stragglers)} missed the deadline, none was "
+                "left; raise pretraining.deadline_s, or take another fleet"
+            )
+        self.records.append(SumsRecord(step.name, counts, int(waits.sum()) / 1e6))
+
+
+def sum_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of at least one array, of 64 bits."""
+    total = np.array(arrays[0], np.int64)
+    for one in arrays[1:]:
+        total += one
+    return total
+
+
+@dataclass
+class CountedSteps(ChannelWrapper):
+    """A :class:`fl_peel.steps.base.StepChannel` that counts contributors first. min_owners: devices that a sum needs to
+    be opened.
+    """
+
+    min_owners: int
+
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """See :class:`fl_peel.steps.base.StepChannel`; a step of which nothing may be opened is not asked."""
+        if not self.terms.counts_contributors:
+            yield from self.channel.ask(step, sent)
+        elif step.counts_alone:
+            for part, sums in self.channel.ask(step, sent):
+                counts = sums[step.counts_alone]
+                yield part, sums | {step.counts_alone: np.where(opened_rows(counts, self.min_owners), counts, 0)}
+        elif not step.num_rows(self.terms):
+            yield from self.channel.ask(step, sent)
+        else:
+            counting = ContributorsStep(step)
+            counted = answer_to(self.channel, counting, counting.cut(sent, (0, 1), self.terms))
+            opened = opened_rows(counted["contributors"], self.min_owners)
+            if opened.any():
+                yield from self.channel.ask(step, sent, opened)
+                return
+            for part in step.parts(self.terms, step.part_bytes):
+                yield part, {one.name: np.zeros(one.shape, np.int64) for one in step.fields(self.terms, part)}
+
+
+@dataclass
+class NoisedSteps(ChannelWrapper):
+    """A :class:`fl_peel.steps.base.StepChannel` under noise. channel: the devices, whose sums have no noise of the
+    server; taken: how often each part was asked for.
+
+    Raises:
+        AssertionError: something is asked once more than the plan accounts for.
+    """
+
+    channel: ClearSteps
+    scenario: Scenario
+    plan: Plan
+    taken: Counter[str] = field(default_factory=Counter)
+
+    def std(self, part: str) -> float:
+        """See :class:`fl_peel.steps.base.StepChannel`. Shares of noise are made for the fewest devices that a sum may
+        be of: of more, there is more.
+        """
+        one = self._scales.std(part)
+        if self._by_server:
+            return one
+        record = self.channel.records[-1]
+        devices = float(record.counts.classes.devices.sum())
+        if self.plan.mechanism.where == "server":
+            devices /= noise_devices_of(self.scenario, record.announced)
+        return one * math.sqrt(devices)
+
+    def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
+        """See :class:`fl_peel.steps.base.StepChannel`; noise is drawn by the number of the sum."""
+        accounted = {release.part: release.times for release in self.plan.stage1}
+        for one in step.noised:
+            self.taken[one.name] += 1
+            taken, most = self.taken[one.name], accounted.get(one.name, 0)
+            assert taken <= most, f"{one.name}: asked more often than is accounted for"
+        sums = self.channel.ask(step, sent, opened)
+        if not step.noised or not self._by_server:
+            yield from sums
+            return
+        draw = self._scales.whole("server", self.taken[step.noised[0].name])
+        for part, each in sums:
+            noise = step.noise(draw, self.terms, part)
+            yield part, each | {name: each[name] + noise[name] for name in noise}
+
+    @property
+    def _scales(self) -> Stage1Scales:
+        return Stage1Scales.from_scenario(self.scenario, self.plan.multiplier)
+
+    @property
+    def _by_server(self) -> bool:
+        mechanism = self.plan.mechanism
+        return mechanism.where == "server" and not in_masked_sums(self.scenario, mechanism)
+
 
 logger = logging.getLogger("fl_peel")
 PART_BYTES = 4 << 20
@@ -222,6 +455,3 @@ class MaskedSteps(ClearSteps):
             f"deadline_s{panel}, or secure_aggregation.neighbours, lower secure_aggregation.min_devices or threshold, "
             "or take another fleet"
         )
-
-
-__all__ = ["MaskedSteps"]

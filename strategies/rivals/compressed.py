@@ -1,0 +1,416 @@
+"""Rivals that train tables of another form: hashed rows, pruned entries, product quantization.
+
+Shi et al., "Compositional Embeddings Using Complementary Partitions for Memory-Efficient Recommendation Systems", KDD
+2020, the quotient-remainder trick: of two tables, item i has row i mod m of the one and row floor(i / m) of the other,
+added or multiplied. Items are numbered by popularity here, which costs nothing, as the server gives the numbers: so the
+m most popular have a remainder row of their own, and the rest change it by their quotient's.
+
+Liu et al., "Learnable Embedding Sizes for Recommender Systems" (PEP), ICLR 2021: an entry w is used as
+sign(w) * max(|w| - threshold, 0), and thresholds are trained by the recommendation loss. Their thresholds grow under
+weight decay until the wanted sparsity happens to be met; here the level of all thresholds is set in each step so that
+the wanted number of entries is left, and what is learned are the thresholds of items and of dimensions relative to
+one another. One training from the pretrained tables passes all budgets, the largest first.
+
+Section 3.3 of the paper: what is left is then retrained, from the values that it had at first, with the others held at
+zero (a lottery ticket). At first means the pretrained table here, as that is where the search began.
+
+Jegou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", IEEE TPAMI 2011: the columns are cut into
+M parts, each part has a codebook of 2^b centroids (K-means, by faiss), and a row is the b-bit numbers of its nearest
+centroid in each part. Items that are not kept are not recommended, like items without any block: what the codebooks
+leave of a budget says how many rows are kept, the best first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fl_peel.blocks.compression import DenseTable, SparseTable, most_entries, number_type
+from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
+from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.stored import HEADER_BYTES
+from fl_peel.randomness import rng_for, seed_for
+from fl_peel.training.workers import fixed_threads
+from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, quality, whole_table
+from strategies.rivals.central import BatchLoss, PrunedTable, descend, training
+from strategies.rivals.table_rivals import narrowed
+
+Operation = Literal["add", "multiply"]
+
+
+@dataclass(frozen=True)
+class HashedTable:
+    """remainders (m, d), quotients (ceil(I / m), d); number: (I,) of each item, by popularity."""
+
+    remainders: DenseTable
+    quotients: DenseTable
+    operation: Operation
+    number: IntArray
+
+    @property
+    def user_dim(self) -> int:
+        """Return the number of columns of both tables."""
+        return self.remainders.dim
+
+    @property
+    def kind(self) -> str:
+        """Operation, precision, shape."""
+        return f"hashed-{self.operation} {self.remainders.precision} {len(self.remainders.codes)} {self.user_dim}"
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Codes of both tables, the remainders' first, and scales likewise."""
+        both = [self.remainders.tensors(), self.quotients.tensors()]
+        return {name: np.concatenate([part[name] for part in both]) for name in both[0]}
+
+    def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
+        """Return all items with their rows."""
+        parts = [torch.from_numpy(part.decoded()[1]) for part in (self.remainders, self.quotients)]
+        table: FloatArray = composed(parts, torch.from_numpy(self.number), self.operation).numpy()
+        return np.arange(len(self.number), dtype=np.int32), table
+
+
+def composed(parts: Sequence[Tensor], number: Tensor, operation: Operation) -> Tensor:
+    """The table (I, d) of remainders (m, d) and quotients; number: (I,)."""
+    remainders, quotients = parts
+    first, second = remainders[number % len(remainders)], quotients[number // len(remainders)]
+    return first + second if operation == "add" else first * second
+
+
+def most_remainders(num_items: int, dim: int, precision: Precision, budget_bytes: int) -> int:
+    """The most rows m of the first table that fit, with ceil(I / m) of the second; 0 where none does."""
+    rows = max(budget_bytes - HEADER_BYTES - 2 * dim, 0) // row_bytes(dim, precision)
+    fitting = (m for m in range(min(rows, num_items), 0, -1) if m + -(-num_items // m) <= rows)
+    return next(fitting, 0)
+
+
+@dataclass(frozen=True)
+class Hashing(Rival):
+    """dims: columns, as parts of d; steps: of training, in whole passes over the users; rates: of Adam, as parts of the
+    pretraining's.
+
+    Operation and rate are chosen at the largest budget, in the last of the dims; dims for every request.
+    """
+
+    name: str = "hashing"
+    dims: tuple[float, ...] = (0.125, 0.25)
+    operations: tuple[Operation, ...] = ("add", "multiply")
+    steps: int = 400
+    rates: tuple[float, ...] = (1.0, 4.0, 16.0)
+
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+        """One option a request and dim; those that the operation and rate were chosen from belong to one request."""
+        widths = [max(round(share * material.pretrained.items.shape[1]), 1) for share in self.dims]
+        largest = max(requests, key=lambda request: request.budget_bytes, default=None)
+        if largest is None:
+            return
+        tried = [
+            (option, operation, rate)
+            for operation in self.operations
+            for rate in self.rates
+            if (option := self._trained(material, largest, widths[-1], operation, rate)) is not None
+        ]
+        if not tried:
+            return
+        yield from (option for option, _, _ in tried)
+        _, operation, rate = max(tried, key=lambda one: quality(one[0], material, "validation")[f"recall@{TOP_N}"])
+        for request in requests:
+            for width in widths if request != largest else widths[:-1]:
+                option = self._trained(material, request, width, operation, rate)
+                if option is not None:
+                    yield option
+
+    def _trained(
+        self, material: Material, request: Request, dim: int, operation: Operation, rate: float
+    ) -> Option | None:
+        num_items = material.num_items
+        count = most_remainders(num_items, dim, request.precision, request.budget_bytes)
+        if not count:
+            return None
+        start = time.perf_counter()
+        table, users = narrowed(material, dim)
+        order = np.argsort(-material.popularity, kind="stable")
+        number = np.empty(num_items, np.int64)
+        number[order] = np.arange(num_items)
+        place = torch.from_numpy(number)
+        identity = ("hashing", request.precision, request.budget_bytes, dim, operation)
+        rng = rng_for(material.seed, *identity)
+        spread = np.float32(table.std())
+        remainders, quotients = (
+            rng.standard_normal((rows, dim), np.float32) for rows in (count, -(-num_items // count))
+        )
+        second = spread * quotients if operation == "add" else np.float32(1) + np.float32(0.3) * quotients
+        loss_of = BatchLoss(material.given, num_items, material.config)
+        users, parts = descend(
+            users,
+            [spread * remainders, second],
+            lambda tables: composed(tables, place, operation),
+            loss_of,
+            learning_rate=rate * material.config.learning_rate,
+            generators=[
+                torch.Generator().manual_seed(seed_for(material.seed, *identity, epoch) >> 1)
+                for epoch in range(loss_of.epochs(self.steps))
+            ],
+        )
+        first, other = (DenseTable.from_table(part, request.precision) for part in parts)
+        stored = HashedTable(first, other, operation, number)
+        users = np.where(material.has_data[:, None], users, np.float32(0))
+        users = material.complete(users, stored.decoded()[1])
+        label = f"{dim} columns, {count} remainders, {operation}, rate {rate:g}"
+        return whole_table(request, stored, users, time.perf_counter() - start, label, num_items)
+
+
+@dataclass(frozen=True)
+class Pep(Rival):
+    """Learned thresholds. epochs: passes over the users on the way from one request to the next, the last at its
+    own number of entries; rates: of Adam, as parts of the pretraining's, one training each; retraining: rates likewise
+    of what follows for every request, of ``steps`` steps in whole passes.
+    """
+
+    name: str = "pep"
+    epochs: int = 1
+    rates: tuple[float, ...] = (0.1, 0.01)
+    retraining: tuple[float, ...] = (0.1, 1.0, 4.0, 16.0)
+    steps: int = 80
+
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+        """Yield, for each request and rate, what the thresholds leave, as it is and retrained at every rate of that; in
+        the order of falling numbers of entries.
+        """
+        for rate in self.rates:
+            yield from self._training(material, requests, rate * material.config.learning_rate)
+
+    def _training(self, material: Material, requests: Sequence[Request], rate: float) -> Iterator[Option]:
+        num_items, dim = material.pretrained.items.shape
+        about = {r: entries_about(r, num_items, dim) for r in requests}
+        start = time.perf_counter()
+        loss_of = BatchLoss(material.given, num_items, material.config)
+        pruned = PrunedTable(material.users, material.pretrained.items, loss_of, rate)
+        before = num_items * dim
+        for place, request in enumerate(sorted(requests, key=lambda r: -about[r])):
+            if not about[request]:
+                continue
+            counts = np.geomspace(before, about[request], self.epochs + 1)[1:].astype(np.int64).tolist()
+            with training(material.given.num_interactions):
+                pruned.train(counts, [_generator(material.seed, place, number) for number in range(self.epochs)])
+            stored, table = pruned_table(pruned, request)
+            label = f"{len(stored.flat)} entries, {stored.encoding}, rate {rate:g}"
+            yield _option(material, request, stored, pruned.users.detach().numpy(), start, label)
+            for factor in self.retraining:
+                start = time.perf_counter()
+                users, again = self._retrained(material, loss_of, table != 0, factor)
+                stored = SparseTable.from_table(again, again != 0, request.precision)
+                yield _option(material, request, stored, users, start, f"{label}, retrained at {factor:g}")
+            start = time.perf_counter()
+            before = about[request]
+
+    def _retrained(
+        self, material: Material, loss_of: BatchLoss, kept: NDArray[np.bool_], factor: float
+    ) -> tuple[FloatArray, FloatArray]:
+        """Users (U, d) and table (I, d) from the pretrained ones, of which the entries ``kept`` (I, d) alone move."""
+        mask = torch.from_numpy(kept)
+        users, (table,) = descend(
+            material.users,
+            [material.pretrained.items],
+            lambda parts: parts[0] * mask,
+            loss_of,
+            learning_rate=factor * material.config.learning_rate,
+            generators=[
+                torch.Generator().manual_seed(seed_for(material.seed, "pep-retraining", epoch) >> 1)
+                for epoch in range(loss_of.epochs(self.steps))
+            ],
+        )
+        return users, np.where(kept, table, np.float32(0))
+
+
+def _option(
+    material: Material, request: Request, stored: SparseTable, users: FloatArray, start: float, label: str
+) -> Option:
+    """Make the option that a trained table is. users (U, d): embeddings of those who gave data; start: time when its
+    training began.
+    """
+    num_items, dim = material.pretrained.items.shape
+    items, rows = stored.decoded()
+    table = np.zeros((num_items, dim), np.float32)
+    table[items] = rows
+    users = material.complete(np.where(material.has_data[:, None], users, np.float32(0)), table)
+    return whole_table(request, stored, users, time.perf_counter() - start, label, num_items)
+
+
+def entries_about(request: Request, num_items: int, dim: int) -> int:
+    """Entries that fit the request if they are spread evenly over the rows."""
+    order = np.arange(num_items * dim, dtype=np.int64)
+    spread = (order % num_items) * dim + order // num_items  # one of each row, then another of each
+    return most_entries(spread, num_items, dim, request.precision, request.budget_bytes)
+
+
+def pruned_table(pruned: PrunedTable, request: Request) -> tuple[SparseTable, FloatArray]:
+    """The entries furthest above their thresholds, as many as fit; stored, and as a table (I, d) in floats."""
+    shape = (pruned.weights.shape[0], pruned.weights.shape[1])
+    with torch.no_grad():
+        ratio = pruned.thresholds(1)[1].numpy()
+        order = np.argsort(-ratio.ravel(), kind="stable")
+        count = most_entries(order, *shape, request.precision, request.budget_bytes)
+        table = pruned.table(count).numpy()
+    kept = np.zeros(table.size, np.bool_)
+    kept[order[:count]] = True
+    table = np.where(kept.reshape(shape), table, np.float32(0))
+    return SparseTable.from_table(table, table != 0, request.precision), table
+
+
+def _generator(seed: int, place: int, number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed_for(seed, "pep", place, number) >> 1)
+
+
+Order = Literal["popularity", "exposure"]
+ITERATIONS, ROWS_PER_CENTROID = 10, 64
+"""Iterations of K-means, and its rows per centroid: where there are more rows, it samples that many."""
+
+
+@dataclass(frozen=True)
+class QuantizedTable:
+    """items: (n,) ascending, of ``num_items``; packed: (n, M b / 8) uint8, each row's numbers one after the other, low
+    bits first; codes, scales: centroids (M 2^b, d / M) at a precision.
+    """
+
+    num_items: int
+    parts: int
+    bits: int
+    precision: Precision
+    dim: int
+    items: NDArray[np.int32]
+    packed: NDArray[np.uint8]
+    codes: Codes
+    scales: NDArray[np.float16]
+
+    @staticmethod
+    def from_table(
+        table: FloatArray, items: NDArray[np.int32], parts: int, bits: int, precision: Precision, seed: int
+    ) -> QuantizedTable:
+        """Codebooks of the rows ``items`` (n,) of a table (I, d), n at least 2^bits, and their codes.
+
+        To be called under ``fixed_threads(1)``: sums of several threads arrive in any order.
+        """
+        rows = np.ascontiguousarray(table[items], np.float32)
+        quantizer = faiss.ProductQuantizer(table.shape[1], parts, bits)
+        quantizer.cp.seed = seed % (1 << 31)
+        quantizer.cp.niter = ITERATIONS
+        quantizer.cp.min_points_per_centroid = 1
+        quantizer.cp.max_points_per_centroid = ROWS_PER_CENTROID
+        quantizer.train(rows)
+        centroids = faiss.vector_to_array(quantizer.centroids).reshape(parts << bits, -1)
+        codes, scales = quantize(centroids, precision)
+        stored = dequantize(codes, scales, precision, centroids.shape[1])
+        faiss.copy_array_to_vector(stored.ravel(), quantizer.centroids)  # nearest of what devices decode
+        packed = quantizer.compute_codes(rows)
+        return QuantizedTable(len(table), parts, bits, precision, table.shape[1], items, packed, codes, scales)
+
+    @property
+    def user_dim(self) -> int:
+        """Return the number of columns of the table."""
+        return self.dim
+
+    @property
+    def kind(self) -> str:
+        """Precision of the codebooks, shape of the codes, items."""
+        return f"quantized {self.precision} {self.parts} {self.bits} {self.num_items} {len(self.items)}"
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Codes, codebooks, and which items are kept."""
+        tensors: dict[str, NDArray[Any]] = {
+            "rows": self.packed,
+            "codes": self.codes.astype(code_dtype(self.precision)),
+        }
+        if has_scales(self.precision):
+            tensors["scales"] = self.scales.astype("<f2")
+        if len(self.items) < self.num_items:
+            tensors["places"] = self._places
+        return tensors
+
+    @cached_property
+    def _places(self) -> NDArray[Any]:
+        """Item numbers, or a bit for each item, whichever is shorter."""
+        numbers = self.items.astype(number_type(self.num_items))
+        if numbers.nbytes <= (self.num_items + 7) // 8:
+            return numbers
+        bits = np.zeros(self.num_items, np.bool_)
+        bits[self.items] = True
+        return np.packbits(bits)
+
+    def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
+        """Return the items kept and their rows, made of the centroids that their codes name."""
+        width = self.dim // self.parts
+        books = dequantize(self.codes, self.scales, self.precision, width).reshape(self.parts, -1, width)
+        bits = np.unpackbits(self.packed, axis=1, bitorder="little").reshape(len(self.items), self.parts, self.bits)
+        numbers = bits.astype(np.int64) @ (1 << np.arange(self.bits))  # (n, M)
+        rows: FloatArray = books[np.arange(self.parts), numbers].reshape(len(self.items), self.dim)
+        return self.items, rows
+
+
+def most_rows(num_items: int, dim: int, parts: int, bits: int, precision: Precision, budget_bytes: int) -> int:
+    """Return how many rows a :class:`QuantizedTable` of that budget holds; 0 where fewer than codebooks are made of."""
+    books = (parts << bits) * row_bytes(dim // parts, precision)
+    room = budget_bytes - HEADER_BYTES - 2 * dim - books
+    each = parts * bits // 8
+    if room >= num_items * each:
+        return num_items if num_items >= 1 << bits else 0
+    by_number = room // (each + number_type(num_items).itemsize)
+    by_bit = (room - (num_items + 7) // 8) // each
+    most = min(max(by_number, by_bit), num_items - 1)
+    return most if most >= 1 << bits else 0
+
+
+@dataclass(frozen=True)
+class ProductQuantization(Rival):
+    """dims: columns of the table that is coded, as parts of d: all, or the closest in the scores that users get;
+    parts: that a row is cut into; bits: of a part's number (a row's are whole bytes, what is not is passed over);
+    orders: by what the rows to be kept are chosen, popularity or discounted places in the users' top lists.
+    """
+
+    name: str = "product-quantization"
+    dims: tuple[float, ...] = (1.0, 0.5, 0.25)
+    parts: tuple[int, ...] = (8, 16, 32)
+    bits: tuple[int, ...] = (1, 2, 3, 4, 6)
+    orders: tuple[Order, ...] = ("popularity", "exposure")
+
+    def settings(self) -> tuple[ProductQuantization, ...]:
+        """Return every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
+        every = product(self.dims, self.parts, self.bits, self.orders)
+        return tuple(ProductQuantization(self.name, (d,), (p,), (b,), (o,)) for d, p, b, o in every)
+
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+        """One option a request and setting, of those that fit."""
+        orders = {by: best_items(material, by) for by in self.orders}
+        for share in self.dims:
+            dim = max(round(share * material.pretrained.items.shape[1]), 1)
+            table, users = narrowed(material, dim)
+            num_items = len(table)
+            for (by, order), parts, bits, request in product(orders.items(), self.parts, self.bits, requests):
+                if dim % parts or parts * bits % 8:
+                    continue
+                most = most_rows(num_items, dim, parts, bits, request.precision, request.budget_bytes)
+                if not most or (most == num_items and by != self.orders[0]):  # all rows, in whatever order
+                    continue
+                start = time.perf_counter()
+                items = np.sort(order[:most]).astype(np.int32)
+                seed = seed_for(material.seed, "product-quantization", parts, bits, most)
+                with fixed_threads(1):
+                    stored = QuantizedTable.from_table(table, items, parts, bits, request.precision, seed)
+                seconds = time.perf_counter() - start
+                label = f"{dim} columns, {parts} x {bits} bits, {most} items by {by}"
+                yield whole_table(request, stored, users, seconds, label, num_items)
+
+
+def best_items(material: Material, by: Order) -> IntArray:
+    """Return the items (I,), best first; items that are shown to no user are ordered by popularity."""
+    shown = material.shown if by == "exposure" else np.zeros(material.num_items)
+    return np.lexsort((-material.popularity, -shown)).astype(np.int64)
