@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from fl_peel.callbacks import Callback
 
 from fl_peel.errors import EngineError
+from fl_peel.events import Callback
 from simulations import run
 from simulations.engine import ray_engine
 from simulations.engine.cluster import require_cluster
