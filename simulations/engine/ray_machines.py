@@ -1,4 +1,7 @@
-"""The machines of a Ray cluster: do they share the run's folder, and what becomes of the work of one that leaves."""
+"""The machines of a Ray cluster: do they share the run's folder, and what becomes of the work of one that leaves.
+
+The pool of actors is Flower's own and private: it is the one place that knows which of them waits for a machine.
+"""
 
 from __future__ import annotations
 
