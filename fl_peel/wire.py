@@ -940,5 +940,6 @@ class _MessageReader:
 
 
 def _number_type(array: Any) -> Any:
-    """NDArray[number] -> number."""
-    return get_args(get_args(array)[1])[0]
+    """NDArray[number] -> number. Before NumPy 2.5 it was short for ndarray[shape, dtype[number]]."""
+    last = get_args(array)[-1]
+    return (get_args(last) or (last,))[0]

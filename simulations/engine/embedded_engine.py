@@ -99,6 +99,6 @@ def run_embedded(
             serve(grid, stop)
 
         server_app(
-            StoppableGrid(grid, stop, grid.wait, grid.give_up),
+            StoppableGrid(grid, stop, grid.wait, grid.give_up, engine.patience_s),
             Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={}),
         )

@@ -8,6 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -93,7 +94,9 @@ def simulated(
 
     reuse_memory()
     if backend_of(scenario.engine) == "ray":
-        from simulations.engine.ray_engine import run_on_ray as run
+        from simulations.engine.ray_engine import run_on_ray
+
+        run: Callable[..., None] = partial(run_on_ray, run_dir=paths.run_dir)
     else:
         run = run_embedded
     from fl_peel.kernels.compile_ahead import compiling_ahead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
@@ -12,6 +13,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fl_peel.errors import EngineError
+
+logger = logging.getLogger("fl_peel")
 
 
 class PassingGrid(Grid):
@@ -59,6 +62,10 @@ class PassingGrid(Grid):
 
 POLL_S = 0.02
 """Seconds between two looks for replies."""
+TELL_S = 10.0
+"""Seconds between two lines about nodes that start."""
+START_S = 600.0
+"""Seconds that nodes may take for their first answer, where a scenario has no ``engine.patience_s`` of its own."""
 AT_ONCE = 2
 """Messages that a node is sent before it has answered: one that it works on, one that waits."""
 
@@ -66,8 +73,9 @@ AT_ONCE = 2
 class StoppableGrid(PassingGrid):
     """Waits for replies only until ``stop`` is set; sends messages as nodes have room, and hands replies on at once.
 
-    wait: waits until a reply is there, at most so many seconds, if the grid can tell; give_up: is given the ids of
-    messages that were not answered in time.
+    While it waits for the very first one, it says so every ten seconds. start_s: how long nodes, all of which are there
+    unless ``stop`` is set, may take for it; wait: waits until a reply is there, at most so many seconds, if the grid
+    can tell; give_up: is given the ids of messages that were not answered in time.
     """
 
     def __init__(
@@ -76,8 +84,11 @@ class StoppableGrid(PassingGrid):
         stop: threading.Event,
         wait: Callable[[float], object] | None = None,
         give_up: Callable[[Collection[str]], None] | None = None,
+        start_s: float = START_S,
     ) -> None:
         super().__init__(grid)
+        self.start_s = start_s
+        self._answered = False
         self._stop = stop
         self._wait = wait or stop.wait
         self._give_up = give_up
@@ -94,7 +105,7 @@ class StoppableGrid(PassingGrid):
         return self._replies(sending, timeout)
 
     def _replies(self, sending: _Sending, timeout: float | None) -> Iterator[Message]:
-        last = time.monotonic()
+        last = last_line = start = time.monotonic()
         while sending.waiting and (timeout is None or time.monotonic() < last + timeout):
             if self._stop.is_set():
                 raise EngineError("the simulation engine has stopped")
@@ -104,7 +115,11 @@ class StoppableGrid(PassingGrid):
             sending.send()  # before what came is worked on
             if not arrived:
                 self._wait(POLL_S)
+                if not self._answered and time.monotonic() > last_line + TELL_S:
+                    last_line = time.monotonic()
+                    logger.warning("no node has answered yet: waited for since %.0f s", last_line - start)
                 continue
+            self._answered = True
             while arrived:
                 yield arrived.pop(0)
             last = time.monotonic()

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -30,12 +31,18 @@ from simulations.engine.passing_grid import StoppableGrid
 
 
 def run_on_ray(
-    engine: Engine, client: str, variables: Mapping[str, str], serve: Callable[[Grid, threading.Event], None]
+    engine: Engine,
+    client: str,
+    variables: Mapping[str, str],
+    serve: Callable[[Grid, threading.Event], None],
+    *,
+    run_dir: str,
 ) -> None:
     """Run the server's side in a thread of this process, and the nodes in Ray's workers.
 
     client: the ClientApp, as ``module:name``; variables: of the environment of workers that start here; serve:
-    the server's side, is given the grid and an event that is set when the engine has stopped.
+    the server's side, is given the grid and an event that is set when the engine has stopped; run_dir: the run's
+    folder, which all machines must share.
 
     Raises:
         FlPeelError: whatever stopped the server's side.
@@ -48,6 +55,7 @@ def run_on_ray(
         _visible_gpus(engine.device),
         _own_signals(),
         _own_environment(engine, variables),
+        _living_machines(engine, run_dir) as started,
     ):
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
@@ -55,14 +63,14 @@ def run_on_ray(
         server_app = ServerApp()
 
         def without_ray() -> None:
-            if not ended.is_set():
+            if started.is_set() and not ended.is_set():  # a start that failed says why
                 lost.set()
                 stop.set()
 
         @server_app.main()
         def main(grid: Grid, context: Context) -> None:
             try:
-                serve(StoppableGrid(grid, stop), stop)
+                serve(StoppableGrid(grid, stop, start_s=engine.patience_s), stop)
                 served.set()
             except BaseException as error:  # handed to the caller below; Flower would print a traceback
                 failed.append(error)
@@ -79,8 +87,11 @@ def run_on_ray(
                 )
         except Exception as error:
             if not failed:
-                root = " ".join(str(_root_of(error)).split())
-                raise EngineError(f"Flower's simulation engine failed: {root}") from error
+                root = _root_of(error)
+                if isinstance(root, EngineError):
+                    raise root from None
+                line = " ".join(str(root).split())
+                raise EngineError(f"Flower's simulation engine failed: {line}") from error
         finally:
             stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
             ended.wait(timeout=10)
@@ -134,6 +145,32 @@ def _own_signals() -> Iterator[None]:
 
     with patch("ray.init", init), patch("ray._private.utils.set_sigterm_handler"):
         yield
+
+
+@contextmanager
+def _living_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]:
+    """Wait for the Ray that is started or joined within, look whether its machines share the run's folder, and leave
+    out workers of machines that have left. Yields an event that is set when Ray has started.
+    """
+    import ray
+
+    from simulations.engine.ray_machines import LivingActors, require_shared, start_patiently
+
+    start, started = ray.init, threading.Event()
+
+    def init(*args: Any, **kwargs: Any) -> Any:
+        context = start_patiently(lambda: start(*args, **kwargs), engine.patience_s)
+        started.set()
+        try:
+            require_shared(run_dir)
+        except EngineError:
+            ray.shutdown()
+            raise
+        return context
+
+    pool = "flwr.server.superlink.fleet.vce.backend.raybackend.BasicActorPool"
+    with patch("ray.init", init), patch(pool, partial(LivingActors, engine.patience_s)):
+        yield started
 
 
 def _root_of(error: BaseException) -> BaseException:

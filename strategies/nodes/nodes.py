@@ -142,6 +142,7 @@ class Nodes:
             EngineError: at least half of the partitions did not answer in time.
             FlPeelError: the failure of the first node that is refused, where as many are.
         """
+        patience_s = float(getattr(grid, "start_s", patience_s))  # of a simulation's, whose nodes are all on the way
         deadline = time.monotonic() + patience_s
         if hasattr(grid, "pull_interval"):  # of the simulation's grid, which else looks for replies 10 times a second
             grid.pull_interval = PULL_INTERVAL_S

@@ -6,6 +6,7 @@ import io
 import pickle
 import typing
 from pathlib import Path
+from types import GenericAlias
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout
@@ -219,3 +221,8 @@ def test_nothing_is_pickled():
     with pytest.raises((MessageError, TypeError)):
         wire.unpack(Bad, wire.pack(Bad(np.array([{}], object))))
     assert "pickle" not in Path(wire.__file__).read_text(encoding="utf-8")
+
+
+def test_numbers_of_arrays_are_read_from_either_form_of_their_type():
+    assert wire._number_type(NDArray[np.int64]) is np.int64
+    assert wire._number_type(GenericAlias(object, (np.int64,))) is np.int64  # as NumPy 2.5 has it

@@ -41,7 +41,11 @@ CUTS: dict[str, Any] = {
 OWN_CUTS: dict[str, dict[str, Any]] = {
     "budget-shock": {"elasticity.rounds": 9},  # budgets fall at round 10
     "timeline-ml-100k": {"data.timeline.periods": 4},  # one more than its last figures are of
-    "nothing-collected-private": {"pretraining.columns": 64, "secure_aggregation.neighbours": 4},
+    "nothing-collected-private": {
+        **{"pretraining.columns": 16, "pretraining.embedding_dim": 16, "secure_aggregation.neighbours": 4}
+    },
+    "private": {"secure_aggregation.neighbours": 4},
+    "secure-aggregation": {"secure_aggregation.neighbours": 4},
     "poisoned": {"poisoning.compare": ["10%"]},
 }
 """Other cuts, by scenario; a list takes the place of the scenario's own."""

@@ -10,7 +10,12 @@ import time
 import numpy as np
 import pytest
 
+from simulations.scenario_files import load_scenario
+from strategies.run.run_paths import RunPaths
+from strategies.server_app import serve
 from tests.helpers import without_ray
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.runs import figures
 from tests.simulations.test_killed import AUDIT, RUN, TIMELINE_RUN, folder, report  # noqa: F401, a fixture
 
 FEW = ["--set", "refinement.rounds=2"]
@@ -67,6 +72,24 @@ def ended(words, out, way, rng):
     _, said = process.communicate(timeout=300)
     assert "Traceback" not in said
     return process.returncode
+
+
+def test_a_clock_that_jumps_changes_nothing(tiny_run, tiny, tmp_path, monkeypatch):
+    """By up to a month in either direction, each time that somebody looks; deadlines are of one that does not."""
+    rng, right = np.random.default_rng(0), time.time
+    looks = []
+
+    def jumping():
+        looks.append(right() + float(rng.uniform(-1, 1)) * 30 * 86_400)
+        return looks[-1]
+
+    monkeypatch.setattr(time, "time", jumping)
+    start = time.monotonic()
+    scenario = load_scenario(tiny)
+    whole = serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path / "run"), checkpoint_dir=str(tmp_path / "kept")))
+    assert looks
+    assert time.monotonic() - start < 60
+    assert figures(whole) == figures(tiny_run[0])
 
 
 @pytest.mark.hostile

@@ -1,4 +1,4 @@
-"""Flower's deployment engine itself: a SuperLink and three SuperNodes, with TLS and keys, as processes on loopback.
+"""Flower's deployment engine itself: a SuperLink and SuperNodes, with TLS and keys, as processes on loopback.
 
 What is slow here is Flower's: a ClientApp starts anew for every message, and a SuperNode that is killed counts as there
 until it has missed two heartbeats, a minute.
@@ -19,7 +19,7 @@ from simulations.deployment.processes import node_configs, run_deployed
 from simulations.report.run_files import read_report
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
-from tests.clients.node.test_own_data import BOUNDS, NOTHING, held, take_apart
+from tests.clients.node.test_own_data import NOTHING, held, take_apart
 from tests.helpers.runs import figures, served
 
 PROGRAMS = ("flower-superlink", "flower-supernode", "flower-superexec", "flwr", "flwr-serverapp", "flwr-clientapp")
@@ -87,23 +87,24 @@ def mine():
 
 def test_nodes_that_hold_their_own_data_have_the_figures_of_the_simulation(tiny, tmp_path, deploys):
     """No disk is shared, the server has items alone."""
+    bounds = (0, 13, 40)
     rows = list(csv.DictReader((tmp_path / "planted.csv").open()))
     (tmp_path / "items.txt").write_text("".join(f"{item}\n" for item in sorted({row["item"] for row in rows})))
-    take_apart(rows, tmp_path / "apart", BOUNDS)
+    take_apart(rows, tmp_path / "apart", bounds)
     changes = [*NOTHING, *FEW_STEPS, *FEW_MESSAGES, f"data.catalogue={tmp_path}/items.txt"]
     scenario = load_scenario(absolute(tiny, tmp_path), changes)
     wanted, _ = served(scenario, tmp_path / "simulated")
     (tmp_path / "planted.csv").unlink()
 
-    files = [tmp_path / "apart" / f"node-{number}.csv" for number in range(3)]
+    files = [tmp_path / "apart" / f"node-{number}.csv" for number in range(2)]
     lines = []
-    configs = node_configs(held(scenario), nodes=3, own=files)
-    assert [config["first-device"] for config in configs] == list(BOUNDS[:-1])
+    configs = node_configs(held(scenario), nodes=2, own=files)
+    assert [config["first-device"] for config in configs] == list(bounds[:-1])
     options = RunOptions(out=tmp_path / "out")
     run_deployed(held(scenario), configs, lambda _, line: lines.append(line), options, limit_s=LIMIT_S)
     result = read_report(tmp_path / "out" / "report.json")
     assert figures(result) == figures(wanted)
-    assert (result.environment.engine, result.environment.nodes) == ("deployment", 3)
+    assert (result.environment.engine, result.environment.nodes) == ("deployment", 2)
     assert any("refinement" in line for line in lines)
 
 

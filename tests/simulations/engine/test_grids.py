@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_peel.errors import EngineError
+from simulations.engine import passing_grid
 from simulations.engine.flower_identity import RUN_ID, identify_server, number_message
 from simulations.engine.passing_grid import PassingGrid, StoppableGrid
 from simulations.studies.audit.observer import TapGrid
@@ -97,6 +98,20 @@ def test_all_replies_are_waited_for_until_the_timeout():
     assert texts_of(grid.send_and_receive([message("a"), message("b")])) == ["a", "b"]
     grid = StoppableGrid(Slow(["a"]), threading.Event())
     assert len(list(grid.send_and_receive([message("a"), message("b")], timeout=0.1))) == 1
+
+
+def test_the_first_answer_is_waited_for_aloud_and_later_ones_in_silence(monkeypatch, caplog):
+    monkeypatch.setattr(passing_grid, "TELL_S", 0.05)
+    grid = StoppableGrid(Slow(["a"]), threading.Event())
+    for answered in (False, True):
+        grid._grid = Slow(["a"] if answered else [])
+        list(grid.send_and_receive([message("a"), message("b")], timeout=0.2))
+        lines = [record.getMessage() for record in caplog.records]
+        assert lines
+        assert all(line.startswith("no node has answered yet: waited for since ") for line in lines)
+    before = len(caplog.records)
+    list(grid.send_and_receive([message("b")], timeout=0.2))
+    assert len(caplog.records) == before
 
 
 def test_a_node_gets_no_more_than_it_works_on_and_one_that_waits():

@@ -7,14 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from fl_peel.errors import EngineError
+from fl_peel.events import Callback
 from simulations import run
 from simulations.engine.cluster import require_cluster
 from simulations.engine.inputs import checked
@@ -30,16 +34,16 @@ def free_port():
         return listener.getsockname()[1]
 
 
-@pytest.fixture
-def cluster(tmp_path_factory):
-    """`ray start --head` on this machine; its address and process."""
-    port = free_port()
-    ray = Path(sys.executable).parent / "ray"
-    head = subprocess.Popen(
-        [
-            *(str(ray), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"),
-            *("--include-dashboard=false", "--object-store-memory=100000000", "--disable-usage-stats"),
-        ],
+ALONE = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
+"""A command that another one follows, which has a folder to itself, as on another machine."""
+RAY = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--object-store-memory=100000000"]
+
+
+@contextmanager
+def ray_machine(*words, before=()):
+    """A machine of a Ray cluster, which is this one; its process."""
+    process = subprocess.Popen(
+        [*before, *RAY, "--disable-usage-stats", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,23 +51,40 @@ def cluster(tmp_path_factory):
         env={key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"},
     )
     try:
-        assert head.stdout is not None
-        for line in head.stdout:
+        assert process.stdout is not None
+        for line in process.stdout:
             if "--block" in line:  # the last thing it says
                 break
-        assert head.poll() is None
-        yield f"127.0.0.1:{port}", head
+        assert process.poll() is None
+        yield process
     finally:
-        head.send_signal(signal.SIGTERM)  # it ends its own processes, and no other cluster's
+        process.send_signal(signal.SIGTERM)  # it ends its own processes, and no other cluster's
         try:
-            head.wait(timeout=30)
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def head(num_cpus):
+    """`ray start --head` on this machine; its address and process."""
+    port = free_port()
+    try:
+        with ray_machine("--head", f"--port={port}", f"--num-cpus={num_cpus}", "--include-dashboard=false") as process:
+            yield f"127.0.0.1:{port}", process
+    finally:
         # Ray leaves the address behind, and whoever starts Ray next would look for this cluster
         remembered = Path("/tmp/ray/ray_current_cluster")
         if remembered.is_file() and remembered.read_text().strip().endswith(f":{port}"):
             remembered.unlink()
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """A Ray cluster on this machine; its address and process."""
+    with head(2) as started:
+        yield started
 
 
 @pytest.mark.engine
@@ -75,6 +96,39 @@ def test_a_run_on_an_existing_cluster_equals_one_of_its_own(tiny, tmp_path, clus
     assert figures(result.measured) == figures(wanted)
     assert result["environment"]["nodes"] == 4
     assert head.poll() is None
+
+
+@pytest.mark.engine
+def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_costs_a_round(
+    tiny, tmp_path, monkeypatch, caplog
+):
+    """The second machine has the folder of runs to itself; then it has not, and is killed in mid-run."""
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    words = ["engine.nodes=4", "refinement.rounds=4"]
+    with head(1) as (address, _):
+        words.append(f"engine.ray_address={address}")
+        with (
+            ray_machine(f"--address={address}", "--num-cpus=1", before=[*ALONE, str(place)]),
+            pytest.raises(EngineError, match=r"^machine .* does not see the run's folder .*; set TMPDIR to a "),
+        ):
+            run(tiny, overrides=words)
+        with ray_machine(f"--address={address}", "--num-cpus=1") as second:
+
+            class Leaving(Callback):
+                def on_event(self, event):
+                    if event.stage == "refinement" and event.done == 1 and second.poll() is None:
+                        for process in (*psutil.Process(second.pid).children(recursive=True), second):
+                            process.kill()
+
+            start = time.monotonic()
+            result = run(tiny, overrides=words, callbacks=[Leaving()])
+            assert second.poll() is not None
+    assert time.monotonic() - start < 120
+    rows = result.measured.rounds
+    assert len(rows) == 4
+    assert rows[-1].devices == rows[0].devices
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
