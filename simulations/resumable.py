@@ -223,5 +223,7 @@ def what_differs(there: dict[str, Any], about: dict[str, Any]) -> str:
             return words.get(what, f"no {what}")
         ours, others = laid_flat(mine), laid_flat(theirs)
         keys = [key for key in ours if ours[key] != others.get(key)] or sorted(others.keys() - ours.keys())
+        if not keys:  # a newer version has a key of no value that the older one had not
+            return f"the {what} of another version"
         return f"{keys[0]}={others.get(keys[0])} and not {ours.get(keys[0])}"
     return ""

@@ -20,6 +20,7 @@ from simulations.resumable import (
     owned_store,
     read_finished,
     resumable_folder,
+    what_differs,
 )
 from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
@@ -99,6 +100,10 @@ def test_other_data_another_fleet_and_other_code_are_refused(tiny, splits, tmp_p
             pass
     with resumable_folder(out, scenario, splits):
         pass
+
+
+def test_a_key_of_no_value_that_another_version_has_not_is_a_difference():
+    assert what_differs({"scenario": {"a": 1}}, {"scenario": {"a": 1, "b": None}}) == "the scenario of another version"
 
 
 def test_fresh_starts_anew(tiny, splits, tmp_path):
