@@ -19,7 +19,6 @@ OPTIONAL = ("model.md", "deploy.md", "runtime.md")
 """Pages of the nav that are left out where there is no such file."""
 FROM_ROOT = ("index.md", "changes.md")
 """Pages that are files of the root."""
-WORKER = "assets/iframe-worker.js"
 _LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -47,13 +46,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, content in pages().items():
         files.append(File.generated(config, name, content=content))
-    files.append(File.generated(config, WORKER, content=(ROOT / ".ci" / "iframe-worker.js").read_text()))
     return files
-
-
-def on_post_page(output: str, page: Any, config: Any) -> str:
-    """What searches pages that are opened as files is on the site itself, so that it needs no network."""
-    return output.replace("https://unpkg.com/iframe-worker/shim", f"{'../' * page.url.count('/')}{WORKER}")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -26,8 +25,6 @@ from fl_peel.scenario.measurement import Engine
 from fl_peel.training.settings import is_gpu
 from simulations.engine.cluster import require_cluster
 from simulations.engine.passing_grid import StoppableGrid
-
-"""Seconds that a Ray cluster may take to answer."""
 
 
 def run_on_ray(
@@ -55,7 +52,7 @@ def run_on_ray(
         _visible_gpus(engine.device),
         _own_signals(),
         _own_environment(engine, variables),
-        _living_machines(engine, run_dir) as started,
+        _sharing_machines(engine, run_dir) as started,
     ):
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
@@ -148,13 +145,13 @@ def _own_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _living_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]:
-    """Wait for the Ray that is started or joined within, look whether its machines share the run's folder, and leave
-    out workers of machines that have left. Yields an event that is set when Ray has started.
+def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]:
+    """Wait for the Ray that is started or joined within, and look whether its machines share the run's folder. Yields
+    an event that is set when Ray has started.
     """
     import ray
 
-    from simulations.engine.ray_machines import LivingActors, require_shared, start_patiently
+    from simulations.engine.ray_machines import require_shared, start_patiently
 
     start, started = ray.init, threading.Event()
 
@@ -168,8 +165,7 @@ def _living_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]:
             raise
         return context
 
-    pool = "flwr.server.superlink.fleet.vce.backend.raybackend.BasicActorPool"
-    with patch("ray.init", init), patch(pool, partial(LivingActors, engine.patience_s)):
+    with patch("ray.init", init):
         yield started
 
 
