@@ -97,8 +97,8 @@ def a_node_that_raises_is_an_error_and_the_others_answer(grid, nodes):
 def a_late_answer_is_not_waited_for_and_the_next_round_is_whole(grid, nodes):
     echoed(grid, nodes)
     start = time.monotonic()
-    replies = answers(grid, [asking("sleep", nodes[0], seconds=20.0), asking("echo", nodes[1])], timeout=3.0)
-    assert time.monotonic() - start < 15
+    replies = answers(grid, [asking("sleep", nodes[0], seconds=30.0), asking("echo", nodes[1])], timeout=8.0)
+    assert time.monotonic() - start < 25
     assert set(replies) == {nodes[1]}
     assert set(echoed(grid, nodes)) == set(nodes)
 

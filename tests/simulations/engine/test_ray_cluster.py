@@ -213,7 +213,8 @@ def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path
     assert figures(first.measured) == figures(second.measured) == figures(wanted)
     assert [one["environment"]["nodes"] for one in (first, second)] == [8, 2]
     assert [event.stage for event in events if event.done == event.total][-1] == "heterogeneity"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    kinds = sorted(entry.name.rpartition("-")[0] for entry in (tmp_path / "cache").iterdir())
+    assert kinds == ["groups", "pretrained"], "of both runs together"
     assert not list(tmp_path.glob("report*"))
     assert os.environ.get("PYTHONPATH") == python_path
     assert len(set(tokens)) == 2
