@@ -99,6 +99,7 @@ def test_a_run_on_an_existing_cluster_equals_one_of_its_own(tiny, tmp_path, clus
 
 
 @pytest.mark.engine
+@pytest.mark.hostile  # a minute and a half, and mounts of its own
 def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_work(tiny, tmp_path, monkeypatch):
     """The second machine has the folder of runs to itself; then it has not, and is killed in mid-run: the same command
     goes on without it, if it does not end well by itself.
