@@ -145,6 +145,7 @@ def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
     assert len(without_engine) == 4
 
 
+@pytest.mark.slow
 def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, without_engine):
     out, asked = tmp_path / "out", [*QUICK, "refinement.local.batch_size=2,4"]
     first = sweep(tiny, asked, out=out, seeds=2)

@@ -220,6 +220,7 @@ def test_users_that_leave_fade_from_the_tables(folder):
     assert result.periods[-1].user_groups < result.periods[0].user_groups, "theirs is dissolved"
 
 
+@pytest.mark.slow
 def test_refinement_is_rehearsed_one_period_earlier_and_done_with_everything(folder):
     changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.local.learning_rate=0.05"
     result = served(folder, planted(), *changes)
