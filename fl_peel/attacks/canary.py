@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 
 FloatArray = NDArray[np.float64]
+Ratio = TypeVar("Ratio", float, FloatArray)
 NUM_ROWS, DIM, NUM_BLOCKS = 8, 4, 8
 """Sizes of the canary's table: noise is independent in every number, so that a larger table would change nothing."""
 ONE_RUN = 1_000_000
@@ -119,7 +121,7 @@ def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, tria
             without = np.zeros_like(canary) if mechanism.where == "server" else -canary
             seen = drawn[part] / FIXED_POINT + (canary if takes_part else without)
             ratio += float(_part_ratios(seen, canary, without, scale, l1=mechanism.norm == "l1").sum())
-        total += ratio if sampling >= 1 else float(np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratio))
+        total += _sampled_ratio(ratio, sampling)
     return total
 
 
@@ -154,7 +156,7 @@ def one_run_audit(
             without = np.zeros(canaries) if plan.mechanism.where == "server" else -canary
             seen = drawn[part].reshape(canaries) / FIXED_POINT + np.where(takes_part, canary, without)
             ratios += _part_ratios(seen, canary, without, scale, l1=l1)
-        scores += ratios if sampling >= 1 else np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratios)
+        scores += _sampled_ratio(ratios, sampling)
     guessed = np.argsort(-np.abs(scores), kind="stable")[: int(canaries * GUESSED)]
     correct = int(((scores[guessed] > 0) == present[guessed]).sum())
     return OneRunOutcome(
@@ -240,6 +242,11 @@ def _part_ratios(seen: FloatArray, canary: FloatArray, without: FloatArray, scal
         return (np.abs(seen - without) - np.abs(seen - canary)) / scale
     ratios: FloatArray = ((seen - without) ** 2 - (seen - canary) ** 2) / (2 * scale**2)
     return ratios
+
+
+def _sampled_ratio(ratio: Ratio, sampling: float) -> Ratio:
+    """Return the log likelihood ratio of a round in which the canary is drawn with probability ``sampling``."""
+    return ratio if sampling >= 1 else np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratio)
 
 
 def empirical_epsilon(without: FloatArray, present: FloatArray, delta: float, confidence: float) -> CanaryOutcome:

@@ -63,7 +63,7 @@ class PassingGrid(Grid):
 POLL_S = 0.02
 """Seconds between two looks for replies."""
 TELL_S = 10.0
-"""Seconds between two lines about nodes that start."""
+"""Seconds between two lines about what is waited for."""
 START_S = 600.0
 """Seconds that nodes may take for their first answer, where a scenario has no ``engine.patience_s`` of its own."""
 AT_ONCE = 2

@@ -15,12 +15,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fl_peel.errors import EngineError
+from simulations.engine.passing_grid import TELL_S
 
 logger = logging.getLogger("fl_peel")
 
 Started = TypeVar("Started")
-TELL_S = 10.0
-"""Seconds between two lines about something that is waited for."""
 SHARED_S = 60.0
 """Seconds that a machine may take to look into the run's folder."""
 TIMED_OUT = "timed out during startup"
