@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -89,15 +89,17 @@ def _begin(kind: str) -> None:
     release_memory()
 
 
-def _answer(kind: type[Any], work: Callable[[Any, Any], object], message: Message, context: Context) -> Message:
+def _answer(
+    kind: wire.MessageKind[Any], work: Callable[[Any, Any], object], message: Message, context: Context
+) -> Message:
     """The reply, or what went wrong: the one line of a mistake where the node is simulated, else no more of it than
     :func:`clients.node.requests.node_error` lets out. work: gets the devices that the node hosts and the request, but
     for a first request, which comes before there are any, the context and the request.
     """
-    _begin(message.metadata.message_type)
+    _begin(kind)
     try:
-        request = wire.unpack(kind, message.content)
-        if kind is wire.HelloRequest:
+        request = wire.unpack(kind.request, message.content)
+        if kind is wire.HELLO:
             return Message(wire.pack(work(context, request)), reply_to=message)
         cohort = _cohort(context, request)
         checked(cohort, request)
@@ -108,7 +110,7 @@ def _answer(kind: type[Any], work: Callable[[Any, Any], object], message: Messag
     except Exception:
         if is_simulated(context):
             raise
-        logger.exception("%s was not answered", message.metadata.message_type)
+        logger.exception("%s was not answered", kind)
         return Message(Error(wire.NODE_FAILED, "the node failed; its log says how"), reply_to=message)
 
 
@@ -132,27 +134,27 @@ def hello(context: Context, request: wire.HelloRequest) -> wire.HelloReply:
     return reply if own is None else replace(reply, first=own.first, hosted=own.hosted(scenario, request.catalogue))
 
 
-ANSWERS: tuple[tuple[str, type[Any], Callable[[Any, Any], object]], ...] = (
-    (wire.HELLO, wire.HelloRequest, hello),
-    (wire.STEP, wire.StepRequest, step_round),
-    (wire.JOIN, wire.JoinRequest, joining.join),
-    (wire.ROUND, wire.RoundRequest, channel.clear_round),
-    (wire.EVALUATE, wire.EvaluateRequest, evaluate.evaluate_budgets),
-    (wire.REFRESH, wire.RefreshRequest, following.refresh),
-    (wire.MOVING, wire.MovingRequest, following.follow),
-    (wire.COMPARE, wire.CompareRequest, evaluate.compare),
-    (wire.KEEP, wire.KeepRequest, evaluate.keep),
+ANSWERS: Mapping[wire.MessageKind[Any], Callable[[Any, Any], object]] = {
+    wire.HELLO: hello,
+    wire.STEP: step_round,
+    wire.JOIN: joining.join,
+    wire.ROUND: channel.clear_round,
+    wire.EVALUATE: evaluate.evaluate_budgets,
+    wire.REFRESH: following.refresh,
+    wire.MOVING: following.follow,
+    wire.COMPARE: evaluate.compare,
+    wire.KEEP: evaluate.keep,
     # secure aggregation: of a round, and of a step of stage 1
-    (wire.SECURE_KEYS, wire.SecureKeysRequest, masked.announce_keys),
-    (wire.SECURE_SHARES, wire.SecureSharesRequest, masked.share_secrets),
-    (wire.SECURE_ROUND, wire.SecureRoundRequest, masked.masked_round),
-    (wire.SECURE_STEP, wire.SecureStepRequest, announce_step),
-    (wire.SECURE_SUMS, wire.SecureSumsRequest, masked_sums),
-    (wire.SECURE_UNMASK, wire.SecureUnmaskRequest, masked.open_shares),
-)
-"""Every kind of message, as what it is read, and what a node does about it."""
+    wire.SECURE_KEYS: masked.announce_keys,
+    wire.SECURE_SHARES: masked.share_secrets,
+    wire.SECURE_ROUND: masked.masked_round,
+    wire.SECURE_STEP: announce_step,
+    wire.SECURE_SUMS: masked_sums,
+    wire.SECURE_UNMASK: masked.open_shares,
+}
+"""What a node does about each kind of message."""
 
 
-for _message_type, _kind, _work in ANSWERS:
-    _category, _, _name = _message_type.partition(".")
+for _kind, _work in ANSWERS.items():
+    _category, _, _name = _kind.partition(".")
     getattr(app, _category)(_name)(partial(_answer, _kind, _work))

@@ -1,33 +1,7 @@
 """What crosses the network: the named payload of every message, and how it is packed. Used by both sides.
 
 The one module of ``fl_peel`` that knows Flower, and only its record types. Each message is a frozen dataclass whose
-fields are all that is sent:
-
-=================== ==============================================================================================
-``hello``           server asks a node which partition it hosts
-``step``            server -> devices: a part of a step of stage 1 (:mod:`fl_peel.steps`), such as rows of a table, or
-                    centroids; devices -> server: its sums over the devices of a node
-``join``            server -> devices: layout, centroids, and to devices whose data was collected the user embedding
-                    the server learned for them, or each group's map; devices -> server: the number of their user
-                    group, their largest possible budget
-``round``           server -> devices: ranked blocks of their user group; devices -> server: sums of block updates,
-                    of validation signals and of metrics over the devices of a node
-``evaluate``        server -> devices: ranked blocks; devices -> server: sums and histograms of metrics, and sums under
-                    the weights of a bootstrap (:mod:`fl_peel.ranking.bootstrap`); the metrics of single devices where
-                    ``evaluation.per_device`` asks for them, which simulations alone may
-``refresh``         server -> devices: ranked blocks of a period, and which changed; devices -> server: sums of the
-                    bytes that they read, in a timeline
-``compare``         server -> devices: two lists of ranked blocks; devices -> server: sums of the differences between
-                    their recalls on validation items, and of these squared
-``keep``            server -> devices: user groups that keep what was refined, or go back; devices -> server: how many
-``moving``          server -> devices: ranked blocks; devices -> server: sums over devices whose budgets move
-``secure_keys``     server -> devices: a round begins; devices -> server: two public keys each
-``secure_shares``   server -> devices: neighbours' public keys; devices -> server: shares, sealed for the neighbours
-``secure_round``    server -> devices: ranked blocks, sealed shares; devices -> server: masked sums, for ``round``
-``secure_unmask``   server -> devices: which neighbours are left; devices -> server: one share of each neighbour
-``secure_step``     as ``secure_keys``, for a step of stage 1: who is there in one of its windows
-``secure_sums``     server -> devices: as ``step``, and sealed shares; devices -> server: a part of a masked sum
-=================== ==============================================================================================
+fields are all that is sent; the kinds of messages, with the request and the reply of each, stand below these classes.
 
 Locally trained user embeddings and single devices' interactions are fields of none of them. But sums say something
 about those who are in them: a node that hosts one device answers with that device's own row counts and signals, from
@@ -43,7 +17,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, SupportsIndex, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, SupportsIndex, TypeVar, get_args, get_origin
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -67,22 +41,6 @@ from fl_peel.ranking.top import MetricSums
 from fl_peel.steps.base import Step
 from fl_peel.steps.registry import STEPS
 
-HELLO = "query.hello"
-STEP = "train.step"
-JOIN = "query.join"
-ROUND = "train.round"
-EVALUATE = "evaluate.budgets"
-REFRESH = "query.refresh"
-MOVING = "evaluate.moving"
-COMPARE = "evaluate.compare"
-KEEP = "query.keep"
-SECURE_KEYS = "query.secure_keys"
-SECURE_SHARES = "query.secure_shares"
-SECURE_ROUND = "train.secure_round"
-SECURE_UNMASK = "query.secure_unmask"
-SECURE_STEP = "query.secure_step"
-SECURE_SUMS = "train.secure_sums"
-
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is a :class:`NodeError`."""
 NODE_FAILED = 1002
@@ -98,6 +56,7 @@ EVERYBODY = -1
 """User group number of a payload that is for the devices of all groups."""
 
 Arrays = dict[str, NDArray[Any]]
+Reply = TypeVar("Reply")
 
 MOST_NODES, MOST_ROUNDS, MOST_REPLICATES = 1 << 20, 1 << 20, 1 << 20
 MOST_HOSTED = 1 << 27
@@ -716,6 +675,45 @@ class SecureSumsReply:
     clock: Annotated[ClockCounts, _BY_CLASS]
     waits_us: Annotated[NDArray[np.int64], _WAITS]
     protocol_s: Annotated[float, _SECONDS]
+
+
+class MessageKind(str, Generic[Reply]):
+    """A kind of message, named as Flower names it. request, reply: what a node is asked, and what it answers.
+
+    remembered: devices remember that they have answered, so that they are not asked again; noised: an answer may have
+    noise, of which a second answer would have another.
+    """
+
+    request: type[Any]
+    reply: type[Reply]
+    remembered: bool
+    noised: bool
+
+    def __new__(
+        cls, name: str, request: type[Any], reply: type[Reply], *, remembered: bool = False, noised: bool = False
+    ) -> MessageKind[Reply]:
+        """Name a request and its reply."""
+        kind = super().__new__(cls, name)
+        kind.request, kind.reply, kind.remembered, kind.noised = request, reply, remembered, noised
+        return kind
+
+
+HELLO = MessageKind("query.hello", HelloRequest, HelloReply)
+STEP = MessageKind("train.step", StepRequest, StepReply, noised=True)
+JOIN = MessageKind("query.join", JoinRequest, JoinReply, noised=True)
+ROUND = MessageKind("train.round", RoundRequest, RoundReply)
+EVALUATE = MessageKind("evaluate.budgets", EvaluateRequest, EvaluateReply)
+REFRESH = MessageKind("query.refresh", RefreshRequest, RefreshReply, remembered=True)
+COMPARE = MessageKind("evaluate.compare", CompareRequest, CompareReply)
+KEEP = MessageKind("query.keep", KeepRequest, KeepReply)
+MOVING = MessageKind("evaluate.moving", MovingRequest, MovingReply)
+# secure aggregation: of a round, and of a step of stage 1
+SECURE_KEYS = MessageKind("query.secure_keys", SecureKeysRequest, SecureKeysReply)
+SECURE_SHARES = MessageKind("query.secure_shares", SecureSharesRequest, SecureSharesReply)
+SECURE_ROUND = MessageKind("train.secure_round", SecureRoundRequest, SecureRoundReply)
+SECURE_UNMASK = MessageKind("query.secure_unmask", SecureUnmaskRequest, SecureUnmaskReply)
+SECURE_STEP = MessageKind("query.secure_step", SecureStepRequest, SecureKeysReply)
+SECURE_SUMS = MessageKind("train.secure_sums", SecureSumsRequest, SecureSumsReply)
 
 
 class _SharedArray(Array):

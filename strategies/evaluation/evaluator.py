@@ -259,7 +259,7 @@ class Evaluator:
             nodes = self.federation.nodes
             replies = [
                 one if by_node else {-1: reduce(add, one.values())}
-                for one in nodes.ask_each(wire.EVALUATE, wire.EvaluateReply, questions())
+                for one in nodes.ask_each(wire.EVALUATE, questions())
             ]
             parts = EvaluationParts((), (), ())
             for groups, by_partition in zip(together, replies, strict=True):

@@ -154,7 +154,7 @@ def follow(
         return _asked(evaluator, replace(who, devices=devices[np.isin(groups, list(batch))]), traced, batch)
 
     together = packed_batches(np.unique(groups).tolist(), pack, message_bytes)
-    replies = evaluator.federation.nodes.ask_each(wire.MOVING, wire.MovingReply, map(asked, together))
+    replies = evaluator.federation.nodes.ask_each(wire.MOVING, map(asked, together))
     return reduce(add, itertools.chain.from_iterable(one.values() for one in replies))
 
 

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -20,18 +20,13 @@ from fl_peel.array_specs import MOST, TOTAL, MessageContext, check
 from fl_peel.errors import EngineError, FlPeelError, MessageError, SecureAggregationError
 from fl_peel.package_check import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.wire import MessageKind
 
 logger = logging.getLogger("fl_peel")
 Reply = TypeVar("Reply")
 Result = TypeVar("Result")
 PULL_INTERVAL_S = 0.01
 """Seconds between looks for replies in simulation."""
-
-
-ONCE = frozenset({wire.REFRESH})
-"""Kinds of questions that are not asked again: devices remember that they have answered."""
-NOISED = frozenset({wire.STEP, wire.JOIN})
-"""Kinds of questions whose answers may have noise, of which a second answer would have another."""
 HELLO_S = 60.0
 """Seconds that a node which comes later has to say who it is: nothing goes on meanwhile."""
 PAUSES_S = (0.5, 2.0, 5.0)
@@ -208,7 +203,7 @@ class Nodes:
             )
             self.ids = (*self.ids[:partition], node, *self.ids[partition + 1 :])
 
-    def messages(self, kind: str, content: Content) -> Iterable[Message]:
+    def messages(self, kind: MessageKind[Any], content: Content) -> Iterable[Message]:
         """One message for each partition for which ``content`` has a question."""
         for partition, node in enumerate(self.ids):
             asked = None if partition in self.excluded else content(partition)
@@ -218,9 +213,9 @@ class Nodes:
                 known = asked.known.with_sizes(**{TOTAL: MOST // len(self.ids)})
                 self._open[number] = _SentRequest(partition, node, known, asked.about)
                 record: RecordDict = wire.pack(asked.payload)
-                yield Message(record, dst_node_id=node, message_type=kind, group_id=number)
+                yield Message(record, dst_node_id=node, message_type=str(kind), group_id=number)
 
-    def answers(self, kind: str, reply_type: type[Reply], replies: Iterable[Message]) -> Iterator[NodeReply[Reply]]:
+    def answers(self, kind: MessageKind[Reply], replies: Iterable[Message]) -> Iterator[NodeReply[Reply]]:
         """Yield every message's answer, once; late answers are left out."""
         for message in replies:
             sent = self._open.get(message.metadata.group_id)
@@ -237,7 +232,7 @@ class Nodes:
                 )
                 continue
             try:
-                reply = wire.unpack(reply_type, message.content)
+                reply = wire.unpack(kind.reply, message.content)
                 sizes = check(reply, sent.known)
             except MessageError as error:
                 wrong = MessageError(f"{who} gave a wrong answer: {error}")
@@ -246,27 +241,25 @@ class Nodes:
                 agreed = {name: sizes[name] if name in sizes else getattr(reply, name) for name in sent.known.agreed}
                 yield NodeReply(sent.partition, reply, agreed, about=sent.about)
 
-    def _exchange(
-        self, kind: str, reply_type: type[Reply], content: Content
-    ) -> tuple[list[int], dict[int, NodeReply[Reply]]]:
+    def _exchange(self, kind: MessageKind[Reply], content: Content) -> tuple[list[int], dict[int, NodeReply[Reply]]]:
         """Ask nodes once: who was asked; answers by partition, ascending. Silent nodes are not among these."""
         self.begin()
         messages = list(self.messages(kind, content))
         asked = [sent.partition for sent in self._open.values()]
         replies = self.grid.send_and_receive(messages, timeout=self.timeout_s) if messages else []
-        return asked, _by_partition(self.answers(kind, reply_type, replies))
+        return asked, _by_partition(self.answers(kind, replies))
 
-    def ask(self, kind: str, reply_type: type[Reply], content: Content) -> list[Reply]:
+    def ask(self, kind: MessageKind[Reply], content: Content) -> list[Reply]:
         """Ask nodes and wait for all of them; one that fails, or whose answer is wrong, is asked again a few times, and
         then excluded.
 
         Raises:
             FlPeelError: the failure of one of so many nodes that the run cannot go on without them.
         """
-        replies = self._until_right(kind, reply_type, content, *self._exchange(kind, reply_type, content))
+        replies = self._until_right(kind, content, *self._exchange(kind, content))
         return list(replies.values())
 
-    def ask_each(self, kind: str, reply_type: type[Reply], contents: Iterable[Content]) -> Iterator[dict[int, Reply]]:
+    def ask_each(self, kind: MessageKind[Reply], contents: Iterable[Content]) -> Iterator[dict[int, Reply]]:
         """As :meth:`ask` of one content after the other, with replies by partition; nodes work on one while the server
         makes the next.
 
@@ -286,7 +279,7 @@ class Nodes:
 
         self.begin()
         done: dict[int, dict[int, Reply]] = {}
-        for answer in self.answers(kind, reply_type, self.grid.send_and_receive(messages(), timeout=self.timeout_s)):
+        for answer in self.answers(kind, self.grid.send_and_receive(messages(), timeout=self.timeout_s)):
             (place,) = answer.about
             answers[place][answer.partition] = answer
             if len(answers[place]) == len(asked[place]):
@@ -298,7 +291,7 @@ class Nodes:
             yield (
                 done.pop(place)
                 if place in done
-                else self._until_right(kind, reply_type, asked[place].get, list(asked[place]), answers[place])
+                else self._until_right(kind, asked[place].get, list(asked[place]), answers[place])
             )
 
     def settled(self, work: Callable[[], Result]) -> Result:
@@ -313,8 +306,7 @@ class Nodes:
 
     def _until_right(
         self,
-        kind: str,
-        reply_type: type[Reply],
+        kind: MessageKind[Reply],
         content: Content,
         asked: Sequence[int],
         right_answers: dict[int, NodeReply[Reply]],
@@ -334,7 +326,7 @@ class Nodes:
             failed = [answer for answer in right_answers.values() if answer.error is not None]
             if not failed and not silent:
                 return _replies(right_answers)
-            waits_for_lost = may_come and kind not in ONCE and all(answer.lost for answer in failed)
+            waits_for_lost = may_come and not kind.remembered and all(answer.lost for answer in failed)
             pause_s = PAUSES_S[-1] if waits_for_lost else next(pauses_s, None)
             hopeless = [one for one in failed if pause_s is None or not self._may_repeat(kind, one)]
             if hopeless:
@@ -345,7 +337,7 @@ class Nodes:
             if silent:
                 logger.warning("nodes %s did not answer %s; they are asked again", silent, kind)
             time.sleep(pause_s or 0)
-            again, answers = self._exchange(kind, reply_type, _of_others(good, content))
+            again, answers = self._exchange(kind, _of_others(good, content))
             asked, right_answers = [*good, *again], good | answers
 
     def _no_answer(self, kind: str, silent: int, asked: int) -> EngineError:
@@ -368,23 +360,23 @@ class Nodes:
             logger.warning("%s; the run goes on without node %d and its devices", error, partition)
             self.excluded[partition] = f"{kind}: {error}"
 
-    def _may_repeat(self, kind: str, answer: NodeReply[Reply]) -> bool:
+    def _may_repeat(self, kind: MessageKind[Any], answer: NodeReply[Reply]) -> bool:
         """Whether a node may be asked the same again: not about a mistake that it would name again."""
         if not isinstance(answer.error, (EngineError, MessageError)):
             return False
-        return self._may_have_answered(kind) or (kind not in ONCE and not answer.came)
+        return self._may_have_answered(kind) or (not kind.remembered and not answer.came)
 
-    def _may_have_answered(self, kind: str) -> bool:
+    def _may_have_answered(self, kind: MessageKind[Any]) -> bool:
         """Whether a node may be asked the same again that has answered, for all that is known."""
-        return kind not in ONCE and not (self.noise_is_drawn and kind in NOISED)
+        return not kind.remembered and not (self.noise_is_drawn and kind.noised)
 
-    def ask_some(self, kind: str, reply_type: type[Reply], content: Content) -> dict[int, Reply]:
+    def ask_some(self, kind: MessageKind[Reply], content: Content) -> dict[int, Reply]:
         """Ask nodes, once; replies by partition, ascending, of those that answer, and rightly.
 
         Raises:
             FlPeelError: all nodes name a mistake.
         """
-        asked, answers = self._exchange(kind, reply_type, content)
+        asked, answers = self._exchange(kind, content)
         answers |= _disagreeing(kind, answers)
         good = {partition: answer.reply for partition, answer in answers.items() if answer.reply is not None}
         raise_or_log([answer.error for answer in answers.values() if answer.error is not None], nobody=not good)
@@ -405,7 +397,7 @@ class Hello:
     def ask(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> Iterable[Message]:
         """Ask some nodes who they are."""
         content = wire.pack(self.request)
-        messages = [Message(content, dst_node_id=node, message_type=wire.HELLO) for node in nodes]
+        messages = [Message(content, dst_node_id=node, message_type=str(wire.HELLO)) for node in nodes]
         return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
 
     def checked(self, reply: Message, wanted: int | None) -> wire.HelloReply:

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.array_specs import MessageContext
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.ranking.bootstrap import Effects, PairedSums
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes.members import EVALUATED_BYTES, batches
-from strategies.nodes.nodes import Content, NodeRequest
+from strategies.nodes.nodes import Content
 from strategies.rounds.strategy import PeelStrategy
 
 
@@ -104,11 +103,10 @@ class AcceptanceTest:
                 {group: self._packed(group, self._weights[group], self._accepted_states[group]) for group in some},
                 {group: self._packed(group, weights[group], states[group]) for group in some},
             )
-            sizes = {"G": len(states)}
-            return lambda partition: NodeRequest(request, MessageContext(sizes | strategy.federation.bounds(partition)))
+            return strategy.federation.to_all(request)
 
         together = batches(range(len(states)), lambda group: 2 * int(ceilings[group]), EVALUATED_BYTES)
-        for replies in strategy.nodes.ask_each(wire.COMPARE, wire.CompareReply, map(asked, together)):
+        for replies in strategy.nodes.ask_each(wire.COMPARE, map(asked, together)):
             for reply in replies.values():
                 sums += reply.sums
                 moved += reply.download_bytes
@@ -140,7 +138,4 @@ class AcceptanceTest:
         nobody = np.zeros(0, np.int64)
         decisions = {"accepted": nobody, "restored": nobody} | groups
         request = wire.KeepRequest(self.strategy.setting, **decisions)
-        bounds = self.strategy.federation.bounds
-        self.strategy.nodes.ask(
-            wire.KEEP, wire.KeepReply, lambda partition: NodeRequest(request, MessageContext(bounds(partition)))
-        )
+        self.strategy.nodes.ask(wire.KEEP, self.strategy.federation.to_all(request))

@@ -18,9 +18,7 @@ from fl_peel.array_specs import MessageContext
 from fl_peel.wire import RoundReply, RoundRequest
 from strategies.nodes.members import bounds_of
 from strategies.rounds.federation import Federation, SecureRecord, SentRound
-from strategies.rounds.masked_exchange import (
-    IntArray,
-)
+from strategies.rounds.masked_exchange import IntArray
 
 Expects = Callable[[SentRound, int, int], MessageContext | None]
 """Function that returns what a right contribution of a node to a user group looks like, for so many requested devices.
@@ -51,12 +49,11 @@ class ServerChannel(ABC):
     """The server half of a channel for one refinement. Each round calls begin, then message for every node, then
     collect.
 
-    kind: of its messages; answer: what a node answers; records: one a round, where the channel keeps any; opened: the
+    kind: of its messages; records: one a round, where the channel keeps any; opened: the
     last round's sums by user group, where the channel opens them.
     """
 
-    kind: ClassVar[str]
-    answer: ClassVar[type[Any]]
+    kind: ClassVar[wire.MessageKind[Any]]
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
@@ -77,7 +74,7 @@ class ServerChannel(ABC):
 
     @abstractmethod
     def collect(self, sent: SentRound, replies: Iterable[Any]) -> Iterable[RoundReply]:
-        """The round's sums, from what nodes replied, each an :attr:`answer`; in any order, and in as many parts as the
+        """The round's sums, from what nodes replied, in any order, and in as many parts as the
         channel likes.
         """
 
@@ -86,7 +83,6 @@ class ClearServerChannel(ServerChannel):
     """The clear channel of the server, whose messages are sent as they are."""
 
     kind = wire.ROUND
-    answer = wire.RoundReply
 
     def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
         """Return the cohort: all of its devices may be asked."""

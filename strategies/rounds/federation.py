@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import known
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes.members import Members, bounds_of
-from strategies.nodes.nodes import Nodes
+from strategies.nodes.nodes import Content, NodeRequest, Nodes
 
 Result = TypeVar("Result")
 
@@ -42,9 +43,16 @@ class Federation:
         """Device classes, C."""
         return len(self.members.class_names)
 
-    def bounds(self, partition: int) -> dict[str, int]:
-        """Return what the devices of a node can add up to, as :func:`strategies.nodes.members.bounds_of` names it."""
-        return bounds_of(int((self.nodes.partitions_of(self.members.devices) == partition).sum()))
+    def to_all(self, request: object, **sizes: int) -> Content:
+        """Return the content that is the same request to every node, whose devices reply with sums. sizes: of these, by
+        the names that messages use, besides numbers of classes, of user groups and of devices.
+        """
+        hosts, known = self.nodes.partitions_of(self.members.devices), {"C": self.num_classes, "G": len(self.states)}
+
+        def content(partition: int) -> NodeRequest:
+            return NodeRequest(request, MessageContext(known | sizes | bounds_of(int((hosts == partition).sum()))))
+
+        return content
 
 
 def for_groups(work: Callable[[int], Result], groups: Iterable[int]) -> list[Result]:

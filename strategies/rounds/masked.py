@@ -43,7 +43,6 @@ class MaskedServerChannel(ServerChannel):
     """Secure aggregation. ``records``: one a round; ``opened``: the last round's sums by user group."""
 
     kind = wire.SECURE_ROUND
-    answer = wire.SecureRoundReply
 
     def __init__(self, federation: Federation) -> None:
         super().__init__(federation)
@@ -82,9 +81,9 @@ class MaskedServerChannel(ServerChannel):
             )
             return NodeRequest(wire.SecureKeysRequest(self._setting, server_round, mine), known) if len(mine) else None
 
-        replies = self._exchange.ask_keys(wire.SECURE_KEYS, keys)
+        announced = self._nodes.ask_some(wire.SECURE_KEYS, keys).values()
         # nobody announces keys in another group than it joined
-        replies = [reply for reply in replies if (members.groups_of(reply.devices) == reply.groups).all()]
+        replies = [reply for reply in announced if (members.groups_of(reply.devices) == reply.groups).all()]
         self._clock = ClockCounts.zeros(self.federation.num_classes)
         for reply in replies:
             self._clock += reply.clock

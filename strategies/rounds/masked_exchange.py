@@ -28,7 +28,7 @@ from fl_peel.secure.keys import Occasion, are_usable
 from fl_peel.secure.protocol_plan import needed_of, neighbour_graph
 from fl_peel.secure.vector import CHECK, Mask, MaskedParties, MaskWords, Values, VectorLayout, left_over, without
 from fl_peel.wire import Directory, Inbox, OpenedShares, SealedShares, ShareRequests
-from strategies.nodes.nodes import Content, NodeRequest, Nodes
+from strategies.nodes.nodes import NodeRequest, Nodes
 from strategies.rounds.suspects import Suspects
 
 BoolArray = NDArray[np.bool_]
@@ -272,13 +272,9 @@ class MaskedExchange:
     device_s: float = 0.0
     server_s: float = 0.0
 
-    def ask_keys(self, kind: str, content: Content) -> list[wire.SecureKeysReply]:
-        """Ask nodes for the keys of their devices; those that fail or are silent have dropped out."""
-        return list(self.nodes.ask_some(kind, wire.SecureKeysReply, content).values())
-
     def settle(self, replies: list[wire.SecureKeysReply]) -> None:
-        """Make the groups of the devices that announced usable keys and may take part; those of too few devices sit
-        out.
+        """Make the groups of the devices that announced usable keys and may take part, on the nodes that replied; those
+        of too few devices sit out.
         """
         self.device_s += sum(reply.protocol_s for reply in replies)
         start = time.perf_counter()
@@ -307,7 +303,7 @@ class MaskedExchange:
             request = wire.SecureSharesRequest(self.setting, self.server_round, groups)
             return NodeRequest(request, MessageContext(groups=known)) if groups else None
 
-        shared = self.nodes.ask_some(wire.SECURE_SHARES, wire.SecureSharesReply, shares).values()
+        shared = self.nodes.ask_some(wire.SECURE_SHARES, shares).values()
         self.device_s += sum(reply.protocol_s for reply in shared)
         for group, one in self.groups.items():
             self.groups[group] = one.with_shares(reply.groups[group] for reply in shared if group in reply.groups)
@@ -329,14 +325,14 @@ class MaskedExchange:
             request = wire.SecureUnmaskRequest(self.setting, self.server_round, groups)
             return NodeRequest(request, MessageContext(groups=known))
 
-        replies = self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, questions).values()
+        replies = self.nodes.ask_some(wire.SECURE_UNMASK, questions).values()
         self.device_s += sum(reply.protocol_s for reply in replies)
         return {group: [reply.groups[group] for reply in replies if group in reply.groups] for group in whole}
 
     def forget(self) -> None:
         """All devices forget their keys: nothing comes of the round."""
         over = wire.SecureUnmaskRequest(self.setting, self.server_round, {})
-        self.nodes.ask_some(wire.SECURE_UNMASK, wire.SecureUnmaskReply, lambda _: NodeRequest(over))
+        self.nodes.ask_some(wire.SECURE_UNMASK, lambda _: NodeRequest(over))
 
     def hosted(self, one: SecureGroup, partition: int) -> BoolArray:
         """Return which of a group's devices (M,) the node of a partition hosts."""

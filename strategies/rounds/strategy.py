@@ -244,7 +244,7 @@ class PeelStrategy(Strategy):
 
         failed = []
         answers = 0
-        node_replies: Iterator[NodeReply[Any]] = self.nodes.answers(self.channel.kind, self.channel.answer, counted())
+        node_replies: Iterator[NodeReply[Any]] = self.nodes.answers(self.channel.kind, counted())
         for answer in node_replies:
             self._unanswered.subtract(answer.about)
             if answer.error is None:

@@ -77,7 +77,7 @@ def join(run: Run, prepared: Stage1Outcome) -> Members:
                 ),
             )
 
-        replies += nodes.ask(wire.JOIN, wire.JoinReply, request)
+        replies += nodes.ask(wire.JOIN, request)
     devices = np.concatenate([reply.devices for reply in replies])
     order = np.argsort(devices, kind="stable")
     order = order[~np.isin(nodes.partitions_of(devices[order]), [*nodes.excluded])]

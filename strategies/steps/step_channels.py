@@ -127,7 +127,7 @@ class ClearSteps:
         for part in step.parts(self.terms, step.part_bytes):
             request = wire.StepRequest(**self._fields(step, sent, part, opened))
             known = partial(self._known, step, part)
-            replies = self.nodes.ask(wire.STEP, wire.StepReply, lambda place: NodeRequest(request, known(place)))  # noqa: B023
+            replies = self.nodes.ask(wire.STEP, lambda place: NodeRequest(request, known(place)))  # noqa: B023
             if part[0] == 0 and step is step.question:
                 self._record(step, replies)
             names = [one.name for one in step.sums_of_part(self.terms, part)]
@@ -392,7 +392,7 @@ class MaskedSteps(ClearSteps):
             here = self.nodes.hosted(partition, self.num_devices)
             return NodeRequest(start, MessageContext(everybody, {"devices": here}, agreed=("C",)))
 
-        replies = exchange.ask_keys(wire.SECURE_STEP, hosted)
+        replies = list(self.nodes.ask_some(wire.SECURE_STEP, hosted).values())
         if not replies:
             raise self._too_few(step, "no node answered, the log says why", None)
         clock = reduce(add, (reply.clock for reply in replies))
@@ -423,7 +423,7 @@ class MaskedSteps(ClearSteps):
             known = MessageContext({**sizes, **({} if first is None else {"N": len(mine)})}, {"devices": mine})
             return NodeRequest(wire.SecureSumsRequest(**fields, secure=secure), known)
 
-        return self.nodes.ask_some(wire.SECURE_SUMS, wire.SecureSumsReply, content)
+        return self.nodes.ask_some(wire.SECURE_SUMS, content)
 
     def _remember(
         self, step: Step, clock: ClockCounts, counters: Values, replies: list[wire.SecureSumsReply], announced: int

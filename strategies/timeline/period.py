@@ -19,7 +19,6 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.data.settings import Phase
@@ -43,7 +42,6 @@ from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes.members import EVALUATED_BYTES, Members, packed_batches
-from strategies.nodes.nodes import NodeRequest
 from strategies.rounds.federation import RoundRecord
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
@@ -423,12 +421,7 @@ class Period:
             groups |= batch
         changed = self.state.published.changed
         request = wire.RefreshRequest(federation.setting, self.state.clock, precision, budgets, changed, groups, former)
-        sizes = {"X": len(budgets), "C": len(evaluator.members.class_names)}
-        replies = self.run.nodes.ask(
-            wire.REFRESH,
-            wire.RefreshReply,
-            lambda partition: NodeRequest(request, MessageContext(sizes | federation.bounds(partition))),
-        )
+        replies = self.run.nodes.ask(wire.REFRESH, federation.to_all(request, X=len(budgets)))
         return reduce(add, replies).refreshed
 
     def ask(self, known: Evaluator, new: Evaluator, exact: list[FloatArray]) -> dict[Cohort, wire.EvaluateReply]:

@@ -177,15 +177,8 @@ def test_only_the_named_payload_crosses(tiny, tmp_path):
     """Interactions and user embeddings that a device found or trained are in no message."""
     scenario = load_scenario(tiny, ["pretraining.collected={mode: users, share: 50%}"])
     _, grid = served(scenario, tmp_path / "run")
-    sent = {
-        wire.HELLO: (wire.HelloRequest, wire.HelloReply),
-        wire.JOIN: (wire.JoinRequest, wire.JoinReply),
-        wire.ROUND: (wire.RoundRequest, wire.RoundReply),
-        wire.EVALUATE: (wire.EvaluateRequest, wire.EvaluateReply),
-        wire.MOVING: (wire.MovingRequest, wire.MovingReply),
-        wire.COMPARE: (wire.CompareRequest, wire.CompareReply),
-        wire.KEEP: (wire.KeepRequest, wire.KeepReply),
-    }
+    kinds = (wire.HELLO, wire.JOIN, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP)
+    sent = {str(kind): (kind.request, kind.reply) for kind in kinds}
     arrays = []
     for kind, content in grid.crossed:
         payload = sent[kind.removeprefix("reply to ")][kind.startswith("reply")]

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Message
@@ -423,11 +424,14 @@ def _cells(name: str, counts: Counters) -> dict[str, float]:
     }
 
 
-def _round_request(message: Message) -> wire.RoundRequest | None:
-    """Return what a message asks devices to train; None where it asks for something else."""
-    kinds = {wire.ROUND: wire.RoundRequest, wire.SECURE_ROUND: wire.SecureRoundRequest}
-    kind = kinds.get(message.metadata.message_type)
-    return None if kind is None else wire.unpack(kind, message.content)
+def _requests(messages: Iterable[Message], *kinds: wire.MessageKind[Any]) -> list[Any]:
+    """Return what messages of these kinds ask."""
+    return [
+        wire.unpack(kind.request, one.content)
+        for one in messages
+        for kind in kinds
+        if one.metadata.message_type == kind
+    ]
 
 
 class TapGrid(PassingGrid):
@@ -440,14 +444,10 @@ class TapGrid(PassingGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Show, send, and wait for replies."""
         sent = list(messages)
-        shares = [
-            wire.unpack(wire.SecureSharesRequest, message.content)
-            for message in sent
-            if message.metadata.message_type == wire.SECURE_SHARES
-        ]
+        shares = _requests(sent, wire.SECURE_SHARES)
         if shares:
             self._observer.see_directories(shares)
-        rounds = [request for message in sent if (request := _round_request(message)) is not None]
+        rounds = _requests(sent, wire.ROUND, wire.SECURE_ROUND)
         if rounds:
             self._observer.see(rounds)
         replies = list(super().send_and_receive(sent, timeout=timeout))
@@ -456,16 +456,11 @@ class TapGrid(PassingGrid):
 
     def _see_stage1(self, sent: list[Message], replies: list[Message]) -> None:
         """Show a step of stage 1, which is one request to all nodes, with the devices that masked replies name."""
-        kinds: dict[str, type[wire.StepRequest]] = {
-            wire.STEP: wire.StepRequest,
-            wire.SECURE_SUMS: wire.SecureSumsRequest,
-        }
-        asked = next((message for message in sent if message.metadata.message_type in kinds), None)
-        if asked is None:
+        asked = _requests(sent[:1], wire.STEP, wire.SECURE_SUMS)
+        if not asked:
             return
-        kind = asked.metadata.message_type
         devices = None
-        if kind == wire.SECURE_SUMS:
+        if isinstance(asked[0], wire.SecureSumsRequest):
             whole = [wire.unpack(wire.SecureSumsReply, reply.content) for reply in replies if reply.has_content()]
             devices = np.concatenate([np.zeros(0, np.int64), *(reply.sum.devices for reply in whole)])
-        self._observer.stage1.see(wire.unpack(kinds[kind], asked.content), devices)
+        self._observer.stage1.see(asked[0], devices)

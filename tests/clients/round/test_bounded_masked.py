@@ -154,7 +154,7 @@ def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
     joined = [wire.unpack(wire.JoinReply, content) for kind, content in grid.crossed if kind == f"reply to {wire.JOIN}"]
     assert len(joined) == 40
     assert len({tuple(reply.ceilings.tolist()) for reply in joined}) == 1  # not its own, which is its class's
-    kinds = {wire.SECURE_KEYS: wire.SecureKeysReply, wire.SECURE_ROUND: wire.SecureRoundReply}
+    kinds = {str(kind): kind.reply for kind in (wire.SECURE_KEYS, wire.SECURE_ROUND)}
     result = dict.fromkeys(kinds, 0)
     for kind, content in grid.crossed:
         what = kind.removeprefix("reply to ")

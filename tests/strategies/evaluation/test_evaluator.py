@@ -176,8 +176,8 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
     """
     asked, known = [], []
 
-    def ask(kind, reply, request_of):
-        assert (kind, reply) == (wire.EVALUATE, wire.EvaluateReply)
+    def ask(kind, request_of):
+        assert kind == wire.EVALUATE
         request = request_of(0).payload
         assert request_of(1).payload is request
         known.append([request_of(partition).known for partition in range(2)])
@@ -203,7 +203,7 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
         states=[UserGroupState(table, NOTHING_KNOWN, None, np.zeros(0), np.zeros(0)) for table in TABLES],
         setting="setting",
         nodes=types.SimpleNamespace(
-            ask_each=lambda *what: [ask(*what[:2], content) for content in what[2]],
+            ask_each=lambda kind, contents: [ask(kind, content) for content in contents],
             partitions_of=lambda devices: devices % 2,
             ids=(7, 8),
             settled=lambda work: work(),
@@ -375,7 +375,7 @@ def test_questions_about_the_same_lists_are_asked_together():
         def only(self, places):
             return places
 
-    def ask_each(kind, reply, contents):
+    def ask_each(kind, contents):
         return [{0: Whole([asked.append(content(0).payload) or 1])} for content in contents]
 
     evaluator.federation.nodes.ask_each = ask_each

@@ -32,7 +32,7 @@ def connected(grid, scenario):
 def asked(nodes, scenario):
     """Who answers a question that all nodes can answer at any time."""
     question = NodeRequest(wire.HelloRequest(scenario.to_json()))
-    return [reply.partition for reply in nodes.ask(wire.HELLO, wire.HelloReply, lambda partition: question)]
+    return [reply.partition for reply in nodes.ask(wire.HELLO, lambda partition: question)]
 
 
 def test_a_node_that_comes_back_is_asked_under_its_new_id(tiny_scenario):
@@ -81,7 +81,7 @@ def test_who_may_have_drawn_noise_is_not_asked_again(tiny_scenario):
     nodes.noise_is_drawn = True
     grid.lose(2, silent=True)
     question = NodeRequest(wire.HelloRequest(""))
-    assert not nodes.ask(wire.JOIN, wire.JoinReply, lambda partition: question if partition == 2 else None)
+    assert not nodes.ask(wire.JOIN, lambda partition: question if partition == 2 else None)
     assert nodes.excluded == {
         2: "query.join: 1 of 1 nodes did not answer query.join within 60 s; raise engine.reply_timeout_s or look for "
         "their errors in the log"

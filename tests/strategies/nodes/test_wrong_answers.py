@@ -56,10 +56,10 @@ def heard(tiny, tmp_path, monkeypatch):
         kept = {}
         real = Nodes.answers
 
-        def listen(self, kind, reply_type, replies):
+        def listen(self, kind, replies):
             replies = list(replies)
-            kept[kind] = (self, dict(self._open), reply_type, replies)
-            return real(self, kind, reply_type, replies)
+            kept[kind] = (self, dict(self._open), replies)
+            return real(self, kind, replies)
 
         monkeypatch.setattr(Nodes, "answers", listen)
         serve(LoopbackGrid(2), load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / "run")))
@@ -78,7 +78,7 @@ def test_an_answer_is_right_or_its_node_has_failed(heard, mode):
         try_answers(kind, *kept[kind])
 
 
-def try_answers(kind, nodes, sent, reply_type, replies):
+def try_answers(kind, nodes, sent, replies):
     """Of one kind of message, of which these were right."""
 
     @examples(60, suppress_health_check=list(HealthCheck))
@@ -86,7 +86,7 @@ def try_answers(kind, nodes, sent, reply_type, replies):
     def check(wrong):
         nodes._open.clear()
         nodes._open.update(sent)
-        result = list(nodes.answers(kind, reply_type, [replying(replies[0], wrong.content), *replies[1:]]))
+        result = list(nodes.answers(kind, [replying(replies[0], wrong.content), *replies[1:]]))
         assert len(result) == len(replies)
         assert all(answer.error is None for answer in result[1:])
         if result[0].error is not None:
@@ -95,7 +95,7 @@ def try_answers(kind, nodes, sent, reply_type, replies):
             assert len(str(result[0].error)) < 400
         elif asking._disagreeing(kind, {answer.partition: answer for answer in result}):
             pass  # of another size than the others: asked again
-        elif hasattr(reply_type, "__add__"):  # what is let in can be added up
+        elif hasattr(kind.reply, "__add__"):  # what is let in can be added up
             reduce(add, [answer.reply for answer in result])
 
     check()
