@@ -271,10 +271,6 @@ class Fleet:
         """Sample what devices are like at the start: (N,) arrays by key. ``device``, ``class`` (index), ``class_name``,
         ``total_bytes`` (infinite where unknown), ``base_bytes``, ``ceiling_bytes``, ``working_bytes``, ``budget_bytes``
         and ``available`` at round 0, and the keys of :meth:`rates`.
-
-        ``device``, ``class`` (index), ``class_name``, ``total_bytes`` (infinite where unknown), ``base_bytes``,
-        ``ceiling_bytes``, ``working_bytes``, ``budget_bytes`` and ``available`` at round 0, and the keys of
-        :meth:`rates`.
         """
         ids = device_ids(devices)
         classes = self.classes(seed, ids)

@@ -66,11 +66,6 @@ class DeviceState:
         return state
 
     @staticmethod
-    def create(folder: Path, users: NDArray[np.float32], groups: NDArray[np.int32]) -> None:
-        """Write the state devices start with; nothing is kept yet (-1)."""
-        DeviceState.begin(folder, len(groups), 0, users, groups)
-
-    @staticmethod
     def begin(
         folder: Path, num_devices: int, first: int, users: NDArray[np.float32], groups: NDArray[np.int32]
     ) -> None:

@@ -47,20 +47,12 @@ class Holdings:
 
     @staticmethod
     def under(
-        ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, seen: UserItems
+        ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, skipped: UserItems
     ) -> Holdings:
         """Blocks chosen for ``budget`` bytes (UNLIMITED: all; OWN_BUDGET: ``factor`` times the device's, ``own`` (N,)).
 
-        room: with room >= 0, a device has them only if they fit into ``room`` times its own budget, else nothing.
-        """
-        return Holdings.without(ranked, budget, factor, room, own, ranked.unneeded(seen))
-
-    @staticmethod
-    def without(
-        ranked: RankedBlocks, budget: int, factor: float, room: float, own: IntArray, skipped: UserItems
-    ) -> Holdings:
-        """Return the same holdings where the items that devices skip,
-        :meth:`fl_peel.blocks.ranked_blocks.RankedBlocks.unneeded`, are known already.
+        room: with room >= 0, a device has them only if they fit into ``room`` times its own budget, else nothing;
+        skipped: blocks that devices pass over, :meth:`fl_peel.blocks.ranked_blocks.RankedBlocks.unneeded`.
         """
         num_devices = len(own)
         if budget == UNLIMITED:
@@ -132,7 +124,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
                 request.rooms[part.places].tolist(),
                 strict=True,
             )
-            held = [Holdings.without(ranked, *one, own, skipped) for one in asked]
+            held = [Holdings.under(ranked, *one, own, skipped) for one in asked]
             cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
             ranker = Ranker(ranked, scenario.evaluation.top_n, where, tiles)
             recall, ndcg = ranker.evaluate(cutoffs, users, hidden, mine)
@@ -286,7 +278,7 @@ def _recall(
     """Recall (N,) of the devices at ``members`` from these blocks, and bytes that they fetched for it."""
     ranked = RankedBlocks.unpack(cohort.layout(), precision, payload)
     seen: UserItems = cohort.splits.train.select(members)
-    held = Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], seen)
+    held = Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], ranked.unneeded(seen))
     wanted = cohort.splits.validation.select(members)
     ranker = Ranker(ranked, TOP_N, cohort.scenario.engine.device)
     recall, _ = ranker.evaluate(held.cutoffs[:, None], users, seen, wanted)

@@ -219,12 +219,12 @@ def refresh(cohort: Cohort, request: RefreshRequest) -> RefreshReply:
         changed = request.changed[group if len(request.changed) > 1 else 0, ranked.blocks]
         moved = (before.groups[members] >= 0) & (last[members] != group)
         strange = moved & (len(request.changed) > 1)  # another group's table: nothing of it is held
-        hidden = seen.select(members)
+        skipped = ranked.unneeded(seen.select(members))
         for i, budget in enumerate(request.budgets.tolist()):
-            held = Holdings.under(ranked, budget, 1.0, -1.0, own[members], hidden)
+            held = Holdings.under(ranked, budget, 1.0, -1.0, own[members], skipped)
             short += int(held.short.sum())
             there = PresentBlocks(before, i, members, strange)
-            sent = _sent_bytes(ranked, held.cutoffs, hidden, changed, there)
+            sent = _sent_bytes(ranked, held.cutoffs, skipped, changed, there)
             ones = np.ones(len(members), np.int64)
             per_device = RefreshCounts(ones, sent, held.stored, held.violations, moved * ones, sent * moved)
             total[i].add(per_device.by_cell(cohort.classes[members], num_classes))
@@ -253,17 +253,16 @@ class PresentBlocks:
 
 
 def _sent_bytes(
-    ranked: RankedBlocks, cutoffs: IntArray, hidden: UserItems, changed: NDArray[np.uint8], there: PresentBlocks
+    ranked: RankedBlocks, cutoffs: IntArray, skipped: UserItems, changed: NDArray[np.uint8], there: PresentBlocks
 ) -> IntArray:
     """Bytes (N,) of what devices up to ``cutoffs`` (N,) need and do not hold as it is now: whole blocks, and new scales
-    of those whose codes stay.
+    of those whose codes stay. skipped: blocks that they never need.
     """
     sent = np.zeros(len(cutoffs), np.int64)
     reach = int(cutoffs.max(initial=0))
     costs, places = np.diff(ranked.cost)[:reach], np.arange(reach)
     rows = ranked.layout.group_sizes[ranked.blocks[:reach] // ranked.layout.num_slices]
     scales = rows * SCALE_BYTES if has_scales(ranked.precision) else costs
-    skipped = ranked.unneeded(hidden)
     step = max(1, AT_ONCE // max(reach, 1))
     for first in range(0, len(cutoffs), step):
         some = np.arange(first, min(first + step, len(cutoffs)))

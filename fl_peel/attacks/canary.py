@@ -43,6 +43,7 @@ ONE_RUN = 1_000_000
 """Number of the run with many canaries, among those of the trials."""
 ONE_RUN_CANARIES, GUESSED = 4000, 0.05
 """Canaries of that run, and the share of them that is guessed: few guesses, of which most are right."""
+CONFIDENCE = 0.95
 MOST_EPSILON = 50.0
 """Largest bound that is looked for: 200 right guesses show at most 4.2 at 95 %."""
 
@@ -62,19 +63,6 @@ class CanaryOutcome:
     seeds: int = 1
 
 
-@dataclass(frozen=True)
-class OneRunOutcome:
-    """Result of an audit with many canaries in one run. epsilon_low: lower bound at ``confidence``; correct: of so many
-    guesses, which of the canaries took part.
-    """
-
-    epsilon_low: float
-    canaries: int
-    guesses: int
-    correct: int
-    confidence: float
-
-
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
     """Return the outcome with the largest bound over so many seeds, from the scenario's on; each has the same
     confidence.
@@ -83,32 +71,20 @@ def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: i
     return replace(max(outcomes, key=lambda one: one.epsilon_low), seeds=seeds)
 
 
-def canary_audit(
-    scenario: Scenario,
-    plan: Plan | None,
-    *,
-    trials: int,
-    seed: int,
-    clip_norm: float | None = None,
-    confidence: float = 0.95,
-) -> CanaryOutcome:
-    """Audit a run's plan with ``trials`` runs with a canary and as many without.
-
-    plan: None where nothing is noised; clip_norm: bound of updates, by default the scenario's.
-    """
+def canary_audit(scenario: Scenario, plan: Plan | None, *, trials: int, seed: int) -> CanaryOutcome:
+    """Audit a run's plan with ``trials`` runs with a canary and as many without. plan: None where nothing is noised."""
     if plan is None:  # what is left after the subtraction is the canary, or nothing
-        return empirical_epsilon(np.zeros(trials), np.ones(trials), scenario.privacy.delta, confidence)
-    norm = scenario.privacy.clipping.norm if clip_norm is None else clip_norm
-    ratios = [
-        np.array([_log_ratio(scenario, plan, norm, seed, trial, present=present) for trial in range(trials)])
-        for present in (False, True)
-    ]
-    return empirical_epsilon(ratios[0], ratios[1], scenario.privacy.delta, confidence)
+        return empirical_epsilon(np.zeros(trials), np.ones(trials), scenario.privacy.delta, CONFIDENCE)
+    without, present = (
+        np.array([_log_ratio(scenario, plan, seed, trial, present=there) for trial in range(trials)])
+        for there in (False, True)
+    )
+    return empirical_epsilon(without, present, scenario.privacy.delta, CONFIDENCE)
 
 
-def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, trial: int, *, present: bool) -> float:
+def _log_ratio(scenario: Scenario, plan: Plan, seed: int, trial: int, *, present: bool) -> float:
     """Return the log likelihood ratio of "with the canary" to "without", over all releases of one run."""
-    limits = bounds(scenario, clip_norm)
+    limits = bounds(scenario, scenario.privacy.clipping.norm)
     sizes = shapes(GroupShape(NUM_ROWS, 1, DIM, NUM_BLOCKS), plan.shares)
     direction = rng_for(seed, "canary", trial)
     sampling, mechanism = plan.schedule.sampling, plan.mechanism
@@ -125,22 +101,14 @@ def _log_ratio(scenario: Scenario, plan: Plan, clip_norm: float, seed: int, tria
     return total
 
 
-def one_run_audit(
-    scenario: Scenario,
-    plan: Plan,
-    *,
-    seed: int,
-    canaries: int = ONE_RUN_CANARIES,
-    clip_norm: float | None = None,
-    confidence: float = 0.95,
-) -> OneRunOutcome:
-    """Audit a run's plan with one run in which each of many canary devices takes part with probability 1/2 (Steinke,
-    Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023).
+def one_run_audit(scenario: Scenario, plan: Plan, *, seed: int) -> float:
+    """Return the lower bound of epsilon of a run in which each of many canary devices takes part with probability 1/2
+    (Steinke, Nasr and Jagielski, "Privacy Auditing with One (1) Training Run", NeurIPS 2023).
 
     Each canary has a row and a block to itself; parts of a release with fewer numbers than canaries are not looked at.
     Of the canaries, ``GUESSED`` are guessed: those whose likelihood ratio is farthest from 1.
     """
-    limits = bounds(scenario, scenario.privacy.clipping.norm if clip_norm is None else clip_norm)
+    limits, canaries = bounds(scenario, scenario.privacy.clipping.norm), ONE_RUN_CANARIES
     sizes = shapes(GroupShape(canaries, 1, 1, canaries), plan.shares)
     rng = rng_for(seed, "one-run canaries")
     present = rng.random(canaries) < 0.5
@@ -159,13 +127,7 @@ def one_run_audit(
         scores += _sampled_ratio(ratios, sampling)
     guessed = np.argsort(-np.abs(scores), kind="stable")[: int(canaries * GUESSED)]
     correct = int(((scores[guessed] > 0) == present[guessed]).sum())
-    return OneRunOutcome(
-        one_run_epsilon(canaries, len(guessed), correct, scenario.privacy.delta, confidence),
-        canaries,
-        len(guessed),
-        correct,
-        confidence,
-    )
+    return one_run_epsilon(canaries, len(guessed), correct, scenario.privacy.delta, CONFIDENCE)
 
 
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:

@@ -67,17 +67,15 @@ def decoded_items(passes: Sequence[PassView], items: Ints, user_exponent: float,
     return decoded
 
 
-def reconstruct(
-    passes: Sequence[PassView],
-    rows: UserItems,
-    user_exponent: float,
-    *,
-    scale: float = PASS_SCALE,
-    most_items: int = 200,
-) -> Reconstruction:
-    """Try the decoder on every item of a single owner, and on the opened items with the fewest owners.
+MOST_TRIED = 200
+"""Opened items that the decoder is tried on."""
 
-    rows: (N rows) of the devices, the truth; most_items: of opened items that are tried.
+
+def reconstruct(
+    passes: Sequence[PassView], rows: UserItems, user_exponent: float, *, scale: float = PASS_SCALE
+) -> Reconstruction:
+    """Try the decoder on every item of a single owner, and on the opened items with the fewest owners. rows: (N rows)
+    of the devices, the truth.
     """
     num_items = len(passes[0].table)
     counts = rows.popularity(num_items)
@@ -86,7 +84,7 @@ def reconstruct(
     alone = np.flatnonzero(counts == 1)
     owners = has[:, alone].argmax(axis=0)
     opened = np.flatnonzero(np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0))
-    tried = opened[np.argsort(counts[opened], kind="stable")[:most_items]]
+    tried = opened[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
     # all rows at once: they share the factorization of what was sent
     decoded = decoded_items(passes, np.concatenate([alone, tried]), user_exponent, scale)
     exact = (decoded[: len(alone)] == has[owners]).all(axis=1)

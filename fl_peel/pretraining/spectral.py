@@ -60,19 +60,21 @@ def _inverse_power(degrees: NDArray[np.float32], exponent: float) -> FloatArray:
     return scale
 
 
-def truncated_svd(
-    matrix: sp.csr_matrix, rank: int, *, seed: int, oversampling: int = 32, iterations: int = 8
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+OVERSAMPLING, ITERATIONS = 32, 8
+"""Of a truncated singular value decomposition: directions besides those that are wanted, and power iterations."""
+
+
+def truncated_svd(matrix: sp.csr_matrix, rank: int, *, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the leading singular triplets U (n, rank), s (rank,), V (m, rank); signs are fixed, so are ties.
 
     Where the matrix has fewer than ``rank`` directions, the missing columns are zero.
     """
     num_rows, num_columns = matrix.shape
-    width = min(rank + oversampling, num_rows, num_columns)
+    width = min(rank + OVERSAMPLING, num_rows, num_columns)
     transposed = sp.csr_matrix(matrix.T)
     right = rng_for(seed, "spectral").standard_normal((num_columns, width)).astype(np.float32)
     left = np.linalg.qr(matrix @ right)[0]
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         right = np.linalg.qr(transposed @ left)[0]
         left = np.linalg.qr(matrix @ right)[0]
     # matrix ~ left @ (left.T @ matrix), and the second factor is small enough for an exact decomposition
@@ -89,20 +91,10 @@ def truncated_svd(
     return users * signs, kept, items * signs
 
 
-def spectral_tables(
-    rows: UserItems,
-    num_items: int,
-    dim: int,
-    *,
-    seed: int,
-    degree_exponent: float = 0.5,
-    value_exponent: float = 0.5,
-) -> tuple[FloatArray, FloatArray]:
-    """User (U, dim) and item (I, dim) starting tables: singular vectors times s^value_exponent."""
-    users, values, items = truncated_svd(
-        normalized_interactions(rows, num_items, exponent=degree_exponent), dim, seed=seed
-    )
-    scale = np.power(values, value_exponent, dtype=np.float32) * (values > 0)
+def spectral_tables(rows: UserItems, num_items: int, dim: int, *, seed: int) -> tuple[FloatArray, FloatArray]:
+    """User (U, dim) and item (I, dim) starting tables: singular vectors times the roots of the singular values."""
+    users, values, items = truncated_svd(normalized_interactions(rows, num_items, exponent=0.5), dim, seed=seed)
+    scale = np.power(values, 0.5, dtype=np.float32) * (values > 0)
     return users * scale, items * scale
 
 

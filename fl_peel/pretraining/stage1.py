@@ -128,7 +128,6 @@ def run_passes(
     *,
     seed: int,
     given: UserItems | None = None,
-    earlier: Floats | None = None,
     progress: Progress | None = None,
 ) -> SpectralFilter:
     """Counts, passes and the choice of the filter; arguments as in :func:`run_stage1`.
@@ -136,7 +135,7 @@ def run_passes(
     Raises:
         DataError: no device has any item.
     """
-    return _passes(sums, config, seed, given, earlier, _Steps(num_steps(config), progress))
+    return _passes(sums, config, seed, given, None, _Steps(num_steps(config), progress))
 
 
 def run_stage1(

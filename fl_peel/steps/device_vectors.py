@@ -76,17 +76,9 @@ class VectorsStep(Step):
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
         rows = items.contributed
-        return cost_by_columns(
-            self.columns,
-            rows,
-            budgets,
-            moved=(
-                np.zeros_like(rows) + rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0),
-                np.zeros_like(rows),
-            ),
-            kept=np.zeros_like(rows) + NUMBER_BYTES * self.columns,
-            column_bytes=ROW_BYTES * rows,
-        )
+        down = rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0)
+        kept = NUMBER_BYTES * self.columns
+        return cost_by_columns(self.columns, rows, budgets, moved=(down, 0), kept=kept, column_bytes=ROW_BYTES * rows)
 
     @staticmethod
     def ask(channel: StepChannel, own: Floats, default: Floats | None = None) -> None:
@@ -107,18 +99,9 @@ class MapsStep(Step):
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
-        nothing = np.zeros_like(budgets)
-        return cost_by_columns(
-            self.columns,
-            nothing + terms.dim,
-            budgets,
-            moved=(
-                nothing + (ROW_BYTES * terms.dim + UNIT_BYTES) * self.columns,
-                nothing,
-            ),
-            kept=nothing + NUMBER_BYTES * self.columns + WORD_BYTES * terms.dim,
-            column_bytes=nothing + ROW_BYTES * terms.dim,
-        )
+        column, kept = ROW_BYTES * terms.dim, NUMBER_BYTES * self.columns + WORD_BYTES * terms.dim
+        down = (column + UNIT_BYTES) * self.columns
+        return cost_by_columns(self.columns, terms.dim, budgets, moved=(down, 0), kept=kept, column_bytes=column)
 
     @staticmethod
     def ask(channel: StepChannel, columns: int) -> None:

@@ -154,16 +154,9 @@ class PassStep(Step):
         down = rows_bytes(self.columns, rows, all_rows)
         down = down + (ID_BYTES * all_rows if self.buckets else 0)  # how often each row is had, by which it is hashed
         down = down + (NUMBER_BYTES * (all_rows or rows) if terms.bounded else 0)
+        up = terms.word_bytes * self.columns + ID_BYTES * rows
         return cost_by_columns(
-            self.columns,
-            rows,
-            budgets,
-            moved=(
-                np.zeros_like(rows) + down,
-                terms.word_bytes * self.columns + ID_BYTES * rows,
-            ),
-            kept=np.zeros_like(rows),
-            column_bytes=ROW_BYTES * rows + WORD_BYTES,
+            self.columns, rows, budgets, moved=(down, up), column_bytes=ROW_BYTES * rows + WORD_BYTES
         )
 
     @staticmethod

@@ -72,16 +72,20 @@ class StepCost:
     exchanges: Ints
 
 
+Each = Ints | int
+"""A number for each device (N,), or one that is the same for all."""
+
+
 def cost_by_columns(
-    columns: int, rows: Ints, budgets: Ints, *, moved: tuple[Ints, Ints], kept: Ints, column_bytes: Ints
+    columns: int, rows: Each, budgets: Ints, *, moved: tuple[Each, Each], kept: Each = 0, column_bytes: Each
 ) -> StepCost:
-    """Return the cost of a step that takes rows a few columns at a time. rows: (N,) that a device computes with;
-    moved: (N,) bytes down and up of all columns; kept: (N,) bytes that it holds throughout; column_bytes: (N,)
-    of one column.
+    """Return the cost of a step that takes rows a few columns at a time. rows: that a device computes with; moved:
+    bytes down and up of all columns; kept: bytes that it holds throughout; column_bytes: of one column.
     """
-    column = np.maximum(column_bytes, 1)
+    nothing, column = np.zeros_like(budgets), np.maximum(column_bytes, 1)
     at_a_time = np.clip((budgets - kept) // column, 1, max(columns, 1))
-    return StepCost(*moved, rows * -(-columns // SAMPLE_COLUMNS), kept + column, -(-columns // at_a_time))
+    work = rows * -(-columns // SAMPLE_COLUMNS)
+    return StepCost(*(nothing + each for each in (*moved, work, kept + column, -(-columns // at_a_time))))
 
 
 def rows_bytes(columns: int, rows: Ints | int, all_rows: int) -> Ints | int:

@@ -109,18 +109,9 @@ class GroupsStep(GroupedStep):
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
-        nothing = np.zeros_like(budgets)
-        return cost_by_columns(
-            self.leading,
-            nothing + self.groups,
-            budgets,
-            moved=(
-                nothing + CENTROID_BYTES * self.groups * self.leading,
-                nothing + terms.word_bytes * self.leading + ID_BYTES,
-            ),
-            kept=nothing + WORD_BYTES * self.groups + NUMBER_BYTES * self.leading,
-            column_bytes=nothing + CENTROID_BYTES * self.groups,
-        )
+        column, kept = CENTROID_BYTES * self.groups, WORD_BYTES * self.groups + NUMBER_BYTES * self.leading
+        moved = column * self.leading, terms.word_bytes * self.leading + ID_BYTES
+        return cost_by_columns(self.leading, self.groups, budgets, moved=moved, kept=kept, column_bytes=column)
 
     @staticmethod
     def times(config: SpectralConfig, num_groups: int) -> int:

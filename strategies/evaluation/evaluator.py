@@ -48,23 +48,6 @@ class EvaluationOptions(TypedDict, total=False):
     stored: int
 
 
-DEFAULTS: EvaluationOptions = {
-    "precision": None,
-    "selector": None,
-    "split": "test",
-    "everybody": None,
-    "label": "",
-    "artifacts": None,
-    "factors": None,
-    "rooms": None,
-    "per_device": False,
-    "devices": (0, -1),
-    "on_validation": 0,
-    "stored": -1,
-}
-"""The options of an evaluation that asks for nothing in particular."""
-
-
 @dataclass(frozen=True)
 class BudgetRequest:
     """The budgets of one request, to be sent with others. factors, rooms: one a budget, as in
@@ -210,9 +193,9 @@ class Evaluator:
         """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all;
         by_node: whether the replies of nodes are kept apart.
         """
-        scenario, layout, options = self.scenario, self.layout, DEFAULTS | asked
-        coded, everybody = options["precision"] or scenario.blocks.precision, options["everybody"]
-        rooms = options["rooms"]
+        scenario, layout, split = self.scenario, self.layout, asked.get("split", "test")
+        coded, everybody = asked.get("precision") or scenario.blocks.precision, asked.get("everybody")
+        factors, rooms, artifacts = asked.get("factors"), asked.get("rooms"), asked.get("artifacts")
         ones = [1.0] * len(budgets)
         as_numbered = np.arange(layout.num_blocks, 0, -1.0)
         if isinstance(everybody, np.ndarray):
@@ -220,25 +203,25 @@ class Evaluator:
         elif everybody is not None or set(budgets) == {wire.UNLIMITED}:  # of all blocks, the order says nothing
             weights = dict.fromkeys(range(len(self.federation.states)), as_numbered)
         else:
-            weights = dict(enumerate(self.weights(options["selector"] or scenario.selector)))
+            weights = dict(enumerate(self.weights(asked.get("selector") or scenario.selector)))
 
         def request_of(groups: dict[int, wire.Arrays]) -> Content:
             request = wire.EvaluateRequest(
                 self.federation.setting,
                 scenario.refinement.rounds if self.server_round is None else self.server_round,
                 coded,
-                options["split"],
-                options["label"],
+                split,
+                asked.get("label", ""),
                 np.array(budgets, np.int64),
-                np.array(ones if options["factors"] is None else options["factors"], np.float64),
+                np.array(ones if factors is None else factors, np.float64),
                 np.negative(ones) if rooms is None else np.array(rooms, np.float64),
-                np.zeros(0, np.int64) if options["artifacts"] is None else options["artifacts"],
+                np.zeros(0, np.int64) if artifacts is None else artifacts,
                 groups,
-                scenario.evaluation.bootstrap if options["split"] == "test" else 0,
-                options["per_device"] and scenario.evaluation.per_device,
-                *options["devices"],
-                options["on_validation"],
-                options["stored"],
+                scenario.evaluation.bootstrap if split == "test" else 0,
+                asked.get("per_device", False) and scenario.evaluation.per_device,
+                *asked.get("devices", (0, -1)),
+                asked.get("on_validation", 0),
+                asked.get("stored", -1),
             )
             return lambda partition: NodeRequest(request, self._known(request, partition))
 
@@ -316,11 +299,9 @@ class Evaluator:
             by_node=True,
         )
 
-    def full_table(self, everybody: Tables | None = None, *, split: str = "test") -> wire.EvaluateReply:
+    def full_table(self, everybody: Tables | None = None) -> wire.EvaluateReply:
         """Evaluate every device with a whole fp32 table: that of its user group, or the same for all devices."""
-        return self.evaluate(
-            [wire.UNLIMITED], precision="fp32", split=split, everybody=everybody, per_device=split == "test"
-        )
+        return self.evaluate([wire.UNLIMITED], precision="fp32", everybody=everybody, per_device=True)
 
     def _reach(self, budgets: Sequence[int], rooms: Sequence[float] | None) -> int | None:
         """Bytes of ranked blocks that a device may need; None: of all of them."""
@@ -334,6 +315,6 @@ class Evaluator:
         return int(REACH * max(limits))
 
 
-def overall_recall(reply: wire.EvaluateReply, place: int = 0) -> float:
-    """Mean recall over all devices with test items, under one of the budgets asked for."""
-    return float(reply.by_budget()[place].mean()[0])
+def overall_recall(reply: wire.EvaluateReply) -> float:
+    """Mean recall over all devices with test items, under the first of the budgets asked for."""
+    return float(reply.by_budget()[0].mean()[0])

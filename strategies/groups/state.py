@@ -56,7 +56,7 @@ def empty_tables(
         return _mapped(file.fileno(), count, room, shape)
 
 
-def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: int | None = None) -> list[FloatArray]:
+def copied_tables(tables: Sequence[FloatArray], folder: str) -> list[FloatArray]:
     """The same tables (I, d) once more, where :func:`empty_tables` would have them. A file is written and not mapped
     meanwhile: a page that is written through a map takes four times as long.
 
@@ -64,7 +64,7 @@ def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: 
         OSError: the folder's disk has no room for them.
     """
     shape = tables[0].shape if tables else (0, 0)
-    room = _room(len(tables), shape, folder, most_in_memory)
+    room = _room(len(tables), shape, folder)
     if not room:
         return [table.copy() for table in tables]
     with tempfile.TemporaryFile(dir=folder, prefix="tables-") as file:
@@ -75,7 +75,7 @@ def copied_tables(tables: Sequence[FloatArray], folder: str, *, most_in_memory: 
         return _mapped(file.fileno(), len(tables), room, shape)
 
 
-def _room(count: int, shape: tuple[int, ...], folder: str, most_in_memory: int | None) -> int:
+def _room(count: int, shape: tuple[int, ...], folder: str, most_in_memory: int | None = None) -> int:
     """Bytes of the file for each of so many tables; 0 where they stay in memory."""
     room = -(-4 * math.prod(shape) // mmap.PAGESIZE) * mmap.PAGESIZE
     most = MOST_IN_MEMORY if most_in_memory is None else most_in_memory

@@ -161,8 +161,6 @@ class Material:
 class Option:
     """The tables that devices hold under one budget, decoded. seconds: spent for this budget alone, not shared with
     others; trials: settings that were looked at on validation to arrive at it. cutoffs, stored: (U,); users: (U, d').
-
-    cutoffs, stored: (U,); users: (U, d').
     """
 
     request: Request
@@ -250,12 +248,12 @@ def ranked_blocks(
     return RankedBlocks(layout, precision, blocks, order.items, rows, order.position)
 
 
-def block_option(request: Request, ranked: RankedBlocks, material: Material, seconds: float, label: str = "") -> Option:
+def block_option(request: Request, ranked: RankedBlocks, material: Material, seconds: float) -> Option:
     """An option of ranked blocks, of which each device keeps the prefix that fits it."""
     budgets = np.full(material.splits.num_users, request.budget_bytes, np.int64)
     validation, stored_before, _ = ranked.serving_cutoffs(budgets, material.splits.train)
     test, stored, _ = ranked.serving_cutoffs(budgets, material.seen)
-    return Option(request, ranked, material.users, np.maximum(stored, stored_before), validation, test, seconds, label)
+    return Option(request, ranked, material.users, np.maximum(stored, stored_before), validation, test, seconds)
 
 
 def distinct(values: Iterable[int]) -> list[int]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from clients.client_app import app as client_app
 from clients.node.cohort import Cohort, open_cohort
+from fl_peel import wire
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations.report.drawing import Plot
@@ -44,6 +50,15 @@ def run(scenario: Path | Scenario, overrides: Iterable[str] = (), seed: int | No
 def hosted_by(scenario: Scenario, run_dir: Path, partition: int = 0, nodes: int = 1) -> Cohort:
     """The cohort of a node of a run, as the node itself opens it."""
     return open_cohort(RunPaths("", str(run_dir)).setting(scenario), partition, nodes)
+
+
+def node_reply(node_config: dict[str, Any], payload: object, kind: str) -> Message:
+    """What the node of partition 0 of 2 replies that was started with these words."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    message = Message(wire.pack(payload), dst_node_id=5, message_type=kind)
+    message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+    config: Any = {"partition-id": 0, "num-partitions": 2} | node_config
+    return client_app(message, Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={}))
 
 
 def figures(result: RunResult) -> dict[str, Any]:

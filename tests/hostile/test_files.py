@@ -3,15 +3,11 @@
 import json
 import logging
 import sys
-import uuid
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
-from clients.client_app import app as client_app
 from fl_peel import wire
 from fl_peel.errors import DataError
 from fl_peel.scenario.fleet_files import fleet_files
@@ -20,6 +16,7 @@ from strategies.nodes.nodes import failure
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_own_data import OwnGrid, held, own  # noqa: F401
+from tests.helpers.runs import node_reply
 from tests.simulations.test_run import figures, served
 
 SECRET = "root:planted-secret:19000"
@@ -90,13 +87,8 @@ DATA = {
 
 def asked(node_config, payload, kind):
     """The reply of a node that was started with these words."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    message = Message(wire.pack(payload), dst_node_id=5, message_type=kind)
-    message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-    config = {"partition-id": 0, "num-partitions": 2} | node_config
-    context = Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={})
     opened.clear()
-    return client_app(message, context)
+    return node_reply(node_config, payload, kind)
 
 
 def check_nothing_is_read(reply, tmp_path):

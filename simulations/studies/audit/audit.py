@@ -218,7 +218,7 @@ def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str])
     canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
     row_content[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
     if plan is not None:
-        row_content[CANARY]["one_run_epsilon_low"] = one_run_audit(scenario, plan, seed=scenario.seed).epsilon_low
+        row_content[CANARY]["one_run_epsilon_low"] = one_run_audit(scenario, plan, seed=scenario.seed)
         row_content |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
     return row_content
 

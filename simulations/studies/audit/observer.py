@@ -354,7 +354,7 @@ class Observer:
             groups[p :: self.num_nodes] = state.groups
             kept[p :: self.num_nodes] = state.kept_blocks
         cohort.save_layout(parts[0].layout())
-        DeviceState.create(cohort.folder, users, groups)
+        DeviceState.begin(cohort.folder, len(groups), 0, users, groups)
         cohort.state().kept_blocks[:] = kept
 
     def _choose(self, cohort: Cohort) -> WatchedDevices:

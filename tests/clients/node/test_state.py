@@ -20,7 +20,7 @@ def some(count):
 @pytest.mark.parametrize("ends", [(0, 4, 8, 10), (0, 1, 10, 10), (0, 10)])
 def test_parts_are_the_whole(ends, tmp_path):
     users, groups = some(10)
-    DeviceState.create(tmp_path / "whole", users, groups)
+    DeviceState.begin(tmp_path / "whole", 10, 0, users, groups)
     for first, stop in itertools.pairwise(ends):
         DeviceState.begin(tmp_path / "parts", 10, first, users[first:stop], groups[first:stop])
     for name in NAMES:
@@ -31,7 +31,7 @@ def test_a_part_without_those_before_it_is_refused(tmp_path):
     users, groups = some(4)
     with pytest.raises(EngineError, match="devices with smaller numbers have not joined"):
         DeviceState.begin(tmp_path, 10, 4, users, groups)
-    DeviceState.create(tmp_path, users, groups)  # of another population
+    DeviceState.begin(tmp_path, 4, 0, users, groups)  # of another population
     with pytest.raises(EngineError, match="devices with smaller numbers have not joined"):
         DeviceState.begin(tmp_path, 10, 4, users, groups)
 

@@ -113,7 +113,7 @@ def test_serving_from_blocks_whose_cost_lies_is_counted(monkeypatch, room):
         return cutoffs, self.stored_bytes(cutoffs), cutoffs
 
     monkeypatch.setattr(RankedBlocks, "cutoffs_without", one_more)
-    held = Holdings.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), rows_of([], []))
+    held = Holdings.under(RANKED, OWN_BUDGET, 1.0, room, np.array([84, 52 + 12 * 8]), RANKED.unneeded(rows_of([], [])))
     assert held.violations.tolist() == ([1, 0] if room < 0 else [0, 0])  # with a room, what does not fit is not held
 
 

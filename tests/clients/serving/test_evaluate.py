@@ -131,7 +131,10 @@ def test_recall_of_single_devices_is_in_its_bin():
 
 @pytest.mark.parametrize("groups", [{2: LIST, 0: LIST, 1: LIST}, {EVERYBODY: LIST}])
 def test_single_devices_are_told_where_they_are_asked_for(groups):
-    single = evaluated(groups=groups).single
+    reply = evaluated(groups=groups)
+    assert reply.by_group().devices.tolist()[:2] == [2, 1]
+    assert reply.by_class().devices.tolist() == [0, 3]
+    single = reply.single
     assert single.devices.tolist() == [10, 11, 12, 13]
     assert (single.classes.tolist(), single.groups.tolist()) == ([1, 1, 0, 1], [0, 0, 1, 1])
     assert single.classes.dtype == single.groups.dtype == np.int64

@@ -23,7 +23,7 @@ OWN = np.array([BASE - 1, BASE + BLOCK, BASE + 3 * BLOCK + 5])
 
 
 def under(budget, *, factor=1.0, room=-1.0, ranked=RANKED, seen=NOTHING) -> Holdings:
-    return Holdings.under(ranked, budget, factor, room, OWN, seen)
+    return Holdings.under(ranked, budget, factor, room, OWN, ranked.unneeded(seen))
 
 
 def numbers(held):

@@ -48,7 +48,7 @@ def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=No
     seen = UserItems.from_pairs(users, items, len(places))
     flags = np.array(changed, np.uint8)[result.blocks]
     there = PresentBlocks(held, 0, places, np.array(strange or [False] * len(places)))
-    return _sent_bytes(result, np.array(cutoffs), seen, flags, there).tolist()
+    return _sent_bytes(result, np.array(cutoffs), result.unneeded(seen), flags, there).tolist()
 
 
 def test_who_holds_nothing_reads_all_that_fits():
@@ -160,7 +160,9 @@ def test_a_block_of_several_rows_has_a_scale_for_each():
         UserItems.from_pairs(*(np.zeros(0, int),) * 2, 1),
         np.zeros(1, int),
     )
-    output = _sent_bytes(result, np.array([3]), nobody, flags, PresentBlocks(held, 0, one, np.array([False])))
+    output = _sent_bytes(
+        result, np.array([3]), result.unneeded(nobody), flags, PresentBlocks(held, 0, one, np.array([False]))
+    )
     assert output.tolist() == [3 * 2 * SCALE]
 
 
@@ -170,7 +172,7 @@ def test_without_scales_what_grew_is_sent_whole():
     nobody = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 1)
     flags = np.array([0, RESCALED, 0, 0, 0, 0], np.uint8)
     there = PresentBlocks(held, 0, np.zeros(1, int), np.array([False]))
-    output = _sent_bytes(result, np.array([3]), nobody, flags, there)
+    output = _sent_bytes(result, np.array([3]), result.unneeded(nobody), flags, there)
     assert output.tolist() == [2 * 4 + 2]
 
 
@@ -290,7 +292,9 @@ def test_of_a_list_of_nothing_nothing_is_read():
     nobody, none = UserItems.from_pairs(np.zeros(0, int), np.zeros(0, int), 2), np.zeros(0, np.uint8)
     held = before([-1, 0], [0, 3], [ORDER.tolist()])
     cutoffs, places, strange = np.zeros(2, int), np.arange(2), np.zeros(2, np.bool_)
-    assert _sent_bytes(empty, cutoffs, nobody, none, PresentBlocks(held, 0, places, strange)).tolist() == [0, 0]
+    assert _sent_bytes(
+        empty, cutoffs, empty.unneeded(nobody), none, PresentBlocks(held, 0, places, strange)
+    ).tolist() == [0, 0]
 
 
 def test_in_a_first_period_nobody_held_anything(tmp_path):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario, shipped_scenarios, validated
 from tests.helpers.examples import examples
 from tests.helpers.light import loaded_by
@@ -218,6 +219,8 @@ def test_shipped_scenarios_load_and_say_what_they_ask(name):
     assert scenario.name == name
     assert scenario.question.endswith("?")
     assert load_scenario(shipped_scenarios()[name]) == scenario
+    assert shipped_scenarios()[name].read_text().startswith("# ")
+    assert checked(scenario, None), "its fleet exists"
 
 
 def test_a_resolved_scenario_reads_back_the_same(tmp_path):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import types
-import uuid
 from functools import reduce
 from operator import add
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.client_app import app as client_app
 from clients.node.cohort import open_cohort
 from clients.round.channel import clear_round
 from clients.round.members import work_samples
@@ -31,8 +28,7 @@ from fl_peel.ranking.bootstrap import Histogram
 from fl_peel.ranking.top import MetricSums
 from fl_peel.store import Store
 from fl_peel.wire import MovingRequest, RoundReply
-from simulations.engine.inputs import checked
-from simulations.scenario_files import load_scenario, shipped_scenarios
+from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest
 from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, FairnessTally, tier_rows
 from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
@@ -42,6 +38,7 @@ from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, fil
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.runs import node_reply
 
 EVERYBODY = np.arange(NUM_USERS)
 SLOW = """
@@ -200,17 +197,6 @@ def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, 
     assert (ranked.stored_bytes(memory.last)[memory.last > 0] <= lowest[memory.last > 0]).all()
 
 
-def test_a_violation_would_be_seen():
-    """The count can fail: with block costs that lie, devices store more than they may."""
-    ranked = rank_blocks(LAYOUT, "int8", np.arange(48.0), np.ones((24, 4), np.float32))
-    cutoffs = ranked.cutoffs
-    object.__setattr__(ranked, "cutoffs", lambda budgets: np.minimum(cutoffs(budgets) + 1, 48))
-    assert RoundMemory.from_budgets(ranked, np.array([[110, 340], [110, 60]]), np.full(2, 48)).violations.tolist() == [
-        2,
-        1,
-    ]
-
-
 FALLING = """
 profiles:
   - name: kept
@@ -288,7 +274,6 @@ def test_a_node_of_one_profile_hosts_that_class_alone(slow_world):
 
 def test_the_node_config_names_the_profile(slow_world):
     """As `flower-supernode --node-config 'profile="slow"'` sets it."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
     def ask(profile: str) -> Message:
         request = filled(
@@ -301,10 +286,7 @@ def test_the_node_config_names_the_profile(slow_world):
             groups=np.zeros(0, np.int32),
             maps=np.zeros((0, 0, slow_world.items.shape[1]), np.float32),
         )
-        message = Message(wire.pack(request), dst_node_id=5, message_type=wire.JOIN)
-        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-        config = {"partition-id": 1, "num-partitions": 2, "profile": profile, "simulated": True}
-        return client_app(message, Context(run_id=1, node_id=5, node_config=config, state=RecordDict(), run_config={}))
+        return node_reply({"profile": profile, "simulated": True}, request, wire.JOIN)
 
     reply = wire.unpack(wire.JoinReply, ask("slow").content)
     assert reply.class_names == "quick\nslow"
@@ -401,17 +383,6 @@ def read_by_all(world: World, before: int, budget: int) -> int:
         assert grown.to_bytes() == elastic.at(budget).to_bytes()
         total += read
     return total
-
-
-@pytest.mark.parametrize("nodes", [2, 5])
-def test_followed_devices_are_the_same_on_any_number_of_nodes(tmp_path, nodes):
-    world = World(tmp_path)
-    (one,), many = followed(world, 1), followed(world, nodes)
-    total = reduce(add, many)
-    assert (one.steps.stacked() == total.steps.stacked()).all()
-    assert one.steps.grew.any()
-    assert (one.traced.stacked() == total.traced.stacked()).all()
-    assert (one.trace_steps.stacked() == total.trace_steps.stacked()).all()
 
 
 # ---------------------------------------------------------------- whole runs
@@ -543,18 +514,6 @@ def test_two_fleets_on_one_seed_share_pretraining(tiny, tmp_path):
 
 
 # ---------------------------------------------------------------- shipped scenarios
-
-
-@pytest.mark.parametrize("name", shipped_scenarios())
-def test_shipped_scenarios_ask_a_question_and_their_fleets_exist(name):
-    scenario = checked(load_scenario(name), None)
-    assert scenario.question.endswith("?")
-    assert shipped_scenarios()[name].read_text().startswith("# ")
-
-
-def test_the_scenarios_of_fleets_ship():
-    wanted = {"ml-100k", "fleet-mixed", "budget-shock", "microcontrollers", "diurnal-availability", "stragglers"}
-    assert wanted <= set(shipped_scenarios())
 
 
 @pytest.mark.parametrize("name", ["budget-shock", "microcontrollers", "diurnal-availability", "stragglers"])

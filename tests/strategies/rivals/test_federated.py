@@ -12,7 +12,6 @@ from fl_peel.pretraining.central_training import pretrain
 from strategies.rivals.federated.base import (
     UNITS,
     Effort,
-    Federated,
     FederatedContext,
     PaddedUpdates,
     RowSums,
@@ -527,9 +526,3 @@ def test_federated_bpr_comes_near_central_bpr(world, popular):
     federated = tuned(dataclasses.replace(FedAvgBpr(), grid=(BPR,)), world, ("fp32",), EFFORT)["rows"][0]
     assert federated["recall@20"] > 0.92 * central
     assert central > 1.4 * popular["recall@20"]
-
-
-def test_methods_are_of_the_interface():
-    for method, _ in SETTINGS:
-        one: Federated = method
-        assert one.grid

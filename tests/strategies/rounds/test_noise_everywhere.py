@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from fl_peel import wire
 from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
@@ -48,9 +49,10 @@ def taken(monkeypatch):
 @pytest.mark.parametrize("overrides", [RAW, FEW, NOBODY, ALL_AWAY], ids=["all", "few", "nobody", "all away"])
 def test_every_number_of_every_user_group_is_noised_whoever_took_part(tiny, tmp_path, taken, overrides):
     (tmp_path / "away.yaml").write_text(AWAY)
-    served(load_scenario(tiny, overrides), tmp_path / "run")
+    _, grid = served(load_scenario(tiny, overrides), tmp_path / "run")
     seen, _ = taken
     assert len(seen) == 2 * 2, "two rounds of two user groups"
+    assert any(kind == wire.ROUND for kind, _ in grid.crossed) == (overrides is not NOBODY)
     for one in seen:
         assert set(one.release.sums) == {"updates", "signals", "counts"}
         for part, values in one.release.sums.items():

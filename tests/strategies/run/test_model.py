@@ -19,6 +19,7 @@ from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.models import NOTHING_COLLECTED, ran
+from tests.strategies.run.test_checkpoints import Stopped
 
 EVERY_ARTEFACT = ("evaluation.artifacts=40", "evaluation.per_device=true")
 HALF_COLLECTED = ("pretraining.collected.share=50%", "refinement.local.user_learning_rate=0")
@@ -170,10 +171,6 @@ def test_the_figures_are_the_same_with_a_model_and_without(tiny_scenario, tmp_pa
     without = serve(LoopbackGrid(2), tiny_scenario, RunPaths("", str(tmp_path / "without")))
     assert with_one.budgets == without.budgets
     assert with_one.stages.keys() - without.stages.keys() == {"model"}
-
-
-class Stopped(BaseException):
-    """As kill -9 would."""
 
 
 @pytest.mark.slow

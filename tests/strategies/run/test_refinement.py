@@ -64,3 +64,10 @@ def test_a_poisoned_run_under_a_mechanism_that_is_let_in_runs_to_its_end(tiny, t
         result.privacy.epsilon
         == serve(LoopbackGrid(1), noised(tiny, 1), RunPaths("", str(tmp_path / "clean"))).privacy.epsilon
     )
+
+
+def test_devices_that_can_hold_nothing_change_nothing(tiny, tmp_path):
+    """Their user group is sent no block."""
+    changes = ["refinement.rounds=1", "budget_factor=0.01", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]"]
+    result = serve(LoopbackGrid(2), load_scenario(tiny, changes), RunPaths("", str(tmp_path / "run")))
+    assert result.full_table.refined == result.full_table.start
