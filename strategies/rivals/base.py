@@ -32,6 +32,7 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
 from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
+from fl_peel.randomness import rng_for
 from fl_peel.ranking.bootstrap import REPLICATES, Replicates
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from fl_peel.scenario.method import ControllerPart
@@ -422,6 +423,17 @@ def chosen_quality(
     return DeviceQuality(
         *(np.concatenate([getattr(one, field.name) for one in parts]) for field in fields(DeviceQuality))
     )
+
+
+def sample_of_groups(members: Mapping[int, IntArray], seed: int, what: str, size: int) -> list[int]:
+    """Random user groups that hold at least so many devices together, if there are as many."""
+    reached, chosen = 0, []
+    for group in rng_for(seed, what).permutation(sorted(members)).tolist():
+        if reached >= size:
+            break
+        chosen.append(group)
+        reached += len(members[group])
+    return chosen
 
 
 # ---- Bootstrap replicates of a rival's figures on the test, under the weights that PEEL's have

@@ -37,7 +37,7 @@ from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.pretraining_settings import PretrainingConfig
 from fl_peel.training.settings import LocalTraining
 from fl_peel.training.workers import fixed_threads, threads_for
-from strategies.rivals.base import FloatArray, Material, Split, chosen_quality, ranked_blocks
+from strategies.rivals.base import FloatArray, Material, Split, chosen_quality, ranked_blocks, sample_of_groups
 
 SAMPLE = 5000
 """Devices, by whole user groups, on which settings are compared; all where there are fewer."""
@@ -80,7 +80,7 @@ def refine_centrally(
     members = [np.flatnonzero(assignment == group) for group in range(groups.num_groups)]
     numbers = [group for group in range(groups.num_groups) if len(members[group])]
     tried = tuple(rates or grid(local))
-    sample = _sample(numbers, members, material.seed)
+    sample = sample_of_groups({group: members[group] for group in numbers}, material.seed, "central-sample", SAMPLE)
     start = lru_cache(maxsize=max(len(sample), 1))(start or (lambda group: material.pretrained.items))
     best: tuple[float, Rates, int] | None = None
     for done, choice in enumerate(tried, start=1):
@@ -99,17 +99,6 @@ def refine_centrally(
         recall_mean, ndcg_mean = sums[epoch, split].mean()
         result[split] = {"recall@20": float(recall_mean[0]), "ndcg@20": float(ndcg_mean[0])}
     return result
-
-
-def _sample(numbers: list[int], members: list[NDArray[np.int64]], seed: int) -> list[int]:
-    """Random user groups that hold at least SAMPLE devices together, if there are as many."""
-    reached, chosen = 0, []
-    for group in rng_for(seed, "central-sample").permutation(numbers).tolist():
-        if reached >= SAMPLE:
-            break
-        chosen.append(group)
-        reached += len(members[group])
-    return chosen
 
 
 Sums = dict[tuple[int, Split], MetricSums]

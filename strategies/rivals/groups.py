@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import MetricSums
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import (
@@ -28,6 +27,7 @@ from strategies.rivals.base import (
     list_sums,
     lists_of,
     means,
+    sample_of_groups,
 )
 
 SAMPLE = 1000
@@ -92,7 +92,7 @@ class PerGroup(Rival):
             return [_validation_sums(setting, inside, requests) for setting in self.settings]
 
         with ThreadPoolExecutor(max_workers=2) as pool:  # the compiled loops release the interpreter lock
-            parts = list(pool.map(one, sample_of_groups(members, material.seed)))
+            parts = list(pool.map(one, sample_of_groups(members, material.seed, "per-group-sample", SAMPLE)))
         return [
             {
                 request: reduce(add, [part[request] for part in same])
@@ -115,17 +115,6 @@ class _GatheredLists:
     def __post_init__(self) -> None:
         self.stored = np.zeros(self.num_users, np.int64)
         self.lists = {split: np.full((self.num_users, TOP_N), -1, np.int32) for split in SPLITS}
-
-
-def sample_of_groups(members: dict[int, IntArray], seed: int) -> list[int]:
-    """Random user groups that hold at least SAMPLE devices together, if there are as many."""
-    reached, chosen = 0, []
-    for group in rng_for(seed, "per-group-sample").permutation(sorted(members)).tolist():
-        if reached >= SAMPLE:
-            break
-        chosen.append(group)
-        reached += len(members[group])
-    return chosen
 
 
 def group_material(material: Material, group: int, members: IntArray) -> Material:

@@ -90,6 +90,15 @@ class FederatedContext:
         return (scale * drawn).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class FederatedRound:
+    """A round of a training, by its number from 1 on; setting: of the method."""
+
+    context: FederatedContext
+    setting: Any
+    number: int
+
+
 class Message(Protocol):
     """The message of some devices."""
 
@@ -220,9 +229,7 @@ class Federated(Protocol[Setting]):
     def nothing(self, context: FederatedContext) -> Any:
         """Return the sum over no devices."""
 
-    def answer(
-        self, server: Any, kept: Any, devices: IntArray, number: int, context: FederatedContext, setting: Setting
-    ) -> Message:
+    def answer(self, server: Any, kept: Any, devices: IntArray, now: FederatedRound) -> Message:
         """Run the device half of a round: devices change what they keep, and send a message."""
 
     def merged(self, server: Any, sums: Any, setting: Setting) -> Any:
@@ -352,11 +359,11 @@ def train(method: Federated[Any], setting: Any, context: FederatedContext, effor
     best: BestRound | None = None
     number = 0
     for number in range(1, effort.rounds + 1):
-        devices = context.present(number)
+        now = FederatedRound(context, setting, number)
         sums = method.nothing(context)
-        for some in context.chunks(devices):
+        for some in context.chunks(context.present(number)):
             down[some] += method.sent(server, some, context)
-            message = method.answer(server, kept, some, number, context, setting)
+            message = method.answer(server, kept, some, now)
             up[some] += message.num_bytes
             sums += message
         server = method.merged(server, sums, setting)

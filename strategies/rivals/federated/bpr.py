@@ -18,6 +18,7 @@ from fl_peel.randomness import device_seeds, rng_for
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,
     FederatedContext,
+    FederatedRound,
     FloatArray,
     IntArray,
     RowSums,
@@ -73,19 +74,10 @@ class FedAvgBpr(SharedTable):
         """Random vectors."""
         return start_vectors(context, context.dim)
 
-    def answer(
-        self,
-        server: FloatArray,
-        kept: FloatArray,
-        devices: IntArray,
-        number: int,
-        context: FederatedContext,
-        setting: BprSetting,
-    ) -> RowUpdates:
+    def answer(self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound) -> RowUpdates:
         """Changed rows."""
-        kept[devices], updates = BprRound(context, setting, number).steps(
-            server, kept[devices], devices, (context.dim,), setting.learning_rate
-        )
+        widths, rate = (now.context.dim,), now.setting.learning_rate
+        kept[devices], updates = bpr_steps(now, server, kept[devices], devices, widths, rate)
         return updates
 
     def merged(self, server: FloatArray, sums: RowSums, setting: BprSetting) -> FloatArray:
@@ -109,40 +101,37 @@ def start_vectors(context: FederatedContext, dim: int) -> FloatArray:
     )
 
 
-@dataclass(frozen=True)
-class BprRound:
-    """A round of devices, by its number."""
+def bpr_steps(
+    now: FederatedRound,
+    table: FloatArray,
+    users: FloatArray,
+    devices: IntArray,
+    widths: tuple[int, ...],
+    item_rate: float,
+) -> tuple[FloatArray, RowUpdates]:
+    """Train these devices (N,) on a table (I, w): their vectors (N, w) after it, and how their rows changed.
 
-    context: FederatedContext
-    setting: BprSetting
-    number: int
-
-    def steps(
-        self, table: FloatArray, users: FloatArray, devices: IntArray, widths: tuple[int, ...], item_rate: float
-    ) -> tuple[FloatArray, RowUpdates]:
-        """Train these devices (N,) on a table (I, w): their vectors (N, w) after it, and how their rows changed.
-
-        widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
-        """
-        context, setting = self.context, self.setting
-        train = context.train.select(devices)
-        users = np.ascontiguousarray(users)
-        draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
-        room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
-        bpr_devices(
-            table,
-            users,
-            train.indptr,
-            train.items,
-            device_seeds(context.seed, "federated-bpr", self.number, devices=devices),
-            setting.epochs,
-            setting.num_negatives,
-            np.float32(item_rate),
-            np.float32(setting.learning_rate),
-            np.float32(setting.l2),
-            np.array(widths, np.int64),
-            room.indptr,
-            room.items,
-            room.rows,
-        )
-        return users, room.written
+    widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
+    """
+    context, setting = now.context, now.setting
+    train = context.train.select(devices)
+    users = np.ascontiguousarray(users)
+    draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
+    room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
+    bpr_devices(
+        table,
+        users,
+        train.indptr,
+        train.items,
+        device_seeds(context.seed, "federated-bpr", now.number, devices=devices),
+        setting.epochs,
+        setting.num_negatives,
+        np.float32(item_rate),
+        np.float32(setting.learning_rate),
+        np.float32(setting.l2),
+        np.array(widths, np.int64),
+        room.indptr,
+        room.items,
+        room.rows,
+    )
+    return users, room.written

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.kernels.on_devices import add_gradients, solve_users
-from strategies.rivals.federated.base import NUMBER_BYTES, UNITS, FederatedContext, IntArray, ServedTables
+from strategies.rivals.federated.base import (
+    NUMBER_BYTES,
+    UNITS,
+    FederatedContext,
+    FederatedRound,
+    IntArray,
+    ServedTables,
+)
 
 BETAS = (0.1, 0.99)
 """Decay rates of Adam's moments, as in the paper."""
@@ -98,16 +105,9 @@ class Fcf:
             np.zeros(0, np.int64),
         )
 
-    def answer(
-        self,
-        server: FcfServer,
-        kept: None,
-        devices: IntArray,
-        number: int,
-        context: FederatedContext,
-        setting: FcfSetting,
-    ) -> Gradients:
+    def answer(self, server: FcfServer, kept: None, devices: IntArray, now: FederatedRound) -> Gradients:
         """Gradients of every row, added up on the way."""
+        context, setting = now.context, now.setting
         train = context.train.select(devices)
         factors = solved(server.table, devices, context, setting)
         sums = self.nothing(context)

@@ -24,13 +24,14 @@ from fl_peel.training.workers import fixed_threads
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,
     FederatedContext,
+    FederatedRound,
     FloatArray,
     IntArray,
     PaddedUpdates,
     RowSums,
     ServedTables,
 )
-from strategies.rivals.federated.bpr import START_SCALE, BprRound, BprSetting, start_vectors
+from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
 
 DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)
@@ -110,23 +111,16 @@ class HeteFedRec:
         """Zeros."""
         return RowSums.nothing(context.num_items, context.dim)
 
-    def answer(
-        self,
-        server: HeteServer,
-        kept: FloatArray,
-        devices: IntArray,
-        number: int,
-        context: FederatedContext,
-        setting: HeteSetting,
-    ) -> PaddedUpdates:
+    def answer(self, server: HeteServer, kept: FloatArray, devices: IntArray, now: FederatedRound) -> PaddedUpdates:
         """Changed rows, of devices with each of the widths."""
-        widths, tier = self.widths(context), self.tiers(context)[devices]
+        widths, tier = self.widths(now.context), self.tiers(now.context)[devices]
+        bpr = replace(now, setting=now.setting.bpr)
         messages = []
         for place, (width, table) in enumerate(zip(widths, server.tables, strict=True)):
             some = devices[tier == place]
             vectors = kept[some]
-            vectors[:, :width], updates = BprRound(context, setting.bpr, number).steps(
-                table, vectors[:, :width], some, widths[: place + 1], setting.bpr.learning_rate
+            vectors[:, :width], updates = bpr_steps(
+                bpr, table, vectors[:, :width], some, widths[: place + 1], bpr.setting.learning_rate
             )
             kept[some] = vectors
             messages.append(updates)
@@ -160,10 +154,11 @@ class HeteFedRec:
         is trained on that table first.
         """
         table = served.tables[place]
-        training, width = BprRound(context, replace(setting.bpr, epochs=VECTOR_EPOCHS), 0), table.shape[1]
+        training = FederatedRound(context, replace(setting.bpr, epochs=VECTOR_EPOCHS), 0)
+        width = table.shape[1]
         users = np.concatenate(
             [
-                training.steps(table, served.users[some, :width], some, (width,), 0.0)[0]
+                bpr_steps(training, table, served.users[some, :width], some, (width,), 0.0)[0]
                 for some in context.chunks(np.arange(context.num_devices))
             ]
         )

@@ -16,7 +16,15 @@ import numpy as np
 
 from fl_peel.kernels.on_devices import bce_devices
 from fl_peel.randomness import device_seeds
-from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowSums, RowUpdates, ServedTables
+from strategies.rivals.federated.base import (
+    FederatedContext,
+    FederatedRound,
+    FloatArray,
+    IntArray,
+    RowSums,
+    RowUpdates,
+    ServedTables,
+)
 from strategies.rivals.federated.bpr import SharedTable, start_vectors
 
 BATCH_SIZE = 256
@@ -53,17 +61,9 @@ class PFedRec(SharedTable):
         """Random score functions."""
         return start_vectors(context, context.dim + 1)
 
-    def answer(
-        self,
-        server: FloatArray,
-        kept: FloatArray,
-        devices: IntArray,
-        number: int,
-        context: FederatedContext,
-        setting: PFedRecSetting,
-    ) -> RowUpdates:
+    def answer(self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound) -> RowUpdates:
         """Changed rows."""
-        kept[devices], updates = personal_steps(server, kept[devices], devices, number, context, setting)
+        kept[devices], updates = personal_steps(now, server, kept[devices], devices)
         return updates
 
     def merged(self, server: FloatArray, sums: RowSums, setting: PFedRecSetting) -> FloatArray:
@@ -78,22 +78,18 @@ class PFedRec(SharedTable):
 
         The bias, the same for all items, ranks nothing.
         """
-        everybody = np.arange(context.num_devices)
-        parts = [personal_steps(server, kept[some], some, 0, context, setting) for some in context.chunks(everybody)]
+        everybody, after = np.arange(context.num_devices), FederatedRound(context, setting, 0)
+        parts = [personal_steps(after, server, kept[some], some) for some in context.chunks(everybody)]
         users = np.concatenate([part[0] for part in parts])
         own = RowUpdates.joined([part[1] for part in parts])
         return ServedTables((server,), np.zeros(context.num_devices, np.int64), users[:, :-1], own)
 
 
 def personal_steps(
-    table: FloatArray,
-    users: FloatArray,
-    devices: IntArray,
-    number: int,
-    context: FederatedContext,
-    setting: PFedRecSetting,
+    now: FederatedRound, table: FloatArray, users: FloatArray, devices: IntArray
 ) -> tuple[FloatArray, RowUpdates]:
     """One local training of these devices (N,): score functions (N, d + 1) after it, and how their rows changed."""
+    context, setting = now.context, now.setting
     train = context.train.select(devices)
     users = np.ascontiguousarray(users)
     draws = setting.epochs * (1 + setting.num_negatives)
@@ -103,7 +99,7 @@ def personal_steps(
         users,
         train.indptr,
         train.items,
-        device_seeds(context.seed, "pfedrec", number, devices=devices),
+        device_seeds(context.seed, "pfedrec", now.number, devices=devices),
         setting.epochs,
         setting.num_negatives,
         BATCH_SIZE,

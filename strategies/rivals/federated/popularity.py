@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from strategies.rivals.federated.base import FederatedContext, FloatArray, IntArray, RowSums, RowUpdates, ServedTables
+from strategies.rivals.federated.base import (
+    FederatedContext,
+    FederatedRound,
+    FloatArray,
+    IntArray,
+    RowSums,
+    RowUpdates,
+    ServedTables,
+)
 
 
 @dataclass(frozen=True)
@@ -36,16 +44,9 @@ class Popularity:
         """Zeros."""
         return RowSums.nothing(context.num_items, 1)
 
-    def answer(
-        self,
-        server: FloatArray,
-        kept: np.ndarray,
-        devices: IntArray,
-        number: int,
-        context: FederatedContext,
-        setting: None,
-    ) -> RowUpdates:
+    def answer(self, server: FloatArray, kept: np.ndarray, devices: IntArray, now: FederatedRound) -> RowUpdates:
         """Return a one for each item of the devices that have not contributed yet."""
+        context = now.context
         counts = context.train.counts()[devices] * ~kept[devices]
         train = context.train.select(devices).keep(np.repeat(~kept[devices], context.train.counts()[devices]))
         kept[devices] = True

@@ -128,49 +128,6 @@ def test_distributions_have_the_moments_they_say():
     assert abs((drawn({"categorical": {"values": [1, 2]}}) == 2).mean() - 0.5) < 0.01
 
 
-def test_availability_by_probability_holds_within_a_round():
-    fleet = fleet_of(availability=0.7)
-    first = fleet.available(0, ids(20_000), 3)
-    assert abs(first.mean() - 0.7) < 0.02
-    assert np.array_equal(first, fleet.available(0, ids(20_000), 3.75))
-    assert not np.array_equal(first, fleet.available(0, ids(20_000), 4))
-    assert fleet_of().available(0, ids(10), 5).all()
-
-
-def test_diurnal_window_by_hand():
-    # opens at 22 h for 4 hours; a round is an hour, so it is open in rounds 22, 23, 24, 25 and again in 46
-    fleet = fleet_of(availability={"diurnal": {"window_hours": 4, "phase_hours": 22}})
-    hours = [0, 1, 2, 21, 21.75, 22, 25.75, 26, 45.75, 46]
-    assert [bool(fleet.available(0, ids(1), hour)[0]) for hour in hours] == [
-        True,  # the window that opened at 22 h the day before
-        True,
-        False,
-        False,
-        False,
-        True,
-        True,
-        False,
-        False,
-        True,
-    ]
-
-
-def test_diurnal_phases_spread_and_the_window_share_is_met():
-    fleet = fleet_of(availability={"diurnal": {"window_hours": 6}})
-    for hour in (0, 5, 13):
-        assert abs(fleet.available(0, ids(20_000), hour).mean() - 0.25) < 0.02  # 6 of 24 hours
-
-
-def test_availability_trace(tmp_path):
-    (tmp_path / "charging.csv").write_text("device,time_s,available\na,0,1\na,3600,0\n")
-    (tmp_path / "fleet.yaml").write_text(
-        "profiles:\n- name: x\n  memory: {table_share: 0.1}\n"
-        "  availability: {trace: {file: charging.csv, random_start: false}}\n"
-    )
-    fleet = load_fleet(tmp_path / "fleet.yaml")
-    assert [bool(fleet.available(0, ids(1), hour)[0]) for hour in range(4)] == [True, False, True, False]
-
-
 def test_several_fleets_become_one():
     both = load_fleet(["default", "tablets"])
     assert both.names == (*load_fleet("default").names, *load_fleet("tablets").names)
@@ -187,13 +144,6 @@ def test_one_class_of_a_fleet():
     assert load_fleet("default:high-end").shares == (1.0,)
     with pytest.raises(ProfileError, match=r"did you mean 'high-end'\?"):
         load_fleet("default:highend")
-
-
-def test_a_device_is_the_same_in_a_larger_fleet_run():
-    # adding devices to a run must not change those that were there
-    few, many = load_fleet("mixed").sample(3, ids(50)), load_fleet("mixed").sample(3, ids(5000))
-    for key, values in few.items():
-        assert np.array_equal(values, many[key][:50]), key
 
 
 @examples(60)

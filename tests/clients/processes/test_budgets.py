@@ -323,15 +323,6 @@ def test_a_million_budget_changes_stay_below_the_ceiling():
     assert changes >= 1_000_000
 
 
-def test_within_gives_the_steps_of_a_round_in_the_order_asked():
-    budgets = FleetBudgets(load_fleet("default"), 0, devices_of(300), 10**7)
-    during = budgets.during(5)
-    assert during.shape == (4, 300)
-    assert np.array_equal(during[0], budgets.at(5))
-    assert np.array_equal(budgets.within(5, [0.5, 0.0, 0.6]), during[[2, 0, 2]])
-    assert (during[0] != during[3]).any()  # a Markov fleet moves within a round
-
-
 def test_the_budget_of_a_process_that_breaks_its_ceiling_is_refused():
     class Liar(ConstantBudget):
         def budget(self, state, seed, devices, base_bytes, now):
@@ -385,6 +376,7 @@ def test_budgets_of_a_round_are_found_once_and_those_of_the_next_anew():
         assert budgets.during(server_round) is budgets.during(server_round)
     assert not np.array_equal(budgets.during(3), budgets.during(4))
     assert np.array_equal(budgets.at(3), budgets.during(3)[0])
+    assert np.array_equal(budgets.within(5, [0.5, 0.0, 0.6]), budgets.during(5)[[2, 0, 2]]), "in the order asked"
 
 
 def test_devices_of_one_constant_budget_take_no_memory_for_each():

@@ -13,6 +13,7 @@ from strategies.rivals.federated.base import (
     UNITS,
     Effort,
     FederatedContext,
+    FederatedRound,
     PaddedUpdates,
     RowSums,
     RowUpdates,
@@ -23,7 +24,7 @@ from strategies.rivals.federated.base import (
     tuned,
     with_own_rows,
 )
-from strategies.rivals.federated.bpr import BprRound, BprSetting, FedAvgBpr
+from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr, bpr_steps
 from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
 from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
 from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, personal_steps
@@ -61,7 +62,7 @@ def rows_of(method, setting, world, numbers=(1, 2, 3), order=lambda devices: dev
     for number in numbers:
         sums = method.nothing(world)
         for some in world.chunks(order(world.present(number))):
-            sums += method.answer(server, kept, some, number, world, setting)
+            sums += method.answer(server, kept, some, FederatedRound(world, setting, number))
         server = method.merged(server, sums, setting)
     return server
 
@@ -83,9 +84,8 @@ def test_the_server_is_given_sums_and_nothing_of_a_single_device(method, setting
     assert list(inspect.signature(type(method).merged).parameters) == ["self", "server", "sums", "setting"]
     sums = method.nothing(world)
     assert isinstance(sums, RowSums | Gradients)
-    message = method.answer(
-        method.server(world, setting), method.device_states(world, setting), world.present(1), 1, world, setting
-    )
+    server, kept = method.server(world, setting), method.device_states(world, setting)
+    message = method.answer(server, kept, world.present(1), FederatedRound(world, setting, 1))
     assert isinstance(message, RowUpdates | PaddedUpdates | Gradients)
     for part in arrays(rows_of(method, setting, world)):
         assert len(part) == world.num_items  # never one row a device
@@ -118,7 +118,7 @@ def test_who_is_away_says_and_learns_nothing(world):
     method, kept = FedAvgBpr(), FedAvgBpr().device_states(world, BPR)
     before = kept.copy()
     devices = world.present(1)
-    message = method.answer(method.server(world, BPR), kept, devices, 1, world, BPR)
+    message = method.answer(method.server(world, BPR), kept, devices, FederatedRound(world, BPR, 1))
     away = np.setdiff1d(np.arange(120), devices)
     assert np.array_equal(kept[away], before[away])
     assert not np.array_equal(kept[devices], before[devices])
@@ -129,21 +129,20 @@ def test_bytes_are_those_of_the_arrays(world):
     method = FedAvgBpr()
     server = method.server(world, BPR)
     devices = np.array([3, 7])
-    message = method.answer(server, method.device_states(world, BPR), devices, 1, world, BPR)
+    message = method.answer(server, method.device_states(world, BPR), devices, FederatedRound(world, BPR, 1))
     assert message.num_bytes.sum() == message.items.nbytes + message.rows.nbytes
     assert method.sent(server, devices, world).tolist() == [server.nbytes] * 2
     fcf, setting = Fcf(), FcfSetting(1.0, 1.0, 0.02)
-    gradients = fcf.answer(fcf.server(world, setting), None, devices, 1, world, setting)
+    gradients = fcf.answer(fcf.server(world, setting), None, devices, FederatedRound(world, setting, 1))
     assert gradients.num_bytes.tolist() == [4 * 100 * 8] * 2
     hete, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
     tiers = hete.tiers(world)[np.array([0, 119, 40])]
     moved = hete.sent(hete.server(world, setting), np.array([0, 119, 40]), world)
     assert (moved == np.array([4 * 100 * width for width in (2, 4, 8)])[tiers]).all()
-    padded = hete.answer(
-        hete.server(world, setting), hete.device_states(world, setting), np.array([0, 119, 40]), 1, world, setting
-    )
-    alone = hete.answer(
-        hete.server(world, setting), hete.device_states(world, setting), np.array([119]), 1, world, setting
+    now = FederatedRound(world, setting, 1)
+    padded, alone = (
+        hete.answer(hete.server(world, setting), hete.device_states(world, setting), devices, now)
+        for devices in (np.array([0, 119, 40]), np.array([119]))
     )
     assert padded.num_bytes[1] == alone.num_bytes[0]
 
@@ -183,7 +182,7 @@ def test_a_step_goes_down_the_pairwise_loss_of_every_width(widths):
     rng = np.random.default_rng(0)
     table, user = rng.normal(size=(2, 3)).astype(np.float32), rng.normal(size=(1, 3)).astype(np.float32)
     setting = BprSetting(0.1, 0.02, 1.0, num_negatives=1)
-    after, updates = BprRound(world, setting, 1).steps(table, user.copy(), np.array([0]), widths, 0.3)
+    after, updates = bpr_steps(FederatedRound(world, setting, 1), table, user.copy(), np.array([0]), widths, 0.3)
     pull = numeric(lambda x: log_loss(x, table[1], table[0], widths), user[0])
     np.testing.assert_allclose(after[0], user[0] - 0.1 * (pull + 0.02 * user[0]), rtol=1e-4)
     rows = numeric(lambda t: log_loss(user[0], t[1], t[0], widths), table)
@@ -198,7 +197,7 @@ def test_negatives_are_never_a_devices_own_items():
     for number in range(20):
         setting = BprSetting(0.1, 0.0, 1.0, epochs=2, num_negatives=3)
         user = np.full((1, 3), 0.5, np.float32)
-        _, updates = BprRound(world, setting, number).steps(table, user, np.array([0]), (3,), 0.1)
+        _, updates = bpr_steps(FederatedRound(world, setting, number), table, user, np.array([0]), (3,), 0.1)
         up = updates.items[updates.rows[:, 0] > 0]
         assert set(up.tolist()) <= {0, 2, 4, 5}
         assert set(updates.items[updates.rows[:, 0] < 0].tolist()) <= {1, 3, 6}
@@ -210,7 +209,7 @@ def test_the_score_function_steps_first_then_rows_under_it():
     rng = np.random.default_rng(1)
     table, score = rng.normal(size=(3, 3)).astype(np.float32), rng.normal(size=(1, 4)).astype(np.float32)
     setting = PFedRecSetting(0.5, 2.0, 0.01, None, num_negatives=0)
-    after, updates = personal_steps(table, score.copy(), np.array([0]), 1, world, setting)
+    after, updates = personal_steps(FederatedRound(world, setting, 1), table, score.copy(), np.array([0]))
     rows = table[[0, 2]].astype(np.float64)
 
     def loss(function, rows):
@@ -227,7 +226,7 @@ def test_the_score_function_steps_first_then_rows_under_it():
 def test_the_mean_of_devices_tables_is_what_the_server_of_pfedrec_has(world):
     method, setting = PFedRec(), PFedRecSetting(1.0, 10.0, 0.0, None)
     server, kept, devices = method.server(world, setting), method.device_states(world, setting), world.present(1)
-    message = method.answer(server, kept.copy(), devices, 1, world, setting)
+    message = method.answer(server, kept.copy(), devices, FederatedRound(world, setting, 1))
     tables = np.repeat(server[None].astype(np.float64), len(devices), axis=0)
     for place in range(len(devices)):
         some = slice(message.indptr[place], message.indptr[place + 1])
@@ -257,7 +256,7 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
     assert np.abs(numeric(regularized, factors)).max() < 1e-3
     method = Fcf()
     server = FcfServer(table, np.zeros_like(table), np.zeros_like(table))
-    sums = method.answer(server, None, devices, 1, world, setting)
+    sums = method.answer(server, None, devices, FederatedRound(world, setting, 1))
     # device by device, as it would be said: a dense gradient of (I, d) each
     output = np.zeros_like(table)
     for place in range(len(devices)):
@@ -302,7 +301,7 @@ def test_the_devices_with_the_most_memory_have_the_widest_tables(world):
 def test_narrow_changes_are_padded_and_each_width_takes_its_columns(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
     server, kept = method.server(world, setting), method.device_states(world, setting)
-    message = method.answer(server, kept, np.arange(120), 1, world, setting)
+    message = method.answer(server, kept, np.arange(120), FederatedRound(world, setting, 1))
     assert [part.rows.shape[1] for part in message.parts] == [2, 4, 8]
     wanted = np.zeros((100, 8))
     for part in message.parts:
@@ -345,11 +344,11 @@ def test_a_device_trains_its_first_columns_by_themselves_for_every_narrower_widt
     for place, widths in enumerate(((2,), (2, 4), (2, 4, 8))):
         devices = np.flatnonzero(tiers == place)[:3]
         vectors = kept[devices, : widths[-1]]
-        after, updates = BprRound(world, BPR, 1).steps(
-            server.tables[place], vectors, devices, widths, BPR.learning_rate
+        after, updates = bpr_steps(
+            FederatedRound(world, BPR, 1), server.tables[place], vectors, devices, widths, BPR.learning_rate
         )
         changed = kept.copy()
-        message = method.answer(server, changed, devices, 1, world, setting)
+        message = method.answer(server, changed, devices, FederatedRound(world, setting, 1))
         assert np.array_equal(message.parts[place].rows, updates.rows)
         assert np.array_equal(changed[devices, : widths[-1]], after)
         assert np.array_equal(changed[devices, widths[-1] :], kept[devices, widths[-1] :])
@@ -434,7 +433,7 @@ class Told:
     def nothing(self, world):
         return RowSums.nothing(world.num_items, 1)
 
-    def answer(self, server, kept, devices, number, world, setting):
+    def answer(self, server, kept, devices, now):
         empty = np.zeros(len(devices) + 1, np.int64)
         return RowUpdates(empty, np.zeros(0, np.int32), np.zeros((0, 1), np.float32))
 

@@ -20,10 +20,11 @@ from strategies.rivals.base import (
     compete,
     lists_of,
     quality,
+    sample_of_groups,
     top_lists,
 )
 from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
-from strategies.rivals.groups import PerGroup, group_material, sample_of_groups
+from strategies.rivals.groups import PerGroup, group_material
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import Ease, FullTable
 from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd
@@ -93,10 +94,10 @@ def test_settings_are_chosen_for_all_groups_and_counted(grouped):
 
 def test_a_setting_is_tried_on_whole_groups_of_enough_devices():
     members = {group: np.arange(group * 400, group * 400 + 400) for group in range(10)}
-    sample = sample_of_groups(members, 0)
+    sample = sample_of_groups(members, 0, "sample", 1000)
     assert len(sample) == 3  # 800 devices are below 1,000
-    assert sample_of_groups(members, 1) != sample
-    assert sorted(sample_of_groups({4: np.arange(5), 2: np.arange(3)}, 0)) == [2, 4]
+    assert sample_of_groups(members, 1, "sample", 1000) != sample
+    assert sorted(sample_of_groups({4: np.arange(5), 2: np.arange(3)}, 0, "sample", 1000)) == [2, 4]
 
 
 def test_groups_that_are_not_known_are_a_clear_error(material):
