@@ -154,9 +154,9 @@ def _dot(panel: Axes, place: float, figure: Estimate, color: str, words: str) ->
 def audit_page(result: AuditResult, plot: Plot, source: Mapping[str, Any]) -> str:
     """The page of an audit. source: content of its JSON."""
     caption = (
-        "Attacks on single devices, from exactly what the protocol reveals to the server. A panel for each attack: its "
-        "advantage (TPR - FPR) under each mechanism, grey where it does not significantly exceed 0. Last panel: recall. "
-        "Bars: 95 % intervals."
+        "Attacks on single devices, from exactly what the protocol reveals to the server. A panel for each attack: "
+        "its advantage (TPR - FPR) under each mechanism, grey where it does not significantly exceed 0. Last panel: "
+        "recall. Bars: 95 % intervals."
     )
     return page(
         [Section("leaks", "Leakage and cost of each mechanism", (Chart(lambda: plot, caption), audit_view(result)))],
