@@ -66,12 +66,6 @@ def start_patiently(start: Callable[[], Started], patience_s: float) -> Started:
                     ) from error
 
 
-def alive_machines() -> dict[str, str]:
-    """Return the addresses of the cluster's machines that are there, by their id."""
-    machines = ray.nodes()  # type: ignore[no-untyped-call]
-    return {one["NodeID"]: one["NodeManagerAddress"] for one in machines if one["Alive"]}
-
-
 def require_shared(folder: str) -> None:
     """Have every machine read a nonce in the run's folder, in which nodes keep what devices know between messages.
 
@@ -90,7 +84,8 @@ def require_shared(folder: str) -> None:
     file.write_text(nonce, encoding="ascii")
     try:
         task = ray.remote(num_cpus=0)(read)
-        machines = alive_machines()
+        all_machines = ray.nodes()  # type: ignore[no-untyped-call]
+        machines = {one["NodeID"]: one["NodeManagerAddress"] for one in all_machines if one["Alive"]}
         answers = {
             machine: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(machine, soft=False)).remote(
                 str(file)
