@@ -109,6 +109,13 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(nodes_module, "PAUSES_S", (0.0, 0.0))
 
 
+@pytest.fixture(autouse=True)
+def counted(request, trial):
+    if "caplog" in request.fixturenames:
+        who = "a node" if "node" in request.function.__name__ else "a device"
+        trial("faults in secure aggregation, in rounds and in stage 1", who, 2)
+
+
 def tried(tiny, folder, mode, fault, whole_node):
     grid = Faulty(fault, whole_node)
     neighbours = f"secure_aggregation.neighbours={12 if whole_node else 4}"

@@ -100,7 +100,9 @@ def test_a_run_on_an_existing_cluster_equals_one_of_its_own(tiny, tmp_path, clus
 
 @pytest.mark.engine
 @pytest.mark.hostile  # a minute and a half, and mounts of its own
-def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_work(tiny, tmp_path, monkeypatch):
+def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_work(
+    tiny, tmp_path, monkeypatch, trial
+):
     """The second machine has the folder of runs to itself; then it has not, and is killed in mid-run: the same command
     goes on without it, if it does not end well by itself.
     """
@@ -109,12 +111,14 @@ def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     words = ["engine.nodes=4", "refinement.rounds=4"]
     with head(1) as (address, _):
+        trial("two raylets", "without a shared folder")
         words.append(f"engine.ray_address={address}")
         with (
             ray_machine(f"--address={address}", "--num-cpus=1", before=[*ALONE, str(place)]),
             pytest.raises(EngineError, match=r"^machine .* does not see the run's folder .*; set TMPDIR to a "),
         ):
             run(tiny, overrides=words)
+        trial("two raylets", "of which one is killed")
         with ray_machine(f"--address={address}", "--num-cpus=1") as second:
 
             class Leaving(Callback):
