@@ -159,6 +159,17 @@ def test_nor_in_any_other_way(lied, mode, kind, lie, trial):
 
 
 @pytest.mark.hostile
+@pytest.mark.parametrize("lie", ["names ScenarioError", "died", "largest numbers", "nothing"])
+def test_nor_in_steps_that_are_noised(lied, lie, trial):
+    trial("chosen lies of one node", "noised steps")
+    noised = ["privacy={mechanism: central-gaussian, noise_multiplier: 0.02, group_epsilon: 9, clipping: {kind: flat}}"]
+    report, result, _ = lied("federated", wire.STEP, LIES[lie], more=noised)
+    assert report["environment"]["excluded_nodes"].keys() == {str(LIAR)}
+    _, failed, _ = lied("federated", wire.STEP, LIES["fails"], "failed", more=noised)
+    assert figures(result) == figures(failed)
+
+
+@pytest.mark.hostile
 @pytest.mark.parametrize("seed", range(100))
 def test_nor_by_a_lie_in_every_message_it_sends(lied, seed, trial):
     """One number of each reply, another one each time, is at an end of its type, or one array is of another shape. A
