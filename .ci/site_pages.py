@@ -19,12 +19,15 @@ OPTIONAL = ("model.md", "deploy.md", "runtime.md")
 """Pages of the nav that are left out where there is no such file."""
 FROM_ROOT = ("index.md", "changes.md")
 """Pages that are files of the root."""
+WORKER = "assets/iframe-worker.js"
+"""What searches pages that are opened as files. By its name, the theme knows that it need not fetch another."""
 _LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def on_config(config: Any) -> Any:
     """Leave out of the nav what is not there yet."""
     config.nav = _existing(config.nav, Path(config.docs_dir))
+    config.extra["polyfills"] = [WORKER]
     return config
 
 
@@ -46,6 +49,8 @@ def on_files(files: Any, config: Any) -> Any:
 
     for name, content in pages().items():
         files.append(File.generated(config, name, content=content))
+    script = ROOT / ".ci" / Path(WORKER).name
+    files.append(File.generated(config, WORKER, content=script.read_text(encoding="utf-8")))
     return files
 
 

@@ -30,8 +30,8 @@ def own_environment() -> dict[str, str]:
 def check_one_root(working_dir: Path | None = None) -> Path:
     """Make sure that all packages come from :func:`own_root`, and return it.
 
-    working_dir: of Ray's workers, which look there first. Another copy of the same code may lie there, as when a
-    SuperLink was started in the repository; any other module of one of our names would hide ours.
+    working_dir: of workers that look there first, as those of ``flwr run`` do. Another copy of the same code may lie
+    there, as when a SuperLink was started in the repository; any other module of one of our names would hide ours.
 
     Raises:
         EngineError: naming both roots.

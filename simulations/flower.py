@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_peel.errors import ScenarioError
+from fl_peel.package_check import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import ProgressLines, show
 from simulations.engine.folders import default_cache_dir
@@ -77,7 +78,8 @@ def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | Non
     scenario = load_scenario(str(config["scenario"]), overrides, seed=None if seed == -1 else seed)
     data_dir, out = str(config["data-dir"]), str(config["out"])
     require_absolute(scenario, {"data-dir": data_dir, "out": out})
-    scenario = checked(scenario, Path(out).expanduser() if out else None, place="out", working_dir=Path.cwd())
+    check_one_root(Path.cwd())  # in which the workers of `flwr run` look first
+    scenario = checked(scenario, Path(out).expanduser() if out else None, place="out")
     folder = os.path.expanduser(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", "")
     return scenario, folder, Path(out).expanduser() if out else None
 

@@ -28,7 +28,7 @@ from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.cluster import LostMachineError
 from simulations.engine.embedded_engine import helper_ahead
-from simulations.engine.engine import searched_folder, simulated
+from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, data_to_run, given_folder, require_folders
 from simulations.engine.memory import PeakMemory
@@ -97,7 +97,7 @@ def _run_on(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResu
 def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
     """Check, read the data, run on the scenario's engine or on the nodes of the options, and write the results."""
     out, grid = given_folder(options.out), options.grid
-    scenario = checked(scenario, out, working_dir=searched_folder(scenario.engine))
+    scenario = checked(scenario, out)
     deployed = grid is not None and not is_simulated(grid)  # devices have disks of their own, which nobody copies
     with run_folder() as run_dir:
         paths = RunPaths(data_folder(options.data_dir), str(run_dir), str(options.cache_dir or ""))
@@ -173,7 +173,7 @@ def run_seeds(scenario: Scenario, seeds: int, options: RunOptions) -> SeedsResul
     """
     assert options.out is not None, "several seeds have a folder"
     out = require_folders(options.out, scenario, seeds)
-    scenario = checked(scenario, out, working_dir=searched_folder(scenario.engine))
+    scenario = checked(scenario, out)
     if scenario.data.timeline is None:
         evaluation = scenario.evaluation.model_copy(update={"per_device": True})
         scenario = scenario.model_copy(update={"evaluation": evaluation})

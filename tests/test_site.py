@@ -12,6 +12,7 @@ from site_pages import OPTIONAL, commands_page, fleet_page, pages, python_page, 
 import fl_peel
 from clients.fleet.reference import fleet_parts
 from fl_peel.scenario.reference import keys_of, scenario_schema
+from tests.helpers.browser import browser, needs_chromium
 from tests.helpers.root import ROOT
 
 MKDOCS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -86,12 +87,13 @@ def test_links_stay_within_the_site(place, text, expected):
     assert relinked(text, place) == (text if expected is None else expected)
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path):
-    """`make docs`; strict, so that a warning is an error."""
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder that `make docs` writes; strict, so that a warning is an error."""
     pytest.importorskip("mkdocstrings", reason="make docs installs what the site is made with")
+    folder = tmp_path_factory.mktemp("site")
     ran = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -99,9 +101,27 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert "WARNING" not in ran.stderr
-    page = (tmp_path / "site" / "reference" / "python.html").read_text(encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_has_what_is_made(site):
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
     assert "Base class of all budget processes" in page
-    assert (tmp_path / "site" / "search" / "search_index.js").is_file(), "pages that are opened as files are searched"
-    notebook = (tmp_path / "site" / "notebooks" / "quickstart.html").read_text(encoding="utf-8")
+    notebook = (site / "notebooks" / "quickstart.html").read_text(encoding="utf-8")
     assert notebook.count("<table") >= 3
     assert 'src="data:image/png;base64,' in notebook
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.parametrize("page", ["index.html", "reference/python.html"])
+def test_pages_opened_as_files_are_searched_without_a_network(site, tmp_path, page):
+    with browser(tmp_path) as shown:
+        shown.open(site / page)
+        shown.tell("document.querySelector('[data-md-component=search-query]').focus()")
+        shown.ask("Input.insertText", text="diversity regularizer")
+        hits = "[...document.querySelectorAll('.md-search-result__link')].map((link) => link.href)"
+        assert any("method.html" in hit for hit in shown.until(hits))
+        assert [address for address in shown.loaded if not address.startswith(("file:", "data:"))] == []
+        assert shown.complaints == []

@@ -64,17 +64,18 @@ export function digest(groups) {
 }
 
 /**
- * How items are called, from the side file: `ids`, own ids by item number; `seen`, item numbers; `groups`, the group of
- * each item. Without groups, blocks being of item groups, an item is called by its catalogue row throughout.
- * Throws a PeelError where it is of another catalogue.
+ * How items are called, from the side file: `ids` and `titles` by item number, a title null where there is none;
+ * `seen`, item numbers; `groups`, the group of each item. Without groups, blocks being of item groups, an item is called
+ * by its catalogue row throughout. Throws a PeelError where it is of another catalogue.
  */
-export function named(me, { ids, seen = [], groups } = {}) {
+export function named(me, { ids, titles, seen = [], groups } = {}) {
   const fits = (list, key) => {
     if (list !== undefined && !(Array.isArray(list) && list.length === me.items)) {
       throw new PeelError(`${key}: not a list of ${me.items} entries, one an item`);
     }
   };
   fits(ids, "ids");
+  fits(titles, "titles");
   fits(groups, "groups");
   if (!Array.isArray(seen) || !seen.every((item) => Number.isInteger(item) && item >= 0)) {
     throw new PeelError("seen: not a list of item numbers");
@@ -95,6 +96,7 @@ export function named(me, { ids, seen = [], groups } = {}) {
     itemOf,
     rowOf,
     idOf: (row) => (ids === undefined ? itemOf(row) : ids[itemOf(row)]),
+    titleOf: (row) => titles?.[itemOf(row)],
     seenRows: seen.filter((item) => item < me.items).map(rowOf),
   };
 }

@@ -1,8 +1,9 @@
 /**
  * What a device recommends: node rank.mjs ME.peel [--top 10] [--budget BYTES]
  *
- * Prints rank, id and score, with tabs between. Ids are from ME.items.json where it is there (docs/artefact.md), else
- * they are item numbers, or catalogue rows where blocks are of item groups. A budget drops blocks first.
+ * Prints rank, id, score and, where it has one, title, with tabs between. Ids and titles are from ME.items.json where it
+ * is there (docs/artefact.md), else ids are item numbers, or catalogue rows where blocks are of item groups. A budget
+ * drops blocks first.
  */
 
 import { existsSync, readFileSync } from "node:fs";
@@ -53,10 +54,10 @@ function main() {
   let me = inFile(file, () => new Peel(readFileSync(file)));
   if (budget !== undefined) me = new Peel(me.shrink(budget));
   const [side, told] = sideFile(file);
-  const { idOf, seenRows } = inFile(side, () => named(me, told));
+  const { idOf, titleOf, seenRows } = inFile(side, () => named(me, told));
   const { rows, scores } = me.top(top, seenRows);
-  const lines = rows.map((row, i) => `${i + 1}\t${idOf(row)}\t${scores[i].toFixed(6)}\n`);
-  process.stdout.write(lines.join(""));
+  const lines = rows.map((row, i) => [i + 1, idOf(row), scores[i].toFixed(6), titleOf(row)]);
+  process.stdout.write(lines.map((line) => `${line.join("\t").trimEnd()}\n`).join(""));
 }
 
 try {

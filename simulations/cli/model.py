@@ -181,7 +181,10 @@ def _side(model: Model, embedding: Embedding) -> bytes:
     """What a reader without this package needs beside an artefact."""
     import json
 
-    content = {"ids": model.catalogue.by_row(), "seen": embedding.seen_rows.tolist()}
+    ids, titles = model.catalogue.by_row(), model.catalogue.titles
+    content: dict[str, object] = {"ids": ids, "seen": embedding.seen_rows.tolist()}
+    if titles:
+        content["titles"] = [titles.get(name) for name in ids]
     return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 

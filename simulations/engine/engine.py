@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fl_peel.events import Event, OnEvent, silent
@@ -38,11 +37,6 @@ def backend_of(engine: Engine) -> Literal["embedded", "ray"]:
         return engine.backend
     needs_ray = engine.ray_address or (engine.device == "cuda" and _several_gpus())
     return "ray" if needs_ray or not hasattr(os, "fork") else "embedded"
-
-
-def searched_folder(engine: Engine) -> Path | None:
-    """Return the folder in which workers look for packages before they look where ours are; only those of Ray do."""
-    return Path.cwd() if backend_of(engine) == "ray" else None
 
 
 def _several_gpus() -> bool:

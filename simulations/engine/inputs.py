@@ -78,13 +78,11 @@ def checked(
     out: Path | None,
     *,
     place: str = "--out",
-    working_dir: Path | None = None,
     writes: Sequence[str] | None = None,
 ) -> Scenario:
     """The scenario with absolute paths (nodes may have another working directory), once everything is found.
 
-    working_dir: of the workers this process will start; nothing in it may hide our packages; writes: into ``out``, if
-    not what a run of the scenario does.
+    writes: into ``out``, if not what a run of the scenario does.
 
     Raises:
         EngineError: packages from two roots, or nobody answers at ``engine.ray_address``.
@@ -93,7 +91,7 @@ def checked(
         DataError: no such data file.
         ScenarioError: a GPU is asked for, and there is none.
     """
-    check_one_root(working_dir)
+    check_one_root()
     require_device(scenario.engine.device)
     if scenario.engine.ray_address:
         require_cluster(scenario.engine.ray_address)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -158,15 +159,20 @@ def _own_signals() -> Iterator[None]:
 def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]:
     """Wait for the Ray that is started or joined within, and look whether its machines share the run's folder. Yields
     an event that is set when Ray has started.
+
+    Workers get an empty working directory: else Ray has them search the user's for packages before all others.
     """
     import ray
 
     from simulations.engine.ray_machines import require_shared, start_patiently
 
     start, started = ray.init, threading.Event()
+    working_dir = Path(run_dir) / "working-dir"
+    working_dir.mkdir(exist_ok=True)
 
-    def init(*args: Any, **kwargs: Any) -> Any:
-        context = start_patiently(lambda: start(*args, **kwargs), engine.patience_s)
+    def init(*, runtime_env: Mapping[str, Any], **kwargs: Any) -> Any:
+        runtime_env = {**runtime_env, "working_dir": str(working_dir)}
+        context = start_patiently(lambda: start(runtime_env=runtime_env, **kwargs), engine.patience_s)
         started.set()
         try:
             require_shared(run_dir)

@@ -36,7 +36,7 @@ from fl_peel.plugins import all_added
 from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
-from simulations.engine.engine import searched_folder, simulated
+from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import STUDY_RESULTS, check_data, check_devices, checked, given_folder, require_items
 from simulations.engine.versions import versions
@@ -304,7 +304,7 @@ class Frame:
         _check(scenario)
         folder = given_folder(arguments["out"])
         assert folder is not None, "a study has a folder"
-        scenario = checked(scenario, folder, working_dir=searched_folder(scenario.engine), writes=STUDY_RESULTS)
+        scenario = checked(scenario, folder, writes=STUDY_RESULTS)
         return Frame(scenario, folder, RunOptions(**arguments))
 
     def by_seed(self, seeds: int, work: Callable[[Study], T]) -> dict[int, T]:

@@ -12,7 +12,6 @@ from fl_peel.events import Event, OnEvent
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
-from simulations.engine.engine import searched_folder
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
@@ -65,7 +64,7 @@ class SweepRunner:
         plans = []
         for setting, scenario in zip(settings, scenarios, strict=True):
             named = scenario.model_copy(update={"name": f"{scenario.name}: {setting.label}"})
-            one = checked(named, None, working_dir=searched_folder(named.engine))
+            one = checked(named, None)
             folder = require_folders(self.out / setting.folder, one, self.seeds)
             with run_folder() as run_dir:
                 splits = splits_to_run(one, data_folder(self.options.data_dir), str(run_dir))

@@ -72,6 +72,11 @@ class TruncatedSvd(Rival):
                     yield whole_table(request, FactorTable(*parts), material.users, seconds, f"rank {rank}, {label}")
 
 
+LEAST_SINGULAR = 1e-4
+"""Share of the largest singular value below which a component is left out: fewer users than columns do not see it in
+any score, and it would have numbers too large to store."""
+
+
 def score_metric(users: FloatArray) -> NDArray[np.float64]:
     """Symmetric square root (d, d) of the users' mean outer product: ||x @ it||² is the mean squared score of x."""
     moments = users.astype(np.float64).T @ users / max(len(users), 1)
@@ -88,9 +93,11 @@ def singular_factors(table: FloatArray, metric: NDArray[np.float64] | None = Non
     inside = table.astype(np.float64) if metric is None else table @ metric
     # of the small (d, d) side: I is much larger than d
     values, vectors = np.linalg.eigh(inside.T @ inside)
-    vectors = vectors[:, np.argsort(-values, kind="stable")]  # (d, d), columns by falling singular value
+    order = np.argsort(-values, kind="stable")
+    values, vectors = values[order], vectors[:, order]  # (d,), (d, d), columns by falling singular value
     left = inside @ vectors
-    right = vectors.T if metric is None else np.linalg.solve(metric.T, vectors).T
+    right = vectors.T.copy() if metric is None else np.linalg.solve(metric.T, vectors).T
+    right[values < LEAST_SINGULAR**2 * values[0]] = 0
     return left.astype(np.float32), right.astype(np.float32)
 
 

@@ -75,6 +75,14 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    def until(self, expression: str) -> Any:
+        """The value of an expression, once it is true."""
+        for _ in range(100 * START_S):
+            if value := self.tell(expression):
+                return value
+            time.sleep(0.01)
+        raise AssertionError(f"{expression}: not in {START_S} s")
+
     def open(self, file: Path, width: int = 1300, height: int = 1000, *, dark: bool = False) -> None:
         """Open a file in a window of some size."""
         mobile = width < 600
@@ -82,11 +90,7 @@ class Page:
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=scheme)
         self.ask("Page.navigate", url=file.absolute().as_uri())
-        for _ in range(100 * START_S):
-            if self.tell("document.readyState") == "complete":
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"{file}: not read in {START_S} s")
+        self.until("document.readyState === 'complete'")
 
     def drag(self, selector: str, start: float, stop: float) -> None:
         """Press the mouse on an element at a share of its width, move it to another, let go."""

@@ -67,9 +67,35 @@ def audit_view(result: AuditResult) -> TableView:
     return TableView("Leakage of each mechanism", columns, tuple(body), 2, note)
 
 
-def audit_tables(content: Any) -> list[TableView]:
-    """Return the tables that the terminal shows. content: of the JSON."""
-    return [audit_view(typed(AuditResult, content))]
+def audit_tables(content: Any) -> list[TableView | str]:
+    """Return what the terminal shows: what the audit comes to in words, and a table. content: of the JSON."""
+    result = typed(AuditResult, content)
+    return [*audit_verdicts(result), audit_view(result)]
+
+
+def audit_verdicts(result: AuditResult) -> tuple[str, ...]:
+    """Say what the strongest attack gains over guessing, where most leaks and where least does."""
+    rows = sorted((row for row in result.rows if row.attacks), key=lambda row: _strongest(row)[1].advantage.value)
+    shown = [("Most", row) for row in rows[-1:]] + [("Least", row) for row in rows[:-1][:1]]
+    return tuple(_verdict(word, row, *_strongest(row)) for word, row in shown)
+
+
+def _strongest(row: AuditedRow) -> tuple[str, AttackFigures]:
+    return max(row.attacks.items(), key=lambda attack: attack[1].advantage.value)
+
+
+def _verdict(word: str, row: AuditedRow, attack: str, figures: AttackFigures) -> str:
+    return (
+        f"{word} leaks under {row.mechanism}, where the server sees {row.view}: the strongest of {len(row.attacks)} "
+        f"attacks, {attack}, guesses {figures.secret} with an advantage of {format_estimate(figures.advantage)} over "
+        f"chance (1: certainty){_beyond_chance(figures.advantage)}."
+    )
+
+
+def _beyond_chance(advantage: Estimate) -> str:
+    if advantage.low is None:
+        return ""
+    return f": {'' if advantage.low > 0 else 'not '}significantly better than chance"
 
 
 def _lower_bounds(canary: Mapping[str, float | None]) -> str:
@@ -128,13 +154,14 @@ def _dot(panel: Axes, place: float, figure: Estimate, color: str, words: str) ->
 def audit_page(result: AuditResult, plot: Plot, source: Mapping[str, Any]) -> str:
     """The page of an audit. source: content of its JSON."""
     caption = (
-        "A panel for each attack: its advantage (TPR - FPR) under each mechanism, grey where it does not significantly "
-        "exceed 0. Last panel: recall. Bars: 95 % intervals."
+        "Attacks on single devices, from exactly what the protocol reveals to the server. A panel for each attack: "
+        "its advantage (TPR - FPR) under each mechanism, grey where it does not significantly exceed 0. Last panel: "
+        "recall. Bars: 95 % intervals."
     )
     return page(
         [Section("leaks", "Leakage and cost of each mechanism", (Chart(lambda: plot, caption), audit_view(result)))],
         title=f"{result.name}: privacy audit",
-        lead="Attacks on single devices, from exactly what the protocol reveals to the server, for every mechanism.",
+        lead="\n".join(audit_verdicts(result)),
         facts=[
             ("devices attacked", str(result.settings["devices"])),
             ("rounds observed", str(result.settings["rounds"])),

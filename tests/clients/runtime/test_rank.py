@@ -60,6 +60,15 @@ def test_it_prints_what_python_recommends(tmp_path, groups, seen):
     assert ranked(tmp_path, stored, side, "--budget", str(budget)) == by_row
 
 
+def test_titles_stand_behind_what_has_one(tmp_path):
+    layout, stored = artefact(range(8))
+    titles = [None, *(f"Heat, part {item}" for item in range(1, 8))]
+    rows = wanted(layout, stored, (), 8, lambda row: row)
+    shown = [row if row[1] == "0" else [*row, f"Heat, part {row[1]}"] for row in rows]
+    assert ranked(tmp_path, stored, {"titles": titles}) == shown
+    assert "0" in [row[1] for row in rows]
+
+
 def test_without_a_side_file_items_are_called_by_number(tmp_path):
     layout, stored = artefact(range(8))
     assert ranked(tmp_path, stored, None) == wanted(layout, stored, (), 10, lambda row: row)
@@ -85,6 +94,7 @@ def test_items_beyond_the_catalogue_may_have_been_seen(tmp_path):
     [
         ("{", "me.items.json: cannot be read"),
         ({"ids": ["a"]}, "me.items.json: ids: not a list of 8 entries, one an item"),
+        ({"titles": ["a"]}, "me.items.json: titles: not a list of 8 entries, one an item"),
         ({"ids": "abcdefgh"}, "ids: not a list of 8 entries"),
         ({"groups": [0] * 7}, "groups: not a list of 8 entries"),
         ({"groups": [0] * 8}, "groups: of another catalogue than the artefact"),

@@ -184,6 +184,8 @@ def test_titles_stand_in_the_page_and_in_what_export_prints(tiny, tmp_path, comm
         ]
         _, out, _ = command_line(*words, "--out", str(tmp_path / "me.peel"), "--json")
         assert all(one["title"] == f"Heat, part {one['id']}" for one in json.loads(out)["items"])
+        side = json.loads((tmp_path / "me.items.json").read_text())
+        assert side["titles"] == [None if item == items[0] else f"Heat, part {item}" for item in side["ids"]]
 
 
 def test_of_a_device_the_largest_file_is_taken(tmp_path):

@@ -11,14 +11,15 @@ from fl_peel import wire
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
+from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
 from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
 from simulations.studies.audit.audit_rows import AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.audit.observer import Observer, TapGrid, figures_of
-from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.schema import AuditResult, typed
+from simulations.studies.audit.report import audit_verdicts, audit_view, write_audit
+from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes.nodes import Nodes
 from strategies.run.run import Run
@@ -249,6 +250,34 @@ def test_rows_of_ones_own():
     for text in ("tight", "tight:privacy.clippin.kind=flat", ":a=1"):
         with pytest.raises(ScenarioError, match="--row"):
             added_rows(load_scenario("ml-100k"), [text])
+
+
+def test_an_audit_says_what_the_strongest_attack_gains():
+    def row(mechanism, view, **advantages):
+        attacks = {
+            name: AttackFigures(secret="train items", advantage=Estimate(*figures), devices=9, candidates=9)
+            for name, figures in advantages.items()
+        }
+        recall = Estimate(0.1)
+        return AuditedRow(
+            mechanism=mechanism, view=view, epsilon=None, share=0.01, attacks=attacks, recall=recall, ndcg=recall
+        )
+
+    bare = row("none", "one device", norm=(0.2, 0.1, 0.3), rows=(0.9, 0.8, 1.0))
+    masked = row("secure aggregation", "sums over a user group", norm=(0.01, -0.02, 0.04), rows=(-0.1, -0.2, 0.0))
+    noised = row("local DP", "one device", norm=(0.1, 0.05, 0.15))
+    most, least = (
+        "Most leaks under none, where the server sees one device: the strongest of 2 attacks, rows, guesses train "
+        "items with an advantage of 0.9000 [0.8000, 1.0000] over chance (1: certainty): significantly better than "
+        "chance.",
+        "Least leaks under secure aggregation, where the server sees sums over a user group: the strongest of 2 "
+        "attacks, norm, guesses train items with an advantage of 0.0100 [-0.0200, 0.0400] over chance (1: certainty): "
+        "not significantly better than chance.",
+    )
+    result = AuditResult(rows=(masked, bare, noised), settings={}, collected_share=1.0)
+    assert audit_verdicts(result) == (most, least)
+    assert audit_verdicts(replace(result, rows=(bare,))) == (most,)
+    assert audit_verdicts(replace(result, rows=())) == ()
 
 
 @pytest.mark.slow

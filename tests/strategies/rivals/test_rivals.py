@@ -223,6 +223,14 @@ def test_factors_by_scores_are_the_truncated_svd_of_the_scores(rank):
     np.testing.assert_allclose(users @ (left[:, :rank] @ right[:rank]).T, wanted, atol=2e-3)
 
 
+def test_factors_by_scores_of_few_users_can_be_stored():
+    """Fewer users than columns leave directions that no score sees; what the inverse makes of them is not stored."""
+    table, users = random_table(0, 30, 8), random_table(1, 3, 8)
+    left, right = singular_factors(table, score_metric(users))
+    assert max(np.abs(left).max(), np.abs(right).max()) < 100
+    np.testing.assert_allclose(users @ (left @ right).T, users @ table.T, atol=1e-3)
+
+
 def test_pruning_keeps_the_largest_entries(material):
     budget = 500
     (option,) = MagnitudePruning().options(material, [Request("fp16", 0.1, budget)])
