@@ -79,6 +79,10 @@ def machine(tmp_path_factory):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, copy / name)
     home.mkdir()
+    # loops are compiled: how long that takes, and that it works, is for tests of compiling
+    compiled = Path("fl_peel", "kernels", "__pycache__")
+    if (ROOT / compiled).is_dir():
+        shutil.copytree(ROOT / compiled, copy / compiled)
     install(copy)
     # a fresh machine has them from the package index
     lay_out_data(data)

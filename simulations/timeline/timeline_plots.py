@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from typing import TYPE_CHECKING, Any
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
 from strategies.timeline.timeline_figures import PeriodResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LABELS = {
     "federation": "continual federated training",
@@ -137,6 +137,8 @@ def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
 
 
 def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+    from matplotlib.ticker import NullFormatter
+
     x = list(range(1, len(periods) + 1))
     names = [name for name in periods[0].reads if name != "federation"] + ["federation"]
     lines = {line_label(name): [period.reads[name].sent_mean for period in periods] for name in names}
@@ -148,7 +150,7 @@ def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
         style = drawing.line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names))
         labels.append(_line(axes, words, x, [max(one, 1.0) / 1000 for one in sent], style))
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("KB sent per device")
     drawing.label_ends(axes, labels)

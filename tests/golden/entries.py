@@ -7,6 +7,7 @@ same commands run on every commit, however its packages are arranged.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ import flwr.simulation
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from simulations.cli.main import main
 from tests.helpers.loopback import LoopbackGrid
@@ -101,6 +103,13 @@ def fl_peel_command(*words: str | Path) -> str:
     return out.getvalue()
 
 
+@functools.cache
+def scenario(name: str) -> dict[str, Any]:
+    """Return the content of a shipped scenario."""
+    content: dict[str, Any] = json.loads(fl_peel_command("scenarios", "show", name, "--json"))
+    return content
+
+
 @dataclass
 class Session:
     """What entries share: where data sets and results lie, and results that several need. nodes: Flower nodes of each
@@ -111,10 +120,11 @@ class Session:
     folder: Path
     nodes: int | None = None
     _runs: dict[str, Path] = field(default_factory=dict)
+    _messages: dict[str, int] = field(default_factory=dict)
 
     def options(self, name: str) -> list[str]:
         """Return the options that cut a scenario short, and where its data lie."""
-        content = json.loads(fl_peel_command("scenarios", "show", name, "--json"))
+        content = scenario(name)
         words = ["--quiet", "--data-dir", str(self.data_dir)]
         for path, most in (CUTS | OWN_CUTS.get(name, {})).items():
             value: Any = content
@@ -129,6 +139,7 @@ class Session:
     def printed(self, name: str) -> dict[str, Any]:
         """Run a scenario that leaves no files; return its report."""
         report: dict[str, Any] = json.loads(fl_peel_command("run", name, *self.options(name), "--json"))
+        self._messages[name] = ENGINE.messages
         return report
 
     def study(self, command: str, name: str, *words: str) -> dict[str, Any]:
@@ -152,8 +163,9 @@ class Session:
             AssertionError: it was not resumed but run anew.
         """
         if "resumed" not in self._runs:
-            self.printed(COMMITTED)
-            whole = ENGINE.messages
+            if COMMITTED not in self._messages:
+                self.printed(COMMITTED)
+            whole = self._messages[COMMITTED]
             ENGINE.stop_after = whole // 2
             with contextlib.suppress(Stopped):
                 self.run("resumed")
@@ -169,7 +181,13 @@ def open_session(data_dir: Path | None, folder: Path, nodes: int | None) -> Sess
     fetched = json.loads(fl_peel_command("data", "fetch", COMMITTED, *where, "--json"))["where"]
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # tables that were pretrained before would hide a change
     flwr.simulation.run_simulation = ENGINE  # before `simulations` imports it
+    FigureCanvasSVG.print_svg = draw_nothing  # what a page draws is no figure of a report, and takes seconds
     return Session(Path(fetched).parent.absolute(), folder, nodes)
+
+
+def draw_nothing(canvas: FigureCanvasSVG, file: io.StringIO, **options: Any) -> None:
+    """Take the place of matplotlib's drawing."""
+    file.write("<svg></svg>")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -203,8 +221,7 @@ def entries() -> Iterator[Entry]:
     """Yield all entries, in the order in which they are run."""
     names = [row["scenario"] for row in json.loads(fl_peel_command("scenarios", "--json"))]
     for name in names:
-        dataset = json.loads(fl_peel_command("scenarios", "show", name, "--json"))["data"]["name"]
-        yield Entry(name, lambda session, name=name: session.printed(name), dataset)
+        yield Entry(name, lambda session, name=name: session.printed(name), scenario(name)["data"]["name"])
     yield Entry("resumed", lambda session: read_json(session.resumed() / "report.json"), golden=COMMITTED)
     yield Entry("export", export)
     yield Entry("diff", diff)

@@ -46,7 +46,12 @@ def without_figures(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures have all their words, and nothing is drawn: for tests that look at what stands around them."""
-    monkeypatch.setattr(FigureCanvasSVG, "print_svg", lambda self, file, **_: file.write("<svg ></svg>"))
+
+    def draw_nothing(canvas, file, **options):
+        width_in, height_in = canvas.figure.get_size_inches()
+        file.write(f'<svg viewBox="0 0 {72 * width_in} {72 * height_in}"></svg>')
+
+    monkeypatch.setattr(FigureCanvasSVG, "print_svg", draw_nothing)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def killed_at(reached: str, place: Path, module: str, words: list[str]) -> None:
     ("words", "kept", "kills", "name"),
     [
         (RUN, NAME, (("stage-1", NONE), ("rounds", ENGINE)), "report.json"),
-        (TIMELINE_RUN, NAME, (("timeline", NONE),), "timeline.json"),
+        pytest.param(TIMELINE_RUN, NAME, (("timeline", NONE),), "timeline.json", marks=pytest.mark.hostile),
         pytest.param(AUDIT, CHECKPOINTS, (("none", NONE),), "audit.json", marks=pytest.mark.hostile),
     ],
     ids=["run", "timeline", "audit"],

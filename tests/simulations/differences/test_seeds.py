@@ -16,6 +16,8 @@ from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.simulations.conftest import QUICK
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def quick(*words):
     return [*words, *(word for change in QUICK for word in ("--set", change))]

@@ -50,6 +50,8 @@ from strategies.rivals.server import CachedList, Ease, FullTable
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
 from tests.helpers.loopback import LoopbackGrid
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FULL_BYTES = 4 * 59 * 8
 """59 of the 60 planted items were ever drawn. Header and user embedding alone take 60 of these 1,888 bytes."""
 BUDGETS = (0.02, 0.3, 0.6, 1.0)

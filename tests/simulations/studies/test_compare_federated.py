@@ -22,6 +22,8 @@ from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting
 from strategies.rivals.federated.popularity import Popularity
 from tests.helpers.loopback import LoopbackGrid
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NOTHING = [
     "pretraining={model: spectral, source: devices, columns: 8, passes: 2, embedding_dim: 8, collected: {share: 0}}",
     "blocks={item_groups: single, num_slices: 2}",

@@ -11,6 +11,8 @@ from simulations.studies import reproduce as module
 from simulations.studies.reproduce import Claim, Experiment, chosen, measured, read_claims, reproduce
 from tests.helpers.root import ROOT
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ROWS = [
     {"part": "full_table", "name": "recall@20", "value": 0.17289, "low": 0.1615, "high": 0.1851},
     {"part": "budgets", "name": "recall@20", "value": 0.18234, "budget_share": 0.01},

@@ -17,6 +17,8 @@ from simulations.sweep.sweep import sweep
 from simulations.sweep.sweep_page import sweep_page, sweep_plot
 from tests.simulations.conftest import QUICK
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_every_combination_the_last_key_fastest():
     result = settings_of(["refinement.rounds=1, 2", "selector=exposure,popularity", "blocks.precision=int4"])

@@ -22,6 +22,8 @@ from strategies.figures.schema import to_json
 from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 VARIED = ["refinement.local.batch_size=2,4", "selector=controller,popularity"]
 
 

@@ -25,6 +25,8 @@ from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.helpers.runs import run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def written(folder):
     (folder / "fleet.yaml").write_text(FLEET)
