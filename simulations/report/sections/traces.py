@@ -90,8 +90,9 @@ def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
     lasts = [place for place in places if place + 1 not in places]
     for axes in panels:
         for first, last in zip(firsts, lasts, strict=True):
-            style = {"facecolor": "none", "edgecolor": MUTED, "hatch": "////", "linewidth": 0, "alpha": 0.6}
-            axes.axvspan(first + 0.5, last + 1.5, **style)
+            axes.axvspan(
+                first + 0.5, last + 1.5, facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0, alpha=0.6
+            )
             word = axes.annotate(
                 "offline",
                 ((first + last) / 2 + 1, 0.5),
