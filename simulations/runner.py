@@ -6,6 +6,7 @@ torch when something trains with it, and what draws pages when one is drawn.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
@@ -25,6 +26,7 @@ from fl_peel.model.model import load
 from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from simulations.engine.cluster import LostMachineError
 from simulations.engine.embedded_engine import helper_ahead
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from simulations.timeline.timeline_seeds import TimelineSeeds
     from strategies.run.run import Run
 
+logger = logging.getLogger("fl_peel")
 RESULT = "result"
 """Name of the arrays that are kept of the result of a seed."""
 
@@ -69,14 +72,26 @@ def run(scenario: Scenario, options: RunOptions | None = None) -> RunResult | Ti
     options = options or RunOptions()
     if options.callbacks:
         return watched(
-            lambda on_event: _run(scenario, replace(options, on_event=on_event)),
+            lambda on_event: _run_on(scenario, replace(options, on_event=on_event)),
             scenario,
             options.callbacks,
             options.on_event,
             in_json,
             lambda result: figures_on_test(result) if isinstance(result, RunResult) else {},
         )
-    return _run(scenario, options)
+    return _run_on(scenario, options)
+
+
+def _run_on(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
+    """:func:`_run`, again from what is kept whenever a machine of a cluster has left: devices are hosted on others."""
+    while True:
+        try:
+            return _run(scenario, options)
+        except LostMachineError as error:
+            if options.out is None:
+                raise
+            logger.warning("%s", error)
+            options = replace(options, fresh=False)
 
 
 def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:

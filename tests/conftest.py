@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -100,6 +103,55 @@ def pytest_collection_finish() -> None:
     """What is imported stays: half a million objects need not be looked through whenever something is let go."""
     gc.collect()
     gc.freeze()
+
+
+def is_hostile(config: pytest.Config) -> bool:
+    """Whether this is a part of ``make hostile``."""
+    return "hostile" in (config.option.markexpr, config.getoption("--hypothesis-profile"))
+
+
+@pytest.fixture
+def trial(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Counts a trial that begins, or so many, of something that is tried, as ``make hostile`` shows in the end."""
+    return lambda what, how, times=1: record_property("trial", (what, how, times))
+
+
+@pytest.fixture(autouse=True)
+def counted_examples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples of a property are trials."""
+    handle = getattr(request.function, "hypothesis", None)
+    if handle is None or not is_hostile(request.config):
+        return
+    inner, trials = handle.inner_test, [request.path.stem, request.function.__name__, 0]
+
+    @functools.wraps(inner)
+    def counted(*args: Any, **kwargs: Any) -> None:
+        trials[-1] += 1
+        inner(*args, **kwargs)
+
+    monkeypatch.setattr(handle, "inner_test", counted)
+    request.node.user_properties.append(("trial", trials))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Of ``make hostile``: how often each thing was tried. The last trial of a test that fails is the one that went
+    wrong.
+    """
+    if not is_hostile(config):
+        return
+    tried, wrong = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for report in (one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])):
+        trials = [value for name, value in report.user_properties if name == "trial"] if report.when == "call" else []
+        for what, how, times in trials:
+            tried[what, how] += times
+        if report.failed and trials:
+            wrong[tuple(trials[-1][:2])] += 1
+    terminalreporter.section("trials")
+    for what in sorted({what for what, _ in tried}):
+        rows = [place for place in sorted(tried) if place[0] == what]
+        terminalreporter.line(f"{what}: {sum(map(tried.get, rows))}, wrong: {sum(wrong[place] for place in rows)}")
+        for place in rows:
+            terminalreporter.line(f"  {tried[place]:6} {place[1]}" + f", wrong: {wrong[place]}" * (wrong[place] > 0))
 
 
 class Nowhere:

@@ -168,11 +168,10 @@ def with_device_noise(
 ) -> NamedSums:
     """The sums after each of the devices (M,) added noise of its own to all of its contribution."""
     total = NamedSums({part: values.copy() for part, values in sums.items()})
-    sizes: dict[Part, tuple[int, ...]] = {part: values.shape for part, values in sums.items()}
     for device in devices.tolist():
-        drawn = noise(mechanism, plan_scales, sizes, ("device-noise", server_round, device), source)
-        for part, values in drawn.items():
-            total[part] += values
+        for part, values in total.items():
+            identity = ("device-noise", server_round, device, part)
+            values += source.noise(mechanism, values.shape, plan_scales[part], FIXED_POINT, identity)
     return total
 
 

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -36,6 +37,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors of a disk that is full or has become read-only, whatever was written: also what a command prints."""
 STOPPED = {130: "interrupted", 143: "terminated"}
 """Codes of Ctrl-C, as typer has it, and of SIGTERM."""
+AGAIN_S = 0.05
+"""Seconds after which a signal that was dropped is sent again."""
 
 app = typer.Typer(
     help="Federated simulation of personalized elastic embeddings for on-device recommendation, on Flower.",
@@ -78,6 +81,7 @@ def _main(
 def main() -> None:
     """Entry point of `fl-peel`: runs a command and turns what happens into an exit code."""
     before = signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _send_again
     try:
         code = app(prog_name="fl-peel", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -106,6 +110,7 @@ def main() -> None:
         _leave(leaving.code)  # the engine's threads may still wait for their workers
     finally:
         signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
 
 
 def _usage_line(mistake: click.ClickException) -> str:
@@ -126,6 +131,19 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """End as at Ctrl-C: all that is open is closed on the way out; a second signal does not disturb that."""
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
+
+
+def _send_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Send a signal again that came within a destructor: Python drops what is raised there, and would go on."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        number = signal.SIGINT
+    elif issubclass(dropped.exc_type, SystemExit):
+        number = signal.SIGTERM
+        signal.signal(number, _terminate)
+    else:
+        sys.__unraisablehook__(dropped)
+        return
+    threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()  # when this is over, too
 
 
 def _leave(code: int) -> None:

@@ -11,6 +11,10 @@ CONNECT_S = 10.0
 """Seconds that a Ray cluster may take to answer."""
 
 
+class LostMachineError(EngineError):
+    """A machine has left the cluster during a run; the same run may go on on the others."""
+
+
 def require_cluster(address: str) -> None:
     """Look whether a cluster answers at ``host:port`` or ``ray://host:port``; Ray itself would try for many minutes.
 

@@ -10,7 +10,7 @@ import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from flwr.simulation import run_simulation
 from fl_peel.errors import EngineError
 from fl_peel.scenario.measurement import Engine
 from fl_peel.training.settings import is_gpu
-from simulations.engine.cluster import require_cluster
+from simulations.engine.cluster import LostMachineError, require_cluster
 from simulations.engine.passing_grid import StoppableGrid
 
 
@@ -45,6 +45,7 @@ def run_on_ray(
     Raises:
         FlPeelError: whatever stopped the server's side.
         EngineError: the engine itself failed.
+        LostMachineError: a machine of the cluster has left.
     """
     backend_config = _backend_config(engine)
     module, _, name = client.partition(":")
@@ -58,12 +59,17 @@ def run_on_ray(
         failed: list[BaseException] = []
         stop, ended = threading.Event(), threading.Event()
         served, lost = threading.Event(), threading.Event()
+        gone: list[str] = []
         server_app = ServerApp()
 
         def without_ray() -> None:
             if started.is_set() and not ended.is_set():  # a start that failed says why
                 lost.set()
                 stop.set()
+
+        def without_machine(address: str) -> None:
+            gone.append(address)
+            stop.set()
 
         @server_app.main()
         def main(grid: Grid, context: Context) -> None:
@@ -76,7 +82,7 @@ def run_on_ray(
                 ended.set()
 
         try:
-            with RayletWatch(without_ray):
+            with RayletWatch(without_ray), _watched_machines(engine, started, ended, without_machine):
                 run_simulation(
                     server_app,
                     getattr(import_module(module), name),
@@ -84,7 +90,7 @@ def run_on_ray(
                     backend_config=backend_config,
                 )
         except Exception as error:
-            if not failed:
+            if not failed and not gone:
                 root = _root_of(error)
                 if isinstance(root, EngineError):
                     raise root from None
@@ -93,6 +99,10 @@ def run_on_ray(
         finally:
             stop.set()  # also on Ctrl-C: otherwise the server's thread would wait for replies that never come
             ended.wait(timeout=10)
+    if gone and not served.is_set():
+        raise LostMachineError(
+            f"machine {gone[0]} has left the Ray cluster; run again, which with --out goes on by itself"
+        )
     if failed:
         if lost.is_set():
             raise EngineError(
@@ -173,6 +183,15 @@ def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]
 
     with patch("ray.init", init):
         yield started
+
+
+def _watched_machines(
+    engine: Engine, started: threading.Event, ended: threading.Event, lost: Callable[[str], None]
+) -> AbstractContextManager[None]:
+    """:func:`simulations.engine.ray_machines.watched_machines`, of a cluster that was there before."""
+    from simulations.engine.ray_machines import watched_machines
+
+    return watched_machines(started, ended, lost) if engine.ray_address else nullcontext()
 
 
 def _root_of(error: BaseException) -> BaseException:

@@ -1,4 +1,4 @@
-"""How long Ray may take to start on a busy machine, and whether the machines of a cluster share the run's folder."""
+"""How long Ray may take to start on a busy machine, and what the machines of a cluster share, while they are there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ logger = logging.getLogger("fl_peel")
 Started = TypeVar("Started")
 SHARED_S = 60.0
 """Seconds that a machine may take to look into the run's folder."""
+LOOK_S = 1.0
+"""Seconds between two looks for machines."""
 TIMED_OUT = "timed out during startup"
 """What Ray says when it has counted half a minute, however busy the machine is."""
 
@@ -70,6 +72,31 @@ def alive_machines() -> dict[str, str]:
     """Return the addresses of the cluster's machines that are there, by their id."""
     machines = ray.nodes()  # type: ignore[no-untyped-call]
     return {one["NodeID"]: one["NodeManagerAddress"] for one in machines if one["Alive"]}
+
+
+@contextmanager
+def watched_machines(started: threading.Event, ended: threading.Event, lost: Callable[[str], None]) -> Iterator[None]:
+    """Look every second, from when Ray has started until the run has ended, whether a machine has left the cluster.
+    lost: is given its address, once. Ray itself takes up to half a minute to notice.
+    """
+
+    def watch() -> None:
+        before: dict[str, str] = {}
+        while not ended.wait(LOOK_S):
+            if started.is_set():
+                alive = alive_machines()
+                before = before or alive
+                if before.keys() - alive.keys():
+                    lost(min(before[machine] for machine in before.keys() - alive.keys()))
+                    return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
 
 
 def require_shared(folder: str) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from fl_peel.errors import ReportError
 from fl_peel.figures import Figures
-from fl_peel.file_lock import owned_folder, remove_abandoned
+from fl_peel.file_lock import locked, owned_folder, remove_abandoned
 from simulations.listing import LIST, listed
 
 STAGING = ".report-"
@@ -82,8 +82,12 @@ def result_contents(
     return contents if svg is None else {**contents, f"{name}.svg": svg.encode()}
 
 
-def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iterable[str] = ()) -> list[Path]:
-    """Write `contents` (name -> bytes, or a file to copy) into `out_dir`, remove `stale`: all or, on any failure, none.
+def write_files(
+    out_dir: Path, contents: Mapping[str, bytes | Path], out_of_date: Callable[[str], bool] | None = None
+) -> list[Path]:
+    """Write `contents` (name -> bytes, or a file to copy) into `out_dir`: all or, on any failure, none.
+
+    out_of_date: as in :func:`write_results`; None where the files are not listed as ours.
 
     Files are first written into a temporary folder on the same disk, and then moved: a folder that is new comes with
     one rename, a single file likewise. Where several old files are replaced, all of them leave before the first new one
@@ -106,8 +110,13 @@ def write_files(out_dir: Path, contents: Mapping[str, bytes | Path], stale: Iter
                     _linked_or_copied(data, file)
                 else:
                     file.write_bytes(data)
+            if out_of_date is not None:
+                _write_list(staging / "new", contents)
             if not (is_new and _renamed(staging / "new", out_dir)):
-                _replace_all(staging, out_dir, list(contents), list(stale))
+                if out_of_date is None:
+                    _replace_all(staging, out_dir, list(contents), [])
+                else:
+                    _replace_listed(staging, out_dir, contents, out_of_date)
         except OSError as error:
             raise ReportError(f"{out_dir}: cannot write ({error}); the old files are as they were") from error
     remove_abandoned(place, STAGING)
@@ -155,6 +164,31 @@ def _replace_all(staging: Path, out_dir: Path, names: Sequence[str], stale: Sequ
         raise
 
 
+def _write_list(folder: Path, names: Iterable[str]) -> None:
+    (folder / LIST).write_bytes(json_bytes({"files": sorted(names)}))
+
+
+def _replace_list(staging: Path, out_dir: Path, names: Iterable[str]) -> None:
+    _write_list(staging, names)
+    os.replace(staging / LIST, out_dir / LIST)
+
+
+def _replace_listed(staging: Path, out_dir: Path, contents: Iterable[str], out_of_date: Callable[[str], bool]) -> None:
+    """Replace files, while nobody else does, and list them. Names are listed before their files come, and until these
+    are gone: who is killed meanwhile leaves no file that looks like a stranger's.
+    """
+    with locked(out_dir):
+        before, new = listed(out_dir), frozenset(contents)
+        stale = [name for name in sorted(before - new) if out_of_date(name)]
+        _replace_list(staging, out_dir, before | new)
+        _replace_all(staging, out_dir, list(contents), stale)
+        with suppress(OSError):  # the list may name files that are gone
+            _replace_list(staging, out_dir, before.difference(stale) | new)
+    for folder in {Path(name).parent for name in stale} - {Path()}:
+        with suppress(OSError):  # other files are there
+            (out_dir / folder).rmdir()
+
+
 def nothing(name: str) -> bool:
     """No file of an earlier run is out of date."""
     return False
@@ -170,11 +204,4 @@ def write_results(
     Raises:
         ReportError: the folder cannot be written.
     """
-    before = listed(out)
-    stale = [name for name in sorted(before - contents.keys()) if out_of_date(name)]
-    ours = sorted((before - set(stale)) | contents.keys())
-    written = write_files(out, {**contents, LIST: json_bytes({"files": ours})}, stale)
-    for folder in {Path(name).parent for name in stale} - {Path()}:
-        if not any((out / folder).iterdir()):
-            (out / folder).rmdir()
-    return written[:-1]
+    return write_files(out, contents, out_of_date)

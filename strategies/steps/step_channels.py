@@ -325,8 +325,8 @@ class MaskedSteps(ClearSteps):
             except VoidSumError as error:
                 if error.opened and self.terms.bounded:
                     raise SecureAggregationError(
-                        f"secure aggregation, stage 1, {step.question.name}: {error}; privacy.mechanism accounts for "
-                        "one sum a step; start the run again without those devices"
+                        f"secure aggregation, stage 1, {step.question.name}: {error}; a mechanism accounts for one sum "
+                        "a step, and this one was opened; start the run again without nodes that you do not trust"
                     ) from None
                 if not error.may_come:
                     raise self._too_few(step, str(error), clock) from None

@@ -153,16 +153,31 @@ def test_a_liar_ends_no_run(lied, mode, kind, lie):
 
 @pytest.mark.hostile
 @pytest.mark.parametrize(("mode", "kind", "lie"), [row for row in TABLE if row[2] not in SOME])
-def test_nor_in_any_other_way(lied, mode, kind, lie):
+def test_nor_in_any_other_way(lied, mode, kind, lie, trial):
+    trial("chosen lies of one node", mode)
     check_the_run_goes_on(lied, mode, kind, lie)
 
 
 @pytest.mark.hostile
+@pytest.mark.parametrize("lie", ["names ScenarioError", "died", "largest numbers", "nothing"])
+def test_nor_in_steps_that_are_noised(lied, lie, trial):
+    trial("chosen lies of one node", "noised steps")
+    noised = ["privacy={mechanism: central-gaussian, noise_multiplier: 0.02, group_epsilon: 9, clipping: {kind: flat}}"]
+    report, result, _ = lied("federated", wire.STEP, LIES[lie], more=noised)
+    assert report["environment"]["excluded_nodes"].keys() == {str(LIAR)}
+    _, failed, _ = lied("federated", wire.STEP, LIES["fails"], "failed", more=noised)
+    assert figures(result) == figures(failed)
+
+
+@pytest.mark.hostile
 @pytest.mark.parametrize("seed", range(100))
-def test_nor_by_a_lie_in_every_message_it_sends(lied, seed):
-    """One number of each reply, another one each time, is at an end of its type, or one array is of another shape."""
+def test_nor_by_a_lie_in_every_message_it_sends(lied, seed, trial):
+    """One number of each reply, another one each time, is at an end of its type, or one array is of another shape. A
+    node whose first answers were refused is as one that failed then.
+    """
     rng = np.random.default_rng(seed)
     mode = list(SENT)[seed % len(SENT)]
+    trial("whole runs in which one node lies in every message", mode)
 
     def lie(content):
         arrays, config = parts_of(content)
@@ -174,8 +189,13 @@ def test_nor_by_a_lie_in_every_message_it_sends(lied, seed):
             arrays[name] = Array(extreme(array, place, end) if changed is None else changed)
         return put_together(arrays, config)
 
-    report, _, _ = lied(mode, None, lie)
-    assert report["environment"].get("excluded_nodes", {}).keys() <= {str(LIAR)}
+    report, result, grid = lied(mode, None, lie)
+    excluded = report["environment"].get("excluded_nodes", {})
+    assert excluded.keys() <= {str(LIAR)}
+    if excluded and grid.asked <= 1 + len(nodes_module.PAUSES_S):
+        trial("of these, with the figures of a run in which that node failed", mode)
+        _, failed, _ = lied(mode, excluded[str(LIAR)].partition(":")[0], LIES["fails"], "failed")
+        assert figures(result) == figures(failed)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ import pytest
 from flwr.app import Array, Error, Message
 
 from fl_peel import wire
+from fl_peel.errors import SecureAggregationError
 from fl_peel.secure.keys import _SMALL_ORDER
 from simulations.scenario_files import load_scenario
 from strategies.nodes import nodes as nodes_module
+from strategies.rounds.masked_exchange import MaskedExchange
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
@@ -27,6 +29,10 @@ ROUNDS = 8
 MASKED = {
     "rounds": [*MODES["secure"], f"refinement.rounds={ROUNDS}"],
     "steps": MODES["masked steps"],
+    "noised steps": [
+        *MODES["masked steps"],
+        "privacy={mechanism: central-gaussian, noise_multiplier: 0.02, group_epsilon: 9, clipping: {kind: flat}}",
+    ],
 }
 FAULTS = {
     "keys of small order": (wire.SECURE_KEYS, wire.SECURE_STEP),
@@ -39,6 +45,8 @@ FAULTS = {
     "no vector": (wire.SECURE_ROUND, wire.SECURE_SUMS),
 }
 """Kinds of the replies in which each fault is made."""
+SPOIL = ("another mask key than its own", "a vector of random words", "wrong shares of others")
+"""Those that nobody notices before a sum is opened."""
 OF_NODES = "no vector"
 """Of a device that is what tests of dropouts try."""
 
@@ -109,6 +117,13 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(nodes_module, "PAUSES_S", (0.0, 0.0))
 
 
+@pytest.fixture(autouse=True)
+def counted(request, trial):
+    if "caplog" in request.fixturenames:
+        who = "a node" if "node" in request.function.__name__ else "a device"
+        trial("faults in secure aggregation, in rounds and in stage 1", who, 2)
+
+
 def tried(tiny, folder, mode, fault, whole_node):
     grid = Faulty(fault, whole_node)
     neighbours = f"secure_aggregation.neighbours={12 if whole_node else 4}"
@@ -168,3 +183,31 @@ def test_nor_does_a_node_whose_devices_all_do_it_void_every_round(tiny, tmp_path
     most, left_out = check_rounds(tiny, tmp_path / "rounds", fault, whole_node=True)
     again = check_steps(tiny, tmp_path / "steps", fault, True, caplog)
     assert [str(most), str(again), str(left_out)] == table()[fault][3:]
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_under_a_mechanism_no_sum_of_a_step_is_opened_twice(tiny, tmp_path, fault, monkeypatch, trial):
+    """A run ends rather than that its devices pay for a second one; before one is opened, it goes on all the same."""
+    trial("faults in noised steps", "that end the run" if fault in SPOIL else "that do not")
+    tries, opened = [], []
+    real_keys, real_unmask = MaskedExchange.ask_keys, MaskedExchange.unmask
+
+    def ask_keys(self, kind, content):
+        tries.append(kind)
+        return real_keys(self, kind, content)
+
+    def unmask(self, whole, survived):
+        opened.extend(whole)
+        return real_unmask(self, whole, survived)
+
+    monkeypatch.setattr(MaskedExchange, "ask_keys", ask_keys)
+    monkeypatch.setattr(MaskedExchange, "unmask", unmask)
+    if fault in SPOIL:
+        with pytest.raises(
+            SecureAggregationError, match="a mechanism accounts for one sum a step, and this one was open"
+        ):
+            tried(tiny, tmp_path / "run", "noised steps", fault, whole_node=False)
+        assert len(tries) == len(opened) == 1
+    else:
+        tried(tiny, tmp_path / "run", "noised steps", fault, whole_node=False)

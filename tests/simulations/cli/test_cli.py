@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -520,3 +521,39 @@ def test_an_empty_path_is_not_the_current_folder(fl_peel, args):
     code, out, err = fl_peel(*args, "")
     assert (code, out) == (2, "")
     assert err == f"{ERROR}{args[-1]}: is empty; give a path, or . for the current folder\n"
+
+
+IN_DESTRUCTOR = """
+import time, typer
+from simulations.cli import main as cli
+
+class Slow:
+    def __del__(self):
+        print("on", flush=True)
+        time.sleep(20)
+
+cli.app = typer.Typer()
+
+@cli.app.command()
+def ends():
+    Slow()
+    time.sleep(20)
+
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_within_a_destructor_ends_the_command_all_the_same(number, code):
+    with subprocess.Popen(
+        [sys.executable, "-c", IN_DESTRUCTOR],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore Ctrl-C
+    ) as running:
+        assert running.stdout.readline() == "on\n"
+        running.send_signal(number)
+        _, errors = running.communicate(timeout=15)
+    assert running.returncode == code
+    assert errors == f"fl-peel: {cli.STOPPED[code]}\n"

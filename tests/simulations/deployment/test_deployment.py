@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -151,3 +152,20 @@ def test_a_node_that_is_killed_costs_its_devices_and_is_taken_back(tiny, tmp_pat
     assert len(failures) == 4
     assert max(failures) >= 13  # devices 2, 5, 8, ... of 40; more where others leave Flower no processor
     assert sum(row.devices for row in result.device_classes.values()) == 40  # back by the evaluation
+
+
+@pytest.mark.hostile
+def test_two_deployments_at_once_know_nothing_of_each_other(tiny, tmp_path, deploys, trial):
+    """Each has its ports, keys and processes, and ends its own alone."""
+    path = absolute(tiny, tmp_path)
+
+    def deployed(seed):
+        trial("two at once", "fl-peel deploy and fl-peel deploy")
+        scenario = load_scenario(path, [*FEW_MESSAGES, "refinement.rounds=1"], seed=seed)
+        out = tmp_path / f"out-{seed}"
+        run_deployed(scenario, node_configs(scenario, nodes=2), lambda *_: None, RunOptions(out=out), limit_s=LIMIT_S)
+        return figures(read_report(out / "report.json")), figures(served(scenario, tmp_path / f"simulated-{seed}")[0])
+
+    with ThreadPoolExecutor(2) as pool:
+        for got, wanted in pool.map(deployed, (1, 2)):
+            assert got == wanted

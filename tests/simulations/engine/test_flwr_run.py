@@ -4,7 +4,6 @@ import importlib
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -165,12 +164,33 @@ def run_app(environment, folder, app, **config):
     )
 
 
+def with_absolute_paths(tiny):
+    """The same scenario, with paths that hold anywhere."""
+    text, place = tiny.read_text(), tiny.parent
+    text = text.replace("planted.csv", f"{place}/planted.csv").replace("fleet.yaml", f"{place}/fleet.yaml")
+    (place / "absolute.yaml").write_text(text)
+
+
+@pytest.mark.engine
+@pytest.mark.hostile
+def test_flwr_run_beside_fl_peel_run_on_the_same_engine(tiny, tmp_path, superlink, app, trial):
+    """Each has a Ray of its own."""
+    trial("two at once", "flwr run and fl-peel run")
+    with_absolute_paths(tiny)
+    words = ["run", str(tiny), "--set", "engine.backend=ray", "--nodes", "2", "--seed", "8", "--out", "mine"]
+    with subprocess.Popen([sys.executable, "-m", "simulations.cli.main", *words], cwd=tmp_path) as mine:
+        ran = run_app(
+            superlink, tmp_path, app, scenario=f"{tmp_path}/absolute.yaml", seed=7, out=str(tmp_path / "theirs")
+        )
+    assert mine.returncode == 0
+    for seed, out in ((7, "theirs"), (8, "mine")):
+        wanted, _ = served(load_scenario(tiny, seed=seed), tmp_path / f"run-{seed}")
+        assert figures(read_report(tmp_path / out / "report.json")) == figures(wanted), ran.stdout + ran.stderr
+
+
 @pytest.mark.engine
 def test_flwr_run_equals_fl_peel_run_and_fails_clearly(tiny, tmp_path, superlink, app):
-    shutil.copy(tiny, tmp_path / "absolute.yaml")  # the same scenario, with paths that hold anywhere
-    text = (tmp_path / "absolute.yaml").read_text()
-    text = text.replace("planted.csv", f"{tmp_path}/planted.csv").replace("fleet.yaml", f"{tmp_path}/fleet.yaml")
-    (tmp_path / "absolute.yaml").write_text(text)
+    with_absolute_paths(tiny)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     out = tmp_path / "out"

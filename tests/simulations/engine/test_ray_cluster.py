@@ -100,21 +100,25 @@ def test_a_run_on_an_existing_cluster_equals_one_of_its_own(tiny, tmp_path, clus
 
 @pytest.mark.engine
 @pytest.mark.hostile  # a minute and a half, and mounts of its own
-def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_work(tiny, tmp_path, monkeypatch):
-    """The second machine has the folder of runs to itself; then it has not, and is killed in mid-run: the same command
-    goes on without it, if it does not end well by itself.
+def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_work(
+    tiny, tmp_path, monkeypatch, trial, caplog
+):
+    """The second machine has the folder of runs to itself; then it has not, and is killed in mid-run: all devices are
+    hosted on the other one from then on.
     """
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(place))
     words = ["engine.nodes=4", "refinement.rounds=4"]
     with head(1) as (address, _):
+        trial("two raylets", "without a shared folder")
         words.append(f"engine.ray_address={address}")
         with (
             ray_machine(f"--address={address}", "--num-cpus=1", before=[*ALONE, str(place)]),
             pytest.raises(EngineError, match=r"^machine .* does not see the run's folder .*; set TMPDIR to a "),
         ):
             run(tiny, overrides=words)
+        trial("two raylets", "of which one is killed")
         with ray_machine(f"--address={address}", "--num-cpus=1") as second:
 
             class Leaving(Callback):
@@ -124,13 +128,12 @@ def test_machines_that_share_no_folder_are_one_line_and_one_that_leaves_ends_no_
                             process.kill()
 
             start = time.monotonic()
-            try:
-                result = run(tiny, overrides=words, out=tmp_path / "out", callbacks=[Leaving()])
-            except EngineError:
-                result = run(tiny, overrides=words, out=tmp_path / "out")  # on the machine that is left
+            result = run(tiny, overrides=words, out=tmp_path / "out", callbacks=[Leaving()])
             assert second.poll() is not None
     assert time.monotonic() - start < 180
+    assert [record.getMessage() for record in caplog.records if "has left the Ray cluster" in record.getMessage()]
     assert len(result.measured.rounds) == 4
+    assert not result.measured.environment.excluded_nodes
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

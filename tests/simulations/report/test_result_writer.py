@@ -1,6 +1,9 @@
 """A folder of results: what an earlier run listed as its own is replaced, and nothing else."""
 
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -71,6 +74,29 @@ def test_what_a_killed_process_has_left_aside_goes_and_nothing_of_a_living_one(t
         (tmp_path / f"{STAGING}0" / OWNED).touch()
         write_results(tmp_path, {"report.json": b"1"})
         assert {path.name for path in tmp_path.iterdir()} == {living.name, "report.json", LIST}
+
+
+def test_of_several_that_write_at_once_all_names_are_listed(tmp_path, monkeypatch):
+    real = os.replace
+    monkeypatch.setattr("simulations.report.result_files.os.replace", lambda *moved: (time.sleep(0.01), real(*moved)))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_results(tmp_path / "out", {f"{number}.json": b"1"}), range(8)))
+    assert listed(tmp_path / "out") == {f"{number}.json" for number in range(8)}
+
+
+def test_at_no_moment_is_one_of_our_files_not_listed(tmp_path, monkeypatch):
+    """Whoever is killed then can go on."""
+    write_results(tmp_path, {"report.json": b"1", "artifacts/a": b"2"})
+    real, looks = os.replace, []
+
+    def replace(source, target):
+        looks.append({name for name in names(tmp_path) if not name.startswith(STAGING)} - listed(tmp_path))
+        real(source, target)
+
+    monkeypatch.setattr("simulations.report.result_files.os.replace", replace)
+    write_results(tmp_path, {"report.json": b"3", "metrics.csv": b"4"}, artifacts)
+    assert looks
+    assert all(unlisted <= {LIST} for unlisted in looks)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"files": 3}', "\x00"])
