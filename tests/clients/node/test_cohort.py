@@ -15,7 +15,7 @@ from clients.round.channel import clear_round
 from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
-from fl_peel.blocks.stored import stored_user
+from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.errors import BudgetError, EngineError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.scenario.fleet_files import fleet_files
@@ -422,6 +422,27 @@ def test_a_round_without_devices_here_is_empty(world):
     assert reply.counts.totals.stacked().tolist() == [0, 0, 0, 0, 0]
     assert not reply.counts.classes.stacked().any()
     assert (user_embeddings([cohort]) == before).all()
+
+
+def test_stored_artefacts_are_what_was_evaluated(world):
+    (cohort,) = world.cohorts(1)
+    world.join(cohort)
+    tables = np.stack([world.items] * 2)
+    request = world.evaluate_request(tables, [110, 340], artifacts=np.array([0, 5]), label="int8")
+    evaluate_budgets(cohort, request)
+    files = sorted((world.folder / "run" / "artifacts").iterdir())
+    assert [path.name for path in files] == [
+        f"device-{device}-int8-{budget}.peel" for device in (0, 5) for budget in (110, 340)
+    ]
+    for path in files:
+        _, device, _, budget = path.stem.split("-")
+        data = path.read_bytes()
+        assert overhead_bytes(DIM) < len(data) <= int(budget)
+        stored = StoredEmbedding.from_bytes(data)
+        user = cohort.state("r").users[int(device)].astype(np.float16)
+        assert (stored.user == user[: len(stored.user)]).all()
+        seen = cohort.seen.row(int(device))
+        assert not set((stored.blocks // SLICES).tolist()) & set(seen.tolist())  # nothing that is never needed
 
 
 def test_what_devices_keep_is_opened_once_a_round_however_many_user_groups_there_are(tmp_path, monkeypatch):
