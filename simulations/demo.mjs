@@ -31,11 +31,9 @@ class Device {
     this.seen = seen;
     this.wanted = wanted === null ? null : new Set(wanted.filter((item) => item < this.full.items).map(this.names.rowOf));
     this.numWanted = wanted === null ? 0 : wanted.length;
-    this.least = this.full.overheadBytes; // what holds the header and the first block is where the slider begins
-    for (const [, , count] of this.full.ids()) {
-      this.least += this.full.idBytes + count * this.full.pieceBytes;
-      break;
-    }
+    const { full } = this; // what holds the header and the first block is where the slider begins
+    const [block, , count] = full.ids().next().value;
+    this.least = full.leastBytes + 2 * full.sliceColumns * (block % full.slices) + full.idBytes + count * full.pieceBytes;
     this.cells = cellsOf(this.full);
   }
 
@@ -116,7 +114,7 @@ function show() {
   const share = `${formatBytes(budget)} of ${formatBytes(device.bytes)}`;
   const rows = new Set();
   for (const [, first, count] of peel.ids()) for (let row = first; row < first + count; row += 1) rows.add(row);
-  const stored = peel.overheadBytes + peel.numBlocks * peel.idBytes + peel.numPieces * peel.pieceBytes;
+  const stored = peel.idsAt + peel.numBlocks * peel.idBytes + peel.numPieces * peel.pieceBytes;
   byId("bytes").textContent = formatBytes(budget);
   byId("budget").dataset.bytes = budget;
   byId("budget").setAttribute("aria-valuetext", share);

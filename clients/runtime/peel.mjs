@@ -1,9 +1,8 @@
 /**
- * Reads what lies on a device, a .peel file: scores, the best items, smaller and larger files of the same embedding.
- * No dependency; browsers and Node. docs/artefact.md has every byte, docs/runtime.md how to use this.
+ * Reads what lies on a device, a .peel file: scores, best items, smaller and larger files.
+ * docs/artefact.md has every byte, docs/runtime.md how to use this in browsers and Node.
  */
 
-export const VERSION = 2;
 export const HEADER_BYTES = 44;
 export const PRECISIONS = ["fp32", "fp16", "int8", "int4"];
 
@@ -15,7 +14,7 @@ export class PeelError extends Error {
 const refused = (why) => new PeelError(`not a stored embedding: ${why}`);
 const unfit = (why) => new PeelError(`${why}; ask for the list again`);
 
-/** An elastic embedding, as one file holds it. Keeps the bytes it was given and nothing else. */
+/** An elastic embedding, as one file holds it. Keeps the bytes it was given alone. */
 export class Peel {
   #bytes;
   #view;
@@ -23,8 +22,7 @@ export class Peel {
   /** Of an ArrayBuffer or Uint8Array; throws a PeelError unless it is an artefact, whole and consistent. */
   constructor(data) {
     this.#bytes = data instanceof Uint8Array ? data : new Uint8Array(data);
-    const { buffer, byteOffset, byteLength } = this.#bytes;
-    this.#view = new DataView(buffer, byteOffset, byteLength);
+    this.#view = viewOf(this.#bytes);
     this.#readHeader();
     this.#checkNumbers();
     this.#checkBlocks();
@@ -37,7 +35,8 @@ export class Peel {
     const magic = String.fromCharCode(...this.#part(0, 4));
     if (magic !== "PEEL") throw refused(`it begins with ${JSON.stringify(magic)}, not "PEEL"`);
     const version = view.getUint8(4);
-    if (version !== VERSION) throw refused(`format ${version}, where this release reads ${VERSION}`);
+    const cut = version === 3;
+    if (!cut && version !== 2) throw refused(`format ${version}, where this release reads 2 and 3`);
     if (checksum(this.#bytes) !== view.getUint32(40, true)) {
       throw refused("its checksum does not match: it was cut off or changed");
     }
@@ -45,7 +44,8 @@ export class Peel {
     if (place >= PRECISIONS.length) throw refused(`precision number ${place}`);
     this.precision = PRECISIONS[place];
     const [numbers, width] = this.#part(6, 2);
-    const [items, itemGroups] = [8, 12].map((at) => view.getUint32(at, true));
+    const wide = [8, 12, 20, 24, 28].map((at) => view.getUint32(at, true));
+    const [items, itemGroups, numBlocks, numPieces, userGroup] = wide;
     const [columns, slices] = [16, 18].map((at) => view.getUint16(at, true));
     if (!items || !itemGroups || !columns || !slices || columns % slices) {
       throw refused(`${items} items, ${itemGroups} item groups, ${columns} columns in ${slices} slices`);
@@ -55,22 +55,24 @@ export class Peel {
     if ((numbers !== 1 && numbers !== 3) || width !== needed || (this.single && itemGroups !== items)) {
       throw refused(`${numbers} numbers of ${width} bytes a block, ${itemGroups} item groups of ${items} items`);
     }
-    Object.assign(this, { items, itemGroups, columns, slices });
-    this.numBlocks = view.getUint32(20, true);
-    this.numPieces = view.getUint32(24, true);
-    this.userGroup = view.getUint32(28, true);
+    Object.assign(this, { items, itemGroups, columns, slices, numBlocks, numPieces, userGroup });
     this.catalogue = hex(this.#part(32, 8));
     this.idWidth = width;
     this.idBytes = numbers * width;
     this.sliceColumns = columns / slices;
     this.hasScales = place >= 2;
     this.codeBytes = Math.ceil(this.sliceColumns * [4, 2, 1, 0.5][place]);
-    this.pieceBytes = this.codeBytes + (this.hasScales ? 2 : 0);
-    this.overheadBytes = HEADER_BYTES + 2 * columns;
-    const wanted = this.overheadBytes + this.numBlocks * this.idBytes + this.numPieces * this.pieceBytes;
-    if (length !== wanted) throw refused(`${length} bytes, where its header speaks of ${wanted}`);
-    this.scalesAt = this.overheadBytes + this.numBlocks * this.idBytes;
-    this.codesAt = this.scalesAt + (this.hasScales ? 2 * this.numPieces : 0);
+    this.pieceBytes = this.codeBytes + 2 * this.hasScales;
+    this.leastBytes = HEADER_BYTES + 2 * this.sliceColumns;
+    const rest = HEADER_BYTES + numBlocks * this.idBytes + numPieces * this.pieceBytes;
+    const user = cut ? (length - rest) >> 1 : columns;
+    if (length !== rest + 2 * user || user < 1 || user > columns - cut) {
+      throw refused(`${length} bytes, where its header speaks of ${rest + 2 * columns}${cut ? " less" : ""}`);
+    }
+    this.userColumns = user;
+    this.idsAt = HEADER_BYTES + 2 * user;
+    this.scalesAt = this.idsAt + numBlocks * this.idBytes;
+    this.codesAt = this.scalesAt + 2 * numPieces * this.hasScales;
   }
 
   #checkNumbers() {
@@ -79,26 +81,29 @@ export class Peel {
         if ((~this.#view.getUint16(at, true) & exponent) === 0) throw refused("some of its numbers are not finite");
       }
     };
-    check(HEADER_BYTES, this.overheadBytes, 2, 0x7c00);
+    check(HEADER_BYTES, this.idsAt, 2, 0x7c00);
     check(this.scalesAt, this.codesAt, 2, 0x7c00);
     if (this.precision === "fp16") check(this.codesAt, this.#bytes.length, 2, 0x7c00);
     if (this.precision === "fp32") check(this.codesAt, this.#bytes.length, 4, 0x7f80);
   }
 
   #checkBlocks() {
-    const { numBlocks, numPieces, items, itemGroups, slices } = this;
-    let pieces = 0;
-    let empty = false;
+    const { numBlocks, numPieces, items, itemGroups, columns, slices } = this;
+    let [pieces, empty, agree, twice] = [0, false, true, false];
+    this.widest = 0;
     for (const [block, first, count] of this.ids()) {
+      this.widest = Math.max(this.widest, block % slices);
       if (block >= itemGroups * slices || first + count > items) {
         throw refused(`a block beyond ${itemGroups} item groups, ${slices} slices, ${items} items`);
       }
       empty ||= count < 1;
       pieces += count;
     }
+    const user = this.userColumns;
+    if (user < columns && user !== (this.widest + 1) * this.sliceColumns) {
+      throw refused(`${user} columns of the user embedding, not those that its blocks have`);
+    }
     let [before, itsFirst, itsCount] = [-1, 0, 0];
-    let agree = true;
-    let twice = false;
     for (const place of this.#byBlock()) {
       const [block, first, count] = this.#id(place);
       const same = Math.floor(block / slices) === Math.floor(before / slices);
@@ -114,7 +119,7 @@ export class Peel {
 
   /** Number, first catalogue row and rows of the block at a place. */
   #id(place) {
-    return idAt(this, this.#view, this.overheadBytes + place * this.idBytes);
+    return idAt(this, this.#view, this.idsAt + place * this.idBytes);
   }
 
   /** Places of the blocks, by block number: by item group, and so by row, then by slice. */
@@ -130,9 +135,9 @@ export class Peel {
     return bits & 0x8000 ? -size : size;
   }
 
-  /** The user embedding. */
+  /** The columns of the user embedding that are stored. */
   get user() {
-    return Float32Array.from({ length: this.columns }, (_, i) => this.#half(HEADER_BYTES + 2 * i));
+    return Float32Array.from({ length: this.userColumns }, (_, i) => this.#half(HEADER_BYTES + 2 * i));
   }
 
   /** Numbers of the blocks, in the order of their weights. */
@@ -142,7 +147,7 @@ export class Peel {
 
   /** Number of the last block, behind which a device reads on; null where there is none. */
   get lastBlock() {
-    return this.numBlocks ? this.#id(this.numBlocks - 1)[0] : null;
+    return this.blocks.at(-1) ?? null;
   }
 
   /** Of every block, in the order of their weights: number, first catalogue row, rows. */
@@ -155,7 +160,7 @@ export class Peel {
     return this.hasScales ? this.#half(this.scalesAt + 2 * piece) : 1;
   }
 
-  /** A number of a row piece before it is scaled. */
+  /** A number of a row piece, not scaled. */
   code(piece, column) {
     const at = this.codesAt + piece * this.codeBytes;
     switch (this.precision) {
@@ -166,21 +171,15 @@ export class Peel {
     }
   }
 
-  /**
-   * Catalogue rows with a block here, ascending, and their scores.
-   * Added up in double, column by column and slice by slice, as every reader does: the same bits everywhere.
-   */
+  /** Catalogue rows with a block here, ascending, and their scores, added up in double as every reader does. */
   scores() {
-    const { numBlocks, slices, sliceColumns } = this;
-    const user = this.user;
+    const { numBlocks, slices, sliceColumns, user } = this;
     const pieceOf = new Uint32Array(numBlocks + 1); // first row piece of each block
     let place = 0;
     for (const [, , count] of this.ids()) pieceOf[(place += 1)] = pieceOf[place - 1] + count;
     const rows = new Uint32Array(this.numPieces);
     const totals = new Float64Array(this.numPieces);
-    let start = 0; // of the item group's rows among those found
-    let end = 0;
-    let last = -1;
+    let [start, end, last] = [0, 0, -1]; // rows among those found; item group
     for (const at of this.#byBlock()) {
       const [block, first, count] = this.#id(at);
       const group = Math.floor(block / slices);
@@ -206,49 +205,28 @@ export class Peel {
   top(n, seen = []) {
     const without = new Set(seen);
     const { rows, scores } = this.scores();
-    const best = [];
-    for (let i = 0; i < rows.length && n > 0; i += 1) {
-      if (without.has(rows[i]) || scores[i] <= scores[best[n - 1]]) continue;
-      let low = 0; // behind all that score as much: rows ascend
-      for (let high = best.length; low < high; ) {
-        const middle = (low + high) >> 1;
-        if (scores[best[middle]] >= scores[i]) low = middle + 1;
-        else high = middle;
-      }
-      best.splice(low, 0, i);
-      if (best.length > n) best.pop();
-    }
+    const places = rows.map((_, i) => i).filter((i) => !without.has(rows[i]));
+    const best = [...places.sort((a, b) => scores[b] - scores[a] || a - b).subarray(0, Math.max(n, 0))];
     return { rows: best.map((i) => rows[i]), scores: best.map((i) => scores[i]) };
   }
 
   /** The file under a smaller budget: the last blocks are dropped until the rest fits. */
   shrink(budgetBytes) {
-    let room = budgetBytes - this.overheadBytes;
-    if (!(room >= 0)) {
-      const least = `header and user embedding (${this.overheadBytes} B)`;
-      throw new PeelError(`budget ${budgetBytes} B does not hold ${least}; raise the budget`);
-    }
-    let blocks = 0;
-    let pieces = 0;
-    for (const [, , count] of this.ids()) {
-      room -= this.idBytes + count * this.pieceBytes;
-      if (room < 0) break;
-      blocks += 1;
-      pieces += count;
-    }
-    return this.#sealed(blocks, pieces, []);
+    if (budgetBytes >= this.leastBytes) return this.#filled(budgetBytes, [], 0, this.listed()).bytes;
+    const least = `header and user embedding (${this.leastBytes} B)`;
+    throw new PeelError(`budget ${budgetBytes} B does not hold ${least}; raise the budget`);
   }
 
   /** Blocks from behind one of a number on (null: from the first), each as a server sends it: id, scales, codes. */
   *listed(after = null) {
     let found = after === null;
     let piece = 0;
-    let at = this.overheadBytes;
+    let at = this.idsAt;
     for (const [block, , count] of this.ids()) {
       if (found) {
         yield joined([
           this.#part(at, this.idBytes),
-          this.#part(this.scalesAt + 2 * piece, this.hasScales ? 2 * count : 0),
+          this.#part(this.scalesAt + 2 * piece, 2 * count * this.hasScales),
           this.#part(this.codesAt + piece * this.codeBytes, count * this.codeBytes),
         ]);
       }
@@ -260,68 +238,77 @@ export class Peel {
   }
 
   /**
-   * The file under a larger budget. following: the user group's list from behind the last block held, block after
-   * block as `listed` has it, or a fuller file of the same device. It is read up to the id of the first block that is
-   * needed and does not fit; blocks whose rows are all seen are passed over. Returns the file, and bytes read.
+   * The file under a larger budget, and bytes read. following: what `listed` has of the list behind the last block, or a
+   * fuller file; read up to the id of the first that does not fit, but for rows that are seen. user: the whole embedding.
    */
-  grow(budgetBytes, following, seen = []) {
+  grow(budgetBytes, following, seen, user) {
     if (following instanceof Peel) {
       for (const field of ["catalogue", "userGroup", "precision", "items", "columns", "slices"]) {
         const [mine, its] = [this[field], following[field]];
         if (mine !== its) throw unfit(`the fuller file is of ${field} ${its}, this one of ${mine}`);
       }
+      user = following.#userPart();
       following = following.listed(this.lastBlock);
     }
+    const grown = this.#filled(budgetBytes, [...this.listed()], this.widest, following, seen, user);
+    new Peel(grown.bytes); // throws for a block twice, or numbers that are not finite
+    return grown;
+  }
+
+  /** Blocks as sent, whose last slice is `widest`, and behind them those of a list that fit. */
+  #filled(budgetBytes, blocks, widest, following, seen = [], user = this.#userPart()) {
     const known = new Set(seen);
-    let room = budgetBytes - this.#bytes.length;
+    const { idBytes, pieceBytes, codeBytes, slices, itemGroups, items } = this;
+    const sliceBytes = 2 * this.sliceColumns;
+    let room = blocks.reduce((left, { length }) => left - length, budgetBytes - this.leastBytes - widest * sliceBytes);
     let read = 0;
-    const added = [];
     for (const sent of following) {
-      if (sent.length < this.idBytes) throw unfit(`${sent.length} bytes of a block, whose id has ${this.idBytes}`);
-      const view = new DataView(sent.buffer, sent.byteOffset, sent.byteLength);
-      const [block, first, count] = idAt(this, view, 0);
-      if (block >= this.itemGroups * this.slices || count < 1 || first + count > this.items) {
+      if (sent.length < idBytes) throw unfit(`${sent.length} bytes of a block, whose id has ${idBytes}`);
+      const [block, first, count] = idAt(this, viewOf(sent), 0);
+      if (block >= itemGroups * slices || count < 1 || first + count > items) {
         throw unfit(`block ${block} with rows ${first} to ${first + count} is beyond the catalogue`);
       }
-      const bytes = this.idBytes + count * this.pieceBytes;
+      const bytes = idBytes + count * pieceBytes;
+      const wider = Math.max(widest, block % slices);
+      const takes = bytes + (wider - widest) * sliceBytes;
       let row = first;
       while (known.has(row)) row += 1;
       const needed = row < first + count;
-      if (needed && bytes > room) {
-        read += this.idBytes;
+      if (needed && takes > room) {
+        read += idBytes;
         break;
       }
       if (sent.length !== bytes) throw unfit(`block ${block} takes ${bytes} bytes, ${sent.length} came`);
       read += bytes;
       if (!needed) continue;
-      room -= bytes;
-      const codesAt = this.idBytes + (this.hasScales ? 2 * count : 0);
-      added.push([sent.subarray(0, this.idBytes), sent.subarray(this.idBytes, codesAt), sent.subarray(codesAt)]);
+      room -= takes;
+      widest = wider;
+      blocks.push(sent);
     }
-    const grown = this.#sealed(this.numBlocks, this.numPieces, added);
-    if (added.length) new Peel(grown); // throws for a block that is there twice, or numbers that are not finite
-    return { bytes: grown, read };
+    const userBytes = (widest + 1) * sliceBytes;
+    if (user.length < userBytes) throw new PeelError("the user embedding is cut; give all of it");
+    const codesAt = ({ length }) => length - ((length - idBytes) / pieceBytes) * codeBytes;
+    const bytes = joined([
+      this.#part(0, HEADER_BYTES),
+      user.subarray(0, userBytes),
+      ...blocks.map((sent) => sent.subarray(0, idBytes)),
+      ...blocks.map((sent) => sent.subarray(idBytes, codesAt(sent))),
+      ...blocks.map((sent) => sent.subarray(codesAt(sent))),
+    ]);
+    const view = viewOf(bytes);
+    view.setUint8(4, widest + 1 < slices ? 3 : 2);
+    view.setUint32(20, blocks.length, true);
+    view.setUint32(24, (bytes.length - HEADER_BYTES - userBytes - blocks.length * idBytes) / pieceBytes, true);
+    view.setUint32(40, checksum(bytes), true);
+    return { bytes, read };
+  }
+
+  #userPart() {
+    return this.#part(HEADER_BYTES, 2 * this.userColumns);
   }
 
   #part(from, length) {
     return this.#bytes.subarray(from, from + length);
-  }
-
-  /** A file of the first blocks of this one, and others behind them: [id, scales, codes] each. */
-  #sealed(blocks, pieces, added) {
-    const bytes = joined([
-      this.#part(0, this.overheadBytes + blocks * this.idBytes),
-      ...added.map(([id]) => id),
-      this.#part(this.scalesAt, this.hasScales ? 2 * pieces : 0),
-      ...added.map(([, scales]) => scales),
-      this.#part(this.codesAt, pieces * this.codeBytes),
-      ...added.map(([, , codes]) => codes),
-    ]);
-    const view = new DataView(bytes.buffer);
-    view.setUint32(20, blocks + added.length, true);
-    view.setUint32(24, added.reduce((sum, [, , codes]) => sum + codes.length / this.codeBytes, pieces), true);
-    view.setUint32(40, checksum(bytes), true);
-    return bytes;
   }
 }
 
@@ -355,4 +342,5 @@ function joined(parts) {
   return bytes;
 }
 
+const viewOf = ({ buffer, byteOffset, length }) => new DataView(buffer, byteOffset, length);
 const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -222,7 +222,7 @@ def _write_artifacts(
         user, group = np.asarray(state.users[members[i]]), int(state.groups[members[i]])
         elastic = ElasticEmbedding(ranked, user, hidden.row(int(i)), group)
         for budget in budgets.tolist():
-            if budget >= overhead_bytes(ranked.layout.embedding_dim):
+            if budget >= overhead_bytes(ranked.layout.slice_dim):
                 name = f"device-{cohort.devices[members[i]]}-{request.label}-{budget}.peel"
                 (folder / name).write_bytes(elastic.at(budget).to_bytes())
 

@@ -172,7 +172,7 @@ class _FollowedGroup:
 
     @property
     def _overhead(self) -> int:
-        return overhead_bytes(self.ranked.layout.embedding_dim)
+        return overhead_bytes(self.ranked.layout.slice_dim)
 
     def _block_bytes(self, stored: IntArray) -> IntArray:
         return np.maximum(stored - self._overhead, 0)

@@ -70,7 +70,9 @@ class _Model:
     def made(self) -> Any:
         """The model."""
         stored, helper, kinds = self._stored, self._helper, self._onnx.TensorProto
-        user = self._operation("Cast", self._constant(stored.user.astype(np.float32), USER), to=kinds.DOUBLE)
+        whole = np.zeros(stored.embedding_dim, np.float32)  # of the columns that are not stored, no block has any
+        whole[: len(stored.user)] = stored.user
+        user = self._operation("Cast", self._constant(whole, USER), to=kinds.DOUBLE)
         nothing = self._onnx.numpy_helper.from_array(np.array([-np.inf]))
         total = self._operation("ConstantOfShape", self._constant(np.array([stored.num_items])), value=nothing)
         zero, narrow = self._constant(np.array(0.0)), number_dtype(stored.num_items, 1)

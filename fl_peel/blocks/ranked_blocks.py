@@ -28,7 +28,7 @@ from fl_peel.blocks.precision import (
     scale_divisors,
 )
 from fl_peel.blocks.settings import Precision
-from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, MessageError
 
@@ -57,13 +57,14 @@ def _ascending(keys: NDArray[np.float64]) -> NDArray[np.int64]:
 
 def prefix_length(layout: BlockLayout, precision: Precision, order: NDArray[np.int64], budget_bytes: int) -> int:
     """How many of the ranked blocks an artefact of ``budget_bytes`` holds."""
-    cost = np.cumsum(layout.block_bytes(precision)[order])
-    return int(np.searchsorted(cost, budget_bytes - overhead_bytes(layout.embedding_dim), side="right"))
+    widest = np.maximum.accumulate(order % layout.num_slices)
+    stored = np.cumsum(layout.block_bytes(precision)[order]) + widest * user_bytes(layout.slice_dim)
+    return int(np.searchsorted(stored, budget_bytes - overhead_bytes(layout.slice_dim), side="right"))
 
 
 def smallest_budget_bytes(layout: BlockLayout, precision: Precision) -> int:
     """Bytes of an artefact with the smallest block alone: no budget below it can serve anything."""
-    return overhead_bytes(layout.embedding_dim) + int(layout.block_bytes(precision).min())
+    return overhead_bytes(layout.slice_dim) + int(layout.block_bytes(precision).min())
 
 
 def check_budget(layout: BlockLayout, precision: Precision, budget_bytes: int, place: str) -> None:
@@ -153,7 +154,7 @@ class RankedBlocks:
         return self.cost[stop] - self.cost[start] + np.where(stop < len(self.blocks), self.layout.id_bytes, 0)
 
     def cutoffs(self, budget_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Blocks that fit each budget (N,), header and user embedding paid first."""
+        """Blocks that fit each budget (N,), header and the whole user embedding, which devices train, paid first."""
         room = budget_bytes - overhead_bytes(self.layout.embedding_dim)
         return np.maximum(np.searchsorted(self.cost, room, side="right") - 1, 0)
 
@@ -162,7 +163,7 @@ class RankedBlocks:
         return np.searchsorted(self.first_position, cutoffs, side="left").astype(np.int64)
 
     def stored_bytes(self, cutoffs: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of the artefact that keeps the first blocks up to each cutoff (N,)."""
+        """Bytes of the first blocks up to each cutoff (N,), with header and the whole user embedding."""
         return self.cost[cutoffs] + overhead_bytes(self.layout.embedding_dim)
 
     def unneeded(self, seen: UserItems) -> UserItems:
@@ -186,10 +187,11 @@ class RankedBlocks:
     def serving_cutoffs(
         self, budget_bytes: NDArray[np.int64], seen: UserItems
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Selection for ranking: as :meth:`cutoffs`, but blocks the device never needs take no room.
+        """Selection for ranking: as :meth:`cutoffs`, but blocks the device never needs take no room, nor columns of the
+        user embedding that no block has which it keeps.
 
-        Returns (cutoffs, stored_bytes, kept_blocks), each (N,). A budget too small for header and user embedding
-        stores nothing at all: 0 bytes.
+        Returns (cutoffs, stored_bytes, kept_blocks), each (N,). A budget too small for header and one slice of the
+        user embedding stores nothing at all: 0 bytes.
         """
         return self.cutoffs_without(budget_bytes, self.unneeded(seen))
 
@@ -197,14 +199,30 @@ class RankedBlocks:
         self, budget_bytes: NDArray[np.int64], skipped: UserItems
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """The same of devices for which :meth:`unneeded` was found."""
-        overhead = overhead_bytes(self.layout.embedding_dim)
+        overhead, slice_bytes = overhead_bytes(self.layout.slice_dim), user_bytes(self.layout.slice_dim)
         num_devices = len(budget_bytes)
         cutoffs, kept_bytes, kept_blocks = (np.empty(num_devices, np.int64) for _ in range(3))
-        room = budget_bytes - overhead
+        room, wider, ranks = budget_bytes - overhead, self._wider(skipped), skipped.items.astype(np.int64)
         kernels.serving_cutoffs(
-            room, self.cost, skipped.indptr, skipped.items.astype(np.int64), cutoffs, kept_bytes, kept_blocks
+            room, self.cost, wider, slice_bytes, skipped.indptr, ranks, cutoffs, kept_bytes, kept_blocks
         )
         return cutoffs, np.where(room >= 0, kept_bytes + overhead, 0), kept_blocks
+
+    def _wider(self, skipped: UserItems) -> NDArray[np.int64]:
+        """Rank of the first block of the second slice or a later one that devices (N,) do not skip, of the third or a
+        later one, and so on, (N, S - 1); K where there is none.
+        """
+        wider = np.empty((skipped.num_users, self.layout.num_slices - 1), np.int64)
+        slices, whole = self.blocks % self.layout.num_slices, len(self.blocks)
+        who = np.arange(skipped.num_users) * (whole + 1)
+        passed = np.append(skipped.users() * (whole + 1) + skipped.items, -1)  # ascending, and one that is none of them
+        for number in range(self.layout.num_slices - 1):
+            ranks = np.append(np.flatnonzero(slices > number), whole)
+            place = np.zeros_like(who)
+            while (skips := passed[np.searchsorted(passed[:-1], who + ranks[place])] == who + ranks[place]).any():
+                place[skips] += 1
+            wider[:, number] = ranks[place]
+        return wider
 
     def after_last_without(self, cutoffs: NDArray[np.int64], skipped: UserItems) -> NDArray[np.int64]:
         """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
-from fl_peel.blocks.ranked_blocks import RankedBlocks
+from fl_peel.blocks.ranked_blocks import RankedBlocks, prefix_length
 from fl_peel.blocks.settings import Precision
-from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
+from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes, user_bytes, user_slices
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ArtifactError, BudgetError
 
@@ -50,14 +50,10 @@ class ElasticEmbedding:
         """The artefact for a budget.
 
         Raises:
-            BudgetError: the budget does not even hold the header and the user embedding.
+            BudgetError: the budget does not even hold the header and a slice of the user embedding.
         """
         layout = self.ranked.layout
-        if budget_bytes < overhead_bytes(layout.embedding_dim):
-            raise BudgetError(
-                f"budget {budget_bytes} B does not hold header and user embedding "
-                f"({overhead_bytes(layout.embedding_dim)} B); raise the budget"
-            )
+        _check_budget(layout, budget_bytes)
         blocks = self.kept(budget_bytes)
         items, slices, _ = layout.block_rows(blocks)
         rows = self.ranked.table.reshape(-1, layout.num_slices, layout.slice_dim)
@@ -75,27 +71,30 @@ def shrink(stored: StoredEmbedding, layout: BlockLayout, budget_bytes: int) -> S
     """Drop the last blocks until the rest fits; nobody is asked.
 
     Raises:
-        BudgetError: the budget does not even hold the header and the user embedding.
+        BudgetError: the budget does not even hold the header and a slice of the user embedding.
         ArtifactError: the embedding is of another catalogue.
     """
     check_catalogue(stored, layout)
-    room = budget_bytes - overhead_bytes(stored.embedding_dim)
-    if room < 0:
-        raise BudgetError(
-            f"budget {budget_bytes} B does not hold header and user embedding "
-            f"({overhead_bytes(stored.embedding_dim)} B); raise the budget"
-        )
-    cost = np.cumsum(layout.block_bytes(stored.precision)[stored.blocks])
-    kept = int(np.searchsorted(cost, room, side="right"))
+    _check_budget(layout, budget_bytes)
+    kept = prefix_length(layout, stored.precision, stored.blocks, budget_bytes)
     rows = int(stored.counts[:kept].sum())
     return replace(
         stored,
+        user=stored.user[: user_slices(stored.blocks[:kept], layout.num_slices) * layout.slice_dim],
         blocks=stored.blocks[:kept],
         starts=stored.starts[:kept],
         counts=stored.counts[:kept],
         scales=stored.scales[:rows] if has_scales(stored.precision) else stored.scales,
         codes=stored.codes[:rows],
     )
+
+
+def _check_budget(layout: BlockLayout, budget_bytes: int) -> None:
+    least = overhead_bytes(layout.slice_dim)
+    if budget_bytes < least:
+        raise BudgetError(
+            f"budget {budget_bytes} B does not hold header and user embedding ({least} B); raise the budget"
+        )
 
 
 def listed(
@@ -116,11 +115,13 @@ def grow(
     seen: NDArray[np.integer],
     budget_bytes: int,
     following: Iterable[bytes],
+    user: NDArray[np.float32],
 ) -> tuple[StoredEmbedding, int]:
     """Append what fits of ``following``: the list from behind the last block that is stored (the whole list where none
     is), as :func:`listed` has it, read no further than the id of the first block that is needed and does not fit.
 
-    seen: items that the device has interacted with; of blocks that hold these alone none is needed.
+    seen: items that the device has interacted with; of blocks that hold these alone none is needed. user: (d,) its
+    user embedding, of which the file has the columns alone that its blocks have.
     Returns the embedding, and bytes read.
 
     Raises:
@@ -130,21 +131,23 @@ def grow(
     check_catalogue(stored, layout)
     sizes = layout.block_bytes(stored.precision)
     known = np.bincount(layout.item_group[np.unique(seen)], minlength=layout.num_item_groups) == layout.group_sizes
-    room = budget_bytes - overhead_bytes(stored.embedding_dim) - int(sizes[stored.blocks].sum())
+    room = budget_bytes - overhead_bytes(layout.slice_dim) - int(sizes[stored.blocks].sum())
+    slice_bytes, widest = user_bytes(layout.slice_dim), user_slices(stored.blocks, layout.num_slices) - 1
     read, parts = 0, [stored]
     for sent in following:
         block = _number(sent, layout)
         needed = not known[block // layout.num_slices]
-        if needed and sizes[block] > room:
+        wider = max(widest, block % layout.num_slices)
+        if needed and sizes[block] + wider * slice_bytes > room:
             read += layout.id_bytes
             break
         if len(sent) != sizes[block]:
             raise ArtifactError(f"block {block} takes {sizes[block]} bytes, {len(sent)} came; ask for it again")
         read += len(sent)
         if needed:
-            room -= len(sent)
+            room, widest = room - len(sent), wider
             parts.append(_alone(stored, layout, block, sent))
-    grown = _joined(parts)
+    grown = replace(_joined(parts), user=user[: (widest + 1) * layout.slice_dim].astype(np.float16))
     if len(np.unique(grown.blocks)) < len(grown.blocks):
         raise ArtifactError("the list has a block twice, or one that is stored; ask for it from the last block stored")
     return grown, read

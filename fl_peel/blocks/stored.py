@@ -1,14 +1,13 @@
 """The deployable artefact: a personalized elastic embedding (PEE) as stored on one device, and its small runtime.
 
-NumPy only. The file is a header of 44 bytes (little endian, with a checksum) and four arrays in a fixed order, so that
-stored bytes are linear in the blocks kept::
+NumPy only. The file is a header of 44 bytes (little endian, with a checksum) and four arrays in a fixed order::
 
-    stored = HEADER_BYTES + 2 * embedding_dim + sum of BlockLayout.block_bytes over the blocks kept
+    stored = HEADER_BYTES + 2 * user columns + sum of BlockLayout.block_bytes over the blocks kept
 
-Arrays: the user embedding, fp16 (d,); the blocks (K,), each by its number, or by number, first catalogue row and
-number of rows; fp16 scales, one per row piece, for int8 and int4; codes, the row pieces block after block. That is all
-a device keeps of the model: to grow, it asks for what follows its last block in its user group's list. Nothing in it is
-executable. docs/artefact.md has every byte.
+Arrays: the user embedding, fp16, up to the last slice that a block has (and at least the first); the blocks (K,), each
+by its number, or by number, first catalogue row and number of rows; fp16 scales, one per row piece, for int8 and int4;
+codes, the row pieces block after block. That is all a device keeps of the model: to grow, it asks for what follows its
+last block in its user group's list. Nothing in it is executable. docs/artefact.md has every byte.
 """
 
 from __future__ import annotations
@@ -32,22 +31,25 @@ HEADER_BYTES = 44
 VERSION = 2
 """Version of the format. Version 1 was a safetensors file with a header of 384 bytes."""
 
+CUT_VERSION = 3
+"""Version of an artefact without the last columns of the user embedding, which no block has; else as version 2."""
+
 _START = struct.Struct("<4sB")
 _CHECKSUM = struct.Struct("<I")
 _NUMBERS_END = HEADER_BYTES - _CHECKSUM.size
 
 
-def sealed(magic: bytes, numbers: bytes, content: bytes) -> bytes:
+def sealed(magic: bytes, numbers: bytes, content: bytes, version: int = VERSION) -> bytes:
     """Return the bytes of a file. magic: 4 bytes; numbers: the header's 35 bytes between version and checksum; content:
     the bytes after the header.
     """
-    start = _START.pack(magic, VERSION) + numbers
+    start = _START.pack(magic, version) + numbers
     assert len(start) == _NUMBERS_END, f"{len(start)} bytes of header, not {_NUMBERS_END}"
     return start + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(start))) + content
 
 
-def opened(magic: bytes, data: bytes) -> bytes:
-    """Return the 35 bytes between version and checksum of a file that :func:`sealed` made.
+def opened(magic: bytes, data: bytes, versions: tuple[int, ...] = (VERSION,)) -> bytes:
+    """Return the 35 bytes between version and checksum of a file that :func:`sealed` made, in one of these versions.
 
     Raises:
         ArtifactError: too short, of another kind or version, or damaged.
@@ -57,8 +59,8 @@ def opened(magic: bytes, data: bytes) -> bytes:
     start, version = _START.unpack_from(data)
     if start != magic:
         raise refused(f"it begins with {start!r}, not {magic!r}")
-    if version != VERSION:
-        raise refused(f"format {version}, where this release reads {VERSION}")
+    if version not in versions:
+        raise refused(f"format {version}, where this release reads {' and '.join(map(str, versions))}")
     (checksum,) = _CHECKSUM.unpack_from(data, _NUMBERS_END)
     if zlib.crc32(data[HEADER_BYTES:], zlib.crc32(data[:_NUMBERS_END])) != checksum:
         raise refused("its checksum does not match: it was cut off or changed")
@@ -78,14 +80,19 @@ catalogue.
 """
 
 
-def overhead_bytes(embedding_dim: int) -> int:
-    """Stored bytes of an artefact that keeps no block: header and fp16 user embedding."""
-    return HEADER_BYTES + user_bytes(embedding_dim)
+def overhead_bytes(user_columns: int) -> int:
+    """Stored bytes of an artefact besides its blocks: header and fp16 user embedding, of so many columns."""
+    return HEADER_BYTES + user_bytes(user_columns)
 
 
-def user_bytes(embedding_dim: int) -> int:
+def user_bytes(user_columns: int) -> int:
     """Stored bytes of a user embedding, fp16."""
-    return 2 * embedding_dim
+    return 2 * user_columns
+
+
+def user_slices(blocks: NDArray[np.integer], num_slices: int) -> int:
+    """Return the slices of the user embedding that are stored with these blocks (K,): up to the last that any has."""
+    return 1 + int((blocks % num_slices).max(initial=0))
 
 
 def stored_user(user: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -97,9 +104,9 @@ def stored_user(user: NDArray[np.float32]) -> NDArray[np.float32]:
 class StoredEmbedding:
     """What lies on the device.
 
-    user: (d,) fp16; blocks: (K,) block numbers; starts, counts: (K,) catalogue rows of each block;
-    scales: (T,) or empty; codes: (T, columns), the T row pieces block after block; catalogue: digest of the items'
-    groups, see :attr:`fl_peel.blocks.layout.BlockLayout.digest`; user_group: whose list it grows from.
+    user: fp16, (d,) or less, see :func:`user_slices`; blocks: (K,) block numbers; starts, counts: (K,) catalogue rows
+    of each block; scales: (T,) or empty; codes: (T, columns), the T row pieces block after block; catalogue: digest of
+    the items' groups, see :attr:`fl_peel.blocks.layout.BlockLayout.digest`; user_group: whose list it grows from.
     """
 
     num_items: int
@@ -143,6 +150,7 @@ class StoredEmbedding:
         """Keep ``blocks`` (K,) whose row pieces (T, s) lie block after block, for one user (d,)."""
         codes, scales = quantize(pieces, precision)
         groups = blocks.astype(np.int64) // layout.num_slices
+        user = user[: user_slices(blocks, layout.num_slices) * layout.slice_dim]
         return StoredEmbedding(
             layout.num_items,
             layout.num_item_groups,
@@ -190,7 +198,8 @@ class StoredEmbedding:
         if has_scales(self.precision):
             arrays.append(self.scales.astype("<f2"))
         arrays.append(self.codes.astype(code_dtype(self.precision)))
-        return sealed(MAGIC, numbers, b"".join(array.tobytes() for array in arrays))
+        content = b"".join(array.tobytes() for array in arrays)
+        return sealed(MAGIC, numbers, content, VERSION if len(self.user) == self.embedding_dim else CUT_VERSION)
 
     @staticmethod
     def from_bytes(data: bytes) -> StoredEmbedding:
@@ -199,7 +208,7 @@ class StoredEmbedding:
         Raises:
             ArtifactError: the bytes are not a stored elastic embedding.
         """
-        numbers = _NUMBERS.unpack(opened(MAGIC, data))
+        numbers = _NUMBERS.unpack(opened(MAGIC, data, (VERSION, CUT_VERSION)))
         place, fields, width, num_items, groups, dim, num_slices, num_blocks, num_pieces, user_group, catalogue = (
             numbers
         )
@@ -212,13 +221,16 @@ class StoredEmbedding:
         if (fields, width) not in ((1, dtype.itemsize), (3, dtype.itemsize)) or (single and groups != num_items):
             raise refused(f"{fields} numbers of {width} bytes a block, {groups} item groups of {num_items} items")
         row = row_bytes(dim // num_slices, precision)
-        wanted = overhead_bytes(dim) + num_blocks * fields * width + num_pieces * row
-        if len(data) != wanted:
-            raise refused(f"{len(data)} bytes, where its header speaks of {wanted}")
+        kept = num_blocks * fields * width + num_pieces * row
+        cut = data[_START.size - 1] == CUT_VERSION
+        user_columns = (len(data) - kept - HEADER_BYTES) // 2 if cut else dim
+        wanted = overhead_bytes(user_columns) + kept
+        if len(data) != wanted or not 0 < user_columns <= dim - cut:
+            raise refused(f"{len(data)} bytes, where its header speaks of {overhead_bytes(dim) + kept}{' less' * cut}")
         columns = code_columns(dim // num_slices, precision)
         user, flat_ids, scales, flat_codes = _arrays(
             data,
-            (np.dtype("<f2"), dim),
+            (np.dtype("<f2"), user_columns),
             (dtype, num_blocks * fields),
             (np.dtype("<f2"), num_pieces if has_scales(precision) else 0),
             (code_dtype(precision), num_pieces * columns),
@@ -231,6 +243,8 @@ class StoredEmbedding:
         starts, counts = (blocks // num_slices, np.ones_like(blocks)) if single else (ids[:, 1], ids[:, 2])
         if (blocks >= groups * num_slices).any() or (starts + counts > num_items).any():
             raise refused(f"a block beyond {groups} item groups, {num_slices} slices, {num_items} items")
+        if cut and user_columns != user_slices(blocks, num_slices) * (dim // num_slices):
+            raise refused(f"{user_columns} columns of the user embedding, not those that its blocks have")
         if len(np.unique(blocks)) < num_blocks or (counts < 1).any() or int(counts.sum()) != num_pieces:
             raise refused(f"its {num_blocks} blocks are not {num_pieces} row pieces of different blocks")
         if not _rows_agree(blocks // num_slices, starts, counts):
@@ -263,7 +277,7 @@ class StoredEmbedding:
         place = np.repeat(np.arange(len(self.blocks)), self.counts)
         within = np.arange(len(place)) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
         rows, slices = self.starts[place] + within, (self.blocks % self.num_slices)[place]
-        users = self.user.astype(np.float64).reshape(self.num_slices, slice_dim)
+        users = self.user.astype(np.float64).reshape(-1, slice_dim)
         products = pieces * users[slices]  # (T, s)
         partial = np.cumsum(products, axis=1, out=products)[:, -1]  # np.sum has an order of its own
         present, inverse = np.unique(rows, return_inverse=True)

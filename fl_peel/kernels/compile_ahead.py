@@ -40,7 +40,7 @@ LOOPS = {
     "decode_int8": "const.int8.2 float32.1 int64.1 float32.2",
     "add_rows": "int64.2 int64 const.int32.1 const.int32.2 | int64.2 int64 const.int32.1 const.int64.2",
     "step_rows": "float32.2 int32.1 int64.2 float64.2 float32",
-    "serving_cutoffs": "int64.1 int64.1 int64.1 int64.1 int64.1 int64.1 int64.1",
+    "serving_cutoffs": "int64.1 int64.1 int64.2 int64 int64.1 int64.1 int64.1 int64.1 int64.1",
 }
 """Types of arguments that a run of the main job calls a loop with, the slowest to compile first. ``float32.2`` is a
 C-contiguous matrix, ``const`` one that comes from a message; ``|`` stands between what may be either."""

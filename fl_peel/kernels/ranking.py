@@ -275,6 +275,8 @@ def block_signals(
 def serving_cutoffs(
     room,  # (N,) int64: bytes each device has for blocks
     cost,  # (K + 1,) int64: bytes of the first k ranked blocks
+    wider,  # (N, S - 1) int64, ascending within a device: ranks of blocks each of which takes a slice more of the user
+    slice_bytes,  # bytes of a slice of the user embedding
     indptr,  # (N + 1,) int64
     skipped,  # ascending within a device: ranks of blocks that the device never needs
     cutoffs,  # (N,) int64, written: ranks considered
@@ -293,7 +295,7 @@ def serving_cutoffs(
             high = num_blocks
             while low < high:
                 middle = (low + high + 1) // 2
-                if cost[middle] <= limit:
+                if cost[middle] + slice_bytes * _below(wider[i], middle) <= limit:
                     low = middle
                 else:
                     high = middle - 1
@@ -316,8 +318,16 @@ def serving_cutoffs(
             kept_blocks[i] = 0
         else:
             cutoffs[i] = low
-            kept_bytes[i] = cost[low] - saved
+            kept_bytes[i] = cost[low] - saved + slice_bytes * _below(wider[i], low)
             kept_blocks[i] = low - passed
+
+
+@njit(nogil=True, cache=True)
+def _below(ranks, rank):
+    count = 0
+    while count < len(ranks) and ranks[count] < rank:
+        count += 1
+    return count
 
 
 # ---- Compiled loop over devices: validation signals whose norm is bounded per device before they are added up

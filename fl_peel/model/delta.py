@@ -2,7 +2,7 @@
 
 A delta is the header of the new artefact under a name of its own, then without gaps
 
-    the user embedding; the ids of all new blocks, in their order, as an artefact has them;
+    the ids of all new blocks, in their order, as an artefact has them; the user embedding as far as the new one has it;
     two bits a block: it is held as it is now (0), with other scales (1), or is new (2), four to a byte, lowest first;
     of each block that is held, its place in the old artefact, as wide as an id's numbers;
     scales of blocks that are not held as they are; codes of blocks that are new.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import number_dtype
 from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
 from fl_peel.blocks.settings import PRECISIONS, Precision
-from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, opened, sealed
+from fl_peel.blocks.stored import CUT_VERSION, HEADER_BYTES, StoredEmbedding, opened, sealed, user_slices
 from fl_peel.blocks.stored import MAGIC as WHOLE
 from fl_peel.errors import ArtifactError
 
@@ -44,15 +44,15 @@ def delta_of(old: StoredEmbedding, new: StoredEmbedding, places: NDArray[np.int6
     held = kinds != NEW
     of_piece = np.repeat(kinds, new.counts)
     parts = [
-        new.user.astype("<f2"),
         _ids(new, dtype),
+        new.user.astype("<f2"),
         _packed(kinds),
         places[held].astype(dtype),
         new.scales[of_piece != HELD].astype("<f2") if has_scales(new.precision) else new.scales,
         new.codes[of_piece == NEW].astype(code_dtype(new.precision)),
     ]
     start = _NUMBERS_AT + _NUMBERS.size
-    delta = sealed(MAGIC, whole[_NUMBERS_AT:start], b"".join(part.tobytes() for part in parts))
+    delta = sealed(MAGIC, whole[_NUMBERS_AT:start], b"".join(part.tobytes() for part in parts), CUT_VERSION)
     return min(delta, whole, key=len)
 
 
@@ -66,7 +66,7 @@ def applied(old: StoredEmbedding, delta: bytes) -> StoredEmbedding:
         return StoredEmbedding.from_bytes(delta)
     read = _DeltaReader(delta)
     place, fields, width, num_items, groups, dim, num_slices, num_blocks, num_pieces, user_group, catalogue = (
-        _NUMBERS.unpack(opened(MAGIC, delta))
+        _NUMBERS.unpack(opened(MAGIC, delta, (CUT_VERSION,)))
     )
     if place >= len(PRECISIONS) or min(num_items, groups, dim, num_slices) < 1 or dim % num_slices:
         raise _refused(f"precision number {place}, {dim} columns in {num_slices} slices")
@@ -75,8 +75,8 @@ def applied(old: StoredEmbedding, delta: bytes) -> StoredEmbedding:
     if (fields, width) not in ((1, dtype.itemsize), (3, dtype.itemsize)):
         raise _refused(f"{fields} numbers of {width} bytes a block")
     columns = code_columns(dim // num_slices, precision)
-    user = read.array(np.dtype("<f2"), dim)
     ids = read.array(dtype, num_blocks * fields).astype(np.int64).reshape(num_blocks, fields)
+    user = read.array(np.dtype("<f2"), user_slices(ids[:, 0], num_slices) * (dim // num_slices))
     kinds = _unpacked(read.array(np.dtype("u1"), -(-num_blocks // _PER_BYTE)), num_blocks)
     counts = np.ones(num_blocks, np.int64) if fields == 1 else ids[:, 2]
     if (kinds > NEW).any() or int(counts.sum()) != num_pieces:

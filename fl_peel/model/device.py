@@ -305,7 +305,7 @@ class Embedding:
         sent: list[bytes] = []
         following = _recorded(resizing.listed(layout, ranked.precision, ranked.blocks[behind:], table), sent)
         seen = np.array(self.device.seen, np.int64)
-        stored, read = resizing.grow(self.stored, layout, seen, budget_bytes, following)
+        stored, read = resizing.grow(self.stored, layout, seen, budget_bytes, following, self.device.user)
         content = b"".join(sent)[:read]  # of a block that does not fit, its id alone
         return Delta(content, Embedding(self.device, stored, budget_bytes))
 

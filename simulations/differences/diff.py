@@ -306,9 +306,12 @@ def diff_plot(result: DiffResult) -> Plot | None:
 def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
     """One HTML page, nothing fetched from elsewhere."""
     first, *others = run_names(result).values()
-    caption = "Right of the dashed line: better than the first run. An interval across it: not significant."
+    caption = (
+        "Right of the dashed line: better than the first run. An interval across it: no significant difference, even "
+        "without the correction of the p-values below."
+    )
     return page(
-        [Section("tables", "", (*diff_views(result), Chart(lambda: diff_plot(result), caption), missing_note(result)))],
+        [Section("tables", "", (Chart(lambda: diff_plot(result), caption), *diff_views(result), missing_note(result)))],
         title=f"{', '.join(others)} compared with {first}",
         lead="Paired comparison of runs on the same devices.",
         facts=[

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from html import escape
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -401,8 +401,32 @@ def new_figure(
         rows, columns = math.ceil(rows * columns / narrow_columns), narrow_columns
         kwargs.pop("width_ratios", None)
     figure = Figure(figsize=(float(matplotlib.rcParams["figure.figsize"][0]), height_in), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": _measured_once()}, **kwargs)
     return figure, [axes for line in grid for axes in line]
+
+
+@cache
+def _measured_once() -> type[Axes]:
+    """Return a kind of panel whose names and tick labels are measured once: the layout, which asks twice, would spend
+    half of the time of a page on that. The room that they take does not depend on the panel's size.
+    """
+    from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
+
+    class MeasuredOnce(Axes):
+        room: tuple[float, ...] = ()
+
+        def get_tightbbox(self, *args: Any, **kwargs: Any) -> Any:
+            figure = self.get_figure(root=True)
+            assert figure is not None
+            panel = self.get_position(original=True).transformed(figure.transFigure)
+            if not self.room:
+                whole = super().get_tightbbox(*args, **kwargs)
+                assert whole is not None
+                self.room = tuple(a - b for a, b in zip(whole.extents, panel.extents, strict=True))
+            return Bbox.from_extents(*(a + b for a, b in zip(panel.extents, self.room, strict=True)))
+
+    return MeasuredOnce
 
 
 def short_bytes(num_bytes: float) -> str:

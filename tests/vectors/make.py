@@ -9,7 +9,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Case:
     seen: tuple[int, ...] = ()
     user_group: int = 0
     numbers: Literal["scattered", "ones", "cancelling", "largest"] = "scattered"
+    whole_user: bool = False
+    """Whether the user embedding is stored whole, as it was before version 3."""
 
     @property
     def layout(self) -> BlockLayout:
@@ -64,6 +66,9 @@ CASES = (
     Case("ties-int8", "int8", list(range(7)), 2, 1, numbers="ones"),
     Case("order-of-sums", "fp32", list(range(3)), 36, 3, numbers="cancelling"),
     Case("no-block", "int8", UNEQUAL, 6, 3, kept=0),
+    Case("cut-int4", "int4", list(range(9)), 8, 4, order=[8, 4, 9, 0, 28, 1, 2, 34], kept=5, seen=(2,), user_group=3),
+    Case("cut-groups-fp16", "fp16", UNEQUAL, 6, 3, order=[9, 6, 7, 3, 8], kept=3),
+    Case("whole-int8", "int8", list(range(9)), 8, 4, order=[8, 4, 9, 0, 28, 1, 2, 34], kept=5, whole_user=True),
     Case("one-item", "fp32", [0], 1, 1, numbers="largest"),
     Case("wide-ids-int8", "int8", list(range(70_000)), 4, 2, order=[139_999, 3, 65_536, 2, 140], kept=3),
     Case("wide-ids-groups", "int4", [i % 300 for i in range(310)], 219, 219, order=[65_699, 0, 219, 1_000, 65_698]),
@@ -114,9 +119,9 @@ def needed(case: Case) -> np.ndarray:
 
 def stored_of(case: Case) -> StoredEmbedding:
     """What the file of a case holds."""
-    return StoredEmbedding.build(
-        case.layout, case.precision, user_of(case), needed(case)[: case.kept], table_of(case), case.user_group
-    )
+    blocks, user = needed(case)[: case.kept], user_of(case)
+    stored = StoredEmbedding.build(case.layout, case.precision, user, blocks, table_of(case), case.user_group)
+    return replace(stored, user=user.astype(np.float16)) if case.whole_user else stored
 
 
 def as_numbers(values: np.ndarray) -> Any:
@@ -171,7 +176,7 @@ def expected(case: Case) -> dict[str, Any]:
 
 def _shrunk(stored: StoredEmbedding, layout: BlockLayout) -> Iterator[dict[str, Any]]:
     """What is left under budgets from one that holds nothing to one that holds all."""
-    least, most = overhead_bytes(stored.embedding_dim), len(stored.to_bytes())
+    least, most = overhead_bytes(layout.slice_dim), len(stored.to_bytes())
     for budget in sorted({least - 1, least, (least + most) // 2, most - 1, most, 2 * most}):
         try:
             yield {"budget_bytes": budget, "hex": shrink(stored, layout, budget).to_bytes().hex()}
@@ -186,9 +191,10 @@ def _grown(case: Case, stored: StoredEmbedding) -> Iterator[dict[str, Any]]:
     following = list(listed(layout, case.precision, order[after:], table_of(case)))
     most = len(stored.to_bytes()) + sum(map(len, following))
     for budget in sorted({len(stored.to_bytes()), (len(stored.to_bytes()) + most) // 2, most}):
-        grown, read = grow(stored, layout, np.array(case.seen, np.int64), budget, following)
+        grown, read = grow(stored, layout, np.array(case.seen, np.int64), budget, following, user_of(case))
         yield {
             "budget_bytes": budget,
+            "user": user_of(case).astype("<f2").tobytes().hex(),
             "following": [block.hex() for block in following],
             "read_bytes": read,
             "hex": grown.to_bytes().hex(),
@@ -217,7 +223,14 @@ def damaged() -> Iterator[tuple[str, bytes]]:
     yield "shorter than a header", groups[:43]
     yield "another magic", b"PEER" + groups[4:]
     yield "version 1", b"PEEL\x01" + groups[5:]
-    yield "version 3", resealed(groups, (4, b"\x03"))
+    yield "version 4", resealed(groups, (4, b"\x04"))
+    yield "version 3 with the whole user embedding", resealed(groups, (4, b"\x03"))
+    cut = made["cut-int4"]
+    yield "version 2 with a part of the user embedding", resealed(cut, (4, b"\x02"))
+    yield "half a column of the user embedding", resealed(cut[:46] + cut[47:])
+    yield "a column of the user embedding too few", resealed(cut[:46] + cut[48:])
+    yield "a column of the user embedding too many", resealed(cut[:46] + cut[44:46] + cut[46:])
+    yield "no user embedding", resealed(cut[:44] + cut[48:])
     yield "a bit flipped", groups[:50] + bytes([groups[50] ^ 16]) + groups[51:]
     yield "cut off", groups[:-1]
     yield "a byte more", groups + b"\x00"

@@ -86,21 +86,14 @@ def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
     """Hatch the rounds in which a device was offline, from below to above: it took no part, which is not the same as
     holding nothing.
     """
+    firsts = [place for place in places if place - 1 not in places]  # of rounds beside one another
+    lasts = [place for place in places if place + 1 not in places]
     for axes in panels:
-        for place in places:
+        for first, last in zip(firsts, lasts, strict=True):
             axes.axvspan(
-                place + 0.5,
-                place + 1.5,
-                facecolor="none",
-                edgecolor=MUTED,
-                hatch="////",
-                linewidth=0,
-                alpha=0.6,
+                first + 0.5, last + 1.5, facecolor="none", edgecolor=MUTED, hatch="////", linewidth=0, alpha=0.6
             )
-        runs = [place for place in places if place - 1 not in places]  # one word for rounds beside one another
-        for first in runs:
-            last = next(place for place in range(first, places[-1] + 1) if place + 1 not in places)
-            axes.annotate(
+            word = axes.annotate(
                 "offline",
                 ((first + last) / 2 + 1, 0.5),
                 xycoords=axes.get_xaxis_transform(),
@@ -110,6 +103,7 @@ def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
                 color=darker(MUTED),
                 bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
             )
+            word.set_in_layout(False)  # within the panel, it needs no room
 
 
 def _gaps(values: Sequence[float | None]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -75,8 +75,9 @@ def audit_tables(content: Any) -> list[TableView | str]:
 
 def audit_verdicts(result: AuditResult) -> tuple[str, ...]:
     """Say what the strongest attack gains over guessing, where most leaks and where least does."""
-    rows = sorted((row for row in result.rows if row.attacks), key=lambda row: _strongest(row)[1].advantage.value)
-    shown = [("Most", row) for row in rows[-1:]] + [("Least", row) for row in rows[:-1][:1]]
+    rows = [row for row in result.rows if row.attacks]
+    rows.sort(key=lambda row: -_strongest(row)[1].advantage.value)  # of equal ones, the first stays first
+    shown = [("Most", row) for row in rows[:1]] + [("Least", row) for row in rows[1:][-1:]]
     return tuple(_verdict(word, row, *_strongest(row)) for word, row in shown)
 
 

@@ -48,10 +48,10 @@ function answered({ hex, top = [], shrink = [], grow = [] }) {
     scores: { rows: [...rows], scores: [...scores].map((score) => (Number.isFinite(score) ? score : String(score))) },
     top: top.map(({ n, seen_rows }) => me.top(n, seen_rows).rows),
     shrunk: shrink.map((budget) => or(() => ({ hex: hexOf(me.shrink(budget)) }))),
-    grown: grow.map(({ budget_bytes, following, fuller, seen_rows }) =>
+    grown: grow.map(({ budget_bytes, following, fuller, seen_rows, user }) =>
       or(() => {
         const list = fuller === undefined ? following.map(bytesOf) : new Peel(bytesOf(fuller));
-        const { bytes, read } = me.grow(budget_bytes, list, seen_rows);
+        const { bytes, read } = me.grow(budget_bytes, list, seen_rows, user && bytesOf(user));
         return { hex: hexOf(bytes), read_bytes: read };
       }),
     ),

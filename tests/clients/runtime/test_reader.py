@@ -52,7 +52,7 @@ def events():
             "top": vector["top"],
             "shrink": [one["budget_bytes"] for one in vector["shrunk"]],
             "grow": [
-                {**{key: one[key] for key in ("budget_bytes", "following")}, "seen_rows": vector["seen_rows"]}
+                {**{key: one[key] for key in ("budget_bytes", "following", "user")}, "seen_rows": vector["seen_rows"]}
                 for one in vector["grown"]
             ],
         }
@@ -103,12 +103,12 @@ def of_a_device(case):
     known = np.flatnonzero(rng.random(layout.num_items) < case["known"])
     elastic = ElasticEmbedding(ranked, user, known, int(rng.integers(1 << 32)))
     whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
-    least = overhead_bytes(layout.embedding_dim)
+    least = overhead_bytes(layout.slice_dim)
     few, many = sorted(least + int(share * (whole - least)) for share in case["shares"])
     small, large = elastic.at(few), elastic.at(many)
     after = int(np.flatnonzero(ranked.blocks == small.blocks[-1])[0]) + 1 if len(small.blocks) else 0
     following = list(listed(layout, precision, ranked.blocks[after:], table))
-    grown, read = grow(small, layout, known, many, following)
+    grown, read = grow(small, layout, known, many, following, user)
     seen = layout.row_in_catalogue[known].tolist()
     rows, scores = small.scores()
     tops = [{"n": n, "seen_rows": rows} for n in (1, 4, 1000) for rows in ([], seen)]
@@ -117,7 +117,12 @@ def of_a_device(case):
             "hex": small.to_bytes().hex(),
             "top": tops,
             "grow": [
-                {"budget_bytes": many, "following": [block.hex() for block in following], "seen_rows": seen},
+                {
+                    "budget_bytes": many,
+                    "following": [block.hex() for block in following],
+                    "seen_rows": seen,
+                    "user": user.astype("<f2").tobytes().hex(),
+                },
                 {"budget_bytes": many, "fuller": large.to_bytes().hex(), "seen_rows": seen},
             ],
         },

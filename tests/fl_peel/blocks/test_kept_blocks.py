@@ -64,7 +64,7 @@ def test_ranks_of_blocks():
 def test_the_smallest_budget_holds_the_smallest_block():
     # int8: group 2 has one item of two columns: 6 + 2 + 2 = 10 bytes; group 1 has three: 6 + 12
     smallest = smallest_budget_bytes(LAYOUT, "int8")
-    assert smallest == overhead_bytes(6) + 10
+    assert smallest == overhead_bytes(2) + 10
     check_budget(LAYOUT, "int8", smallest, "here")
     with pytest.raises(BudgetError, match=f"^here: budget {smallest - 1} B is below one block"):
         check_budget(LAYOUT, "int8", smallest - 1, "here")
@@ -72,7 +72,7 @@ def test_the_smallest_budget_holds_the_smallest_block():
 
 def test_a_device_below_the_header_stores_nothing_and_one_at_it_the_header():
     ranked = rank_blocks(LAYOUT, "int8", np.arange(9.0), TABLE)
-    overhead = overhead_bytes(6)
+    overhead = overhead_bytes(2)
     cutoffs, stored, kept = ranked.serving_cutoffs(
         np.array([overhead - 1, overhead, overhead + 9]), rows_of([], [], [])
     )

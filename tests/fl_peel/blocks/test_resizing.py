@@ -36,7 +36,7 @@ def test_shrinking_and_growing_give_what_choosing_from_scratch_gives(layout, pre
     seen = rows_of(known.tolist())
     elastic = ElasticEmbedding(ranked, user, known, 3)
     whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
-    few, many = sorted(data.draw(st.tuples(*[st.integers(overhead_bytes(layout.embedding_dim), whole)] * 2)))
+    few, many = sorted(data.draw(st.tuples(*[st.integers(overhead_bytes(layout.slice_dim), whole)] * 2)))
     small, large = elastic.at(few), elastic.at(many)
 
     shrunk = shrink(large, layout, few)
@@ -44,7 +44,7 @@ def test_shrinking_and_growing_give_what_choosing_from_scratch_gives(layout, pre
 
     # the server finds where the device's last block stands in the list
     place = int(np.flatnonzero(ranked.blocks == small.blocks[-1])[0]) + 1 if len(small.blocks) else 0
-    grown, read = grow(small, layout, known, many, listed(layout, precision, ranked.blocks[place:], table))
+    grown, read = grow(small, layout, known, many, listed(layout, precision, ranked.blocks[place:], table), user)
     assert grown.to_bytes() == large.to_bytes()
     before, after = (ranked.serving_cutoffs(np.array([budget]), seen)[0] for budget in (few, many))
     assert ranked.after_last_without(before, ranked.unneeded(seen)).tolist() == [place]
@@ -65,6 +65,7 @@ def test_bytes_of_a_growth_by_hand():
         np.array([0]),
         44 + 16 + 2 * 8 + 7,
         noted(listed(layout, "int8", np.array([0, 3, 6, 4]), table), sent),
+        np.ones(8, np.float32),
     )
     assert grown.blocks.tolist() == [9, 3]
     assert read == 8 + 8 + 2
@@ -82,12 +83,15 @@ def test_what_cannot_be_grown_or_shrunk_is_refused():
     layout = BlockLayout(np.arange(5, dtype=np.int32), 8, 2)
     stored = stored_of(layout, "int8", np.array([1]), np.ones((5, 8), np.float32), np.ones(8, np.float32))
     with pytest.raises(ArtifactError, match="block 2 takes 8 bytes, 5 came; ask for it again"):
-        grow(stored, layout, np.zeros(0, int), 1000, [b"\x02\x00345"])
-    with pytest.raises(BudgetError, match="budget 59 B does not hold header and user embedding"):
-        shrink(stored, layout, overhead_bytes(8) - 1)  # 44 + 16
-    assert len(shrink(stored, layout, overhead_bytes(8)).blocks) == 0
+        grow(stored, layout, np.zeros(0, int), 1000, [b"\x02\x00345"], np.ones(8, np.float32))
+    with pytest.raises(BudgetError, match="budget 51 B does not hold header and user embedding"):
+        shrink(stored, layout, overhead_bytes(4) - 1)  # 44 and a slice of the user embedding, 8
+    assert len(shrink(stored, layout, overhead_bytes(4)).blocks) == 0
     other = BlockLayout(np.array([1, 0, 2, 3, 4], np.int32), 8, 2)
-    for change in (lambda: shrink(stored, other, 1000), lambda: grow(stored, other, np.zeros(0, int), 1000, [])):
+    for change in (
+        lambda: shrink(stored, other, 1000),
+        lambda: grow(stored, other, np.zeros(0, int), 1000, [], np.ones(8, np.float32)),
+    ):
         with pytest.raises(ArtifactError, match=r"is of catalogue .*: download it anew"):
             change()
 
@@ -115,9 +119,9 @@ def test_no_violation_in_a_million_budget_changes(precision):
         budgets = np.floor(rng.random(num_devices) ** 3 * 1.1 * whole).astype(np.int64)
         _, stored, kept = ranked.serving_cutoffs(budgets, seen)
         training = ranked.stored_bytes(ranked.cutoffs(budgets))
-        holds = budgets >= overhead_bytes(16)
+        holds, trains = (budgets >= overhead_bytes(columns) for columns in (4, 16))
         assert (stored <= budgets).all()
-        assert (training[holds] <= budgets[holds]).all()
+        assert (training[trains] <= budgets[trains]).all()
         if kept_before is not None:
             grown = budgets >= budgets_before
             assert (kept[grown] >= kept_before[grown]).all()

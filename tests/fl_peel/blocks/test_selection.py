@@ -139,20 +139,22 @@ def test_cutoffs_fit_and_one_more_block_does_not(layout, precision, seed):
 
 
 def slow_serving(ranked: RankedBlocks, budget: int, seen: set[int]) -> tuple[int, list[int]]:
-    """Go down the ranked list, pass over blocks all of whose items were seen, stop where one does not fit."""
+    """Go down the ranked list, pass over blocks all of whose items were seen, stop where one does not fit, with the
+    columns of the user embedding up to it.
+    """
     layout = ranked.layout
-    room = budget - overhead_bytes(layout.embedding_dim)
-    if room < 0:
+    stored, kept, widest = overhead_bytes(layout.slice_dim), [], 0
+    if budget < stored:
         return 0, []
-    stored, kept = overhead_bytes(layout.embedding_dim), []
     for block in ranked.blocks.tolist():
         items = set(np.flatnonzero(layout.item_group == block // layout.num_slices).tolist())
         if items <= seen:
             continue
-        size = int(layout.block_bytes(ranked.precision)[block])
+        wider = max(widest, block % layout.num_slices)
+        size = int(layout.block_bytes(ranked.precision)[block]) + 2 * layout.slice_dim * (wider - widest)
         if stored + size > budget:
             break
-        stored += size
+        stored, widest = stored + size, wider
         kept.append(block)
     return stored, kept
 
@@ -164,7 +166,7 @@ def test_serving_cutoffs_equal_the_readable_loop(layout, precision, seed, sent):
     limit = None if sent is None else int(overhead_bytes(layout.embedding_dim) + sent * layout.full_table_bytes)
     ranked = random_ranking(layout, precision, rng, limit)
     budgets = budgets_for(layout, precision, rng, 8)
-    budgets[:2] = [overhead_bytes(layout.embedding_dim) - 1, overhead_bytes(layout.embedding_dim)]
+    budgets[:2] = [overhead_bytes(layout.slice_dim) - 1, overhead_bytes(layout.slice_dim)]
     seen = random_seen(layout, rng, 8)
     cutoffs, stored, kept = ranked.serving_cutoffs(budgets, seen)
     skipped = ranked.unneeded(seen)
@@ -190,7 +192,7 @@ def test_the_artefact_never_exceeds_the_budget_and_more_budget_keeps_a_superset(
         assert smaller <= set(kept)
         assert len(set(kept)) == len(kept)
         smaller = set(kept)
-        if budget < overhead_bytes(layout.embedding_dim):
+        if budget < overhead_bytes(layout.slice_dim):
             assert not kept
             with pytest.raises(BudgetError, match="header and user embedding"):
                 elastic.at(budget)
@@ -211,6 +213,24 @@ def test_the_room_of_seen_items_is_used_for_others():
     assert fresh.kept(52 + 16).tolist() == [0, 1]
     assert known.kept(52 + 16).tolist() == [1, 3]
     assert known.top_n(52 + 16, 5).tolist() == [1, 3]
+
+
+def test_the_user_embedding_is_as_wide_as_the_widest_row_kept():
+    """Two slices of 2 columns in int8, blocks of 6 bytes: with header and first slice 48. The second slice of the user
+    embedding, 4 bytes more, comes with the first block that has it and that is needed.
+    """
+    layout = BlockLayout(np.arange(3, dtype=np.int32), 4, 2)
+    ranked = rank_blocks(layout, "int8", np.array([9.0, 8.0, 7.0, 5.0, 6.0, 4.0]), np.ones((3, 4), np.float32))
+    assert ranked.blocks.tolist() == [0, 1, 2, 4, 3, 5]
+    budgets = np.array([53, 54, 63, 64, 63, 64, 75, 76])
+    seen = rows_of(*[[]] * 4, *[[0]] * 4)
+    cutoffs, stored, kept = ranked.serving_cutoffs(budgets, seen)
+    assert cutoffs.tolist() == [0, 1, 1, 2, 4, 4, 5, 6]
+    assert stored.tolist() == [48, 54, 54, 64, 60, 60, 70, 76]
+    assert kept.tolist() == [0, 1, 1, 2, 2, 2, 3, 4]
+    user = np.arange(4, dtype=np.float32)
+    widths = [len(ElasticEmbedding(ranked, user, seen.row(i)).at(budget).user) for i, budget in enumerate(budgets)]
+    assert widths == [2, 2, 2, 4, 2, 2, 4, 4]
 
 
 def test_a_group_is_needed_until_all_of_its_items_were_seen():
@@ -249,7 +269,7 @@ def test_an_empty_ranking_keeps_and_recommends_nothing():
     ranked = rank_blocks(layout, "int4", np.ones(10), np.ones((5, 4), np.float32), budget_bytes=0)
     assert len(ranked.blocks) == len(ranked.items) == 0
     assert ranked.cutoffs(np.array([0, 10**9])).tolist() == [0, 0]
-    assert ranked.serving_cutoffs(np.array([10**9]), NOBODY_SEEN)[1].tolist() == [overhead_bytes(4)]
+    assert ranked.serving_cutoffs(np.array([10**9]), NOBODY_SEEN)[1].tolist() == [overhead_bytes(2)]
     assert ElasticEmbedding(ranked, np.ones(4, np.float32), np.zeros(0, int)).top_n(10**6, 3).tolist() == []
 
 

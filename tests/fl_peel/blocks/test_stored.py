@@ -37,7 +37,9 @@ def stored(layout: BlockLayout, precision: str, seed: int, share: float = 0.5) -
 def test_bytes_are_linear_in_the_blocks_kept(layout, precision, seed, share):
     artefact = stored(layout, precision, seed, share)
     data = artefact.to_bytes()
-    assert len(data) == overhead_bytes(layout.embedding_dim) + layout.block_bytes(precision)[artefact.blocks].sum()
+    user_columns = (max([block % layout.num_slices for block in artefact.blocks], default=0) + 1) * layout.slice_dim
+    assert len(data) == overhead_bytes(user_columns) + layout.block_bytes(precision)[artefact.blocks].sum()
+    assert data[4] == (2 if user_columns == layout.embedding_dim else 3)
 
 
 def test_bytes_by_hand():

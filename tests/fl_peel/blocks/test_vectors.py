@@ -44,6 +44,7 @@ def test_every_kind_of_file_is_there():
         (2, True), (4, True), (6, False), (12, False)
     }  # fmt: skip
     assert {sliced for *_, sliced in kinds} == {True, False}
+    assert {(make.FOLDER / f"{name}.peel").read_bytes()[4] for name in CASES} == {2, 3}
     assert any(not make.stored_of(case).blocks.size for case in make.CASES)
     assert any(case.precision == "int4" and case.columns // case.slices % 2 for case in make.CASES)
 
@@ -131,7 +132,7 @@ def test_a_list_that_is_none_is_refused(sent, why):
     layout = BlockLayout(np.arange(5, dtype=np.int32), 8, 2)
     stored = StoredEmbedding.build(layout, "int8", np.ones(8, np.float32), np.array([1]), np.ones((5, 8), np.float32))
     with pytest.raises(ArtifactError, match=why):
-        grow(stored, layout, np.zeros(0, int), 1000, [sent])
+        grow(stored, layout, np.zeros(0, int), 1000, [sent], np.zeros(layout.embedding_dim, np.float32))
 
 
 # ---------------------------------------------------------------- anything at all

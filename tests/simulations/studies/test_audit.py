@@ -274,7 +274,8 @@ def test_an_audit_says_what_the_strongest_attack_gains():
         "attacks, norm, guesses train items with an advantage of 0.0100 [-0.0200, 0.0400] over chance (1: certainty): "
         "not significantly better than chance.",
     )
-    result = AuditResult(rows=(masked, bare, noised), settings={}, collected_share=1.0)
+    rows = (masked, bare, replace(bare, mechanism="as much as none"), noised)
+    result = AuditResult(rows=rows, settings={}, collected_share=1.0)
     assert audit_verdicts(result) == (most, least)
     assert audit_verdicts(replace(result, rows=(bare,))) == (most,)
     assert audit_verdicts(replace(result, rows=())) == ()

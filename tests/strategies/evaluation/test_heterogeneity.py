@@ -397,7 +397,7 @@ def read_by_all(world: World, before: int, budget: int) -> int:
         held = elastic.at(before)
         place = int(np.flatnonzero(ranked.blocks == held.blocks[-1])[0]) + 1 if len(held.blocks) else 0
         following = listed(LAYOUT, "int8", ranked.blocks[place:], world.items)
-        grown, read = grow(held, LAYOUT, seen.row(device), budget, following)
+        grown, read = grow(held, LAYOUT, seen.row(device), budget, following, world.users[device])
         assert grown.to_bytes() == elastic.at(budget).to_bytes()
         total += read
     return total
