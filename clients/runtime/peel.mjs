@@ -205,7 +205,7 @@ export class Peel {
   top(n, seen = []) {
     const without = new Set(seen);
     const { rows, scores } = this.scores();
-    const places = new Uint32Array(rows.keys()).filter((i) => !without.has(rows[i]));
+    const places = rows.map((_, i) => i).filter((i) => !without.has(rows[i]));
     const best = [...places.sort((a, b) => scores[b] - scores[a] || a - b).subarray(0, Math.max(n, 0))];
     return { rows: best.map((i) => rows[i]), scores: best.map((i) => scores[i]) };
   }

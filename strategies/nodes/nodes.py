@@ -319,10 +319,8 @@ class Nodes:
         asked: Sequence[int],
         right_answers: dict[int, NodeReply[Reply]],
     ) -> dict[int, Reply]:
-        """Right answers to what was asked of some partitions; right_answers: what these answered. Failures are counted
-        anew whenever more nodes have answered: a worker that is lost for good fails messages of any node.
-        """
-        pauses_s, most, deadline = iter(PAUSES_S), 0, time.monotonic() + self.patience_s
+        """Right answers to what was asked of some partitions; right_answers: what these answered."""
+        pauses_s, deadline = iter(PAUSES_S), time.monotonic() + self.patience_s
         while True:
             asked = [partition for partition in asked if partition not in self.excluded]
             silent = [partition for partition in asked if partition not in right_answers]
@@ -336,8 +334,6 @@ class Nodes:
             failed = [answer for answer in right_answers.values() if answer.error is not None]
             if not failed and not silent:
                 return _replies(right_answers)
-            if len(good) > most:
-                pauses_s, most = iter(PAUSES_S), len(good)
             waits_for_lost = may_come and kind not in ONCE and all(answer.lost for answer in failed)
             pause_s = PAUSES_S[-1] if waits_for_lost else next(pauses_s, None)
             hopeless = [one for one in failed if pause_s is None or not self._may_repeat(kind, one)]

@@ -202,26 +202,6 @@ class Echoing(LoopbackGrid):
         return [*late, *replies, *replies] if replies and replies[0].metadata.group_id else replies
 
 
-class OneWorker(LoopbackGrid):
-    """Each time, all messages of a kind but one fail: other workers of Ray are lost for good, and take them first."""
-
-    def send_and_receive(self, messages, *, timeout=None):
-        self._answered = False
-        return super().send_and_receive(messages, timeout=timeout)
-
-    def _answer(self, message):
-        if message.metadata.message_type == wire.JOIN:
-            if self._answered:
-                return Message(Error(0, "the actor is unavailable"), reply_to=message)
-            self._answered = True
-        return super()._answer(message)
-
-
-def test_while_some_answer_no_node_is_given_up(tiny, tmp_path):
-    result = serve(OneWorker(6), load_scenario(tiny, MODES["federated"]), RunPaths("", str(tmp_path)))
-    assert not result.environment.excluded_nodes
-
-
 def test_replies_that_come_late_or_twice_count_once(tiny, tmp_path):
     echoed = serve(Echoing(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(tmp_path / "echo")))
     assert figures(echoed) == figures(served(tiny, tmp_path / "whole"))
