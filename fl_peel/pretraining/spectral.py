@@ -61,7 +61,7 @@ def _inverse_power(degrees: NDArray[np.float32], exponent: float) -> FloatArray:
 
 
 OVERSAMPLING, ITERATIONS = 32, 8
-"""Of a truncated singular value decomposition: directions besides those that are wanted, and power iterations."""
+"""Directions besides those that are wanted, and power iterations, of a truncated singular value decomposition."""
 
 
 def truncated_svd(matrix: sp.csr_matrix, rank: int, *, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
