@@ -24,8 +24,8 @@ run: $(INSTALLED)
 export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder $(if $(DURATIONS),--durations=$(DURATIONS))
-# two processes more than the two processors that this is measured on, since tests of engines and of deployments also wait
-ALL := --numprocesses 4 --hypothesis-profile=thorough
+# a process more than there are processors, since tests of engines and of deployments also wait
+ALL := --numprocesses 3 --hypothesis-profile=thorough
 
 # what one wants to know while working, in minutes; DURATIONS=25 lists what takes longest, here and below
 test: $(INSTALLED)-dev

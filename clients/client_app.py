@@ -99,7 +99,7 @@ def _answer(
     _begin(kind)
     try:
         request = wire.unpack(kind.request, message.content)
-        if kind is wire.HELLO:
+        if kind == wire.HELLO:  # on Ray each worker has kinds of its own
             return Message(wire.pack(work(context, request)), reply_to=message)
         cohort = _cohort(context, request)
         checked(cohort, request)

@@ -16,7 +16,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated, Any, Generic, SupportsIndex, TypeVar, get_args, get_origin
 
 import numpy as np
@@ -696,6 +696,11 @@ class MessageKind(str, Generic[Reply]):
         kind = super().__new__(cls, name)
         kind.request, kind.reply, kind.remembered, kind.noised = request, reply, remembered, noised
         return kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return what another process makes the same kind of: Ray carries the nodes' app, with its kinds."""
+        make = partial(MessageKind, remembered=self.remembered, noised=self.noised)
+        return make, (str(self), self.request, self.reply)
 
 
 HELLO = MessageKind("query.hello", HelloRequest, HelloReply)

@@ -14,7 +14,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
-from fl_peel.errors import BudgetError, EngineError
+from fl_peel.errors import BudgetError, EngineError, MessageError
 from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings
@@ -73,8 +73,15 @@ class PreviousHoldings:
 
     @property
     def own(self) -> int:
-        """Return the index of the devices' own budget, the one that moves."""
-        return int(np.flatnonzero(self.budgets == OWN_BUDGET)[0])
+        """Return the index of the devices' own budget, the one that moves.
+
+        Raises:
+            MessageError: devices remember nothing under it, as they do between the periods of a timeline alone.
+        """
+        places = np.flatnonzero(self.budgets == OWN_BUDGET)
+        if not len(places):
+            raise MessageError("these devices remember nothing that they held under their own budgets")
+        return int(places[0])
 
     def held_blocks(self, places: IntArray, budget: int, blocks: IntArray) -> NDArray[np.bool_]:
         """Return which of these blocks (K,) the devices at ``places`` (N,) held, (N, K)."""

@@ -191,17 +191,17 @@ def test_under_a_mechanism_no_sum_of_a_step_is_opened_twice(tiny, tmp_path, faul
     """A run ends rather than that its devices pay for a second one; before one is opened, it goes on all the same."""
     trial("faults in noised steps", "that end the run" if fault in SPOIL else "that do not")
     tries, opened = [], []
-    real_keys, real_unmask = MaskedExchange.ask_keys, MaskedExchange.unmask
+    real_settle, real_unmask = MaskedExchange.settle, MaskedExchange.unmask
 
-    def ask_keys(self, kind, content):
-        tries.append(kind)
-        return real_keys(self, kind, content)
+    def settle(self, replies):
+        tries.append(replies)
+        return real_settle(self, replies)
 
     def unmask(self, whole, survived):
         opened.extend(whole)
         return real_unmask(self, whole, survived)
 
-    monkeypatch.setattr(MaskedExchange, "ask_keys", ask_keys)
+    monkeypatch.setattr(MaskedExchange, "settle", settle)
     monkeypatch.setattr(MaskedExchange, "unmask", unmask)
     if fault in SPOIL:
         with pytest.raises(

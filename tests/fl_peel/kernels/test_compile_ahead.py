@@ -139,7 +139,9 @@ def test_processes_that_compile_at_once_get_the_same_and_leave_it_for_the_next(t
         "import numpy as np\n"
         "from fl_peel import kernels\n"
         "out = [np.empty(2, np.int64) for _ in range(3)]\n"
-        "kernels.serving_cutoffs(np.array([5, 9]), np.array([0, 4, 8]), np.array([0, 1, 1]), np.array([0]), *out)\n"
+        "narrow = np.empty((2, 0), np.int64)\n"
+        "room, cost, skipped = np.array([5, 9]), np.array([0, 4, 8]), (np.array([0, 1, 1]), np.array([0]))\n"
+        "kernels.serving_cutoffs(room, cost, narrow, 8, *skipped, *out)\n"
         "print(*[o.tolist() for o in out], sum(kernels.serving_cutoffs.stats.cache_hits.values()))"
     )
     command = [sys.executable, "-c", code]
