@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,21 +29,27 @@ TIMED_OUT = "timed out during startup"
 
 
 @contextmanager
-def waited_for(what: str) -> Iterator[None]:
-    """Say every ten seconds that something is still waited for."""
-    over, start = threading.Event(), time.monotonic()
-
-    def tell() -> None:
-        while not over.wait(TELL_S):
-            logger.warning("%s: waited for since %.0f s", what, time.monotonic() - start)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+def _in_thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Have a thread work meanwhile. work: is given the event that ends it."""
+    over = threading.Event()
+    worker = threading.Thread(target=work, args=(over,), daemon=True)
+    worker.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        worker.join()
+
+
+def waited_for(what: str) -> AbstractContextManager[None]:
+    """Say every ten seconds that something is still waited for."""
+    start = time.monotonic()
+
+    def tell(over: threading.Event) -> None:
+        while not over.wait(TELL_S):
+            logger.warning("%s: waited for since %.0f s", what, time.monotonic() - start)
+
+    return _in_thread(tell)
 
 
 def start_patiently(start: Callable[[], Started], patience_s: float) -> Started:
@@ -74,15 +80,16 @@ def alive_machines() -> dict[str, str]:
     return {one["NodeID"]: one["NodeManagerAddress"] for one in machines if one["Alive"]}
 
 
-@contextmanager
-def watched_machines(started: threading.Event, ended: threading.Event, lost: Callable[[str], None]) -> Iterator[None]:
+def watched_machines(
+    started: threading.Event, ended: threading.Event, lost: Callable[[str], None]
+) -> AbstractContextManager[None]:
     """Look every second, from when Ray has started until the run has ended, whether a machine has left the cluster.
     lost: is given its address, once. Ray itself takes up to half a minute to notice.
     """
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         before: dict[str, str] = {}
-        while not ended.wait(LOOK_S):
+        while not over.wait(LOOK_S) and not ended.is_set():
             if started.is_set():
                 alive = alive_machines()
                 before = before or alive
@@ -90,13 +97,7 @@ def watched_machines(started: threading.Event, ended: threading.Event, lost: Cal
                     lost(min(before[machine] for machine in before.keys() - alive.keys()))
                     return
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
+    return _in_thread(watch)
 
 
 def require_shared(folder: str) -> None:
