@@ -24,7 +24,7 @@ Lists = Callable[[int], wire.Arrays]
 NO_BUDGETS = np.zeros(0, np.int64)
 SLICE_PRICES = (2.0, 8.0, 64.0)
 """Prices of a further slice that devices compare with 1: in steps, as a little more or less changes nothing."""
-PRICED_ROWS = (8, 32, 128)
+PRICED_ROWS = (8, 16, 32, 64)
 """Budgets under which they compare, in whole rows: so small that width matters."""
 
 
