@@ -247,12 +247,6 @@ def test_a_catalogue_that_makes_no_sense_is_one_line(folder, content, why):
         use(folder)
 
 
-def test_two_items_of_one_name_are_one_line(folder):
-    resealed(folder, CATALOGUE, json.dumps({"ids": ["a"] * 30}).encode())
-    with pytest.raises(ModelError, match="has 1 different ids for 30 items"):
-        use(folder)
-
-
 def test_what_was_found_is_quoted_and_no_more_than_40_characters_of_it():
     files = ModelFiles(Path("model"), {"text": "x" * 50, "number": 10**60, "list": [1], "most": 7})
     assert (files.text("text"), files.number("most", 7)) == ("x" * 50, 7)

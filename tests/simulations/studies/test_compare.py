@@ -172,31 +172,6 @@ def without_seconds(result):
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_where_it_stopped(scenario, tmp_path, counts, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    original = comparison.compete
-
-    def dying(rival, material, wanted):
-        if rival.name == "pep":
-            raise Killed
-        return original(rival, material, wanted)
-
-    monkeypatch.setattr(comparison, "compete", dying)
-    with pytest.raises(Killed):
-        compared(scenario, tmp_path / "out")
-    assert counts["compete"] == 3
-    assert not (tmp_path / "out" / "compare.json").exists()
-    trained = counts["pretrain"]
-    monkeypatch.setattr(comparison, "compete", original)
-    compared(scenario, tmp_path / "out")
-    assert counts["simulated"] == 1
-    assert counts["compete"] == len(RIVALS) + 1
-    assert counts["pretrain"] == trained
-
-
-@pytest.mark.slow
 def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
     few = {"rivals": RIVALS[1:3], "ceilings": CEILINGS, "single_budgets": ()}
     two = comparison.compare(scenario, BUDGETS, out=tmp_path / "two", seeds=2, **few)

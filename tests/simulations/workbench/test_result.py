@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from contextlib import chdir
 
 import matplotlib.pyplot as plt
 import pyarrow.parquet
@@ -13,18 +14,31 @@ from fl_peel.errors import EngineError, MissingExtraError, ReportError
 from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
+from simulations import runner
 from simulations.engine.folders import default_cache_dir
+from simulations.report import run_files
 from simulations.report.run_files import read_report
 from simulations.workbench import progress as module
 from simulations.workbench.progress import Progress
+from simulations.workbench.run import run
 from strategies.figures.schema import to_json
+from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.without_ray import bare_sections
 from tests.simulations.conftest import QUICK
 from tests.simulations.report.test_report import run_result
 
 
-@pytest.fixture
-def result(tiny, without_engine):
-    return fl_peel.run(tiny, overrides=[*QUICK, "evaluation.per_device=true"])
+@pytest.fixture(scope="module")
+def result(planted_home):
+    """A run, whose page has no figures."""
+
+    def simulated(scenario, place, on_event, *, server):
+        return server(LoopbackGrid(2), scenario, place, on_event)
+
+    with chdir(planted_home), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "simulated", simulated)
+        patch.setattr(run_files, "run_sections", bare_sections)
+        return run("tiny.yaml", overrides=[*QUICK, "evaluation.per_device=true"], cache=False)
 
 
 @pytest.fixture
@@ -32,7 +46,7 @@ def pandas():
     return pytest.importorskip("pandas", reason="no pandas")
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("api", "without_figures")
 class TestResult:
     def test_it_is_what_report_json_says(self, result):
         assert result.report == to_json(result.measured)

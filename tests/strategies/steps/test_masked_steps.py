@@ -169,9 +169,6 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
     assert len(np.unique(masks)) == len(masks)
 
 
-SKETCHED = {"row_sketch": 0.4, "sum_bits": 32, "passes": 3}
-
-
 @pytest.mark.slow
 def test_which_rows_a_device_has_cannot_be_read_from_its_messages(clear, tmp_path):
     """One device's items are others in the second data set; all that crosses has the same form and size."""
