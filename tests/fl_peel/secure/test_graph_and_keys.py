@@ -153,6 +153,8 @@ def test_more_than_half_must_open_a_secret_and_no_more_than_there_are():
             protocol.share_secrets(secrets, OCCASION, 10, neighbours(count), needed)
     with pytest.raises(SecureAggregationError, match="the server named it"):
         protocol.share_secrets(secrets, OCCASION, 21, neighbours(4), 3)
+    with pytest.raises(SecureAggregationError, match="one neighbour twice"):
+        protocol.share_secrets(secrets, OCCASION, 10, neighbours(1) * 2, 2)
 
 
 def test_shares_are_numbered_from_one_in_the_order_of_the_neighbours():

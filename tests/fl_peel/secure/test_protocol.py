@@ -264,19 +264,6 @@ def test_both_shares_of_a_device_are_never_given():
     }
 
 
-def test_devices_refuse_a_server_that_makes_up_neighbours():
-    group = Group.drawn(5, 4)
-    with pytest.raises(SecureAggregationError, match="it holds no shares of device 99"):
-        protocol.open_shares(group.held(0), OCCASION, 10, [11, 12, 13, 99], [], group.needed)
-    twice = [group.neighbours[0][0]] * 2
-    with pytest.raises(SecureAggregationError, match="one neighbour twice"):
-        protocol.share_secrets(group.secrets[0], OCCASION, 10, twice, 2)
-    with pytest.raises(SecureAggregationError, match="2 of 4 shares would open a secret; more than half must"):
-        protocol.share_secrets(group.secrets[0], OCCASION, 10, group.neighbours[0], 2)
-    with pytest.raises(SecureAggregationError, match="only 2 neighbours are left, 3 must be"):
-        protocol.mask_vector(MaskWords.zeros(1, 1), group.secrets[0], OCCASION, 10, group.neighbours[0][:2], 3)
-
-
 @pytest.mark.parametrize("number", _SMALL_ORDER)
 @pytest.mark.parametrize("top_bit", [0, 1 << 255])
 def test_a_public_key_without_secret_is_refused(number, top_bit):
