@@ -24,22 +24,6 @@ class TestPlainProfile(ProfileContract):
         return fleet_of().profiles[0]
 
 
-@pytest.mark.parametrize(
-    ("fleet", "name"), [(fleet, name) for fleet in shipped_names() for name in load_fleet(fleet).names]
-)
-class TestShippedProfiles(ProfileContract):
-    num_devices = 101
-    seeds = (0,)
-    rounds = (0, 0.5, 7.25)
-
-    @pytest.fixture(autouse=True)
-    def _profile(self, fleet, name):
-        self.profile = load_fleet(fleet).only(name).profiles[0]
-
-    def make(self):
-        return self.profile
-
-
 # ---------------------------------------------------------------- what a fleet is
 
 

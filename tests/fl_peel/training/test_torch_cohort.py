@@ -28,7 +28,6 @@ from fl_peel.training.group import train_group
 from fl_peel.training.settings import LocalTraining, pretraining_device, require_device, torch_device
 from fl_peel.training.update import LocalWork, in_two_parts
 from simulations.bench import bench as bench_device
-from simulations.bench import bench as benchmarks
 from simulations.bench.bench_context import BenchPlan, bench_scenario
 from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
@@ -389,21 +388,6 @@ def test_workers_see_all_gpus_where_one_is_named_by_number(monkeypatch):
             with engine._visible_gpus(device):
                 assert os.environ.get(key) == inside
             assert os.environ.get(key) == before
-
-
-def test_the_bench_runs_cohorts_where_it_is_told(monkeypatch):
-    scenarios = []
-
-    def simulated(scenario, place, on_event, **_):
-        scenarios.append(scenario)
-        raise ScenarioError("enough")
-
-    monkeypatch.setattr(benchmarks, "simulated", simulated)
-    monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
-    for device in ("cpu", "torch-cpu"):
-        with pytest.raises(ScenarioError, match="enough"):
-            benchmarks.bench("", None, BenchPlan(device=device).quick())
-    assert [scenario.engine.device for scenario in scenarios] == ["cpu", "torch-cpu"]
 
 
 def test_the_bench_measures_how_far_apart_metrics_are(tmp_path, monkeypatch):

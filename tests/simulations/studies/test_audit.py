@@ -27,6 +27,7 @@ from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import hosted_by
+from tests.helpers.without_ray import simulated
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
@@ -348,9 +349,6 @@ def started(monkeypatch):
         if rows == ["none", "clipping"]:
             raise KeyboardInterrupt
         return run_trial(run, trial)
-
-    def simulated(scenario, place, on_event, *, server):
-        return server(LoopbackGrid(2), scenario, place, on_event)
 
     monkeypatch.setattr(module, "run_trial", spied)
     monkeypatch.setattr(module, "simulated", simulated)

@@ -24,6 +24,7 @@ from simulations.timeline.timeline_plots import LABELS
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.helpers.runs import run
+from tests.helpers.without_ray import simulated
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -49,17 +50,13 @@ def two_seeds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-seeds")
     short = load_scenario(written(folder), [SHORT])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "simulated", without_engine)
+        patch.setattr(runner, "simulated", simulated)
         return runner.run_seeds(short, 2, RunOptions(out=folder / "out", command="as typed")), folder / "out", folder
-
-
-def without_engine(scenario, place, on_event, *, server):
-    return server(LoopbackGrid(2), scenario, place, on_event)
 
 
 @pytest.mark.slow
 def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "simulated", without_engine)
+    monkeypatch.setattr(runner, "simulated", simulated)
     events, followed = [], []
 
     class Follower(Callback):
@@ -180,7 +177,7 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
         started.append(scenario.seed)
         if started == [0, 1]:
             raise KeyboardInterrupt
-        return without_engine(scenario, place, on_event, server=server)
+        return simulated(scenario, place, on_event, server=server)
 
     monkeypatch.setattr(runner, "simulated", counted)
     with pytest.raises(KeyboardInterrupt):

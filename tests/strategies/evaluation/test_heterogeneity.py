@@ -522,11 +522,3 @@ def test_scenarios_on_ml_100k_share_its_pretraining(name):
     assert scenario.pretraining == usual.pretraining
     assert scenario.seed == usual.seed
     assert scenario.refinement.local == usual.refinement.local
-
-
-def test_a_mixed_fleet_learns_as_gowalla_does():
-    mixed, gowalla = load_scenario("fleet-mixed"), load_scenario("gowalla")
-    assert mixed.data == gowalla.data
-    assert mixed.pretraining == gowalla.pretraining
-    steps = gowalla.refinement.model_copy(update={"acceptance": mixed.refinement.acceptance})
-    assert mixed.refinement == steps
