@@ -153,7 +153,7 @@ def test_what_no_study_can_measure_is_refused_before_any_work(tiny, tmp_path, un
     [
         ("compare", [PRIVATE, "pretraining.collected.share=50%"], "privacy.group_epsilon: devices whose data is not"),
         ("compare", [PRIVATE, "fairness.exclude_below=60%"], "fairness.exclude_below: refines once more"),
-        ("ablate", [PRIVATE, "privacy.noise_multiplier=0.1"], "privacy.noise_multiplier: 0.1 spends epsilon"),
+        ("ablate", [PRIVATE, "privacy.noise_multiplier=1"], "privacy.noise_multiplier: 1 spends epsilon"),
     ],
 )
 def test_an_epsilon_that_cannot_be_had_is_refused_before_pretraining(tiny, tmp_path, untouched, study, changes, line):
@@ -164,8 +164,9 @@ def test_an_epsilon_that_cannot_be_had_is_refused_before_pretraining(tiny, tmp_p
 
 @pytest.mark.slow
 def test_an_audits_rows_are_all_possible_before_the_first_runs(tiny, tmp_path, untouched):
+    settings = AuditSettings(**FEW, only=("none", "open"))
     with pytest.raises(ScenarioError, match=r"^privacy\.rows: touched reveals which rows"):
-        audit(tiny, tmp_path / "out", rows=[OPEN_ROW])
+        auditing.audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, rows=[OPEN_ROW])
 
 
 def test_a_ray_cluster_that_does_not_answer_is_found_before_pretraining(tiny, tmp_path, untouched):

@@ -66,11 +66,10 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
         def on_end(self, result):
             followed.append(result)
 
-    result = run(
-        load_scenario(file), out=tmp_path / "out", on_event=events.append, callbacks=[Follower()], command="as typed"
-    )
-    assert [event.done for event in events] == list(range(1, 9))
-    assert followed[:8] == events
+    short, callbacks = load_scenario(file, [SHORT]), [Follower()]
+    result = run(short, out=tmp_path / "out", on_event=events.append, callbacks=callbacks, command="as typed")
+    assert [event.done for event in events] == [1, 2]
+    assert followed[:2] == events
     for event, period in zip(events, result.periods, strict=True):
         assert event.figures["timeline/recall_at_20/federation"] == period.lines["federation"]["all"].recall.value
         assert event.figures["timeline/items"] == period.items
@@ -86,7 +85,7 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "out" / "timeline.csv").open()))
     recalls = [row for row in rows if (row["part"], row["name"], row["cohort"]) == ("periods.lines", "recall", "all")]
     assert {row["method"] for row in recalls} == result.last.keys()
-    assert {row["period"] for row in recalls} == {str(number) for number in range(1, 9)}
+    assert {row["period"] for row in recalls} == {"1", "2"}
     page = html.unescape((tmp_path / "out" / "timeline.html").read_text())
     for words in (
         "recall over time",
