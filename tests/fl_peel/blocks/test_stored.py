@@ -31,7 +31,7 @@ def stored(layout: BlockLayout, precision: str, seed: int, share: float = 0.5) -
     return StoredEmbedding.build(layout, precision, user, blocks, random_table(rng, layout))
 
 
-@examples(400)
+@examples(150)
 @given(layout=layouts, precision=precisions, seed=seeds, share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_bytes_are_linear_in_the_blocks_kept(layout, precision, seed, share):
     artefact = stored(layout, precision, seed, share)
@@ -39,16 +39,6 @@ def test_bytes_are_linear_in_the_blocks_kept(layout, precision, seed, share):
     user_columns = (max([block % layout.num_slices for block in artefact.blocks], default=0) + 1) * layout.slice_dim
     assert len(data) == overhead_bytes(user_columns) + layout.block_bytes(precision)[artefact.blocks].sum()
     assert data[4] == (2 if user_columns == layout.embedding_dim else 3)
-
-
-def test_bytes_by_hand():
-    # header 44, user 2 x 6; blocks 4 and 8 of test_blocks: 3 items and 1 item, two columns each in int8
-    layout = BlockLayout(np.array([1, 0, 1, 2, 0, 1], np.int32), 6, 3)
-    table = np.arange(36, dtype=np.float32).reshape(6, 6)
-    artefact = StoredEmbedding.build(layout, "int8", np.ones(6, np.float32), np.array([4, 8]), table)
-    assert len(artefact.to_bytes()) == 44 + 12 + (6 + 3 * 4) + (6 + 1 * 4)
-    assert artefact.starts.tolist() == [2, 5]
-    assert artefact.counts.tolist() == [3, 1]
 
 
 def test_the_worked_example_of_the_docs():

@@ -152,7 +152,7 @@ def mutated(data, changes):
     return data
 
 
-@examples(500)
+@examples(150)
 @given(name=st.sampled_from(sorted(CASES)), changes=mutations, sealed=st.booleans())
 def test_any_change_is_refused_or_read_as_it_is_written(name, changes, sealed):
     """What is read is written again to the last byte: nothing in a file is read past."""
