@@ -24,8 +24,6 @@ from fl_peel.errors import BudgetError
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
 
-NOBODY_SEEN = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
-
 
 def random_ranking(layout, precision, rng, budget=None) -> RankedBlocks:
     weights = rng.integers(0, 5, layout.num_blocks).astype(np.float32)  # many ties
