@@ -140,11 +140,7 @@ def test_a_simulation_needs_interactions(own, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        (
-            "pretraining",
-            {"source": "collected", "collected": {"share": 1}},
-            "without name and path no interaction leaves a device",
-        ),
+        ("pretraining", {"source": "collected", "collected": {"share": 1}}, "without name and path no interaction"),
         ("pretraining", {"collected": {"share": 0.5}}, "without name and path no interaction leaves a device"),
         ("evaluation", {"per_device": True}, "are for simulations, which have all interactions"),
         ("data", {"min_rating": 3}, "leave out timeline and min_rating"),

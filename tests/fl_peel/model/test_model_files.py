@@ -178,11 +178,7 @@ NAN = np.full((30, 8), np.nan, np.float32)
         ),
         (ITEMS, {"item_group": None}, "item_group is not of 30 items"),
         (ITEMS, {"item_group": np.arange(30)}, "item_group is not of 30 items"),
-        (
-            ITEMS,
-            {"item_group": np.full(30, 2**31 - 1, np.int32)},
-            "its item groups are not numbered from 0 without gaps",
-        ),
+        (ITEMS, {"item_group": np.full(30, 2**31 - 1, np.int32)}, "its item groups are not numbered from 0 without"),
         (ITEMS, {"item_group": np.full(30, -1, np.int32)}, "its item groups are not numbered from 0 without gaps"),
         (ITEMS, {"item_group": np.ones(30, np.int32)}, "its item groups are not numbered from 0 without gaps"),
         (ITEMS, {"item_group": np.zeros((5, 6), np.int32)}, "item_group is not of 30 items"),

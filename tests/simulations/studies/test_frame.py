@@ -130,10 +130,7 @@ def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
     ("changes", "line"),
     [
         (["evaluation.top_n=5"], "evaluation.top_n: 5 is not 20, the list length of studies; leave it out"),
-        (
-            ["data.validation_share=0"],
-            "data.validation_share: no device has a validation item, and studies",
-        ),
+        (["data.validation_share=0"], "data.validation_share: no device has a validation item, and studies"),
         (["data.test_share=0"], "data.test_share: no device has a test item, and studies report metrics on"),
         (["blocks.count=60"], "blocks.count: 60 is not in 1..59, the number of items"),
         (["fleet=[poor.yaml]"], "device profile poor: budget 18 B is below one block"),

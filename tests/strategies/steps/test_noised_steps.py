@@ -194,10 +194,7 @@ BAD = [
         {"privacy": {"noise_multiplier": None, "target_epsilon": 0.5, "group_epsilon": None}},
         "privacy.group_epsilon: dev",
     ),
-    (
-        {"pretraining": {"source": "collected", "collected": {"share": 1.0}}},
-        "pretraining.source: collected lets devices",
-    ),
+    ({"pretraining": {"source": "collected", "collected": {"share": 1.0}}}, "pretraining.source: collected lets"),
     ({"data": {"refit": True}}, "data.refit runs both stages twice"),
 ]
 
