@@ -51,8 +51,13 @@ def pooled(scenario: Scenario, folder):
     return run_stage1(asked, scenario.pretraining.spectral(), GroupPlan(8, 2, 4, 0))
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("mode", MODES)
+ON_EIGHT = ("clear", "noised by devices", "masked and hashed", "masked and noised")
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes"),
+    [*((mode, 1) for mode in MODES), *(pytest.param(mode, 8, marks=pytest.mark.slow) for mode in ON_EIGHT)],
+)
 def test_tables_are_those_of_pooled_data(scenario, tmp_path, mode, nodes):
     """Noise of devices, or in shares, is not that of the server: it is the same on any nodes, and without masks."""
     one = in_mode(scenario, mode)
