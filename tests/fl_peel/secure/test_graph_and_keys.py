@@ -128,6 +128,10 @@ def test_a_box_opens_for_whom_it_was_sealed_and_for_nothing_else():
         SecureAggregationError, match="round 3, user group 1: device 9 refuses the public key of device 4"
     ):
         unseal(theirs, bytes(KEY_BYTES), OCCASION, 4, 9, box)
+    with pytest.raises(
+        SecureAggregationError, match="round 3, user group 1: device 4 refuses the public key of device 9"
+    ):
+        seal(mine, bytes(KEY_BYTES), OCCASION, 4, 9, b"content")
 
 
 # ---------------------------------------------------------------- shares and what devices refuse
