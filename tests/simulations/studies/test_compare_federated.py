@@ -53,9 +53,9 @@ def started(monkeypatch):
     return count
 
 
-def compared(tiny, out, *, changes=(), **kwargs):
+def compared(tiny, out, *, changes=(), methods=METHODS, **kwargs):
     scenario = load_scenario(tiny, [*NOTHING, *changes])
-    return compare_rows.compare_federated(scenario, BUDGETS, out=out, methods=METHODS, effort=EFFORT, **kwargs)
+    return compare_rows.compare_federated(scenario, BUDGETS, out=out, methods=methods, effort=EFFORT, **kwargs)
 
 
 @pytest.mark.slow
@@ -116,6 +116,16 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
         same = [row for row in rows if (row["method"], row["share"]) == (method, share)]
         (chosen,) = (row for row in same if row["chosen"])
         assert chosen["validation_recall@20"] == max(row["validation_recall@20"] for row in same)
+
+
+@pytest.mark.slow
+def test_seeds_give_means(tiny, tmp_path, started):
+    two = compared(tiny, tmp_path / "out", seeds=2, methods=METHODS[:1])
+    one = compared(tiny, tmp_path / "out", methods=METHODS[:1])
+    other = compared(tiny, tmp_path / "other", changes=["seed=1"], methods=METHODS[:1])
+    for row, first, second in zip(two["rows"], one["rows"], other["rows"], strict=True):
+        for key in ("recall@20", "bytes_up_mean", "bytes_down_mean"):
+            assert row[key] == pytest.approx((first[key] + second[key]) / 2)
 
 
 def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
