@@ -16,7 +16,7 @@ from simulations.report.section import run_sections
 from simulations.report.sections.classes import device_classes_view
 from simulations.report.sections.costs import costs_view
 from simulations.report.sections.quality import budgets_view, full_table_view, missing_nodes
-from simulations.report.sections.refinement import acceptance_views
+from simulations.report.sections.rounds import acceptance_views
 from simulations.report.sections.stage1 import stage1_views
 from simulations.report.table_view import TableView, format_bytes
 from simulations.report.verdict import verdicts

@@ -17,7 +17,7 @@ from simulations.report.run_files import read_report, summary, write_report
 from simulations.report.sections.classes import fleet_budgets, fleet_table
 from simulations.report.sections.elasticity import elasticity_tables, moving_budgets, recall_after_falls
 from simulations.report.sections.fairness import dot_limits, fairness_by_class, fairness_tables
-from simulations.report.sections.times import time_table
+from simulations.report.sections.rounds import time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FullTableResult, RunResult
