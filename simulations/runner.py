@@ -45,7 +45,7 @@ from simulations.resumable import (
     resumable_folder,
 )
 from simulations.run_options import RunOptions
-from simulations.trackers.registry import figures_on_test, watched
+from simulations.trackers import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run_paths import RunPaths

@@ -12,9 +12,9 @@ from clients.round.contents import BoundedDeviceContents, OpenDeviceContents
 from clients.round.contracts import DeviceContentsContract
 from clients.round.round_context import contents_kind as device_kind
 from fl_peel import plugins
+from fl_peel.contracts import StatisticContract
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.bounded_statistic import bounded, find_statistic
-from fl_peel.exchange.contracts import StatisticContract
 from fl_peel.kernels import FIXED_POINT
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario

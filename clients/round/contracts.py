@@ -19,9 +19,9 @@ from typing import ClassVar
 import numpy as np
 
 from clients.round.contents import DeviceContents
+from fl_peel.contracts import example_devices
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.bounded_statistic import TrainedDevices
-from fl_peel.exchange.contracts import example_devices
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import dense
 from fl_peel.scenario.scenario import Scenario

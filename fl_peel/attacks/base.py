@@ -10,7 +10,7 @@ overrides :meth:`Attack.learn` too. Register it in your package's ``pyproject.to
     [project.entry-points."fl_peel.attacks"]
     my-attack = "my_package:MyAttack"
 
-It is called without arguments, once for every mechanism that is audited. :class:`fl_peel.attacks.contracts` has the
+It is called without arguments, once for every mechanism that is audited. :class:`fl_peel.contracts` has the
 tests that every attack must pass.
 """
 

@@ -8,7 +8,7 @@ norm, adds up, noises and accounts for it as for every other part. Register one 
       statistics:
         top-list-rows: {share: 0.1, norm: 1.0}
 
-:class:`fl_peel.exchange.contracts.StatisticContract` tests it.
+:class:`fl_peel.contracts.StatisticContract` tests it.
 """
 
 from __future__ import annotations

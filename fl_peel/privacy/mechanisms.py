@@ -12,7 +12,7 @@ the devices of ``fl-peel run private`` draw 5e8 numbers.)
 Every device's contribution has a norm of at most ``bound`` (L2 or L1, as the mechanism asks), in each part that is
 released. A mechanism adds independent noise of standard ``scale = multiplier x bound x range`` to every number of a
 part. To add one, write a subclass and register it under the entry point group ``fl_peel.mechanisms``; it is then a
-value of ``privacy.mechanism``. :class:`fl_peel.privacy.contracts.MechanismContract` tests it.
+value of ``privacy.mechanism``. :class:`fl_peel.contracts.MechanismContract` tests it.
 
 Two notions of neighbours (dp-accounting's names in parentheses): a server that adds noise to sums protects a device
 against the same run in which that device sent nothing but zeros (REPLACE_SPECIAL; Kairouz et al., arXiv 2103.00039,

@@ -1,5 +1,7 @@
 """The page of a result: head, styles, heading, sections with tables and figures, and how to reproduce it."""
 
+from __future__ import annotations
+
 PARTS = """\
 {% macro table(view, bare=false) %}
 {% if view.rows | length == 1 %}{{ sentence(view, bare) }}{% else %}
@@ -246,3 +248,18 @@ PAGE = """\
 {% endfor %}
 {% endblock %}
 """
+
+
+NOTEBOOK = """\
+{% from "parts.html" import table %}
+<div>
+<p>{{ title }}</p>
+{% if budgets %}
+{{ table(budgets) }}
+{% endif %}
+{% if image %}
+<img style="max-width: 46rem; background: #fff" alt="{{ alt }}" src="data:image/svg+xml;base64,{{ image }}">
+{% endif %}
+</div>
+"""
+"""View of a result in a notebook: the budgets and the lead figure."""

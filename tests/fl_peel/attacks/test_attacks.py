@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.attacks.base import ATTACKS, Attack, DeviceView, StepView, checked_scores
-from fl_peel.attacks.contracts import AttackContract, example_views
 from fl_peel.attacks.device_attacks import (
     AnsweringClass,
     InteractionMembership,
@@ -35,6 +34,7 @@ from fl_peel.attacks.scoring import (
     precision_recall_f1,
     squares,
 )
+from fl_peel.contracts import AttackContract, example_views
 from fl_peel.errors import ScenarioError
 
 

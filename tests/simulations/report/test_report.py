@@ -31,8 +31,7 @@ from simulations.report.run_files import read_report, summary, write_report
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
 from simulations.report.theme import themed
 from simulations.report.verdict import verdicts
-from simulations.studies.compare.compare_plot import compare_alt, compare_plot
-from simulations.studies.compare.report import write_compare
+from simulations.studies.compare.report import compare_alt, compare_plot, write_compare
 from simulations.studies.compare.tables import (
     ceilings_view,
     compare_details_view,

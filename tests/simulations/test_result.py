@@ -13,10 +13,10 @@ from fl_peel.errors import EngineError, MissingExtraError, ReportError
 from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
+from simulations import workbench as module
 from simulations.engine.folders import default_cache_dir
 from simulations.report.run_files import read_report
-from simulations.workbench import progress as module
-from simulations.workbench.progress import Progress
+from simulations.workbench import Progress
 from strategies.figures.schema import to_json
 from tests.simulations.conftest import QUICK
 from tests.simulations.report.test_report import run_result
