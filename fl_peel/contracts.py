@@ -364,7 +364,7 @@ def _example_steps(
     moments = {"sizes": sizes, "first": first, "items": per_group}
     return (
         StepView("counts", {}, {"items": items}),
-        StepView("pass", {"place": np.zeros(0, np.int32)}, {"norms": norms}),
+        StepView("pass", {}, {"norms": norms}),
         StepView("choice", question, {"won": won, "answered": np.array([1])}),
         StepView("vectors", {"own": own}, {}),
         StepView("groups", {"centroids": own[:2]}, {"sizes": sizes, "sums": first}),

@@ -108,8 +108,8 @@ class RoundView:
 class StepView:
     """One step of stage 1 by devices. step: its name; sent, reply: arrays by name:
 
-    counts: ``items`` (I,). pass: ``norms`` (I,), under a row sketch (B,), L2 norms of what is added to each row, of the
-    first columns (a device adds the same to each of its rows); sent is ``place`` (I,) of the sketch, else (0,). choice:
+    counts: ``items`` (I,). pass: ``norms`` (I,), L2 norms of what is added to each row, of the
+    first columns (a device adds the same to each of its rows); nothing is sent. choice:
     ``won`` (C,) in one, ``answered`` (1,); sent are the arrays of
     :class:`fl_peel.steps.choice.FilterRequest` and ``item_exponent`` (1,). vectors: sent is ``own`` (I,
     K). groups: ``sizes`` (G,), ``sums`` (G, c); sent are ``centroids`` (G, c). moments: ``sizes`` (G,), ``first`` (G,

@@ -380,8 +380,7 @@ class Stage1Rows(_Stage1Attack):
         for one in view.of_step("pass"):
             norms = one.reply.get("norms")
             if norms is not None:
-                place = one.sent["place"]
-                total = total + scaled(norms[np.abs(place) - 1] if len(place) else norms)
+                total = total + scaled(norms)
         return total[candidates]
 
 

@@ -244,11 +244,9 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
 
 
 def _bare(base: Scenario) -> Scenario:
-    """The scenario without protection but its ``privacy.min_owners``, and without what is for protected sums alone."""
-    pretraining = base.pretraining.model_copy(update={"row_sketch": None})
+    """The scenario without protection but its ``privacy.min_owners``."""
     privacy = Privacy(min_owners=base.privacy.min_owners)
-    changes = {"privacy": privacy, "secure_aggregation": SecureAggregation(), "pretraining": pretraining}
-    return base.model_copy(update=changes)
+    return base.model_copy(update={"privacy": privacy, "secure_aggregation": SecureAggregation()})
 
 
 def _free(name: str, rows: Planned) -> str:

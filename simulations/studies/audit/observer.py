@@ -168,7 +168,7 @@ class StepObserver:
         if isinstance(step, VectorsStep):
             return StepView(step.name, {"own": self._own(requests)}, {}, len(devices))
         if isinstance(step, PassStep):
-            sent = {"place": sent.get("place", np.zeros(0, np.int32))}
+            sent = {}
         if isinstance(step, ChoiceStep):
             exponent = np.array([cohort.scenario.pretraining.item_exponent])
             sent = sent | {"place": np.array([step.place]), "item_exponent": exponent}

@@ -96,12 +96,6 @@ class TestStage1Rows(AttackContract):
     attack = Stage1Rows
     succeeds = 1.0
 
-    def test_rows_of_a_sketch_are_read_from_their_buckets(self):
-        """Items 0 and 3 share bucket 1, of which the device has none, items 1 and 2 share bucket 2."""
-        step = StepView("pass", {"place": np.array([1, -2, 2, -1])}, {"norms": np.array([0.0, 3.0])})
-        scores = Stage1Rows().scores(DeviceView(0, 4, (), (step,)), np.arange(4), 0)
-        assert scores.tolist() == [0, 1, 1, 0]
-
 
 class TestStage1Vector(AttackContract):
     attack = Stage1Vector

@@ -64,14 +64,6 @@ BAD = [
         {"pretraining": {"source": "devices"}},
         "pretraining: source: devices needs model: spectral; lightgcn is trained on",
     ),
-    (
-        {"pretraining": {"model": "spectral", "source": "devices", "row_sketch": 0.25}},
-        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear",
-    ),
-    (
-        {"pretraining": {"model": "spectral", "row_sketch": "25%"}, "secure_aggregation": {"enabled": True}},
-        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the buckets",
-    ),
     ({"pretraining": {"model": "spectral", "sum_bits": 32}}, "pretraining: sum_bits applies to sums from devices"),
     (
         {
