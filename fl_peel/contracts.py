@@ -78,8 +78,7 @@ class SelectorContract:
         return type(self).selector(statistics, seed, user_group)
 
     def test_one_finite_non_negative_weight_per_block(self) -> None:
-        """Weights are finite and non-negative, one per block, also for groups with ties and for one without
-        observations."""
+        """Weights are finite and non-negative, one per block, also with ties and without observations."""
         for size in self.sizes:
             nothing = np.zeros(size, np.float32)
             unknown = BlockStatistics(nothing, nothing, nothing, nothing, nothing)
@@ -210,8 +209,7 @@ class MechanismContract:
         assert pickle.loads(pickle.dumps(mechanism)) == mechanism, "a mechanism is a value: make it a frozen dataclass"
 
     def test_noise_has_mean_zero_and_the_stated_deviation(self) -> None:
-        """Noise has mean 0 and the stated deviation: over 200,000 draws, within five standard errors (kurtosis of at
-        most 10 assumed)."""
+        """Noise has mean 0 and the stated deviation: 200,000 draws, five standard errors (kurtosis 10 at most)."""
         for scale in (0.01, 3.0):
             drawn = self.mechanism.draw(np.random.default_rng(1), (400, 500), scale)
             assert drawn.shape == (400, 500), f"asked for (400, 500), got {drawn.shape}"
@@ -226,8 +224,7 @@ class MechanismContract:
         assert not np.array_equal(first, other), "different generators gave the same noise"
 
     def test_whole_noise_has_the_stated_deviation(self) -> None:
-        """Integer noise of ``privacy.noise_source: system``, if implemented, has the stated deviation over 200,000
-        draws."""
+        """Integer noise of ``privacy.noise_source: system``, if implemented, has the stated deviation."""
         if not self.mechanism.draws_whole:
             return
         for scale in (40, 3 << 30):
@@ -403,8 +400,7 @@ class AttackContract:
         assert type(self).attack.secret in (*ITEM_SECRETS, "user group", "device class"), "an unknown secret"
 
     def test_one_finite_score_per_candidate(self) -> None:
-        """Scores are finite, one per candidate, also for few candidates, before learning, and where the protocol
-        reveals nothing."""
+        """Scores are finite, one per candidate, also for few candidates, before learning, and where nothing shows."""
         leaks: tuple[Leak, ...] = ("planted", "noise", "nothing")
         for leak in leaks:
             for attack in (type(self).attack(), self.taught(leak)):

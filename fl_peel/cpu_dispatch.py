@@ -36,9 +36,7 @@ late: dict[str, str] = {}
 
 
 def pinned(flags: frozenset[str], numpy_version: str) -> dict[str, str]:
-    """Return the environment that names the code paths on a processor with these flags; empty where it lacks
-    ``NEEDED``.
-    """
+    """Return the environment that names a processor's code paths by its flags; empty where it lacks ``NEEDED``."""
     if not flags >= NEEDED:
         return {}
     newer = "X86_V4 AVX512_ICL AVX512_SPR"

@@ -473,9 +473,7 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class CompareReply:
-    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.bootstrap.PairedSums`; download_bytes: bytes that
-    devices fetched for it.
-    """
+    """Reply to a comparison. sums: (G,) :class:`fl_peel.ranking.bootstrap.PairedSums`; download_bytes: for it."""
 
     sums: Annotated[PairedSums, ArraySpec(("G",), columns=_PAIRED)]
     download_bytes: Annotated[int, _COUNT]

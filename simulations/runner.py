@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
 from fl_peel.errors import ReportError
-from fl_peel.events import Event, OnEvent, with_seed
+from fl_peel.events import Event, OnEvent, stages_under
 from fl_peel.json_codec import to_plain
 from fl_peel.model.model import load
 from fl_peel.object_codec import from_nodes, to_nodes
@@ -181,7 +181,7 @@ def run_seeds(scenario: Scenario, seeds: int, options: RunOptions) -> SeedsResul
     with owned_store(out / CHECKPOINTS) as store:
         for number in range(scenario.seed, scenario.seed + seeds):
             one, place = scenario.model_copy(update={"seed": number}), out / f"{SEED}{number}"
-            on_seed_event = with_seed(number, options.on_event)
+            on_seed_event = stages_under(f"seed {number}", options.on_event)
             about = about_seed(one, options.data_dir)
             kept = None if options.fresh else read_finished(store, place, about)
             if kept is not None:

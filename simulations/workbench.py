@@ -89,8 +89,7 @@ class StageBars:
 
 
 class Progress(Callback):
-    """Callback that shows a run's stages: as progress bars in a notebook, on stderr elsewhere. Use one per run at a
-    time."""
+    """Callback that shows a run's stages, in a notebook as bars, else on stderr; one per run at a time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

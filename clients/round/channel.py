@@ -29,9 +29,7 @@ Reply = TypeVar("Reply")
 
 
 class DeviceChannel(ABC, Generic[Reply]):
-    """The device half of a channel, on one node and in one round: it takes one user group after the other, then makes
-    the reply.
-    """
+    """The device half of a channel, on one node in one round: one user group after the other, then the reply."""
 
     def __init__(self, cohort: Cohort, request: RoundRequest) -> None:
         self.context = RoundContext.from_request(cohort, request)

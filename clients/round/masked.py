@@ -184,9 +184,7 @@ class MaskedGroup:
         self._total = MaskWords.zeros(*self.layout.num_words)
 
     def add(self, i: int, values: Values) -> bool:
-        """Mask what device ``i`` contributes, and add it; the device opens what its neighbours sealed for it first.
-        Return whether it did not refuse.
-        """
+        """Add what device ``i`` contributes, masked, once it opened its neighbours' shares; return whether it did."""
         words, masked = self.layout.words(values), self.cohort.scenario.secure_aggregation.masked
         began = time.perf_counter()
         if masked:
@@ -229,9 +227,7 @@ class MaskedGroup:
 def make_keys(
     cohort: Cohort, server_round: int, reached: IntArray, groups: NDArray[np.int32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Fresh keys of devices (N,) in their user groups (N,): public ones (N, 32) of channels and of masks. What is
-    private they keep.
-    """
+    """Make keys of devices (N,) in groups (N,): public ones (N, 32) of channels and masks; they keep the others."""
     store, masked = SecretStore.from_node_folder(cohort.folder), cohort.scenario.secure_aggregation.masked
     channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
     private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)

@@ -125,9 +125,7 @@ def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, ext
 
 
 def extra_bytes(scenario: Scenario) -> int:
-    """Return the bytes that a device holds during refinement besides its file: the user embedding that it may go back
-    to.
-    """
+    """Return the bytes that a device holds beside its file: the user embedding that it may go back to."""
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 
@@ -182,9 +180,7 @@ class RoundContext:
         return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), extra)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
-        """Return which of the sampled devices at ``places`` are available and have enough memory, and the counts of all
-        of them.
-        """
+        """Return which sampled devices at ``places`` are available with enough memory, and counts of all."""
         return reached_devices(self.cohort, places, self.budgets[0], self.request.server_round)
 
 
@@ -208,9 +204,7 @@ def reached_devices(
 
 
 def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np.bool_]:
-    """Return which of the devices at ``places`` (N,) are available and answer, as a mask (N,); see
-    ``privacy.answer_share``.
-    """
+    """Return which devices at ``places`` (N,) are available and answer, (N,); see ``privacy.answer_share``."""
     available = cohort.available(places, server_round)
     share = cohort.scenario.privacy.answer_share
     if share is None:

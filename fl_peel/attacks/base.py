@@ -126,9 +126,7 @@ class StepView:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """All steps of stage 1 and all rounds that the observer saw of one device, oldest first. The number is a name, it
-    says nothing.
-    """
+    """All steps of stage 1 and all rounds that the observer saw of one device, oldest first; ``device`` is a name."""
 
     device: int
     num_items: int

@@ -64,9 +64,7 @@ class CanaryOutcome:
 
 
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
-    """Return the outcome with the largest bound over so many seeds, from the scenario's on; each has the same
-    confidence.
-    """
+    """Return the outcome with the largest bound over so many seeds, each of the same confidence."""
     outcomes = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
     return replace(max(outcomes, key=lambda one: one.epsilon_low), seeds=seeds)
 

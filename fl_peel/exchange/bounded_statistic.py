@@ -51,9 +51,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupShape:
-    """Shape of what one user group is sent in a round: R ``rows`` of ``slices`` slices and ``dim`` columns, in K
-    ``blocks``.
-    """
+    """Shape of what a user group is sent: R ``rows`` of ``slices`` slices and ``dim`` columns, in K ``blocks``."""
 
     rows: int
     slices: int

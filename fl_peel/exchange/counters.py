@@ -147,9 +147,7 @@ class RoundCounts:
         )
 
     def withheld(self) -> Self:
-        """Return what is left where devices withhold their counters: how many were sampled, which the server knows
-        anyway.
-        """
+        """Return what is left where devices withhold counters: how many were sampled, which the server knows."""
         return replace(self.nothing(len(self.classes.devices)), clock=self.clock.asked_alone())
 
 

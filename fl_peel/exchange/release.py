@@ -333,7 +333,5 @@ class TrafficPadding:
         )
 
     def is_public(self) -> bool:
-        """Return whether a device's traffic is independent of its data, so that the server can compute it without a
-        report.
-        """
+        """Return whether a device's traffic does not depend on its data: the server can compute it."""
         return self.all_rows and self.group_prefix

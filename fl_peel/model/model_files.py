@@ -82,9 +82,7 @@ class ModelWriter:
 
 @contextmanager
 def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
-    """Write a model's files: the folder is replaced when all are written, else left as it was. about: further keys of
-    ``model.json``.
-    """
+    """Write a model's files: the folder is replaced when all are written. about: more keys of ``model.json``."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -54,9 +54,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PrivacyCost:
-    """Epsilon at a delta: the tighter one, whose accountant it is of, and both (None: the accountant has no answer);
-    infinite where neither has.
-    """
+    """The tighter epsilon at a delta, whose accountant it is of, and both (None: no answer); or infinity."""
 
     epsilon: float
     delta: float

@@ -68,9 +68,7 @@ class Bits(Protocol):
 
 
 class SystemBits:
-    """Random bits of AES-256 in counter mode under a key of the operating system's randomness, which is kept nowhere
-    else.
-    """
+    """Random bits of AES-256 in counter mode, under a key of the system's randomness that is kept nowhere else."""
 
     def __init__(self) -> None:
         self._stream = Cipher(AES256(os.urandom(32)), CTR(os.urandom(16))).encryptor()
@@ -211,8 +209,7 @@ class Mechanism(ABC):
 
     @abstractmethod
     def event(self, multiplier: float) -> DpEvent:
-        """Return the privacy event of one release whose noise has ``multiplier`` times the largest distance of two
-        contributions."""
+        """Return the privacy event of a release; ``multiplier``: of the largest distance of two contributions."""
 
     @abstractmethod
     def of_share(self, multiplier: float, share: float) -> float:

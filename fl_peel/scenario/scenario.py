@@ -245,8 +245,7 @@ class Scenario(Keys):
 
     @property
     def compares(self) -> bool:
-        """Whether devices decide about the acceptance of refinement: where nothing hides their comparison, and no
-        device is malicious."""
+        """Whether devices decide about acceptance: nothing hides their comparison, and none is malicious."""
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
         wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
         return wanted and not hidden and self.data.validation_share > 0

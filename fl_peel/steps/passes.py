@@ -157,9 +157,7 @@ class PassStep(Step):
 
     @staticmethod
     def ask(channel: StepChannel, table: Floats, weights: Floats) -> Ints:
-        """Return the sums of a pass, (I, K). table: (I, K), within bounds Q; weights: D^-b (I,), of no use without
-        bounds.
-        """
+        """Return the sums of a pass, (I, K). table: (I, K), within bounds Q; weights: D^-b (I,), for bounds."""
         sent: Arrays = {"table": table}
         if channel.terms.bounded:
             sent["weights"] = weights
@@ -190,9 +188,7 @@ def pass_sums(
 def bounded_pass_sums(
     table: Floats, weights: Floats, columns: slice, rows: UserItems, bounds: ContributionBounds
 ) -> Ints:
-    """Return some columns (I, k) of the devices' bounded contributions to a pass of a table (I, K), in units of
-    1 / ``PASS_SCALE``.
-    """
+    """Return columns (I, k) of bounded contributions to a pass of a table (I, K), in units of 1 / ``PASS_SCALE``."""
     ordered = rows.by_item()
     shape = (rows.num_users, len(weights))
     mine = np.nan_to_num(weights[ordered.items].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

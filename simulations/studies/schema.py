@@ -238,8 +238,7 @@ class AttackFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedRow(StudyQuality):
-    """A mechanism: what attacks find under it, its epsilon with the lower bound by canaries, recall, and recall
-    relative to no protection."""
+    """A mechanism: attacks, epsilon with the canaries' lower bound, recall, also relative to no protection."""
 
     mechanism: Annotated[str, Column("mechanism")]
     view: str

@@ -129,9 +129,7 @@ def _source_files(name: str) -> list[Path] | list[None]:
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """Return the part of a scenario that decides a study's figures: not its name, not the machine, not the report's own
-    parts.
-    """
+    """Return what of a scenario decides a study's figures: not its name, the machine or the report's own parts."""
     content = scenario.model_dump(mode="json")
     for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
         content.pop(key, None)
@@ -139,9 +137,7 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
 
 
 def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
-    """Return the part of a scenario that decides the figures of those who start from the pretrained tables and know no
-    device.
-    """
+    """Return what of a scenario decides figures that start from pretrained tables and know no device."""
     content = scenario.model_dump(mode="json")
     return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}
 
@@ -153,9 +149,7 @@ def decisive_of_starts(scenario: Scenario) -> dict[str, Any]:
 
 @dataclass
 class Study:
-    """One seed of a study. data: digest of the devices' data; seconds: of every stage, as it was when it was really
-    done.
-    """
+    """One seed of a study. data: digest of the devices' data; seconds: of every stage when it was really done."""
 
     scenario: Scenario
     paths: RunPaths

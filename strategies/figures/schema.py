@@ -306,8 +306,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTrace:
-    """Trace of one device over the rounds; the three lists have equal length, with None for rounds in which it was not
-    observed."""
+    """Trace of one device, a value a round in each list; None for rounds in which it was not observed."""
 
     device: Annotated[int, Column("device")]
     device_class: Annotated[str, Column("device_class")]
@@ -396,8 +395,7 @@ class FixedTiersResult:
 
 @dataclass(frozen=True)
 class ExcludingSmall:
-    """Refinement without small devices. below: budget share below which devices are left out; device_rounds:
-    device-rounds left out."""
+    """Refinement without devices of a budget share ``below``; device_rounds: device-rounds left out."""
 
     below: Share
     device_rounds: Count
@@ -504,8 +502,7 @@ class ElasticityResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticTrace:
-    """Trace of one device followed after training, in simulation only: one value per moment; recall only where it
-    re-selected blocks."""
+    """Trace of a device followed after training (simulation only), by moment; recall where it re-selected blocks."""
 
     device: Annotated[int, Column("device")]
     device_class: Annotated[str, Column("device_class")]
@@ -520,8 +517,7 @@ class ElasticTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class PoisoningRow:
-    """Share of malicious devices under a defence ("none"): recall, hit rate of the target items, and recall relative to
-    the clean run."""
+    """Malicious share under a defence ("none"): recall, hit rate of targets, recall relative to the clean run."""
 
     share: Annotated[Metric, Column("malicious_share")]
     robust: Annotated[str, Column("defence")]
@@ -613,8 +609,7 @@ class SecureSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class SecureAggregationResult:
-    """Outcome and cost of secure aggregation over all rounds; devices_per_second: devices in a sum per processor
-    second."""
+    """Outcome and cost of secure aggregation; devices_per_second: in a sum, per processor second."""
 
     settings: Annotated[SecureSettings, Inline()]
     counts: Annotated[SecureCounts, Inline()]

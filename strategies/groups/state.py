@@ -248,9 +248,7 @@ class UserGroupState:
         return [*vars(self.statistics).values(), self.counted_interactions, self.counted_devices]
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
-        """A copy, whose table takes the place of ``table`` (I, d). What is known of blocks is shared: it changes by new
-        arrays alone.
-        """
+        """A copy with ``table`` (I, d) in place of the table; what is known of blocks is shared, and never changed."""
         table[:] = self.table
         self.drop_pages()
         drop_pages_now(table)

@@ -140,9 +140,7 @@ class Material:
         )
 
     def starting_with(self, table: FloatArray) -> Material:
-        """Return the same material with another item table (I, d) for all devices, and the users' embeddings as they
-        are.
-        """
+        """Return the same material with another item table (I, d) for all, and the users' embeddings as they are."""
         pretrained = replace(self.pretrained, users=self.users, items=table)
         return replace(self, pretrained=pretrained, has_data=np.ones(len(self.users), np.bool_), starts=None)
 

@@ -53,9 +53,7 @@ class Rates:
 
 
 def grid(local: LocalTraining) -> tuple[Rates, ...]:
-    """Return the settings to try: plain steps of three sizes and AdaGrad of two, users' steps as on devices or a
-    quarter of it.
-    """
+    """Return the settings to try: three sizes of plain steps, two of AdaGrad; users' steps as is or a quarter."""
     user = local.user_learning_rate
     plain = [Rates("sgd", factor * local.learning_rate, u) for factor in (0.25, 1.0, 4.0) for u in (user, user / 4)]
     return (*plain, Rates("adagrad", 0.01, user), Rates("adagrad", 0.04, user))

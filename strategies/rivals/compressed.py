@@ -235,9 +235,7 @@ class Pep(Rival):
 def _option(
     material: Material, request: Request, stored: SparseTable, users: FloatArray, start: float, label: str
 ) -> Option:
-    """Make the option that a trained table is. users (U, d): embeddings of those who gave data; start: time when its
-    training began.
-    """
+    """Make the option of a trained table. users (U, d): of those who gave data; start: when training began."""
     num_items, dim = material.pretrained.items.shape
     items, rows = stored.decoded()
     table = np.zeros((num_items, dim), np.float32)

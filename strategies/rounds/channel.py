@@ -27,9 +27,7 @@ Expects = Callable[[SentRound, int, int], MessageContext | None]
 
 @dataclass(frozen=True)
 class OpenedSum:
-    """The size of one opened sum of a user group: number of devices that announced keys, and of those that the sum is
-    over.
-    """
+    """The size of an opened sum of a user group: devices that announced keys, and those that it is over."""
 
     announced: int
     survivors: int
@@ -37,9 +35,7 @@ class OpenedSum:
 
 @dataclass(frozen=True)
 class RoundDevices:
-    """The devices of a round, ascending: those that are asked, and of these the ones that may be asked for a
-    contribution.
-    """
+    """The devices of a round, ascending: those asked, and of these the ones that may contribute."""
 
     asked: IntArray
     ready: IntArray
@@ -74,9 +70,7 @@ class ServerChannel(ABC):
 
     @abstractmethod
     def collect(self, sent: SentRound, replies: Iterable[Any]) -> Iterable[RoundReply]:
-        """The round's sums, from what nodes replied, in any order, and in as many parts as the
-        channel likes.
-        """
+        """The round's sums, from nodes' replies in any order, in as many parts as the channel likes."""
 
 
 class ClearServerChannel(ServerChannel):

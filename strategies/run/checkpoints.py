@@ -85,9 +85,7 @@ class RunCheckpoints:
         return result
 
     def read(self, name: str, key: Any = None, live: Live | None = None) -> Checkpoint | None:
-        """Return what was kept under a name and a key, with the devices' disks as they were then; None where nothing
-        whole was.
-        """
+        """Return what was kept under a name and key, with the devices' disks as they were; None: nothing whole."""
         if self.folder is None:
             return None
 
@@ -199,9 +197,7 @@ class RoundCheckpoints:
         return tables
 
     def _live(self) -> Live:
-        """Return the objects that exist before the first round: parties, and every table as it starts, in which rows
-        change.
-        """
+        """Return the objects before the first round: parties, and every table as it starts."""
         strategy, federation = self._strategy, self._strategy.federation
         live: dict[str, object] = {
             "federation": federation,

@@ -382,9 +382,7 @@ def prepare_by_sums(run: Run, earlier: FloatArray | None = None) -> FederatedSta
 
 
 def prepare(run: Run, before: Stage1Outcome | ChosenFilter | None = None) -> Stage1Outcome:
-    """Stage 1 as the scenario has it, on the server or on the nodes. before: what an earlier one left, on a part of the
-    same data.
-    """
+    """Stage 1 as the scenario has it, on the server or on nodes. before: an earlier one's, on part of the data."""
     if run.scenario.pretraining.model == "spectral":
         directions = before.directions if isinstance(before, FederatedStage1Outcome | ChosenFilter) else None
         return prepare_by_sums(run, directions)

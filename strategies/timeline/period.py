@@ -56,9 +56,9 @@ from strategies.timeline.timeline_figures import (
     PeriodResult,
     ServingMetrics,
     TimelineResult,
+    by_kind,
     class_results,
     period_figures,
-    period_lines,
     reads_of,
     summaries,
 )
@@ -149,9 +149,7 @@ def followed(run: Run, state: TimelineState, rounds: int | None = None) -> Timel
 
 @dataclass(frozen=True)
 class _Refinement:
-    """The rounds that were refined, or tried. rounds: number kept of these; compared_bytes: sent to devices that
-    compared.
-    """
+    """The rounds that were refined, or tried. rounds: number kept; compared_bytes: sent to compare them."""
 
     rounds: int = 0
     records: tuple[RoundRecord, ...] = ()
@@ -282,7 +280,7 @@ class Period:
             virtual_seconds=sum(record.virtual_seconds for record in records)
             + selection.virtual_seconds
             + refined.virtual_seconds,
-            lines=period_lines(self.state.lines, self.number),
+            lines={line: by_kind(self.state.lines, [self.number], line) for line in self.state.lines.names()},
             reads=reads_of(self.labels, *reads),
             classes=class_results(replies, members.class_names, self.labels.index(OWN)),
             followed=None,
@@ -367,9 +365,7 @@ class Period:
         return [*records, *devices.records]
 
     def recent(self, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
-        """Return how many devices used each item (I,) in the period that is over, or earlier; records get what it
-        takes.
-        """
+        """Return how many devices used each item (I,) in the last period or earlier; records get what it takes."""
         devices = self.devices(phase)
         counts = CountsStep.ask(self.counted(devices))
         self.move_on(clock=devices.now)
@@ -406,9 +402,7 @@ class Period:
         return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
 
     def read(self, evaluator: Evaluator, former: Ints) -> RefreshCounts:
-        """Devices read what they lack, under each budget (X, C). former: (G,) numbers that groups had when they last
-        did.
-        """
+        """Devices read what they lack, under each budget (X, C). former: (G,) numbers of groups when they last did."""
         assert self.state.published is not None
         federation, precision = evaluator.federation, self.run.scenario.blocks.precision
         weights, budgets = evaluator.weights(self.run.scenario.selector), np.array(self.budgets(evaluator), np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -104,9 +104,7 @@ NOT_MEASURED = "Not measured (evaluation.full_tables is false), so that ratios a
 
 
 def full_table_view(result: RunResult) -> TableView:
-    """The full fp32 table, as pretrained, as user groups start with it, and as refined; its bytes alone where it was
-    not measured.
-    """
+    """The full fp32 table, as pretrained, at the start and refined; its bytes alone where it was not measured."""
     full = result.full_table
     over_global = any(quality.to_global is not None for quality in full.tables.values())
     rows = tuple(
@@ -211,7 +209,8 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
     drawing.share_axis(axes, [row.share for row in rows], full.bytes)
     labels, words, series, drawn = [], [], [], []
     for index, ((precision, selector), line) in enumerate(lines):
-        name = f"{precision}, {line_name(selector, {row.selector for row in rows})}".removesuffix(", ")
+        # what chose the blocks is named where there is a choice
+        name = f"{precision}, by {selector_name(selector)}" if len({row.selector for row in rows}) > 1 else precision
         figures = [row.to_strongest if ratios and row.to_strongest else row.recall for row in line]
         x, style, number = [row.share for row in line], drawing.line_kwargs(index), None
         if index >= MOST_COLORED:
@@ -242,13 +241,6 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
     axes.set_ylabel(f"{what} (test)")
     drawing.label_ends(axes, labels)
     return figure, f"Line chart of {what}, against the budget: {'; '.join(words)}.", tuple(series)
-
-
-def line_name(selector: str, selectors: Collection[str]) -> str:
-    """Return the name that distinguishes a line from others of its precision: what chose its blocks, where there is a
-    choice.
-    """
-    return f"by {selector_name(selector)}" if len(selectors) > 1 else ""
 
 
 def _budget_words(row: BudgetRow, name: str) -> str:

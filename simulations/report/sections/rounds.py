@@ -216,9 +216,7 @@ def device_traces(result: RunResult) -> Plot | None:
 
 
 def _shade_away(panels: Iterable[Axes], places: Sequence[int]) -> None:
-    """Hatch the rounds in which a device was offline, from below to above: it took no part, which is not the same as
-    holding nothing.
-    """
+    """Hatch the rounds in which a device was offline: that is not the same as holding nothing."""
     firsts = [place for place in places if place - 1 not in places]  # of rounds beside one another
     lasts = [place for place in places if place + 1 not in places]
     for axes in panels:

@@ -109,9 +109,9 @@ class StepObserver:
         self._seen.append(_SeenRequest(request, np.sort(devices)))
 
     def _keep_pass(self, request: wire.StepRequest, step: PassStep, devices: IntArray) -> None:
-        """Keep all columns of a pass for the decoder, where it is neither bounded nor hashed, nor too large."""
+        """Keep all columns of a pass for the decoder, where it is neither bounded nor too large."""
         size = request.sent["table"].shape[0] * step.columns
-        if "weights" not in request.sent and not step.buckets and size <= LARGEST_PASS:
+        if "weights" not in request.sent and size <= LARGEST_PASS:
             if request.first == 0:
                 self._passes.append([])
             self._passes[-1].append(_SeenRequest(request, devices))
@@ -320,11 +320,6 @@ class Observer:
         figures = _cells("keys.clock", stages.clock) | {"keys.announced": float(stages.announced)}
         return figures | {"vector.sent": float(stages.sends), "opening.sent": float(stages.opens)}
 
-    @property
-    def _measured_only(self) -> bool:
-        """Whether the reply's figures are the simulation's own measurement, which no device sends."""
-        return self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
-
     def watched(self) -> WatchedDevices:
         """The devices, once a round was seen."""
         assert self._watched is not None, "no round was observed"
@@ -402,6 +397,8 @@ class Observer:
         self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, group: int, num_devices: int
     ) -> RoundView:
         reply = answer_alone(cohort, request, {group: self._announced[group]} if self.sums_alone else None)
+        # figures that are the simulation's own measurement, which no device sends
+        measured_only = self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
         return RoundView(
             request.server_round,
             ranked.items.astype(np.int64),
@@ -410,7 +407,7 @@ class Observer:
             ranked.blocks,
             self.scenario.refinement.local.config(request.temperature),
             dict(reply.groups.get(group, {})),
-            {} if self._measured_only else figures_of(reply),
+            {} if measured_only else figures_of(reply),
             num_devices,
         )
 
