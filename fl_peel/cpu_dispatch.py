@@ -75,9 +75,7 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def in_effect() -> dict[str, str]:
-    """The code path of each library as it runs, whoever chose it. Loads NumPy; torch only where its own is not named,
-    and it would choose when it is loaded.
-    """
+    """The code path of each library as it runs. Loads NumPy, and torch only where its path is not named."""
     import numpy as np
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 

@@ -186,9 +186,7 @@ class Cohort:
 
     @cached_property
     def usual_availability(self) -> NDArray[np.float64]:
-        """Return the share of the rounds in which each hosted device (N,) is available, over ``USUAL_ROUNDS``: it
-        stands for what a device knows of itself from before.
-        """
+        """Return each device's (N,) share of rounds in which it is available: what it knows of itself from before."""
         everybody = np.arange(len(self.devices))
         times = sum(self.available(everybody, number).astype(np.int64) for number in range(1, USUAL_ROUNDS + 1))
         return np.asarray(times, np.float64) / USUAL_ROUNDS
@@ -320,9 +318,7 @@ def _cohort(
 
 
 def _moment(scenario: Scenario) -> str:
-    """Return the suffix of the state's name for a period and phase of a timeline: devices start each of them anew, with
-    the interactions that they have by then.
-    """
+    """Return the suffix of the state's name in a timeline: devices begin each period and phase anew."""
     timeline = scenario.data.timeline
     return "" if timeline is None else f"-{timeline.period}-{timeline.phase}"
 

@@ -71,9 +71,7 @@ def run_round(kind: Callable[..., DeviceChannel[Reply]], cohort: Cohort, request
 
 
 class ClearDeviceChannel(DeviceChannel[RoundReply]):
-    """The clear channel of a node. noise_devices: number of devices of user groups that add central noise in shares,
-    which together make its full strength.
-    """
+    """The clear channel of a node. noise_devices: of groups that add shares of central noise, how many they are."""
 
     def __init__(self, cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> None:
         super().__init__(cohort, request)

@@ -402,9 +402,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         return self.context.cohort.places(self._request.secure[group].devices)
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
-        """Train and mask one device after the other; counted in the open are the devices that are in no sum, and the
-        time it took.
-        """
+        """Train and mask one device after the other; devices in no sum, and the time, are counted in the open."""
         cohort, request, inbox = self.context.cohort, self._request, self._request.secure[group]
         occasion = Occasion(request.server_round, group)
         known = known_of(cohort, occasion, inbox)

@@ -33,9 +33,7 @@ from fl_peel.wire import RoundRequest
 
 @dataclass(frozen=True)
 class WorkingMemory:
-    """The memory that devices (N,) may use while they train, besides what they store: allowed, bytes; interactions:
-    train items; takes: what training takes.
-    """
+    """Memory (N,) for training besides what is stored: allowed; interactions; takes: what training takes."""
 
     allowed: IntArray
     interactions: IntArray
@@ -187,9 +185,7 @@ class RoundContext:
 def reached_devices(
     cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int
 ) -> tuple[IntArray, ClockCounts]:
-    """Return which of the sampled devices are available and have enough memory, and the counts of all of them. budgets:
-    memory (N,) in bytes of every hosted device.
-    """
+    """Return which sampled devices are available with the memory, and counts of all. budgets: (N,) of hosted ones."""
     available = answering(cohort, places, server_round)
     smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
     too_small = available & (budgets[places] < smallest)

@@ -135,9 +135,7 @@ class _FollowedGroup:
         return cutoffs[last], stored[last], kept[last], behind[last]
 
     def _recall(self, cutoffs: IntArray, changed: NDArray[np.bool_]) -> IntArray:
-        """Return the fixed-point recall (T, N) of devices that rank anew where what they keep has changed, (T, N); 0
-        before, and for devices without test items.
-        """
+        """Return the fixed-point recall (T, N) of devices that rank anew where they ``changed``; else 0."""
         recall = np.zeros(cutoffs.shape, np.int64)
         some = np.flatnonzero(changed.any(axis=1))
         ranker = Ranker(self.ranked, self.top_n, self.device)

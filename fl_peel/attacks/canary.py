@@ -129,9 +129,7 @@ def one_run_audit(scenario: Scenario, plan: Plan, *, seed: int) -> float:
 
 
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
-    """Return the largest epsilon under which so many correct guesses have a probability of at most 1 - confidence
-    (Steinke et al., theorem 5.2); 0 where there is none.
-    """
+    """Return the largest epsilon that so many correct guesses rule out (Steinke et al., theorem 5.2), or 0."""
 
     def probability(epsilon: float) -> float:
         right = 1.0 / (1.0 + math.exp(-epsilon))

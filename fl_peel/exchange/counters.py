@@ -153,9 +153,7 @@ class RoundCounts:
 
 @dataclass(frozen=True)
 class OwnCounts(Counters):
-    """Memory of the tables that devices would serve from, (X, C) each under X budgets: number of devices, bytes of
-    their budgets, bytes stored, devices over budget.
-    """
+    """Memory of tables that devices would serve from, (X, C): devices, bytes of budgets and stored, violations."""
 
     devices: IntArray
     budget_bytes: IntArray

@@ -279,9 +279,7 @@ class Catalogue:
         return {name: item for item, name in enumerate(self.ids)}
 
     def places_of(self, other: Catalogue, blocks: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where blocks (K,) of this catalogue stand among blocks (L,) of another one, (K,); -1 for those that do not,
-        or whose items have other names there.
-        """
+        """Where blocks (K,) of this catalogue stand among blocks (L,) of another one, (K,); -1: nowhere."""
         mine, theirs = self.layout, other.layout
         if mine.num_slices != theirs.num_slices or mine.embedding_dim != theirs.embedding_dim:
             return np.full(len(blocks), -1, np.int64)

@@ -133,9 +133,7 @@ def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: flo
 
 @dataclass(frozen=True)
 class Filter:
-    """Filter in the space of K columns. own: (I, K) rows that a device adds up to its vector; scored: (I, K) rows by
-    which its vector is multiplied to score items.
-    """
+    """Filter in K columns. own: (I, K) rows that devices add up to vectors; scored: (I, K), by which they score."""
 
     own: Floats
     scored: Floats

@@ -87,9 +87,7 @@ class StepTerms:
     def from_scenario(
         scenario: Scenario, num_items: int, num_devices: int, bounds: ContributionBounds | None = None
     ) -> StepTerms:
-        """Return the terms of a run over so many items and devices, whose contributions keep to bounds, if any
-        (:func:`fl_peel.privacy.noise_plan.contribution_bounds`).
-        """
+        """Return the terms of a run over so many items and devices, within bounds, if any."""
         pretraining, privacy, timeline = scenario.pretraining, scenario.privacy, scenario.data.timeline
         return StepTerms(
             num_items,

@@ -108,9 +108,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """Figures for a paper, while they are drawn. names: those to save, None for all; seen: names of all that were
-    drawn; files: their content by file name.
-    """
+    """Figures for a paper. names: those to save, None for all; seen: all that were drawn; files: by name."""
 
     form: str
     width_in: float

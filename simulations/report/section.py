@@ -64,9 +64,7 @@ SECTIONS: Registry[Callable[[RunResult], Section]] = Registry(
 
 
 def run_sections(result: RunResult) -> Iterator[Section]:
-    """Yield the sections of a run's report. One of an installed package that fails is left out, with a warning: the
-    figures of a run are not lost for it.
-    """
+    """Yield a report's sections; an installed package's that fails is left out, with a warning."""
     for name in SECTIONS.names():
         try:
             section = SECTIONS.get(name)(result)

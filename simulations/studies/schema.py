@@ -196,8 +196,7 @@ class Leaderboard(StudyResult):
 
 @dataclass(frozen=True, kw_only=True)
 class AblateRow(StudyQuality):
-    """A variation at a budget: its figures there and with full tables, before refinement (start) and after it, and its
-    recall relative to that of the unchanged scenario."""
+    """A variation at a budget, with full tables before (start) and after refinement, relative to no change."""
 
     component: Annotated[str, JsonKey("part"), Column("component")]
     setting: Annotated[str, Column("setting")]

@@ -60,9 +60,7 @@ class Checkpoints:
     _written: list[tuple[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the kept results of stages by name. keys: everything that decides each; of one that is kept of
-        something else an event says so.
-        """
+        """Return kept results by name. keys: what decides each; an event says so where something else was kept."""
         results = {}
         for name, key in keys.items():
             if self.fresh and (name, key) not in self._written:

@@ -205,8 +205,7 @@ class Stage1Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Class:
-    """Device class in stage 1. devices: their number; excluded: share of the steps for which they had insufficient
-    memory; the others: means per device."""
+    """Device class in stage 1. excluded: share of the steps that took too much memory; others: means per device."""
 
     devices: Count
     excluded: Metric
@@ -325,8 +324,7 @@ class BytesPerDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToRecall:
-    """First round in which the validation recall of a class, or of all devices, reached ``target_share`` of its best,
-    with the cost per device until then."""
+    """First round in which a class's validation recall reached ``target_share`` of its best, and cost until then."""
 
     device_class: DeviceClass
     target_share: Annotated[Share, Column("target_share")]

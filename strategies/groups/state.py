@@ -212,9 +212,7 @@ def _row_energy(layout: BlockLayout, rows: FloatArray) -> FloatArray:
 
 @dataclass
 class UserGroupState:
-    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer. shelf: where that
-    lies while nobody works on it, None for memory.
-    """
+    """A user group: its table (I, d), knowledge of blocks, optimizer. shelf: where it rests, None: in memory."""
 
     table: FloatArray
     statistics: BlockStatistics

@@ -322,9 +322,7 @@ def _row(request: Request, stored: int, seconds: float, note: str) -> dict[str, 
 
 @dataclass(frozen=True)
 class DeviceQuality:
-    """Recall@20 and NDCG@20 (N,) of these devices (N,), by their numbers, each of which has an item to find or counts
-    for nothing (counted).
-    """
+    """Recall@20 and NDCG@20 (N,) of these devices (N,); counted: those that have an item to find."""
 
     devices: NDArray[np.int64]
     recall: NDArray[np.float64]

@@ -183,9 +183,7 @@ class Pep(Rival):
     steps: int = 80
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """Yield, for each request and rate, what the thresholds leave, as it is and retrained at every rate of that; in
-        the order of falling numbers of entries.
-        """
+        """Yield what thresholds leave for each request and rate, as is and retrained; most entries first."""
         for rate in self.rates:
             yield from self._training(material, requests, rate * material.config.learning_rate)
 

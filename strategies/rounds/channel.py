@@ -87,9 +87,7 @@ class ClearServerChannel(ServerChannel):
         return request
 
     def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
-        """Return what right replies look like: what the contributions expect of every user group, and totals that
-        differ when a device is counted twice or not at all.
-        """
+        """Return what right replies look like: expectations of each group, and totals without double counts."""
         members = self.federation.members.groups_of(request.devices)
         counts = {group: int((members == group).sum()) for group in request.groups}
         anything = MessageContext(arrays=None)

@@ -60,9 +60,7 @@ class Checkpoint:
 
 @dataclass
 class RunCheckpoints:
-    """The checkpoints of one run. folder: None keeps nothing; run_dir: where devices' disks are; stages: what stages
-    took, which goes on, too.
-    """
+    """The checkpoints of a run. folder: None keeps nothing; run_dir: with devices' disks; stages: seconds."""
 
     folder: Path | None
     run_dir: Path
@@ -115,9 +113,7 @@ class RunCheckpoints:
         live: Live | None = None,
         files: Mapping[str, Content] | None = None,
     ) -> None:
-        """Keep a value under a name and a key, in place of an earlier one. disks: whether with the devices' disks;
-        live: objects that are there again when it is read.
-        """
+        """Keep a value under name and key. disks: with the devices'; live: objects that are there when it is read."""
         if self.folder is None:
             return
         try:
@@ -223,9 +219,7 @@ def _changed_rows(table: FloatArray, changed: NDArray[np.bool_]) -> dict[str, ND
 
 @dataclass
 class CheckpointedSteps(ChannelWrapper):
-    """A :class:`fl_peel.steps.base.StepChannel`, of which each sum is kept. channel: with the noise that is added;
-    devices: who are asked; both may be one.
-    """
+    """A :class:`fl_peel.steps.base.StepChannel` whose sums are kept. channel: with noise; devices: that are asked."""
 
     devices: ClearSteps
     checkpoints: RunCheckpoints

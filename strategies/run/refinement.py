@@ -206,9 +206,7 @@ class Refiner:
 
 @dataclass(frozen=True)
 class SettingsSelection:
-    """The result of the selection run. scenario: scenario of the refit; controller: as trained, if it was; the rest:
-    what the selection took.
-    """
+    """The selection run's result. scenario: of the refit; controller: as trained; the rest: what it took."""
 
     scenario: Scenario
     controller: Controller | None

@@ -128,9 +128,7 @@ class TimelineState:
 
 
 def followed(run: Run, state: TimelineState, rounds: int | None = None) -> TimelineState:
-    """Follow what became of what devices held in the last period while their own budgets moved, from when they were
-    asked until now, or for so many rounds.
-    """
+    """Follow devices from when they were asked in the last period until now, or for so many rounds."""
     last = state.served
     if last is None:
         return state
@@ -317,9 +315,7 @@ class Period:
     def publish(
         self, states: Sequence[UserGroupState], model: SpectralModel, rounds: int
     ) -> tuple[list[FloatArray], PublishedTables]:
-        """Publish the tables after so many rounds of refinement; return them as they are, and as published: one for all
-        user groups as long as none was refined.
-        """
+        """Publish tables after refinement; return them, and as published: one for all while none was refined."""
         last = self.state.published
         shared = not rounds and (last is None or len(last.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
@@ -474,9 +470,7 @@ class Period:
 
 
 def exactly(evaluator: Evaluator, exact: list[FloatArray]) -> tuple[Evaluator, FloatArray | None]:
-    """Return the evaluator for tables all of whose rows changed, and the one table (I, d) for all devices, or None
-    where each group has its own.
-    """
+    """Return the evaluator for changed tables, and the table (I, d) of all devices; None: groups have own ones."""
     if len(exact) == 1:
         return evaluator, exact[0]
     federation = evaluator.federation

@@ -128,9 +128,7 @@ class RowUpdates:
 
     @classmethod
     def room(cls, train: UserItems, num_items: int, columns: int, draws: int) -> Self:
-        """Allocate updates for a compiled loop to write: as many rows as these devices can touch together, with so many
-        draws for each of their interactions.
-        """
+        """Allocate updates for a compiled loop: rows that these devices can touch with ``draws`` per interaction."""
         most = int(np.minimum(train.counts() * draws, num_items).sum())
         indptr = np.zeros(train.num_users + 1, np.int64)
         return cls(indptr, np.empty(most, np.int32), np.empty((most, columns), np.float32))

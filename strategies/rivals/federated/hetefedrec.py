@@ -146,9 +146,7 @@ class HeteFedRec:
     def at_width(
         self, served: ServedTables, place: int, context: FederatedContext, setting: HeteSetting
     ) -> ServedTables:
-        """Every device with the table of one width. Its vector, of which a narrower table has not trained all columns,
-        is trained on that table first.
-        """
+        """Every device with the table of one width; untrained columns of its vector are trained on that first."""
         table = served.tables[place]
         training = FederatedRound(context, replace(setting.bpr, epochs=VECTOR_EPOCHS), 0)
         width = table.shape[1]
