@@ -26,11 +26,19 @@ from fl_peel.model.model import load
 from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.cluster import LostMachineError
 from simulations.engine.embedded_engine import helper_ahead
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, data_to_run, given_folder, require_folders
+from simulations.engine.inputs import (
+    ARTIFACTS,
+    DEMO,
+    MODEL,
+    LostMachineError,
+    checked,
+    data_to_run,
+    given_folder,
+    require_folders,
+)
 from simulations.engine.memory import PeakMemory
 from simulations.engine.passing_grid import is_simulated
 from simulations.engine.versions import versions

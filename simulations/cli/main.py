@@ -22,12 +22,10 @@ from fl_peel import __version__
 from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import one_line
-from simulations.cli.data import cache, data_app
 from simulations.cli.demo import demo, plot, report
-from simulations.cli.fleets import profiles_app
+from simulations.cli.lists import cache, data_app, profiles_app, scenarios_app
 from simulations.cli.model import export, export_onnx, serve_device
 from simulations.cli.run import deploy, run
-from simulations.cli.scenarios import scenarios_app
 from simulations.cli.studies import ablate, audit, compare, diff, reproduce, sweep
 
 USER_ERROR = 2

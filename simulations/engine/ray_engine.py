@@ -24,7 +24,7 @@ from flwr.simulation import run_simulation
 from fl_peel.errors import EngineError
 from fl_peel.scenario.measurement import Engine
 from fl_peel.training.settings import is_gpu
-from simulations.engine.cluster import LostMachineError, require_cluster
+from simulations.engine.inputs import LostMachineError, require_cluster
 from simulations.engine.passing_grid import StoppableGrid
 
 

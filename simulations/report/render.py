@@ -14,7 +14,7 @@ from markupsafe import Markup
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import TableView
 from simulations.report.templates import TEMPLATES
-from simulations.report.templates.script import SCRIPT
+from simulations.report.templates.base import SCRIPT
 from simulations.report.theme import css, themed
 
 
