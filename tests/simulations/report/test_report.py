@@ -27,7 +27,7 @@ from fl_peel.privacy.report import PrivacyReport
 from simulations.listing import LIST
 from simulations.report.drawing import Plot, spread
 from simulations.report.result_files import write_files
-from simulations.report.run_files import read_report, summary, write_report
+from simulations.report.run_files import read_report, summary
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
 from simulations.report.theme import themed
 from simulations.report.verdict import verdicts
@@ -41,6 +41,7 @@ from simulations.studies.compare.tables import (
 )
 from simulations.studies.schema import CompareResult, typed
 from strategies.figures.schema import FullTableResult, Quality, RunResult, UserGroupRow, from_json
+from tests.helpers.reports import write_report
 from tests.helpers.runs import report_figures
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped
