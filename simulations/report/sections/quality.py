@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,9 @@ from simulations.report.table_view import (
     format_ratio,
     format_share,
 )
-from simulations.report.theme import GREEN, INK, MUTED, PAPER, PURPLE, darker
+from simulations.report.theme import GREEN, INK, MUTED, PAPER, darker
 from simulations.report.verdict import own_rows
-from strategies.figures.schema import BudgetRow, Quality, RunResult, UserGroupRow
+from strategies.figures.schema import BudgetRow, RunResult, UserGroupRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -163,22 +163,6 @@ def _against(row: BudgetRow, name: str | None) -> Estimate | None:
     return row.to_global if name == "global" else row.to_strongest
 
 
-@dataclass(frozen=True)
-class FullTableRecall:
-    """A full table that was measured: its name in report.json and for readers, its quality, the colour of its line."""
-
-    key: str
-    name: str
-    quality: Quality
-    color: str
-
-
-def full_recalls(result: RunResult) -> list[FullTableRecall]:
-    """The full tables that were measured, as yardsticks."""
-    lines = {"global": ("global", MUTED), "start": ("before refinement", PURPLE), "refined": ("refined", INK)}
-    return [FullTableRecall(key, lines[key][0], one, lines[key][1]) for key, one in result.full_table.tables.items()]
-
-
 MOST_COLORED = 6
 """Lines with a colour and a name at their end; others are grey, and a page can switch them off."""
 
@@ -303,12 +287,13 @@ def recall_by_group(result: RunResult) -> Plot | None:
                 color=PAPER if inside else INK,
                 fontweight="bold",
             )
-    marks = [one for one in full_recalls(result) if one.name != "before refinement"]
+    tables, lines = result.full_table.tables, (("global", MUTED), ("refined", INK))
+    marks = [(name, tables[name].recall.value, color) for name, color in lines if name in tables]
     axes.set_ylabel(f"Recall@{result.top_n}")
-    top = max([*heights, *(one.quality.recall.value for one in marks), *(recall.high or 0.0 for recall in recalls)])
+    top = max([*heights, *(value for _, value, _ in marks), *(recall.high or 0.0 for recall in recalls)])
     axes.set_ylim(0, top * 1.12 if top else 1)
     drawing.label_ends(
-        axes, [drawing.yardstick(axes, one.quality.recall.value, f"full table, {one.name}", one.color) for one in marks]
+        axes, [drawing.yardstick(axes, value, f"full table, {name}", color) for name, value, color in marks]
     )
     low, high = min(measured, key=lambda bar: bar[1]), max(measured, key=lambda bar: bar[1])
     alt = (
