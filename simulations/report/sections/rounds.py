@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,20 +38,20 @@ def learning(result: RunResult) -> Section:
 
 
 TITLE = "Metrics by round"
+Curves = Mapping[str, Callable[[HistoryRow], float | None]]
+"""What is measured in some of the rounds, by its name for readers."""
 
 
 @drawing.in_both_forms
 def learning_curves(result: RunResult) -> Plot | None:
     """Loss and recall (or NDCG) after each round; over the virtual clock too."""
     history = result.history
-    losses = [_curve("loss", history, lambda row: row.loss)]
-    losses += [_curve("controller loss", history, lambda row: row.controller_loss)]
-    quality = [_curve("validation Recall@20", history, lambda row: row.recall)]
-    quality += [_curve("validation NDCG@20", history, lambda row: row.ndcg)]
-    panels: list[tuple[list[Curve], str, str]] = []
-    if any(curve.values for curve in losses):
+    losses: Curves = {"loss": lambda row: row.loss, "controller loss": lambda row: row.controller_loss}
+    quality: Curves = {"validation Recall@20": lambda row: row.recall, "validation NDCG@20": lambda row: row.ndcg}
+    panels: list[tuple[Curves, str, str]] = []
+    if any(of(row) is not None for of in losses.values() for row in history):
         panels.append((losses, "loss", "round"))
-    if any(curve.values for curve in quality):
+    if any(of(row) is not None for of in quality.values() for row in history):
         panels += [(quality, "mean over devices", over) for over in ("round", "virtual clock, s")]
     if not panels:
         return None
@@ -60,39 +59,23 @@ def learning_curves(result: RunResult) -> Plot | None:
     words = []
     for axes, (curves, unit, over) in zip(plots, panels, strict=True):
         labels = []
-        for index, curve in enumerate(curves):
-            x, y = curve.rounds if over == "round" else curve.virtual_seconds, curve.values
-            if not y:
+        for index, (name, of) in enumerate(curves.items()):
+            measured = [(row, value) for row in history if (value := of(row)) is not None]
+            if not measured:
                 continue
+            x = [row.server_round if over == "round" else row.virtual_seconds for row, _ in measured]
+            y = [value for _, value in measured]
             style = drawing.line_kwargs(index) | {"marker": "o" if len(x) <= 30 else ""}
             axes.plot(x, y, **style)
-            drawing.hover(
-                axes, x, y, [f"{curve.name} {value:.4g}, {over} {at:.4g}" for at, value in zip(x, y, strict=True)]
-            )
-            labels.append(EndLabel(f"{curve.name} {y[-1]:.4g}", x[-1], y[-1], style["color"]))
-            words.append(f"{curve.name} goes from {y[0]:.4g} to {y[-1]:.4g} over the {over}")
+            drawing.hover(axes, x, y, [f"{name} {value:.4g}, {over} {at:.4g}" for at, value in zip(x, y, strict=True)])
+            labels.append(EndLabel(f"{name} {y[-1]:.4g}", x[-1], y[-1], style["color"]))
+            words.append(f"{name} goes from {y[0]:.4g} to {y[-1]:.4g} over the {over}")
         axes.set_xlabel(over)
         axes.set_ylabel(unit)
         if over == "round":
             drawing.round_axis(axes, max(row.server_round for row in history))
         drawing.label_ends(axes, labels)
     return drawing.finish(figure, "learning", TITLE, f"Line charts: {'; '.join(words)}.")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The values measured in some of the rounds, by round and by time on the virtual clock; equally long."""
-
-    name: str
-    rounds: tuple[float, ...]
-    virtual_seconds: tuple[float, ...]
-    values: tuple[float, ...]
-
-
-def _curve(name: str, history: Sequence[HistoryRow], of: Callable[[HistoryRow], float | None]) -> Curve:
-    measured = [(row.server_round, row.virtual_seconds, value) for row in history if (value := of(row)) is not None]
-    rounds, seconds, values = zip(*measured, strict=True) if measured else ((), (), ())
-    return Curve(name, rounds, seconds, values)
 
 
 def times(result: RunResult) -> Section:
