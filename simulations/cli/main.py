@@ -22,9 +22,8 @@ from fl_peel import __version__
 from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import one_line
-from simulations.cli.demo import demo, plot, report
 from simulations.cli.lists import cache, data_app, profiles_app, scenarios_app
-from simulations.cli.model import export, export_onnx, serve_device
+from simulations.cli.model import demo, export, export_onnx, plot, report, serve_device
 from simulations.cli.run import deploy, run
 from simulations.cli.studies import ablate, audit, compare, diff, reproduce, sweep
 
