@@ -34,10 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.array_specs import ArraySpec, summed
-from fl_peel.bounded_counts import counts_within
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
-from fl_peel.exchange.counters import ClassCounts, ClockCounts
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, counts_within
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes

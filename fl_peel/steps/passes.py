@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from fl_peel.array_specs import ArraySpec
-from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import add_passed_rows
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import (

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import sum_rows
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 
