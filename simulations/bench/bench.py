@@ -57,7 +57,7 @@ from simulations.bench.bench_context import (
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.engine.engine import simulated
 from simulations.engine.folders import run_folder
-from simulations.engine.inputs import BENCH_RESULTS, POPULATION_RESULTS, check_out, given_folder, require_dataset
+from simulations.engine.inputs import check_out, given_folder, require_dataset
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
 from strategies.rounds.strategy import PeelStrategy, sample_cohort
@@ -84,7 +84,7 @@ def bench(
     require_device(device)
     out = given_folder(out)
     if out is not None:
-        check_out(out, writes=BENCH_RESULTS)
+        check_out(out, writes=["bench.json"])
     free = psutil.virtual_memory().available
     if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
         raise EngineError(
@@ -396,7 +396,7 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
     """
     out = given_folder(out)
     if out is not None:
-        check_out(out, writes=POPULATION_RESULTS)
+        check_out(out, writes=["population.json"])
     _require_room(size)
     groups = max(1, round(size / DEVICES_PER_GROUP))
     plan = BenchPlan(user_groups=groups, rounds=1, sizes=())

@@ -53,24 +53,8 @@ TIMELINE_RESULTS = (
 )
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)
-BENCH_RESULTS = ("bench.json",)
-POPULATION_RESULTS = ("population.json",)
 RESULT_FOLDERS = (ARTIFACTS, "checkpoints", MODEL)
 """Folders that runs and studies may make among their results."""
-RESULT_FILES = tuple(
-    name
-    for name in (
-        *RUN_RESULTS,
-        *SEEDS_RESULTS,
-        *TIMELINE_RESULTS,
-        *STUDY_RESULTS,
-        *SWEEP_RESULTS,
-        *BENCH_RESULTS,
-        *POPULATION_RESULTS,
-    )
-    if name not in RESULT_FOLDERS
-)
-"""Files that a run, a study or a benchmark may write into its folder."""
 
 
 def checked(
@@ -435,7 +419,7 @@ def check_out(out: Path, place: str = "--out", writes: Sequence[str] = ()) -> No
             there that would be replaced is not ours.
     """
     try:
-        _check_out(out, place)
+        _check_out(out, place, writes)
         require_ours(out, writes, place)
     except OSError as error:
         raise ReportError(f"{out}: cannot be a folder ({error.strerror}); give {place} another one") from error
@@ -452,7 +436,7 @@ def check_file(file: Path, option: str) -> None:
     check_out(file.absolute().parent, option)
 
 
-def _check_out(out: Path, place: str) -> None:
+def _check_out(out: Path, place: str, writes: Sequence[str]) -> None:
     if out.exists() and not out.is_dir():
         raise ReportError(f"{out}: is a file; give {place} a folder")
     there = out.absolute()
@@ -469,8 +453,8 @@ def _check_out(out: Path, place: str) -> None:
         raise ReportError(
             f"{out}: cannot be written, {there} is not writable ({error.strerror}); give {place} another folder"
         ) from error
-    for name in RESULT_FILES:
-        if (out / name).is_dir():
+    for name in writes:
+        if name not in RESULT_FOLDERS and (out / name).is_dir():
             raise ReportError(f"{out / name}: is a folder with the name of a result; move it, or give another {place}")
     for name in RESULT_FOLDERS:
         if (out / name).exists() and not (out / name).is_dir():

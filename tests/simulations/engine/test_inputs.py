@@ -149,10 +149,11 @@ def test_studies_ask_the_data_too(world, tmp_path):
 
 @pytest.mark.parametrize("name", ["report.json", "scenario.yaml", "compare.svg", "audit.html"])
 def test_a_folder_in_a_results_place_is_refused(tmp_path, name):
-    check_out(tmp_path)
+    check_out(tmp_path, writes=[name])
     (tmp_path / name).mkdir()
     with pytest.raises(ReportError, match=f"{name}: is a folder with the name of a result; move it, or give another"):
-        check_out(tmp_path)
+        check_out(tmp_path, writes=[name])
+    check_out(tmp_path, writes=["sweep.json"])
 
 
 @pytest.mark.parametrize("name", ["artifacts", "checkpoints", "model"])
