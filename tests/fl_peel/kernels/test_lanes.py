@@ -87,6 +87,8 @@ for slices in (1, 4):
             digest.update(np.ascontiguousarray(values).tobytes())
 print(digest.hexdigest())
 """
+
+
 def runs_here(needed):
     """Whether this processor has what compiled code needs."""
     from fl_peel.cpu_dispatch import processor_flags
