@@ -6,7 +6,6 @@ torch when something trains with it, and what draws pages when one is drawn.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -26,7 +25,7 @@ from fl_peel.model.model import load
 from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.cluster import LostMachineError
+from simulations.engine.cluster import on_remaining_machines
 from simulations.engine.embedded_engine import helper_ahead
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
@@ -56,7 +55,6 @@ if TYPE_CHECKING:
     from simulations.timeline.timeline_seeds import TimelineSeeds
     from strategies.run.run import Run
 
-logger = logging.getLogger("fl_peel")
 RESULT = "result"
 """Name of the arrays that are kept of the result of a seed."""
 
@@ -83,15 +81,10 @@ def run(scenario: Scenario, options: RunOptions | None = None) -> RunResult | Ti
 
 
 def _run_on(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
-    """:func:`_run`, again from what is kept whenever a machine of a cluster has left: devices are hosted on others."""
-    while True:
-        try:
-            return _run(scenario, options)
-        except LostMachineError as error:
-            if options.out is None:
-                raise
-            logger.warning("%s", error)
-            options = replace(options, fresh=False)
+    """:func:`_run`, which goes on from what is kept where there is a folder for it."""
+    if options.out is None:
+        return _run(scenario, options)
+    return on_remaining_machines(lambda first: _run(scenario, replace(options, fresh=options.fresh and first)))
 
 
 def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+from collections.abc import Callable
+from typing import TypeVar
 
 from fl_peel.errors import EngineError
 
+Result = TypeVar("Result")
+logger = logging.getLogger("fl_peel")
 CONNECT_S = 10.0
 """Seconds that a Ray cluster may take to answer."""
 
 
 class LostMachineError(EngineError):
     """A machine has left the cluster during a run; the same run may go on on the others."""
+
+
+def on_remaining_machines(work: Callable[[bool], Result]) -> Result:
+    """Return the result of work that goes on from what it has kept; it is started again whenever a machine of a cluster
+    has left, so that devices are hosted on others. work: is given whether it starts for the first time.
+    """
+    first = True
+    while True:
+        try:
+            return work(first)
+        except LostMachineError as error:
+            logger.warning("%s", error)
+            first = False
 
 
 def require_cluster(address: str) -> None:

@@ -36,6 +36,7 @@ from fl_peel.plugins import all_added
 from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
+from simulations.engine.cluster import on_remaining_machines
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import STUDY_RESULTS, check_data, check_devices, checked, given_folder, require_items
@@ -197,7 +198,8 @@ class Study:
         return result
 
     def trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        """Results of trials by name: kept ones, and the others from one start of the engine.
+        """Results of trials by name: kept ones, and the others from one start of the engine, or from one more for each
+        machine of a cluster that leaves.
 
         The first is what all others are compared with: where its devices can take no part, there is no study.
 
@@ -206,6 +208,9 @@ class Study:
             BudgetError: some device can hold no block of the first trial.
             FlPeelError: whatever stopped the server's side, or the engine.
         """
+        return on_remaining_machines(lambda _: self._trials(trials))
+
+    def _trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
         keys = {trial.name: stage_key(self.data, _content(trial)) for trial in trials}
         results = self.checkpoints.read(keys)
         missing = [trial for trial in trials if trial.name not in results]

@@ -18,6 +18,7 @@ from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
 from simulations.cli.console import read_budgets
+from simulations.engine.cluster import LostMachineError
 from simulations.engine.inputs import absolute
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
@@ -72,12 +73,20 @@ CEILINGS = (Ease(ridges=(10.0, 30.0)),)
 
 @pytest.fixture
 def counts(monkeypatch):
-    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete."""
+    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete. Of those
+    that follow ``leaves`` a machine leaves in the second trial of the first.
+    """
     counted = {"simulated": 0, "pretrain": 0, "compete": 0}
 
     def simulated(scenario, place, on_event, *, server):
         counted["simulated"] += 1
-        return server(LoopbackGrid(2), scenario, place, on_event)
+
+        def leaving(event):
+            on_event(event)
+            if (event.stage, event.done) == ("trials", 2) and counted.pop("leaves", False):
+                raise LostMachineError("machine 10.0.0.2 has left")
+
+        return server(LoopbackGrid(2), scenario, place, leaving)
 
     def counting(name, module):
         original = getattr(module, name)
@@ -148,9 +157,10 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
     assert counts == before  # nothing was started, trained or searched
     assert without_seconds(again) == without_seconds(result)
 
-    # another scenario is not mistaken for it
+    # another scenario is not mistaken for it, and a machine that leaves costs the trial that it was in
+    counts["leaves"] = True
     compared(scenario.model_copy(update={"seed": 5}), out)
-    assert counts["simulated"] == 2
+    assert counts["simulated"] == 3
 
 
 def check_issue_keys(result):
