@@ -140,11 +140,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not is_hostile(config):
         return
     tried, wrong = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for report in (one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])):
-        trials = [value for name, value in report.user_properties if name == "trial"] if report.when == "call" else []
+    for report in (one for reports in terminalreporter.stats.values() for one in reports):
+        properties = report.user_properties if getattr(report, "when", "") == "call" else []  # and of no warning
+        trials = [value for name, value in properties if name == "trial"]
         for what, how, times in trials:
             tried[what, how] += times
-        if report.failed and trials:
+        if trials and report.failed:
             wrong[tuple(trials[-1][:2])] += 1
     terminalreporter.section("trials")
     for what in sorted({what for what, _ in tried}):

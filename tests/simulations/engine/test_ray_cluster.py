@@ -20,6 +20,7 @@ import ray
 from fl_peel.errors import EngineError
 from fl_peel.events import Callback
 from simulations import run
+from simulations.engine import ray_machines
 from simulations.engine.cluster import require_cluster
 from simulations.engine.inputs import checked
 from simulations.engine.memory import WORKERS, lasting_objects
@@ -259,6 +260,31 @@ def test_a_killed_one_is_told_once_and_a_living_one_not():
         process.kill()
         assert lost.wait(10)
     assert len(calls) == 1
+
+
+def test_a_start_that_ray_gave_up_is_tried_again_aloud_until_patience_ends(monkeypatch, caplog):
+    """Whatever else ends a start is not."""
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_machines, "TELL_S", 0.01)
+    busy, tries = RuntimeError("The current node timed out during startup."), []
+
+    def start():
+        tries.append(time.sleep(0.05))
+        if len(tries) < 3:
+            raise busy
+        return "started"
+
+    assert ray_machines.start_patiently(start, 60) == "started"
+    assert len(tries) == 3
+    assert any("the start of Ray: waited for since" in record.getMessage() for record in caplog.records)
+    tries.clear()
+    with pytest.raises(EngineError, match=r"within engine\.patience_s, 0\.02 s: the machine is too busy"):
+        ray_machines.start_patiently(start, 0.02)
+    tries.clear()
+    busy = RuntimeError("no such address")
+    with pytest.raises(RuntimeError, match="no such address"):
+        ray_machines.start_patiently(start, 60)
+    assert len(tries) == 1
 
 
 def test_none_is_waited_for():
