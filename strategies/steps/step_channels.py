@@ -241,10 +241,10 @@ class NoisedSteps(ChannelWrapper):
         """See :class:`fl_peel.steps.base.StepChannel`. Shares of noise are made for the fewest devices that a sum may
         be of: of more, there is more. A void step has none.
         """
-        one, last = self._scales.std(part), self.channel.records[-1].time
+        one = self._scales.std(part)
         if self._by_server:
             return one
-        shares = 0.0
+        shares, last = 0.0, self.channel.records[-1].time
         for record in self.channel.records:
             if record.time == last and not record.void:
                 devices = float(record.counts.classes.devices.sum())
@@ -265,7 +265,8 @@ class NoisedSteps(ChannelWrapper):
             return
         draw = self._scales.whole("server", self.taken[step.noised[0].name])
         for part, each in sums:
-            noise = {} if self.channel.records[-1].void else step.noise(draw, self.terms, part)
+            void = isinstance(self.channel, MaskedSteps) and self.channel.records[-1].void
+            noise = {} if void else step.noise(draw, self.terms, part)
             yield part, each | {name: each[name] + noise[name] for name in noise}
 
     @property
