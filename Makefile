@@ -40,7 +40,7 @@ test-rest: $(INSTALLED)-dev
 	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not hostile"
 
 # what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know, runs that are
-# ended again and again, and ten times as many damaged files and bad inputs
+# ended again and again, and five times as many damaged files and bad inputs
 DAMAGED := tests/fl_peel/blocks/test_stored.py tests/fl_peel/model/test_model_files.py tests/simulations/test_fuzzed_inputs.py
 hostile: $(INSTALLED)-dev
 	$(PYTEST) --numprocesses 2 -m hostile

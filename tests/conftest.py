@@ -65,10 +65,11 @@ evaluation: {budgets: [50%, 1.0], selectors: [controller, popularity], artifacts
 LONGEST = tuple(
     f"tests/{name}.py"
     for name in (
+        *("hostile/test_kills", "hostile/test_liars"),  # beside busy processes, nothing that has a time limit
         *("simulations/deployment/test_deployment", "golden/test_reports", "test_first_hour"),
         *("simulations/studies/test_frame", "simulations/test_run", "simulations/test_killed"),
         *("simulations/engine/test_flwr_run", "fl_peel/kernels/test_lanes", "simulations/studies/test_compare"),
-        *("hostile/test_liars", "strategies/steps/test_channels", "fl_peel/attacks/test_canary"),
+        *("hostile/test_masked_faults", "strategies/steps/test_channels", "fl_peel/attacks/test_canary"),
     )
 )
 """Files of half a minute and more in ``make test-all``, the longest first."""
