@@ -41,10 +41,8 @@ test-rest: $(INSTALLED)-dev
 
 # what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know, runs that are
 # ended again and again, and five times as many damaged files and bad inputs
-DAMAGED := tests/fl_peel/blocks/test_stored.py tests/fl_peel/model/test_model_files.py tests/simulations/test_fuzzed_inputs.py
 hostile: $(INSTALLED)-dev
-	$(PYTEST) --numprocesses 2 -m hostile
-	$(PYTEST) --numprocesses 2 --hypothesis-profile=hostile $(DAMAGED)
+	$(PYTEST) --numprocesses 2 --hypothesis-profile=hostile -m hostile
 
 # figures to the last digit (CONTRIBUTING.md): as committed, or as of BASE=commit; RECORD=1 writes those to commit;
 # DATA=folder: also the other data sets that lie there; SCENARIOS="ml-100k compare" for some

@@ -73,6 +73,11 @@ LONGEST = tuple(
     )
 )
 """Files of half a minute and more in ``make test-all``, the longest first."""
+DAMAGED = tuple(
+    f"tests/{name}.py"
+    for name in ("fl_peel/blocks/test_stored", "fl_peel/model/test_model_files", "simulations/test_fuzzed_inputs")
+)
+"""Files whose properties are of damaged files and bad inputs, which ``make hostile`` tries more often."""
 SLOW_KINDS = ("engine", "faults", "deployment", "hostile")
 """Markers of tests that only ``make test-all`` runs, but for those that are marked ``smoke`` besides."""
 
@@ -87,11 +92,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow by its kind. Files that take long come first, so that no worker is left with one of them at
     the end: those above, then what starts an engine. All tests of a file stay together, in their order.
     """
     for item in items:
+        if is_hostile(config) and item.nodeid.startswith(DAMAGED) and hasattr(item.function, "hypothesis"):
+            item.add_marker("hostile")
         if any(map(item.get_closest_marker, SLOW_KINDS)) and not item.get_closest_marker("smoke"):
             item.add_marker("slow")
     files = [item.nodeid.partition("::")[0] for item in items]
@@ -108,7 +115,7 @@ def pytest_collection_finish() -> None:
 
 def is_hostile(config: pytest.Config) -> bool:
     """Whether this is a part of ``make hostile``."""
-    return "hostile" in (config.option.markexpr, config.getoption("--hypothesis-profile"))
+    return bool(config.option.markexpr == "hostile")
 
 
 @pytest.fixture
