@@ -99,7 +99,7 @@ def test_a_clock_that_jumps_changes_nothing(tiny_run, tiny, tmp_path, monkeypatc
     assert figures(whole) == figures(tiny_run[0])
 
 
-BUSY, MOST_S = 20, 300
+BUSY, MOST_S = 20, 600
 """Processes that do nothing, as fast as they can; seconds after which a run beside them gives up."""
 
 
