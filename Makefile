@@ -40,7 +40,7 @@ test-rest: $(INSTALLED)-dev
 	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not hostile"
 
 # what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know, runs that are
-# ended again and again, and five times as many damaged files and bad inputs
+# ended again and again, and fifteen times as many damaged files and bad inputs
 hostile: $(INSTALLED)-dev
 	$(PYTEST) --numprocesses 2 --hypothesis-profile=hostile -m hostile
 

@@ -10,7 +10,6 @@ import pytest
 
 from clients.round.contents import BoundedDeviceContents, OpenDeviceContents
 from clients.round.contracts import DeviceContentsContract
-from clients.round.round_context import contents_kind as device_kind
 from fl_peel import plugins
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.bounded_statistic import bounded, find_statistic
@@ -20,7 +19,6 @@ from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario
 from strategies.rounds.contents import BucketedServerContents, OpenServerContents
 from strategies.rounds.contracts import ServerContentsContract
-from strategies.run.refinement import contents_kind as server_kind
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
@@ -170,14 +168,8 @@ def test_contributions_are_bounded_by_the_framework():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["refinement.contribution=proximall"],
-            "refinement.contribution: unknown contribution 'proximall'; did you mean 'proximal'?",
-        ),
-        (
-            ["privacy.statistics={top-blok: {share: 1}}", *NOISE],
-            "unknown statistic 'top-blok'; did you mean 'top-block'?",
-        ),
+        (["refinement.contribution=proximall"], "unknown contribution 'proximall'; did you mean 'proximal'?"),
+        (["privacy.statistics={top-blok: {share: 1}}", *NOISE], "unknown statistic 'top-blok'; did you mean 'top-b"),
         (["privacy.statistics={top-block: {share: 1}}"], "statistics are noised sums; set privacy.mechanism"),
         (["privacy.statistics={top-block: {share: 0}}", *NOISE], "greater than 0"),
     ],
@@ -192,14 +184,9 @@ def test_mistakes_are_told_when_the_scenario_is_read(tiny, installed, overrides,
     ("overrides", "message"),
     [
         (["refinement.contribution=nonsense"], "'nonsense' is no DeviceContents"),
-        (
-            ["refinement.contribution=proximal", ROBUST],
-            "'proximal' does not support sub-cohorts, .*: median needs; subclass B",
-        ),
-        (
-            ["refinement.contribution=sign", ROBUST],
-            "'sign' does not support sub-cohorts, .*: median needs; subclass Bucket",
-        ),
+        (["refinement.contribution=proximal", ROBUST], "'proximal' does not support sub-cohorts, .*: median needs;"),
+        (["refinement.contribution=sign", ROBUST], "'sign' does not support sub-cohorts, .*: median needs; subclass"),
+        (["refinement.contribution=proximal", *NOISE], "'proximal' is not held to what privacy"),
         (["refinement.contribution=sign", *NOISE], "'sign' is not held to what privacy"),
         (["privacy.statistics={nonsense: {share: 1}}", *NOISE], "is not a BoundedStatistic"),
     ],
@@ -207,14 +194,3 @@ def test_mistakes_are_told_when_the_scenario_is_read(tiny, installed, overrides,
 def test_plug_ins_are_looked_at_before_anything_runs(tiny, installed, overrides, message):
     with pytest.raises(ScenarioError, match=message):
         checked(load_scenario(tiny, overrides), None)
-
-
-def test_contents_that_privacy_does_not_hold_are_refused(tiny, installed):
-    for name, kind in (("proximal", device_kind), ("sign", server_kind)):
-        scenario = load_scenario(tiny, [f"refinement.contribution={name}", *NOISE])
-        with pytest.raises(ScenarioError, match=f"{name}' is not held to what privacy"):
-            kind(scenario)
-    with pytest.raises(ScenarioError, match="'nonsense' is no DeviceContents"):
-        device_kind(load_scenario(tiny, ["refinement.contribution=nonsense"]))
-    with pytest.raises(ScenarioError, match="is not a BoundedStatistic"):
-        find_statistic("nonsense")

@@ -9,13 +9,11 @@ from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from fl_peel import plugins
 from simulations import runner
 from simulations.cli.main import app
-from simulations.scenario_files import load_scenario
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
 from tests.helpers.snippets import follow, in_shell, snippets_of
@@ -62,29 +60,6 @@ def test_a_page_works_as_told(page, folder, typed):
     sys.modules.pop("my_package", None)
     done = follow(page, folder, typed)
     assert done > 0 or page.stem == "extend"
-
-
-def console_lines():
-    result = []
-    for page in PAGES:
-        for snippet in snippets_of(page):
-            if snippet.language in ("bash", "console"):
-                result += [(page.stem, line) for line in snippet.commands() if line.startswith("fl-peel ")]
-    return result
-
-
-@pytest.mark.parametrize(("page", "line"), console_lines())
-def test_commands_and_their_options_exist(page, line):
-    words = shlex.split(line.partition(" > ")[0])[1:]
-    group = typer.main.get_command(app)
-    while words and hasattr(group, "commands") and words[0] in group.commands:
-        group = group.commands[words.pop(0)]
-    options = {name for parameter in group.params for name in parameter.opts}
-    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= options
-    assert not hasattr(group, "commands") or group.name == "scenarios", f"no such command: {line}"
-    changes = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    if page != "extend":
-        load_scenario("ml-100k", changes)
 
 
 @pytest.mark.usefixtures("api")

@@ -22,7 +22,7 @@ def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
             write(lines, event)
         console.ProgressLines.__call__ = tell
         for more in ([], ["--out", {out!r}]):
-            sys.argv = ["fl-peel", "run", {str(tiny)!r}, "--no-cache", *more]
+            sys.argv = ["fl-peel", "run", {str(tiny)!r}, "--no-cache", "--set", "refinement.rounds=0", *more]
             try:
                 main()
             except SystemExit as ended:

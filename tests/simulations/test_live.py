@@ -1,7 +1,6 @@
 """A run's page while it is under way: on loopback alone, all events in order, gone with the run."""
 
 import json
-import socket
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -9,7 +8,6 @@ from dataclasses import dataclass, field
 import pytest
 from rich.console import Console
 
-from fl_peel.errors import ReportError
 from fl_peel.events import Event
 from simulations.cli.console import shown_at
 from simulations.live import EventLog, live
@@ -64,15 +62,6 @@ def test_figures_that_an_event_carries_are_told():
     events = EventLog()
     events(Measured("refinement", 1, 2, figures={"refinement/loss": 0.5}))
     assert events.since(0)["events"][0]["figures"] == {"refinement/loss": 0.5}
-
-
-def test_a_port_that_is_taken_is_one_line():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        message = f"--live-port {port}: the port cannot be opened .*give another"
-        with pytest.raises(ReportError, match=message) as caught, live(port, "tiny"):
-            pass
-    assert "\n" not in str(caught.value)
 
 
 def test_the_end_waits_for_those_who_look_and_for_nobody_else():

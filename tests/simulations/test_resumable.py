@@ -63,8 +63,6 @@ def test_without_a_folder_of_results_nothing_is_kept(tiny, splits):
     ("change", "output"),
     [
         ("refinement.rounds=5", "scenario.refinement.rounds"),
-        ("seed=4", "seed=0 and not 4"),
-        ("evaluation.budgets=[25%]", "evaluation.budgets"),
         ("engine.nodes=3", "engine.nodes=2 and not 3"),
     ],
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clients.fleet.contracts import ProfileContract
 from clients.fleet.files import shipped_names
-from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet
+from clients.fleet.fleet import fleet_from_mapping, load_fleet
 from fl_peel.errors import ProfileError
 from simulations.cli.fleets import profiles_list
 from tests.helpers.examples import examples
@@ -22,22 +22,6 @@ from tests.helpers.fleets import PHONES, TABLE, fleet_of, ids, one_line
 class TestPlainProfile(ProfileContract):
     def make(self):
         return fleet_of().profiles[0]
-
-
-@pytest.mark.parametrize(
-    ("fleet", "name"), [(fleet, name) for fleet in shipped_names() for name in load_fleet(fleet).names]
-)
-class TestShippedProfiles(ProfileContract):
-    num_devices = 101
-    seeds = (0,)
-    rounds = (0, 0.5, 7.25)
-
-    @pytest.fixture(autouse=True)
-    def _profile(self, fleet, name):
-        self.profile = load_fleet(fleet).only(name).profiles[0]
-
-    def make(self):
-        return self.profile
 
 
 # ---------------------------------------------------------------- what a fleet is
@@ -171,13 +155,6 @@ def test_any_subset_in_any_order_gives_the_same(name, seed, devices, time, data)
 def test_device_ids_must_be_integers():
     with pytest.raises(TypeError, match="device ids"):
         load_fleet("default").classes(0, np.zeros(3))
-
-
-def test_a_million_devices_are_cheap():
-    fleet, many = load_fleet("mixed"), ids(1_000_000)
-    budgets = FleetBudgets(fleet, 0, many, TABLE)
-    assert (budgets.at(2) <= budgets.ceiling()).all()
-    assert len(fleet.available(0, many, 2)) == 1_000_000
 
 
 PLUGIN = """

@@ -70,10 +70,9 @@ def held(scenario):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("refit", [False, True])
-def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path, refit):
+def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path):
     scenario, folder = own
-    scenario = scenario.model_copy(update={"data": scenario.data.model_copy(update={"refit": refit})})
+    scenario = scenario.model_copy(update={"data": scenario.data.model_copy(update={"refit": True})})
     deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
     simulated, _ = served(scenario, tmp_path / "simulated")
     assert figures(deployed) == figures(simulated)
@@ -141,11 +140,7 @@ def test_a_simulation_needs_interactions(own, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        (
-            "pretraining",
-            {"source": "collected", "collected": {"share": 1}},
-            "without name and path no interaction leaves a device",
-        ),
+        ("pretraining", {"source": "collected", "collected": {"share": 1}}, "without name and path no interaction"),
         ("pretraining", {"collected": {"share": 0.5}}, "without name and path no interaction leaves a device"),
         ("evaluation", {"per_device": True}, "are for simulations, which have all interactions"),
         ("data", {"min_rating": 3}, "leave out timeline and min_rating"),

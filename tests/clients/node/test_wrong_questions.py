@@ -40,7 +40,7 @@ def test_a_question_is_answered_or_refused_in_one_line(tiny, tmp_path, mode):
 def try_questions(grid, node, kind, questions):
     """Of one kind of message, of which these were right."""
 
-    @examples(40, suppress_health_check=list(HealthCheck))
+    @examples(30, suppress_health_check=list(HealthCheck))
     @given(wrong=st.integers(0, len(questions) - 1).flatmap(lambda place: mutated(questions[place])))
     def check(wrong):
         (reply,) = grid.send_and_receive([Message(wrong.content, dst_node_id=node, message_type=kind)])
@@ -60,16 +60,16 @@ TIMES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", [-1, 1 << 40])
 @pytest.mark.parametrize("mode", list(TIMES))
-def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode, when):
+def test_a_time_that_never_comes_is_refused(tiny, tmp_path, mode):
     """The budgets' clock starts at 0, and nodes go from step to step to know where they are."""
     grid = LoopbackGrid(1)
     serve(grid, load_scenario(tiny, MODES[mode]), RunPaths("", str(tmp_path / "run")))
     node = next(iter(grid.get_node_ids()))
     for kind, name in TIMES[mode].items():
         content = next(content for its, content in grid.crossed if its == kind)
-        content["config"][name] = when
-        (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=kind)])
-        assert reply.error.code == wire.USER_MISTAKE
-        assert name in reply.error.reason
+        for when in (-1, 1 << 40):
+            content["config"][name] = when
+            (reply,) = grid.send_and_receive([Message(content, dst_node_id=node, message_type=kind)])
+            assert reply.error.code == wire.USER_MISTAKE
+            assert name in reply.error.reason

@@ -84,7 +84,7 @@ def test_slices_must_divide_the_dimension():
         BlockLayout(np.zeros(2, np.int32), 8, 0)
 
 
-@examples(200)
+@examples(150)
 @given(layout=layouts, precision=precisions)
 def test_all_blocks_together_are_the_whole_table_once(layout, precision):
     items, slices, place = layout.block_rows(np.arange(layout.num_blocks))

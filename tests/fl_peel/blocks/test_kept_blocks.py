@@ -10,7 +10,6 @@ from fl_peel.blocks.ranked_blocks import (
     check_budget,
     pack_ranking,
     rank_blocks,
-    ranking,
     smallest_budget_bytes,
 )
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
@@ -79,12 +78,6 @@ def test_a_device_below_the_header_stores_nothing_and_one_at_it_the_header():
     assert (cutoffs.tolist(), stored.tolist(), kept.tolist()) == ([0, 0, 0], [0, overhead, overhead], [0, 0, 0])
 
 
-def test_many_equal_weights_are_ranked_by_block_number():
-    weights = np.zeros(5000, np.float32)
-    weights[[40, 4000]] = 1.0
-    assert ranking(weights).tolist() == [40, 4000, *(block for block in range(5000) if block not in (40, 4000))]
-
-
 @pytest.mark.parametrize(
     ("precision", "codes", "scales"), [("fp32", 8, 0), ("fp16", 4, 0), ("int8", 2, 2), ("int4", 1, 2)]
 )
@@ -109,12 +102,6 @@ def test_rows_in_double_are_coded_as_in_single(precision):
 
 
 # ---------------------------------------------------------------- stored files
-
-
-def written(precision="int8", blocks=(0,), layout=LAYOUT) -> bytes:
-    table = np.ones((layout.num_items, layout.embedding_dim), np.float32)
-    user = np.ones(layout.embedding_dim, np.float32)
-    return StoredEmbedding.build(layout, precision, user, np.array(blocks, np.int64), table).to_bytes()
 
 
 def test_block_numbers_are_as_wide_as_slices_make_them():

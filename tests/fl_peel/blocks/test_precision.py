@@ -67,7 +67,7 @@ def test_floats_lose_nothing_or_half_a_unit_in_the_last_place(seed, exponents, n
     assert (error <= 2.0**-11 * np.abs(rows) + 2.0**-25).all()
 
 
-@examples(300)
+@examples(150)
 @given(seed=seeds, exponents=magnitudes, num_dims=st.integers(1, 9))
 def test_int8_is_within_half_a_step_at_every_magnitude(seed, exponents, num_dims):
     rows = rows_at(seed, exponents, num_dims)
@@ -81,7 +81,7 @@ def test_int8_is_within_half_a_step_at_every_magnitude(seed, exponents, num_dims
     assert (scales <= needed * (1 + 2.0**-11) + 2.0**-24).all()
 
 
-@examples(300)
+@examples(150)
 @given(seed=seeds, exponents=st.lists(st.integers(-2, 4), min_size=1, max_size=6), num_dims=st.integers(1, 9))
 def test_int4_is_no_worse_than_scaling_by_the_maximum(seed, exponents, num_dims):
     rows = rows_at(seed, exponents, num_dims)

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import struct
-import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -32,7 +31,7 @@ def stored(layout: BlockLayout, precision: str, seed: int, share: float = 0.5) -
     return StoredEmbedding.build(layout, precision, user, blocks, random_table(rng, layout))
 
 
-@examples(400)
+@examples(150)
 @given(layout=layouts, precision=precisions, seed=seeds, share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_bytes_are_linear_in_the_blocks_kept(layout, precision, seed, share):
     artefact = stored(layout, precision, seed, share)
@@ -40,16 +39,6 @@ def test_bytes_are_linear_in_the_blocks_kept(layout, precision, seed, share):
     user_columns = (max([block % layout.num_slices for block in artefact.blocks], default=0) + 1) * layout.slice_dim
     assert len(data) == overhead_bytes(user_columns) + layout.block_bytes(precision)[artefact.blocks].sum()
     assert data[4] == (2 if user_columns == layout.embedding_dim else 3)
-
-
-def test_bytes_by_hand():
-    # header 44, user 2 x 6; blocks 4 and 8 of test_blocks: 3 items and 1 item, two columns each in int8
-    layout = BlockLayout(np.array([1, 0, 1, 2, 0, 1], np.int32), 6, 3)
-    table = np.arange(36, dtype=np.float32).reshape(6, 6)
-    artefact = StoredEmbedding.build(layout, "int8", np.ones(6, np.float32), np.array([4, 8]), table)
-    assert len(artefact.to_bytes()) == 44 + 12 + (6 + 3 * 4) + (6 + 1 * 4)
-    assert artefact.starts.tolist() == [2, 5]
-    assert artefact.counts.tolist() == [3, 1]
 
 
 def test_the_worked_example_of_the_docs():
@@ -333,78 +322,3 @@ def test_blocks_beyond_the_catalogue_or_twice_are_refused(place):
     assert "beyond" in refused(resealed(GROUPED, (grouped, b"\x06\x00")))  # blocks are 0 to 5
     assert "beyond" in refused(resealed(GROUPED, (grouped + 2, b"\x09\x00")))
     assert "different blocks" in refused(resealed(GROUPED, (grouped + 4, b"\x00\x00")))
-
-
-@examples(300)
-@given(places=st.lists(st.integers(0, len(GROUPED) - 1), min_size=1, max_size=4), byte=st.integers(0, 255))
-def test_flipped_bytes_are_refused(places, byte):
-    data = bytearray(GROUPED)
-    for place in places:
-        data[place] = byte
-    if data != GROUPED:
-        refused(bytes(data))
-
-
-@examples(300)
-@given(places=st.lists(st.integers(0, len(GROUPED) - 1), min_size=1, max_size=4), byte=st.integers(0, 255))
-def test_flipped_bytes_with_a_checksum_that_fits_are_refused_or_harmless(places, byte):
-    """Whatever is read can be ranked without a crash or an index out of range."""
-    data = resealed(GROUPED, *((place, bytes([byte])) for place in places))
-    try:
-        artefact = StoredEmbedding.from_bytes(data)
-    except ArtifactError:
-        refused(data)
-        return
-    with np.errstate(all="ignore"):  # a flipped scale may be infinite
-        rows = artefact.top_n(5)
-    assert ((rows >= 0) & (rows < artefact.num_items)).all()
-    assert len(set(rows.tolist())) == len(rows)
-
-
-@examples(100)
-@given(length=st.integers(0, len(GROUPED) - 1))
-def test_cut_off_files_are_refused(length):
-    refused(GROUPED[:length])
-    if length >= 44:
-        refused(resealed(GROUPED, cut=length))
-
-
-@examples(300)
-@given(
-    data=st.data(),
-    precision=st.sampled_from(["fp32", "fp16", "int8", "int4"]),
-    grouped=st.booleans(),
-)
-def test_whatever_the_bytes_say_is_refused_in_one_line_or_can_be_served(data, precision, grouped):
-    """Flipped, cut off or with huge numbers, and a right checksum: no more memory than a file of that size takes."""
-    layout = BlockLayout(np.array([0, 0, 1, 2] if grouped else [0, 1, 2, 3], np.int32), 4, 2)
-    table = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
-    blocks = np.arange(layout.num_blocks)
-    whole = bytearray(StoredEmbedding.build(layout, precision, np.ones(4, np.float32), blocks, table).to_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.integers(0, len(whole) - 1))
-        width = data.draw(st.sampled_from([1, 2, 4]))
-        whole[place : place + width] = data.draw(st.binary(min_size=width, max_size=width))
-    length = data.draw(st.one_of(st.just(len(whole)), st.integers(0, len(whole) + 8)))
-    changed = resealed(bytes(whole[:length]).ljust(length, b"\0")) if length >= 44 else bytes(whole[:length])
-    tracemalloc.start()
-    why = _served_or_refused(changed)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2 << 20
-    assert "\n" not in why
-    assert len(why) < 300
-
-
-def _served_or_refused(data: bytes) -> str:
-    """Why it is refused; nothing where it can be served from."""
-    try:
-        result = StoredEmbedding.from_bytes(data)
-    except ArtifactError as error:
-        return str(error)
-    rows, _ = result.scores()
-    assert len(rows) <= len(result.codes)
-    assert (rows < result.num_items).all()
-    assert np.isfinite(result.user).all()
-    assert len(result.top_n(3)) <= 3
-    return ""

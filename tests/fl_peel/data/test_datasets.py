@@ -6,8 +6,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fl_peel.data import datasets
 from fl_peel.data.datasets import (
@@ -201,23 +199,6 @@ def test_both_layouts_give_the_same_interactions_and_splits(tmp_path, register):
             left, right = (split(data, seed=3, order=order, test_share=0.5) for data in (one, two))
             assert np.array_equal(left.test.items, right.test.items)
             assert np.array_equal(left.train.items, right.train.items)
-
-
-def random_ratings(draw):
-    pairs = draw(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=30, unique=True))
-    return [(*pair, draw(st.integers(1, 5)), draw(st.integers(0, 20))) for pair in pairs]
-
-
-@given(st.composite(random_ratings)())
-def test_any_ratings_are_the_same_in_both_layouts(tmp_path_factory, ratings):
-    folder = tmp_path_factory.mktemp("both")
-    body = "".join("\t".join(map(str, line)) + "\n" for line in ratings).encode()
-    header = INTER.split(b"\n", 1)[0] + b"\n"
-    put(folder, u_data=body, x_inter=header + b"".join(reversed(body.splitlines(keepends=True))))
-    one = datasets.read_interactions(folder / "u.data", name="x")
-    two = datasets.read_interactions(folder / "x.inter", name="x")
-    assert_same(one, two)
-    assert one.pairs.num_interactions == len(ratings)
 
 
 def test_line_ends_do_not_change_the_checksum(tmp_path):

@@ -197,8 +197,6 @@ BAD_FILES = [
     ("u.data", "", r"u\.data: the file is empty; it should"),
     ("u.data", b"\xef\xbb\xbf\n", "the file is empty"),
     ("u.data", "1\t2\t3\t4\n1\t2\t3\n", r"u\.data:2: 3 fields where 4 belong \(user, item, rating, timestamp\)"),
-    ("u.data", "1\t2\t3\t4\n\n1\t2\t3\t4\t5\n", r"u\.data:3: 5 fields where 4"),
-    ("u.data", "1\t2\t3\t4\n   \n", r"u\.data:2: 1 field where 4"),
     ("u.data", "1\t2\t3\t4\nbob\t2\t3\t4\n", r"u\.data:2: user is 'bob', not an integer"),
     ("u.data", "1\t2\t3\t4\n1\t2.0\t3\t4\n", r"u\.data:2: item is '2\.0', not an integer"),
     ("u.data", "1\t2\t3\t4\n1\t-2\t3\t4\n", r"u\.data:2: item is negative \(-2\)"),
@@ -206,48 +204,34 @@ BAD_FILES = [
     ("u.data", "1\t2\tgood\t4\n", r"u\.data:1: rating is 'good', not a number"),
     ("u.data", "1\t2\t3\tnan\n", r"u\.data:1: timestamp is 'nan', not a number"),
     ("u.data", "1\t2\t3\t1e999\n", r"u\.data:1: timestamp is '1e999', out of range"),
-    ("u.data", "1\t2\t3\t1e20\n", r"u\.data:1: timestamp is '1e20', out of range"),
-    ("u.data", "1\t2\t3\t1_0\n", r"u\.data:1: timestamp is '1_0', not a number"),
     ("u.data", b"1\t2\t3\t4\n1\t\xff\t3\t4\n", r"u\.data:2: not UTF-8 text"),
     ("ratings.dat", "1::2::3::4\n1::2::3\n", r"ratings\.dat:2: 3 fields where 4 .* split at '::'"),
-    ("ratings.dat", "1::2\t::3::4\n", r"ratings\.dat:1: item is '2\\t', not an integer"),
     ("x.inter", "user_id:token\trating:float\n1\t2\n", r"x\.inter:1: no item column among 'user_id', 'rating'"),
     ("x.inter", U_DATA, r"x\.inter:1: '10' has no type; head the columns like user_id:token"),
-    ("x.inter", HEADER + "1\t2\t3\n", r"x\.inter:2: 3 fields where 4"),
     ("x.inter", HEADER, r"x\.inter: names its columns and holds no interaction"),
     ("x.inter", b"\xff:token\n", r"x\.inter:1: not UTF-8"),
     ("x.csv", "user,item,user_id\n1,2,3\n", r"x\.csv:1: 'user' and 'user_id' both name the user; keep one"),
     ("x.csv", "user,item\n1,2\n,3\n", r"x\.csv:3: user is missing"),
-    ("x.csv", "user,item\n1,2\n3,-1\n", r"x\.csv:3: item is negative \(-1\)"),
     ("x.csv", 'user,item\n"1",2\n"3,4\n', r"x\.csv:3: unexpected end of data; correct the quotes"),
     ("x.csv", 'user,item,note\n1,2,"two\nlines"\n1,2\n', r"x\.csv:4: 2 fields where 3"),
     ("x.csv", "user,item,time\n1,2,soon\n", r"x\.csv:2: timestamp is 'soon', not a number of seconds or a time like 2"),
     ("x.csv", "user,item\n1,2\n1,nan\n", r"x\.csv:3: item is 'nan', which stands for no id; leave out such rows"),
     ("x.csv", f"user,item\n1,2\n{'9' * 5000},2\n", r"x\.csv:3: user has 5000 characters, ids at most 1000; shorten it"),
-    ("x.csv", f"user,item\n1,-{'9' * 5000}\n", r"x\.csv:2: item is negative \(-999"),
     ("x.csv", f"user,item\n1,2\n{'x' * 10**7}\n", r"x\.csv:3: field larger than field limit"),
     ("x.csv", "x" * 10**7, r"x\.csv:1: field larger than field limit"),
-    (
-        "x.csv",
-        ",".join(map(str, range(10**5))) + "\n1\n",
-        r"x\.csv:1: no user column among '0', .*; its first line is no header",
-    ),
+    ("x.csv", ",".join(map(str, range(10**5))) + "\n1\n", r"x\.csv:1: no user column among '0', .*; its first line"),
     ("x.csv", "user,item,rating\n1,2,3\n1,3,nan\n", r"x\.csv:3: rating is 'nan', not a number"),
     ("u.data", f"1\t2\t3\t4\n1\t{'x' * 10**6}\t3\t4\n", r"u\.data:2: item is 'xxx.*, not an integer"),
-    ("u.data", f"1\t2\t{'x' * 10**6}\t4\n", r"u\.data:1: rating is 'xxx.*, not a number"),
     ("train.txt", f"0 1\n0 {'9' * 10**6}\n", r"train\.txt:2: item has 1000000 characters, ids at most 1000"),
     ("train.txt", " \n\n", r"train\.txt: the file is empty"),
     ("train.txt", "0\n1\n", r"train\.txt: names users and holds no interaction"),
     ("train.txt", "0 1 2\n1 x 3\n", r"train\.txt:2: item is 'x', not an integer"),
     ("train.txt", "0 1 2\n-1 3\n", r"train\.txt:2: user is negative \(-1\)"),
-    ("train.txt", "0 1 1.5\n", r"train\.txt:1: item is '1\.5', not an integer"),
     ("train.txt", b"0 1\n1 \xff\n", r"train\.txt:2: not UTF-8"),
-    ("train.txt", "0 1\n\n1 99999999999999999999\n", r"train\.txt:3: item 99999999999999999999 is above 2147483647"),
     ("train.txt", "0 1\n1 2147483648\n", r"train\.txt:2: item 2147483648 is above 2147483647"),
     ("train.txt", "0 1\n1 2000000000\n", r"train\.txt: item 2000000000 occurs and only 2 items are used; number ids"),
     ("notes.xyz", "1 2", r"notes\.xyz: its name does not reveal the format; set one of movielens-tab, "),
     ("x.parquet", b"PAR1 and then nothing", r"x\.parquet: not a whole Parquet file \(.*; write or copy it again"),
-    ("x.parquet", b"", r"x\.parquet: not a whole Parquet file"),
 ]
 
 
@@ -307,13 +291,6 @@ def test_bad_line_of_the_test_list_names_that_file(tmp_path):
         read_interactions(tmp_path)
 
 
-def test_truncated_parquet(tmp_path):
-    path = sample_parquet(tmp_path / "x.parquet")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"x\.parquet: not a whole Parquet file"):
-        read_interactions(path)
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -323,10 +300,7 @@ def test_truncated_parquet(tmp_path):
         ({"user": [1, 2], "item": [2, -3]}, r"row 2: item is negative \(-3\)"),
         ({"user": [1, 2], "item": [2, 3], "time": [1.0, float("nan")]}, "row 2: timestamp is nan; store a finite"),
         ({"user": [1, 2], "item": [2, 3], "time": [1, None]}, "row 2: timestamp is missing"),
-        (
-            {"user": [1], "item": [2], "time": pa.array([2**64 - 1], pa.uint64())},
-            "row 1: timestamp is 1844674407",
-        ),
+        ({"user": [1], "item": [2], "time": pa.array([2**64 - 1], pa.uint64())}, "row 1: timestamp is 1844674407"),
         ({"user": [1], "item": [2], "time": ["now"]}, "row 1: timestamp is 'now', not a number of seconds or a time"),
         ({"user": [1], "item": [2], "time": [True]}, "timestamp column is bool; store it as numbers"),
         ({"user": [1], "item": [2], "rating": [float("inf")]}, "row 1: rating is inf"),
@@ -480,57 +454,21 @@ def test_a_zone_that_arrow_does_not_find_is_told():
 
 
 BAD = [
-    (
-        with_time("2026-03-01"),
-        OWN,
-        r"x\.csv:2: bought_at \(timestamp\) is 2026-03-01, without a time zone; set data\.time",
-    ),
-    (
-        with_time("2026-03-01T09:30", ROWS),
-        OWN,
-        r":5: bought_at \(timestamp\) is 2026-03-01T09:30, without a time zone; ",
-    ),
-    (
-        with_time("2026-02-30"),
-        BERLIN,
-        r":2: bought_at \(timestamp\) is 2026-02-30, which is no date of the calendar; correct",
-    ),
+    (with_time("2026-03-01"), OWN, r"x\.csv:2: bought_at \(timestamp\) is 2026-03-01, without a time zone; set data"),
+    (with_time("2026-03-01T09:30", ROWS), OWN, r":5: bought_at \(timestamp\) is 2026-03-01T09:30, without a time zo"),
+    (with_time("2026-02-30"), BERLIN, r":2: bought_at \(timestamp\) is 2026-02-30, which is no date of the calendar"),
     (with_time("2026-02-30T10:00Z"), OWN, ":2: .* which is no date of the calendar; correct"),
     (with_time("2026-03-29T02:30:00"), BERLIN, ":2: .* is 2026-03-29T02:30:00, which clocks in Europe/Berlin skipped;"),
-    (
-        with_time("1772353800", ROWS),
-        OWN,
-        ":5: .* is '1772353800', and times before it are dates; write all of them one",
-    ),
-    (
-        with_time("2026-03-01", [("a", "b", 1, 17, "x")]),
-        BERLIN,
-        ":3: .* is 2026-03-01, and times before it are numbers",
-    ),
+    (with_time("1772353800", ROWS), OWN, ":5: .* is '1772353800', and times before it are dates; write all of them"),
+    (with_time("2026-03-01", [("a", "b", 1, 17, "x")]), BERLIN, ":3: .* is 2026-03-01, and times before it are num"),
     (with_time("", ROWS), OWN, r":5: bought_at \(timestamp\) is '', not a number of seconds or a time like 2026-"),
     (with_time("03/01/2026"), OWN, r":2: bought_at \(timestamp\) is '03/01/2026', not a number of seconds or a time"),
     (text([("", "ann", 5, "3", "x")]), OWN, r":2: sku \(item\) is missing"),
     (text([("tea", "ann", "many", "3", "x")]), OWN, r":2: stars \(rating\) is 'many', not a number; correct"),
-    (
-        text(),
-        Dialect({"user": "custommer"}),
-        r"x\.csv:1: no column 'custommer'; correct data\.columns\.user: did you mean",
-    ),
-    (
-        text(),
-        Dialect({"timestamp": "when"}),
-        r"x\.csv:1: no column 'when'; correct data\.columns\.time: known: sku, cust",
-    ),
-    (
-        "user,item,user\n1,2,3\n",
-        Dialect({"user": "user"}),
-        r"x\.csv:1: 2 columns are called 'user', which data\.columns\.u",
-    ),
-    (
-        "customer,item\n1,2\n",
-        None,
-        r"no user column among .*; call it user or user_id, or give its name as data\.columns\.",
-    ),
+    (text(), Dialect({"user": "custommer"}), r"x\.csv:1: no column 'custommer'; correct data\.columns\.user: did you"),
+    (text(), Dialect({"timestamp": "when"}), r"x\.csv:1: no column 'when'; correct data\.columns\.time: known: sku,"),
+    ("user,item,user\n1,2,3\n", Dialect({"user": "user"}), r"x\.csv:1: 2 columns are called 'user', which data\.col"),
+    ("customer,item\n1,2\n", None, r"no user column among .*; call it user or user_id, or give its name as data\.c"),
 ]
 
 

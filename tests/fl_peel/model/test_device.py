@@ -291,7 +291,7 @@ def test_a_delta_has_no_byte_too_few_or_too_many(update):
             applied(before.stored, resealed(delta[:length], 0, b""))
 
 
-@examples(300)
+@examples(150)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000), sealed=st.booleans())
 def test_whatever_a_delta_says_it_is_applied_or_one_line(update, place, value, cut, sealed):
     """Also where the checksum fits."""

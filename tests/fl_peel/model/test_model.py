@@ -2,12 +2,10 @@
 
 import json
 import re
-import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -28,7 +26,6 @@ from fl_peel.model.model_files import ABOUT, Catalogue
 from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
-from simulations.cli.main import app
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved
@@ -301,15 +298,3 @@ def test_the_snippet_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 12
     assert printed[-2].endswith("bytes to read")
-
-
-@pytest.mark.parametrize(
-    "command",
-    [line for line in PAGE.splitlines() if line.startswith("fl-peel ")] + ["fl-peel serve-device out/a/model"],
-)
-def test_its_commands_exist(command):
-    words = shlex.split(command)[1:]
-    group = typer.main.get_command(app)
-    assert words[0] in group.commands
-    options = {name for parameter in group.commands[words[0]].params for name in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= options

@@ -168,7 +168,7 @@ def test_with_room_for_all_columns_nothing_is_lost(rows):
         assert np.abs(scores - ratio * exact).max() < 1e-3 * np.abs(scores).max()
 
 
-@pytest.mark.parametrize("min_size", [1, 20, 27, 40, 80])
+@pytest.mark.parametrize("min_size", [1, 27, 80])
 def test_no_group_is_smaller_than_allowed(rows, min_size):
     start = run_stage1(
         PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)),

@@ -1,6 +1,5 @@
 """Scenarios: every bad key or value is one line that names its place, and what is written reads back the same."""
 
-import os
 import re
 
 import pytest
@@ -16,7 +15,6 @@ from tests.helpers.examples import examples
 from tests.helpers.light import loaded_by
 
 BASE = {"name": "test", "data": {"name": "ml-100k"}}
-NOISED = {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}}
 
 
 def error_of(**parts):
@@ -28,177 +26,90 @@ def error_of(**parts):
     return text.removeprefix("s.yaml: ")
 
 
+NOISED = "privacy: {mechanism: central-gaussian, target_epsilon: 8, clipping: {kind: flat}}"
 BAD = [
-    # unknown keys, at every level
-    ({"dta": {}}, "unknown key dta; did you mean 'data'?"),
-    ({"data": {"nam": "ml-100k"}}, "unknown key data.nam; did you mean 'name'?"),
-    ({"pretraining": {"epoch": 3}}, "unknown key pretraining.epoch; did you mean 'epochs'?"),
-    ({"pretraining": {"collected": {"shares": 1}}}, "unknown key pretraining.collected.shares; did you mean 'share'?"),
-    ({"user_groups": {"counts": 3}}, "unknown key user_groups.counts; did you mean 'count'?"),
-    ({"blocks": {"item_group": "single"}}, "unknown key blocks.item_group; did you mean 'item_groups'?"),
-    ({"controller": {"hiden": [4]}}, "unknown key controller.hiden; did you mean 'hidden'?"),
-    ({"refinement": {"round": 3}}, "unknown key refinement.round; did you mean 'rounds'?"),
-    ({"refinement": {"local": {"epoch": 3}}}, "unknown key refinement.local.epoch; did you mean 'epochs'?"),
-    ({"refinement": {"aggregation": {"optimiser": "sgd"}}}, "unknown key refinement.aggregation.optimiser"),
-    ({"evaluation": {"budget": [0.1]}}, "unknown key evaluation.budget; did you mean 'budgets'?"),
-    ({"engine": {"node": 3}}, "unknown key engine.node; did you mean 'nodes'?"),
-    ({"engine": {"xyzzy": 3}}, "unknown key engine.xyzzy; known: backend, nodes, "),
-    # values out of range or of the wrong kind
-    ({"seed": -1}, "seed: must be 0 or more (got -1)"),
-    ({"seed": "x"}, "seed: must be a whole number"),
-    ({"data": {}}, "data: give either name (a named data set) or path (a file of your own)"),
-    ({"data": {"name": "a", "path": "b"}}, "data: give either name"),
-    ({"data": {"name": "a", "format": "xls"}}, "data.format: must be one of auto"),
-    ({"data": {"name": "a", "test_share": 1}}, "data.test_share: must be less than 1 (got 1)"),
-    ({"data": {"name": "a", "validation_share": -0.1}}, "data.validation_share: must be "),
-    ({"pretraining": {"model": "svd"}}, "pretraining.model: must be one of lightgcn"),
-    ({"pretraining": {"embedding_dim": 0}}, "pretraining.embedding_dim: must be 1 or more"),
-    ({"pretraining": {"learning_rate": 0}}, "pretraining.learning_rate: must be greater than 0 (got 0)"),
-    ({"pretraining": {"learning_rate": float("nan")}}, "pretraining.learning_rate: must be a finite number"),
-    ({"pretraining": {"collected": {"share": -1}}}, "pretraining.collected.share: must be "),
+    ("dta: {}", "unknown key dta; did you mean 'data'?"),
+    ("pretraining: {collected: {shares: 1}}", "unknown key pretraining.collected.shares; did you mean 'share'?"),
+    ("refinement: {round: 3}", "unknown key refinement.round; did you mean 'rounds'?"),
+    ("refinement: {aggregation: {optimiser: sgd}}", "unknown key refinement.aggregation.optimiser"),
+    ("engine: {xyzzy: 3}", "unknown key engine.xyzzy; known: backend, nodes, "),
+    ("seed: -1", "seed: must be 0 or more (got -1)"),
+    ("seed: x", "seed: must be a whole number"),
+    ("data: {}", "data: give either name (a named data set) or path (a file of your own)"),
+    ("data: {name: a, format: xls}", "data.format: must be one of auto"),
+    ("data: {name: a, test_share: 1}", "data.test_share: must be less than 1 (got 1)"),
+    ("data: {name: a, validation_share: -0.1}", "data.validation_share: must be "),
+    ("pretraining: {model: svd}", "pretraining.model: must be one of lightgcn"),
+    ("pretraining: {embedding_dim: 0}", "pretraining.embedding_dim: must be 1 or more"),
+    ("pretraining: {learning_rate: 0}", "pretraining.learning_rate: must be greater than 0 (got 0)"),
+    ("pretraining: {learning_rate: .nan}", "pretraining.learning_rate: must be a finite number"),
+    ("pretraining: {collected: {share: -1}}", "pretraining.collected.share: must be "),
+    ("pretraining: {collected: {share: 0}}", "pretraining: collected.share: 0 leaves the server no interactions to"),
+    ("pretraining: {source: devices}", "pretraining: source: devices needs model: spectral; lightgcn is trained on"),
+    ("pretraining: {model: spectral, source: devices, row_sketch: 0.25}", "pretraining.row_sketch shortens masked"),
     (
-        {"pretraining": {"collected": {"share": 0}}},
-        "pretraining: collected.share: 0 leaves the server no interactions to train on; set",
+        "pretraining: {model: spectral, row_sketch: 25%}\nsecure_aggregation: {enabled: true}",
+        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the",
     ),
-    (
-        {"pretraining": {"source": "devices"}},
-        "pretraining: source: devices needs model: spectral; lightgcn is trained on",
-    ),
-    (
-        {"pretraining": {"model": "spectral", "source": "devices", "row_sketch": 0.25}},
-        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear",
-    ),
-    (
-        {"pretraining": {"model": "spectral", "row_sketch": "25%"}, "secure_aggregation": {"enabled": True}},
-        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the buckets",
-    ),
-    ({"pretraining": {"model": "spectral", "sum_bits": 32}}, "pretraining: sum_bits applies to sums from devices"),
-    (
-        {
-            "pretraining": {"model": "spectral"},
-            "privacy": {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}},
-        },
-        "pretraining.source: collected lets devices choose the filter in the clear",
-    ),
-    (
-        {
-            "pretraining": {"model": "spectral", "source": "devices", "sum_bits": 32},
-            "privacy": {"mechanism": "central-gaussian", "target_epsilon": 8, "clipping": {"kind": "flat"}},
-        },
-        "pretraining.sum_bits has no bound that allows for noise",
-    ),
-    ({"pretraining": {"collected": {"mode": "all"}}}, "pretraining.collected.mode: must be one of users"),
-    ({"pretraining": {"collected": {"share": "half%"}}}, "pretraining.collected.share: 'half%' is not a share"),
-    ({"user_groups": {"min_size": 0}}, "user_groups.min_size: must be 1 or more (got 0)"),
-    ({"blocks": {"precision": "int2"}}, "blocks.precision: must be one of fp32"),
-    ({"blocks": {"item_groups": "random"}}, "blocks.item_groups: must be one of contiguous"),
-    ({"blocks": {"num_slices": 3}}, "blocks.num_slices: 3 does not divide pretraining.embedding_dim 64"),
-    ({"pretraining": {"diversity_slices": 7}}, "pretraining.diversity_slices: 7 does not divide"),
-    ({"controller": {"features": []}}, "controller.features: tuple should have at least 1 item"),
-    ({"controller": {"features": ["mood"]}}, "controller.features[0]: must be one of exposure"),
-    ({"controller": {"hidden": [0]}}, "controller.hidden[0]: must be 1 or more (got 0)"),
-    (
-        {"controller": {"signal_momentum": 2}},
-        "controller.signal_momentum: must be at most 1 (got 2)",
-    ),
-    ({"refinement": {"cohort_share": "120%"}}, "refinement.cohort_share: must be at most 1"),
-    ({"refinement": {"local": {"loss": "hinge"}}}, "refinement.local.loss: must be one of bpr"),
-    ({"refinement": {"aggregation": {"optimizer": "lion"}}}, "refinement.aggregation.optimizer: must be one of sgd"),
-    ({"refinement": 3}, "refinement: must be a mapping of keys: rounds, "),
-    ({"selector": "popularty"}, "selector: unknown selector 'popularty'; did you mean 'popularity'?"),
-    (
-        {"evaluation": {"selectors": ["nope"]}},
-        "evaluation.selectors[0]: unknown selector 'nope'; known: controller, ",
-    ),
-    ({"evaluation": {"budgets": [0]}}, "evaluation.budgets[0]: must be greater than 0 (got 0)"),
-    ({"evaluation": {"budgets": ["150%"]}}, "evaluation.budgets[0]: must be at most 1"),
-    ({"evaluation": {"top_n": 0}}, "evaluation.top_n: must be 1 or more (got 0)"),
-    (
-        {"data": {"name": "a", "test_path": "t"}},
-        "data: test_path describes path, and a is a named data set; leave it out",
-    ),
-    ({"data": {"name": "a", "format": "csv"}}, "data: format describes path, and a is a named data set; leave it out"),
-    (
-        {"data": {"name": "a", "columns": {"user": "u"}}},
-        "data: columns describes path, and a is a named data set; leave it",
-    ),
-    (
-        {"data": {"name": "a", "time_zone": "UTC"}},
-        "data: time_zone describes path, and a is a named data set; leave it out",
-    ),
-    ({"data": {"path": "a", "columns": {"user": "x", "item": "x "}}}, "data.columns: columns: x is given twice; leave"),
-    (
-        {"data": {"path": "a", "format": "movielens-tab", "columns": {"user": "u"}}},
-        "data: columns: format movielens-tab has",
-    ),
-    ({"data": {"path": "a", "columns": {"timestamp": "t"}}}, "unknown key data.columns.timestamp; did you mean"),
-    (
-        {"data": {"path": "a", "time_zone": "Europe/Berlon"}},
-        "data.time_zone: no such time zone; did you mean 'Europe/Berlin'? give",
-    ),
-    (
-        {"data": {"path": "a", "time_zone": "../x"}},
-        "data.time_zone: no such time zone; give UTC, or a name like Europe/",
-    ),
-    ({"pretraining": {"loss": "bpr", "num_negatives": 0}}, "pretraining: num_negatives: bpr needs at least 1; 0 (all"),
-    (
-        {"pretraining": {"loss": "bpr", "popularity_correction": 0.5}},
-        "pretraining: popularity_correction applies to sampled-softmax and has no effect under bpr; leave it out",
-    ),
-    (
-        {"pretraining": {"diversity_weight": 0.1, "diversity_form": "cosine", "diversity_slices": 1}},
-        "pretraining: diversity_weight 0.1 has no effect with diversity_form cosine and 1 diversity_slices; set cosine",
-    ),
-    (
-        {"pretraining": {"diversity_weight": 0.1}},
-        "pretraining: diversity_weight 0.1 has no effect with diversity_form axes and 4 diversity_slices; set cosine",
-    ),
-    ({"evaluation": {"budgets": ["1%", 0.01]}}, "evaluation: budgets: 0.01 is given twice; leave one out"),
-    ({"evaluation": {"precisions": ["int8", "int8"]}}, "evaluation: precisions: int8 is given twice; leave one out"),
-    ({"evaluation": {"selectors": ["random"] * 2}}, "evaluation: selectors: random is given twice; leave one out"),
-    (
-        {"fairness": {"exclude_below": 0.1}, "refinement": {"min_budget_share": 0.2}},
-        "fairness.exclude_below: 0.1 is below refinement.min_budget_share 0.2, so that the comparison would include "
-        "more",
-    ),
-    ({"controller": {"features": ["loss", "loss"]}}, "controller: features: loss is given twice; leave one out"),
-    (
-        {"refinement": {"rounds": True}},
-        "refinement.rounds: takes no true; give a number, or quote it where it is a text",
-    ),
-    ({"controller": {"hidden": [8, False]}}, "controller.hidden: takes no false; give a number"),
-    ({"evaluation": {"budgets": ["1e2%"]}}, "evaluation.budgets[0]: '1e2%' is not a share; write e.g. 1%"),
-    ({"evaluation": {"budgets": ["\u0663%"]}}, "evaluation.budgets[0]: '\u0663%' is not a share; write e.g. 1%"),
-    ({"poisoning": {"target_items": [7, 8, 7]}}, "poisoning: target_items: 7 is given twice; leave one out"),
-    (
-        {"poisoning": {"share": 0.1}, "privacy": NOISED},
-        "poisoning.share: the effect of malicious devices is measured by refining once more without them, which "
-        "spends epsilon twice",
-    ),
-    (
-        {
-            "poisoning": {"share": 0.1, "kind": "idle"},
-            "privacy": NOISED,
-            "refinement": {"aggregation": {"robust": {"norm_bound": 1}}},
-        },
-        "poisoning.share: the effect of malicious devices is measured by refining once more without them, which "
-        "spends epsilon twice",
-    ),
-    ({"privacy": {"signals_norm": 1e300}}, "privacy.signals_norm: must be at most 1000000000"),
-    ({"privacy": {"counts_norm": 1e300}}, "privacy.counts_norm: must be at most 1000000000"),
-    ({"privacy": {"clipping": {"norm": 1e300}}}, "privacy.clipping.norm: must be at most"),
-    (
-        {"privacy": {"clipping": {"learning_rate": 5000}}},
-        "privacy.clipping.learning_rate: must be at most 10 (got 5000)",
-    ),
-    ({"engine": {"nodes": 0}}, "engine.nodes: must be 1 or more (got 0)"),
-    ({"engine": {"reply_timeout_s": -1}}, "engine.reply_timeout_s: must be greater than 0 (got -1)"),
+    ("pretraining: {model: spectral, sum_bits: 32}", "pretraining: sum_bits applies to sums from devices"),
+    ("pretraining: {model: spectral}\n" + NOISED, "pretraining.source: collected lets devices choose the filter in"),
+    ("pretraining: {model: spectral, source: devices, sum_bits: 32}\n" + NOISED, "pretraining.sum_bits has no bound"),
+    ("pretraining: {collected: {mode: all}}", "pretraining.collected.mode: must be one of users"),
+    ("pretraining: {collected: {share: half%}}", "pretraining.collected.share: 'half%' is not a share"),
+    ("user_groups: {min_size: 0}", "user_groups.min_size: must be 1 or more (got 0)"),
+    ("blocks: {precision: int2}", "blocks.precision: must be one of fp32"),
+    ("blocks: {item_groups: random}", "blocks.item_groups: must be one of contiguous"),
+    ("blocks: {num_slices: 3}", "blocks.num_slices: 3 does not divide pretraining.embedding_dim 64"),
+    ("pretraining: {diversity_slices: 7}", "pretraining.diversity_slices: 7 does not divide"),
+    ("controller: {features: []}", "controller.features: tuple should have at least 1 item"),
+    ("controller: {features: [mood]}", "controller.features[0]: must be one of exposure"),
+    ("controller: {hidden: [0]}", "controller.hidden[0]: must be 1 or more (got 0)"),
+    ("controller: {signal_momentum: 2}", "controller.signal_momentum: must be at most 1 (got 2)"),
+    ("refinement: {cohort_share: 120%}", "refinement.cohort_share: must be at most 1"),
+    ("refinement: {local: {loss: hinge}}", "refinement.local.loss: must be one of bpr"),
+    ("refinement: {aggregation: {optimizer: lion}}", "refinement.aggregation.optimizer: must be one of sgd"),
+    ("refinement: 3", "refinement: must be a mapping of keys: rounds, "),
+    ("selector: popularty", "selector: unknown selector 'popularty'; did you mean 'popularity'?"),
+    ("evaluation: {selectors: [nope]}", "evaluation.selectors[0]: unknown selector 'nope'; known: controller, "),
+    ("evaluation: {budgets: [0]}", "evaluation.budgets[0]: must be greater than 0 (got 0)"),
+    ("evaluation: {budgets: [150%]}", "evaluation.budgets[0]: must be at most 1"),
+    ("evaluation: {top_n: 0}", "evaluation.top_n: must be 1 or more (got 0)"),
+    ("data: {name: a, test_path: t}", "data: test_path describes path, and a is a named data set; leave it out"),
+    ("data: {name: a, format: csv}", "data: format describes path, and a is a named data set; leave it out"),
+    ("data: {name: a, columns: {user: u}}", "data: columns describes path, and a is a named data set; leave it"),
+    ("data: {name: a, time_zone: UTC}", "data: time_zone describes path, and a is a named data set; leave it out"),
+    ("data: {path: a, columns: {user: x, item: 'x '}}", "data.columns: columns: x is given twice; leave"),
+    ("data: {path: a, format: movielens-tab, columns: {user: u}}", "data: columns: format movielens-tab has"),
+    ("data: {path: a, columns: {timestamp: t}}", "unknown key data.columns.timestamp; did you mean"),
+    ("data: {path: a, time_zone: Europe/Berlon}", "data.time_zone: no such time zone; did you mean 'Europe/Berlin'?"),
+    ("data: {path: a, time_zone: ../x}", "data.time_zone: no such time zone; give UTC, or a name like Europe/"),
+    ("pretraining: {loss: bpr, num_negatives: 0}", "pretraining: num_negatives: bpr needs at least 1; 0 (all"),
+    ("pretraining: {loss: bpr, popularity_correction: 0.5}", "pretraining: popularity_correction applies to"),
+    ("pretraining: {diversity_weight: 0.1, diversity_form: cosine, diversity_slices: 1}", "pretraining:"),
+    ("pretraining: {diversity_weight: 0.1}", "pretraining: diversity_weight 0.1 has no effect with diversity_form"),
+    ("evaluation: {budgets: [1%, 0.01]}", "evaluation: budgets: 0.01 is given twice; leave one out"),
+    ("evaluation: {precisions: [int8, int8]}", "evaluation: precisions: int8 is given twice; leave one out"),
+    ("evaluation: {selectors: [random, random]}", "evaluation: selectors: random is given twice; leave one out"),
+    ("fairness: {exclude_below: 0.1}\nrefinement: {min_budget_share: 0.2}", "fairness.exclude_below: 0.1 is below"),
+    ("controller: {features: [loss, loss]}", "controller: features: loss is given twice; leave one out"),
+    ("refinement: {rounds: true}", "refinement.rounds: takes no true; give a number, or quote it where it is a text"),
+    ("controller: {hidden: [8, false]}", "controller.hidden: takes no false; give a number"),
+    ("evaluation: {budgets: [1e2%]}", "evaluation.budgets[0]: '1e2%' is not a share; write e.g. 1%"),
+    ("evaluation: {budgets: [\u0663%]}", "evaluation.budgets[0]: '\u0663%' is not a share; write e.g. 1%"),
+    ("poisoning: {target_items: [7, 8, 7]}", "poisoning: target_items: 7 is given twice; leave one out"),
+    ("poisoning: {share: 0.1}\n" + NOISED, "poisoning.share: the effect of malicious devices is measured by refining"),
+    ("privacy: {signals_norm: 1.0e+300}", "privacy.signals_norm: must be at most 1000000000"),
+    ("privacy: {counts_norm: 1.0e+300}", "privacy.counts_norm: must be at most 1000000000"),
+    ("privacy: {clipping: {norm: 1.0e+300}}", "privacy.clipping.norm: must be at most"),
+    ("privacy: {clipping: {learning_rate: 5000}}", "privacy.clipping.learning_rate: must be at most 10 (got 5000)"),
+    ("engine: {nodes: 0}", "engine.nodes: must be 1 or more (got 0)"),
+    ("engine: {reply_timeout_s: -1}", "engine.reply_timeout_s: must be greater than 0 (got -1)"),
 ]
 
 
-@pytest.mark.parametrize(("parts", "line"), BAD, ids=[line[:40] for _, line in BAD])
-def test_a_bad_key_or_value_is_one_line_that_names_it(parts, line):
-    assert error_of(**parts).startswith(line)
+@pytest.mark.parametrize(("text", "line"), BAD, ids=[line[:40] for _, line in BAD])
+def test_a_bad_key_or_value_is_one_line_that_names_it(text, line):
+    assert error_of(**yaml.safe_load(text)).startswith(line)
 
 
 def test_percentages_are_shares():
@@ -340,14 +251,10 @@ def test_an_unknown_mechanism_is_refused_when_the_scenario_is_read():
 HOSTILE = {
     "refinement.rounds=2020-13-45": "not valid YAML: '2020-13-45' is no valid timestamp; quote it",
     "name=2020-01-01": "name: must be text (got the date 2020-01-01; quote it if it is text)",
-    "data.refit=!!bool x": "not valid YAML: 'x' is no valid bool",
-    f"seed={'9' * 5000}": "not valid YAML: a number of 5000 characters; at most 1000",
     "seed=18446744073709551616": "seed: must be at most 18446744073709551615",
-    f"refinement.rounds={'[' * 3000}": "nested too deeply",
     f"a{'.b' * 3000}=1": "expected path=value",
     f"refinement.rounds={'x' * 100_000}": "must be a whole number (got 'xxxxxxxxx",
     f"refinement.{'x' * 100_000}=1": "unknown key refinement.xxxxxxxxx",
-    "refinement={rounds: 1, rounds: 2}": "the key 'rounds' is there twice",
     "privacy.noise_multiplier=1e300": "noise_multiplier: must be at most 100000",
     'name="\\ud800"': "name: must be text in Unicode",
     'data={path: "\\ud800.csv"}': "data.path: must be text in Unicode",
@@ -358,15 +265,8 @@ HOSTILE = {
     "controller.hidden=[1000000,1000000]": "controller.hidden[0]: must be at most 4096 (got",
     f"controller.hidden=[{'4,' * 17}]": "controller.hidden: has more than 16 entries",
     "pretraining.embedding_dim=1000000": "embedding_dim: must be at most 16384 (got 1000000)",
-    "pretraining.columns=1000000": "pretraining.columns: must be at most 16384",
-    "pretraining.num_layers=1001": "pretraining.num_layers: must be at most 1000 (got 1001)",
-    "pretraining.epochs=1000001": "pretraining.epochs: must be at most 1000000",
-    "pretraining.passes=1000001": "pretraining.passes: must be at most 1000000",
     "refinement.rounds=1000001": "refinement.rounds: must be at most 1000000",
-    "refinement.local.epochs=1000001": "refinement.local.epochs: must be at most 1000000",
-    "elasticity.rounds=1000001": "elasticity.rounds: must be at most 1000000",
     "engine.nodes=4097": "engine.nodes: must be at most 4096 (got 4097)",
-    "evaluation.top_n=10000001": "evaluation.top_n: must be at most 10000000",
     f"evaluation.budgets=[{'1%,' * 1001}]": "evaluation.budgets: has more than 1000 entries",
     "data.timeline={periods: 1001}": "data.timeline.periods: must be at most 1000",
 }
@@ -378,24 +278,4 @@ def test_what_would_hurt_is_one_short_line(override):
         load_scenario("ml-100k", [override])
     assert HOSTILE[override] in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 700
-
-
-def test_a_small_file_that_unfolds_is_refused(tmp_path):
-    lines = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 7)]
-    path = tmp_path / "bomb.yaml"
-    path.write_text("\n".join(["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]", *lines, "data: {name: *a6}"]))
-    with pytest.raises(ScenarioError) as caught:
-        load_scenario(path)
-    assert "has more than 100000 entries once its anchors are followed" in str(caught.value)
-    assert len(str(caught.value)) < 400
-
-
-def test_what_is_no_scenario_file_is_told_without_waiting(tmp_path):
-    os.mkfifo(tmp_path / "pipe.yaml")
-    for place in (tmp_path, tmp_path / "pipe.yaml", "/dev/zero"):
-        with pytest.raises(ScenarioError, match="is a folder, a pipe or a device, and no file of text"):
-            load_scenario(place)
-    with pytest.raises(ScenarioError, match=r"aaa: no such scenario or file; known: ") as caught:
-        load_scenario("a" * 5000)
     assert len(str(caught.value)) < 700

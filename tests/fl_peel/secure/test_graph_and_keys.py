@@ -124,6 +124,14 @@ def test_a_box_opens_for_whom_it_was_sealed_and_for_nothing_else():
     for occasion, sender, recipient in ((OCCASION, 9, 4), (OCCASION, 4, 8), (Occasion(3, 2), 4, 9)):
         with pytest.raises(SecureAggregationError, match=f"device {recipient} refuses the shares of device {sender}"):
             unseal(theirs, public_key(mine), occasion, sender, recipient, box)
+    with pytest.raises(
+        SecureAggregationError, match="round 3, user group 1: device 9 refuses the public key of device 4"
+    ):
+        unseal(theirs, bytes(KEY_BYTES), OCCASION, 4, 9, box)
+    with pytest.raises(
+        SecureAggregationError, match="round 3, user group 1: device 4 refuses the public key of device 9"
+    ):
+        seal(mine, bytes(KEY_BYTES), OCCASION, 4, 9, b"content")
 
 
 # ---------------------------------------------------------------- shares and what devices refuse
@@ -153,6 +161,8 @@ def test_more_than_half_must_open_a_secret_and_no_more_than_there_are():
             protocol.share_secrets(secrets, OCCASION, 10, neighbours(count), needed)
     with pytest.raises(SecureAggregationError, match="the server named it"):
         protocol.share_secrets(secrets, OCCASION, 21, neighbours(4), 3)
+    with pytest.raises(SecureAggregationError, match="one neighbour twice"):
+        protocol.share_secrets(secrets, OCCASION, 10, neighbours(1) * 2, 2)
 
 
 def test_shares_are_numbered_from_one_in_the_order_of_the_neighbours():
@@ -184,9 +194,10 @@ def test_a_device_counts_each_survivor_once():
     held = {device: protocol.HeldShares(device - 19, bytes(16), bytes(15) + b"\x01") for device in (20, 21, 22)}
     opened = protocol.open_shares(held, OCCASION, 10, [20, 21], [22], 2)
     assert opened == {20: (1, bytes(15) + b"\x01"), 21: (2, bytes(15) + b"\x01"), 22: (3, bytes(16))}
-    with pytest.raises(SecureAggregationError, match="only 1 of its neighbours"):
+    refused = "round 3, user group 1: device 10 refuses: "
+    with pytest.raises(SecureAggregationError, match=f"{refused}only 1 of its neighbours"):
         protocol.open_shares(held, OCCASION, 10, [20, 20], [22], 2)
-    with pytest.raises(SecureAggregationError, match="it holds no shares of device 23"):
+    with pytest.raises(SecureAggregationError, match=f"{refused}it holds no shares of device 23"):
         protocol.open_shares(held, OCCASION, 10, [20, 21], [23], 2)
 
 

@@ -23,13 +23,13 @@ from simulations.bench import large as module
 from simulations.bench import stock_flower
 from simulations.bench.bench import bench
 from simulations.bench.bench_context import BenchPlan, bench_scenario
-from simulations.bench.large import DEVICES_PER_GROUP, large
+from simulations.bench.large import large
 from simulations.bench.rivals import pfl_rate
-from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import connected
+from tests.helpers.without_ray import simulated
 
 NUM_ITEMS, DIM = 320, 8
 
@@ -112,16 +112,16 @@ def test_the_plan_follows_the_arguments(monkeypatch, tmp_path):
     """Where it is to be quick no population is made; ``stock_devices`` goes to the plan."""
     plans = []
 
-    def simulated(scenario, place, on_event, **_):
+    def enough(scenario, place, on_event, **_):
         plans.append(scenario)
         raise ScenarioError("enough")
 
-    monkeypatch.setattr(benchmarks, "simulated", simulated)
+    monkeypatch.setattr(benchmarks, "simulated", enough)
     monkeypatch.setattr(benchmarks, "require_dataset", lambda *_: None)
     with pytest.raises(ScenarioError, match="enough"):
-        bench("", tmp_path, BenchPlan(stock_devices=7).quick())
+        bench("", tmp_path, BenchPlan(stock_devices=7, device="torch-cpu").quick())
     assert plans[0].data.name == "gowalla"
-    assert plans[0].engine.nodes == 2
+    assert (plans[0].engine.nodes, plans[0].engine.device) == (2, "torch-cpu")
     assert not (tmp_path / "bench.json").exists()
 
 
@@ -210,20 +210,9 @@ def test_a_small_bench_has_every_figure(tmp_path):
     assert any("devices/s" in event.text and "s left" in event.text for event in events)
 
 
-def test_the_scenario_of_the_bench_is_one_local_bpr_epoch():
-    plan = BenchPlan()
-    local = bench_scenario(plan, "gowalla", "default").refinement.local
-    assert (local.loss, local.epochs, local.batch_size, local.num_negatives) == ("bpr", 1, 64, 1)
-    assert load_scenario("ml-100k").refinement.local != local
-
-
-def loopback(scenario, place, on_event, *, server):
-    return server(LoopbackGrid(2), scenario, place, on_event)
-
-
 @pytest.mark.slow
 def test_every_device_is_in_the_round_and_what_it_took_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "simulated", loopback)
+    monkeypatch.setattr(module, "simulated", simulated)
     monkeypatch.setattr(module, "DEVICES_PER_GROUP", 200)
     events = []
     result = large(600, tmp_path / "out", on_event=lambda event: events.append(event.text))
@@ -235,10 +224,6 @@ def test_every_device_is_in_the_round_and_what_it_took_is_told(tmp_path, monkeyp
     assert result["peak_rss_bytes"] > 100_000_000
     assert events[0] == "600 devices written"
     assert json.loads((tmp_path / "out" / "population.json").read_text()) == result
-
-
-def test_groups_are_as_large_as_those_of_a_million():
-    assert 1_000_000 / DEVICES_PER_GROUP == 16
 
 
 @pytest.mark.parametrize(("memory", "disk", "output"), [(8, 100, r"8\.7 GB of memory"), (100, 8, r"17\.0 GB of disk")])

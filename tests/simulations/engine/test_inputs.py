@@ -11,12 +11,10 @@ import pytest
 
 from fl_peel import plugins
 from fl_peel.device_storage import device_splits
-from fl_peel.errors import DataError, FlPeelError, ReportError, ScenarioError
+from fl_peel.errors import DataError, FlPeelError, ReportError
 from simulations.engine.folders import run_folder
 from simulations.engine.inputs import check_devices, check_out, check_run, checked
-from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
-from simulations.studies.study import open_study
 from tests.helpers.root import ROOT
 
 SECURE = "secure_aggregation.enabled=true"
@@ -80,12 +78,6 @@ BAD = [
     ([SECURE, "refinement.cohort_share=15%"], "secure_aggregation.min_devices: 8 of 6 devices that a round can sample"),
     # of the scenario and what is installed alone
     ([NOISED, "fairness.exclude_below=50%"], "fairness.exclude_below: refines once more and so spends epsilon again"),
-    ([NOISED.replace("central", "local")], "privacy.rows: touched reveals which rows a device changed"),
-    (
-        [NOISED, SECURE, "privacy.colluding_devices=9"],
-        "privacy.colluding_devices: of 8 devices 5 must stay until the end, and 9 may reveal their noise, which "
-        "leaves none",
-    ),
     (["selector=broken"], "the selector 'broken' of nowhere:at_all cannot be imported"),
     (["evaluation.selectors=[odd]"], "selector 'odd' is a tuple; register a function of a group's statistics"),
 ]
@@ -136,15 +128,6 @@ def test_what_is_known_before_the_engine_starts_is_told_then(world, tmp_path, ch
 )
 def test_what_can_be_had_is_let_through(world, tmp_path, changes):
     looked_at(world, tmp_path, *changes)
-
-
-def test_studies_ask_the_data_too(world, tmp_path):
-    scenario = load_scenario(world, ["blocks.count=60"])
-    with (
-        pytest.raises(ScenarioError, match=r"blocks\.count: 60 is not in 1\.\.59"),
-        open_study(scenario, tmp_path / "out", RunOptions()),
-    ):
-        pytest.fail("a study was begun all the same")
 
 
 @pytest.mark.parametrize("name", ["report.json", "scenario.yaml", "compare.svg", "audit.html"])

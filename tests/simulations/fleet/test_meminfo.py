@@ -134,73 +134,30 @@ def test_the_trace_of_the_example_is_made_of_its_recording():
 # ---------------------------------------------------------------- mistakes
 
 OLD = SNAPSHOT.replace("MemAvailable:     {kb} kB\n", "")
-BAD = {
-    "nothing": ("", None, "phone.txt: has no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop"),
-    "another file": (
-        "user,item\n1,2\n",
-        None,
-        "phone.txt:1: 'user,item' is neither a line of /proc/meminfo nor a time",
-    ),
-    "a command that failed": (
-        THREE + "cat: /proc/meminfo: Permission denied\n",
-        None,
-        "phone.txt:25: 'cat: /proc/meminfo: Permission denied' is neither a line of /proc/meminfo nor a time in "
-        "seconds; remove it, or begin it with #",
-    ),
-    "no text": (b"1700000000\nMemAvailable: \xff kB\n", None, "phone.txt:2: is not UTF-8 text; save the recording as"),
-    "as PowerShell saves": (
-        THREE.encode("utf-16"),
-        None,
-        "phone.txt:1: is not UTF-8 text; save the recording as UTF-8",
-    ),
-    "no times": (
-        SNAPSHOT.format(kb=1),
-        None,
-        "phone.txt:3: no time before this snapshot; record date +%s before",
-    ),
-    "one without time": (
-        THREE + SNAPSHOT.format(kb=1),
-        None,
-        "phone.txt:27: no time before this snapshot; record date +%s before each, or give --every SECONDS",
-    ),
-    "times twice over": (THREE, 5, "phone.txt:1: is a time, and --every is given too; leave --every out"),
-    "an old kernel": (
-        f"1\n{OLD}2\n{OLD}",
-        None,
-        "phone.txt:2: the snapshot that begins here has no MemAvailable, and the next begins in line 8; remove it "
-        "(kernels before 3.14 do not report it",
-    ),
-    "an old kernel without times": (OLD * 2, 5, "phone.txt:1: the snapshot that begins here has no MemAvailable, and"),
-    "only an old kernel": (f"1\n{OLD}", None, "phone.txt: has no line MemAvailable"),
-    "a time alone": ("1\n2\n", None, "phone.txt:1: the snapshot that begins here has no MemAvailable, and the next"),
-    "time stands still": (
-        snapshots((7, 1), (7, 2)),
-        None,
-        "phone.txt:9: time must rise (got 7 after 7); remove this snapshot, or wait longer",
-    ),
-    "time goes back": (snapshots((9, 1), (7, 2)), None, "phone.txt:9: time must rise (got 7 after 9)"),
-    "milliseconds": (
-        snapshots((1700000000123, 1)),
-        None,
-        "phone.txt:1: time must be in seconds, at most 1e+10; record with date +%s",
-    ),
-    "another unit": ("1\nMemAvailable: 5 MB\n", None, "phone.txt:2: 'MemAvailable: 5 MB' is neither a line of"),
-    "no unit": ("1\nMemAvailable: 5\n", None, "phone.txt:2: 'MemAvailable: 5' is neither a line of /proc/meminfo"),
-    "below nothing": ("1\nMemAvailable: -5 kB\n", None, "phone.txt:2: 'MemAvailable: -5 kB' is neither a line of"),
-    "more than there is": (
-        f"1\nMemAvailable: {2**43 + 1} kB\n",
-        None,
-        "phone.txt:2: MemAvailable must be at most 8796093022208 kB; remove this snapshot",
-    ),
-    "no interval": (THREE, 0, "--every: must be above 0 and at most 1e+10 seconds (got 0)"),
-    "a negative interval": (THREE, -1, "--every: must be above 0 and at most 1e+10 seconds (got -1)"),
-    "no number of an interval": (THREE, float("nan"), "--every: must be above 0 and at most 1e+10 seconds (got nan)"),
-}
+BAD = [
+    ("", None, "phone.txt: has no line MemAvailable; record with date +%s; cat /proc/meminfo, in a loop"),
+    ("user,item\n1,2\n", None, "phone.txt:1: 'user,item' is neither a line of /proc/meminfo nor a time"),
+    (THREE + "cat: /proc/meminfo: Permission denied\n", None, "phone.txt:25: 'cat: /proc/meminfo: Permission denied'"),
+    (b"1700000000\nMemAvailable: \xff kB\n", None, "phone.txt:2: is not UTF-8 text; save the recording as UTF-8"),
+    (THREE.encode("utf-16"), None, "phone.txt:1: is not UTF-8 text"),  # as PowerShell saves
+    (SNAPSHOT.format(kb=1), None, "phone.txt:3: no time before this snapshot; record date +%s before"),
+    (THREE + SNAPSHOT.format(kb=1), None, "phone.txt:27: no time before this snapshot; record date +%s before each"),
+    (THREE, 5, "phone.txt:1: is a time, and --every is given too; leave --every out"),
+    (f"1\n{OLD}2\n{OLD}", None, "phone.txt:2: the snapshot that begins here has no MemAvailable, and the next begins"),
+    (OLD * 2, 5, "phone.txt:1: the snapshot that begins here has no MemAvailable, and"),
+    ("1\n2\n", None, "phone.txt:1: the snapshot that begins here has no MemAvailable, and the next"),
+    (snapshots((7, 1), (7, 2)), None, "phone.txt:9: time must rise (got 7 after 7); remove this snapshot, or wait"),
+    (snapshots((1700000000123, 1)), None, "phone.txt:1: time must be in seconds, at most 1e+10; record with date +%s"),
+    ("1\nMemAvailable: 5 MB\n", None, "phone.txt:2: 'MemAvailable: 5 MB' is neither a line of"),
+    ("1\nMemAvailable: -5 kB\n", None, "phone.txt:2: 'MemAvailable: -5 kB' is neither a line of"),
+    (f"1\nMemAvailable: {2**43 + 1} kB\n", None, "phone.txt:2: MemAvailable must be at most 8796093022208 kB; remove"),
+    (THREE, 0, "--every: must be above 0 and at most 1e+10 seconds (got 0)"),
+    (THREE, float("nan"), "--every: must be above 0 and at most 1e+10 seconds (got nan)"),
+]
 
 
-@pytest.mark.parametrize("bad", BAD)
-def test_a_bad_recording_is_one_line(record, bad):
-    text, every_s, expected = BAD[bad]
+@pytest.mark.parametrize(("text", "every_s", "expected"), BAD)
+def test_a_bad_recording_is_one_line(record, text, every_s, expected):
     path = record(text)
     one_line(lambda: read_recordings([path], every_s), expected)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import chdir
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from fl_peel.errors import ScenarioError
 from simulations import run
 from simulations.fleet.fleet_view import fleet_summary
 from simulations.report.drawing import styled
-from simulations.report.run_files import read_report, summary, write_report
+from simulations.report.run_files import read_report, write_report
 from simulations.report.sections.classes import fleet_budgets, fleet_table
 from simulations.report.sections.elasticity import elasticity_tables, moving_budgets, recall_after_falls
 from simulations.report.sections.fairness import dot_limits, fairness_by_class, fairness_tables
@@ -77,24 +76,6 @@ def test_a_run_without_full_tables_ends_with_a_report(tiny, tmp_path):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Not measured (evaluation.full_tables is false)" in page
     assert "global full table" not in page
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("undrawn")
-def test_every_key_and_label_follows_the_number_of_items_looked_at(tiny, tmp_path):
-    result = result_of(tiny, tmp_path, POISONED, "evaluation.top_n=5")
-    usual = result_of(tiny, tmp_path, POISONED)
-    assert all(a.recall < b.recall for a, b in zip(result.budgets, usual.budgets, strict=True))
-    assert all(a.recall < b.recall for a, b in zip(result.poisoning.rows, usual.poisoning.rows, strict=True))
-    assert result.history == usual.history  # rounds look at 20
-    write_report(result, tmp_path / "out")
-    assert read_report(tmp_path / "out") == result
-    shown = {name: (tmp_path / "out" / name).read_text() for name in ("report.json", "metrics.csv", "report.html")}
-    shown["terminal"] = "".join(part if isinstance(part, str) else "".join(part.columns) for part in summary(result))
-    for name, text in shown.items():
-        rest = re.sub(r"validation (recall|ndcg|Recall|NDCG)@20", "", text)
-        assert "ecall@5" in rest, name
-        assert "@20" not in rest, name
 
 
 def test_keys_that_speak_of_more_items_than_there_are_are_refused(tiny):

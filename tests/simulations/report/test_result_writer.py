@@ -9,7 +9,7 @@ import pytest
 
 from fl_peel.errors import ReportError
 from fl_peel.file_lock import OWNED, owned_folder
-from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder, require_folders
+from simulations.engine.inputs import RUN_RESULTS, check_out, require_folders
 from simulations.listing import LIST, listed
 from simulations.report.result_files import STAGING, write_results
 
@@ -113,9 +113,3 @@ def test_a_list_cannot_have_files_of_others_removed(tmp_path):
     write_results(out, {"report.json": b"1"}, lambda name: True)
     assert (tmp_path / "mine").read_text() == "mine"
     assert listed(out) == {"report.json"}
-
-
-@pytest.mark.parametrize("empty", ["", " "])
-def test_an_empty_path_is_refused(empty):
-    with pytest.raises(ReportError, match=r"out: is empty; give a folder, or \. for the current one"):
-        given_folder(empty)

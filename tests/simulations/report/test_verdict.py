@@ -18,11 +18,7 @@ OWN = {"blocks": {"precision": "int8"}, "selector": "mine"}
     [
         ("ml-100k", [], "Pretraining: on the server, from 100% of the interactions (as in the paper); in refinement"),
         ("ml-100k", ["pretraining.collected.share=10%"], "on the server, from 10% of the interactions; in"),
-        (
-            "ml-100k",
-            ["pretraining.collected={mode: oldest, share: 20%}"],
-            "on the server, from the oldest 20% of each user's interactions; in",
-        ),
+        ("ml-100k", ["pretraining.collected={mode: oldest, share: 20%}"], "on the server, from the oldest 20% of"),
         ("nothing-collected", [], "Fully federated: no interaction leaves a device; the server sees sums over"),
         ("nothing-collected", ["pretraining.collected.share=5%"], "from sums over devices, begun with 5% of the"),
         ("secure-aggregation", [], "the server sees masked sums over each node's devices."),
@@ -66,19 +62,9 @@ def test_the_smallest_budget_that_keeps_up_is_named():
     ("gain", "rounds", "accepted", "words"),
     [
         (Estimate(0.01, 0.005, 0.015), 2, 3, "helped: +0.0100 [+0.0050, +0.0150] Recall@20."),
-        (
-            Estimate(-0.125, -0.14, -0.11),
-            2,
-            3,
-            "did harm: -0.1250 [-0.1400, -0.1100] Recall@20; lower refinement.local",
-        ),
+        (Estimate(-0.125, -0.14, -0.11), 2, 3, "did harm: -0.1250 [-0.1400, -0.1100] Recall@20; lower"),
         (Estimate(0.0, -0.01, 0.01), 2, None, "no significant difference: +0.0000 [-0.0100, +0.0100] Recall@20; lower"),
-        (
-            Estimate(0.0, 0.0, 0.0),
-            2,
-            0,
-            "no user group accepted it on validation; lower refinement.local.learning_rate",
-        ),
+        (Estimate(0.0, 0.0, 0.0), 2, 0, "no user group accepted it on validation; lower"),
         (None, 0, None, "There was no federated refinement (refinement.rounds: 0)."),
         (None, 2, 1, "was not measured"),
     ],

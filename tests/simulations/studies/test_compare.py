@@ -73,8 +73,8 @@ CEILINGS = (Ease(ridges=(10.0, 30.0)),)
 
 @pytest.fixture
 def counts(monkeypatch):
-    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete. Of those
-    that follow ``leaves`` a machine leaves in the second trial of the first.
+    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete. With
+    ``leaves``, a machine leaves in the second trial.
     """
     counted = {"simulated": 0, "pretrain": 0, "compete": 0}
 
@@ -119,6 +119,7 @@ def compared(scenario, out, **kwargs):
 @pytest.mark.slow
 def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp_path, counts):
     out = tmp_path / "out"
+    counts["leaves"] = True
     result = compared(scenario, out)
     check_issue_keys(result)
     methods = {(row["method"], row["precision"]) for row in result["rows"]}
@@ -146,7 +147,7 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
         *(f"compare.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
         "checkpoints",
     }
-    assert counts["simulated"] == 1
+    assert counts["simulated"] == 2, "once more for the machine that left"
     assert counts["compete"] == len(RIVALS) + 1
     (ceiling,) = result["ceilings"]
     assert (ceiling["method"], ceiling["server_bytes"], ceiling["trials"]) == ("ease", 4 * 59 * 59, 2)
@@ -156,11 +157,6 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
     again = compared(scenario, out)
     assert counts == before  # nothing was started, trained or searched
     assert without_seconds(again) == without_seconds(result)
-
-    # another scenario is not mistaken for it, and a machine that leaves costs the trial that it was in
-    counts["leaves"] = True
-    compared(scenario.model_copy(update={"seed": 5}), out)
-    assert counts["simulated"] == 3
 
 
 def check_issue_keys(result):
@@ -182,36 +178,11 @@ def without_seconds(result):
 
 
 @pytest.mark.slow
-def test_a_killed_comparison_goes_on_where_it_stopped(scenario, tmp_path, counts, monkeypatch):
-    class Killed(Exception):
-        pass
-
-    original = comparison.compete
-
-    def dying(rival, material, wanted):
-        if rival.name == "pep":
-            raise Killed
-        return original(rival, material, wanted)
-
-    monkeypatch.setattr(comparison, "compete", dying)
-    with pytest.raises(Killed):
-        compared(scenario, tmp_path / "out")
-    assert counts["compete"] == 3
-    assert not (tmp_path / "out" / "compare.json").exists()
-    trained = counts["pretrain"]
-    monkeypatch.setattr(comparison, "compete", original)
-    compared(scenario, tmp_path / "out")
-    assert counts["simulated"] == 1
-    assert counts["compete"] == len(RIVALS) + 1
-    assert counts["pretrain"] == trained
-
-
-@pytest.mark.slow
 def test_seeds_give_means_and_spread(scenario, tmp_path, counts):
-    few = {"rivals": RIVALS[1:3], "ceilings": CEILINGS, "single_budgets": ()}
-    two = comparison.compare(scenario, BUDGETS, out=tmp_path / "two", seeds=2, **few)
+    few = {"rivals": RIVALS[1:2], "ceilings": CEILINGS, "single_budgets": ()}
+    two = comparison.compare(scenario, (0.6,), out=tmp_path / "two", seeds=2, **few)
     ones = [
-        comparison.compare(scenario.model_copy(update={"seed": seed}), BUDGETS, out=tmp_path / "two", **few)
+        comparison.compare(scenario.model_copy(update={"seed": seed}), (0.6,), out=tmp_path / "two", **few)
         for seed in (0, 1)
     ]
     assert counts["simulated"] == 2  # the single ones were kept
@@ -553,26 +524,11 @@ def test_the_data_decides_too():
 @pytest.mark.engine
 def test_the_command_line_compares_on_the_engine(tiny, tmp_path):
     out = tmp_path / "out"
-    changes = ["refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}"]
-    command = [
-        sys.executable,
-        "-m",
-        "simulations.cli.main",
-        "compare",
-        str(tiny),
-        "--budgets",
-        "60%,100%",
-        "--out",
-        str(out),
-    ]
-    for change in changes:
-        command += ["--set", change]
-    ran = subprocess.run(
-        [*command, "--single-budgets", "60%", "--rivals", "cached-list,ease"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = ["compare", str(tiny), "--budgets", "60%", "--rivals", "cached-list", "--out", str(out)]
+    for change in ("refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}"):
+        words += ["--set", change]
+    command = [sys.executable, "-m", "simulations.cli.main", *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert "Recall@20 by budget" in ran.stdout
     result = json.loads((out / "compare.json").read_text())

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.errors import ScenarioError
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import study as studies
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare import compare_rows
-from simulations.studies.compare.report import leaderboard_view, write_leaderboard
+from simulations.studies.compare.report import leaderboard_view
 from simulations.studies.schema import Leaderboard, typed
 from strategies.rivals.federated.base import Effort
 from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
@@ -53,9 +53,9 @@ def started(monkeypatch):
     return count
 
 
-def compared(tiny, out, *, changes=(), **kwargs):
+def compared(tiny, out, *, changes=(), methods=METHODS, **kwargs):
     scenario = load_scenario(tiny, [*NOTHING, *changes])
-    return compare_rows.compare_federated(scenario, BUDGETS, out=out, methods=METHODS, effort=EFFORT, **kwargs)
+    return compare_rows.compare_federated(scenario, BUDGETS, out=out, methods=methods, effort=EFFORT, **kwargs)
 
 
 @pytest.mark.slow
@@ -106,11 +106,7 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     assert len(started) == 1
     assert again["rows"] == rows
 
-
-@pytest.mark.slow
-def test_the_leaderboard_shows_what_validation_chose(tiny, tmp_path, started):
-    result = compared(tiny, tmp_path / "out")
-    rows, view = result["rows"], leaderboard_view(typed(Leaderboard, result).rows)
+    view = leaderboard_view(typed(Leaderboard, result).rows)
     shown = [row for row in rows if row["chosen"] and row["stored_bytes_max"]]
     assert len(view.rows) == len(shown)
     best = max(shown, key=lambda row: row["validation_recall@20"])
@@ -118,22 +114,18 @@ def test_the_leaderboard_shows_what_validation_chose(tiny, tmp_path, started):
     assert (view.rows[line][0], view.rows[line][column]) == (best["method"], f"{best['validation_recall@20']:.4f}")
     for method, share in {(row["method"], row["share"]) for row in rows}:
         same = [row for row in rows if (row["method"], row["share"]) == (method, share)]
-        assert [row["chosen"] for row in same].count(True) == 1
-        assert next(row for row in same if row["chosen"])["validation_recall@20"] == max(
-            row["validation_recall@20"] for row in same
-        )
+        (chosen,) = (row for row in same if row["chosen"])
+        assert chosen["validation_recall@20"] == max(row["validation_recall@20"] for row in same)
 
 
 @pytest.mark.slow
 def test_seeds_give_means(tiny, tmp_path, started):
-    two = compared(tiny, tmp_path / "out", seeds=2)
-    one = compared(tiny, tmp_path / "out")
-    other = compared(tiny, tmp_path / "out", changes=["seed=1"])
-    assert len(started) == 2
+    two = compared(tiny, tmp_path / "out", seeds=2, methods=METHODS[:1])
+    one = compared(tiny, tmp_path / "out", methods=METHODS[:1])
+    other = compared(tiny, tmp_path / "other", changes=["seed=1"], methods=METHODS[:1])
     for row, first, second in zip(two["rows"], one["rows"], other["rows"], strict=True):
         for key in ("recall@20", "bytes_up_mean", "bytes_down_mean"):
             assert row[key] == pytest.approx((first[key] + second[key]) / 2)
-        assert row["seeds"] == 2
 
 
 def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
@@ -169,14 +161,6 @@ def test_what_rivals_know_nothing_of_is_refused_at_the_start(tiny, tmp_path, sta
 def test_the_other_comparison_says_where_to_go(tiny, tmp_path, started):
     with pytest.raises(ScenarioError, match=r"collect nothing \(pretraining.collected.share: 0"):
         comparison.compare(load_scenario(tiny, NOTHING), BUDGETS, out=tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_a_leaderboard_with_a_hole_is_not_written(tiny, tmp_path, started):
-    result = compared(tiny, tmp_path / "out")
-    del result["rows"][3]["bytes_up_mean"]
-    with pytest.raises(ReportError, match=r"rows\.3\.bytes_up_mean"):
-        write_leaderboard(result, tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 """Events carry what the report says; trackers write it, and what fails of them costs no run."""
 
-import importlib.util
 import json
 import logging
 import re
-import sqlite3
 import sys
 import types
 
@@ -320,29 +318,3 @@ def test_a_run_that_fails_is_told_as_one(tiny, monkeypatch, without_engine, stub
         run(tiny, overrides=QUICK, callbacks=[callback(name)("mine")])
     assert events[-1] == ("finished", {"exit_code": 1} if name == "WandB" else {})
     assert name == "WandB" or events[-2] == {"failed": 1}
-
-
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed; the stub has noted it")
-@pytest.mark.filterwarnings("ignore")
-def test_wandb_writes_a_run_without_an_account(tiny, tmp_path, monkeypatch, without_engine):
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "wandb-files"))
-    (tmp_path / "wandb-files").mkdir()
-    run(tiny, overrides=QUICK, callbacks=[callback("WandB")("mine")])
-    (file,) = (tmp_path / "wandb-files").glob("wandb/offline-run-*/*.wandb")
-    content = file.read_bytes()
-    assert b"validation/recall_at_20" in content
-    assert b"test/recall_at_20/50pct" in content
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("trackio") is None, reason="trackio is not installed; the stub has noted it"
-)
-@pytest.mark.filterwarnings("ignore")
-def test_trackio_keeps_a_run(tiny, tmp_path, monkeypatch, without_engine):
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    run(tiny, overrides=QUICK, callbacks=[callback("Trackio")("mine")])
-    (file,) = (tmp_path / "trackio").rglob("mine*.db")
-    with sqlite3.connect(file) as base:
-        rows = "\n".join(str(row) for row in base.execute("select * from metrics"))
-    assert "validation/recall_at_20" in rows
-    assert "test/recall_at_20/50pct" in rows

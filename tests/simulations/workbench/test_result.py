@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from contextlib import chdir
 
 import matplotlib.pyplot as plt
 import pyarrow.parquet
@@ -12,19 +13,26 @@ import fl_peel
 from fl_peel.errors import EngineError, MissingExtraError, ReportError
 from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.store import Store
+from simulations import runner
 from simulations.engine.folders import default_cache_dir
+from simulations.report import run_files
 from simulations.report.run_files import read_report
 from simulations.workbench import progress as module
 from simulations.workbench.progress import Progress
+from simulations.workbench.run import run
 from strategies.figures.schema import to_json
+from tests.helpers.without_ray import bare_sections, simulated
 from tests.simulations.conftest import QUICK
 from tests.simulations.report.test_report import run_result
 
 
-@pytest.fixture
-def result(tiny, without_engine):
-    return fl_peel.run(tiny, overrides=[*QUICK, "evaluation.per_device=true"])
+@pytest.fixture(scope="module")
+def result(planted_home):
+    """A run, whose page has no figures."""
+    with chdir(planted_home), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "simulated", simulated)
+        patch.setattr(run_files, "run_sections", bare_sections)
+        return run("tiny.yaml", overrides=[*QUICK, "evaluation.per_device=true"], cache=False)
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def pandas():
     return pytest.importorskip("pandas", reason="no pandas")
 
 
-@pytest.mark.usefixtures("api")
+@pytest.mark.usefixtures("api", "without_figures")
 class TestResult:
     def test_it_is_what_report_json_says(self, result):
         assert result.report == to_json(result.measured)
@@ -140,23 +148,13 @@ class TestResult:
         assert "<script" not in fl_peel.Result(dataclasses.replace(result.measured, budgets=()))._repr_html_()
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("api", "without_engine")
+@pytest.mark.usefixtures("api")
 def test_pretrained_tables_are_kept_as_on_the_command_line(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def messages(**options):
-        events = []
-        fl_peel.run(tiny, overrides=QUICK, on_event=events.append, **options)
-        return [event.text for event in events if event.stage == "pretraining"][-1]
-
-    assert messages(cache=False) == ""
-    assert not default_cache_dir().exists()
-    assert messages() == ""
-    assert {entry.name for entry in Store(default_cache_dir()).entries()} == {"pretrained", "groups"}
-    assert messages() == "loaded from the cache"
-    assert messages(cache_dir=tmp_path / "mine") == ""
-    assert len(list((tmp_path / "mine").iterdir())) == 2
+    kept = []
+    monkeypatch.setattr(runner, "run", lambda scenario, options: kept.append(options.cache_dir) or run_result())
+    for options in ({}, {"cache": False}, {"cache_dir": tmp_path / "mine"}):
+        fl_peel.run(tiny, **options)
+    assert kept == [default_cache_dir(), None, tmp_path / "mine"]
 
 
 @pytest.mark.usefixtures("api", "without_engine")

@@ -123,9 +123,8 @@ def test_stragglers_stay_as_they_were(slow_world):
     assert moved.sum() == reply.counts.totals.trained
 
 
-@pytest.mark.parametrize("nodes", [2, 5])
-def test_the_clock_is_the_same_on_any_number_of_nodes(slow_world, nodes):
-    (one,), many = round_of(slow_world, EVERYBODY), round_of(slow_world, EVERYBODY, nodes)
+def test_the_clock_is_the_same_on_any_number_of_nodes(slow_world):
+    (one,), many = round_of(slow_world, EVERYBODY), round_of(slow_world, EVERYBODY, 5)
     total = reduce(add, (reply.counts for reply in many))
     assert (one.counts.clock.stacked() == total.clock.stacked()).all()
     assert (one.counts.classes.stacked() == total.classes.stacked()).all()
@@ -523,11 +522,3 @@ def test_scenarios_on_ml_100k_share_its_pretraining(name):
     assert scenario.pretraining == usual.pretraining
     assert scenario.seed == usual.seed
     assert scenario.refinement.local == usual.refinement.local
-
-
-def test_a_mixed_fleet_learns_as_gowalla_does():
-    mixed, gowalla = load_scenario("fleet-mixed"), load_scenario("gowalla")
-    assert mixed.data == gowalla.data
-    assert mixed.pretraining == gowalla.pretraining
-    steps = gowalla.refinement.model_copy(update={"acceptance": mixed.refinement.acceptance})
-    assert mixed.refinement == steps

@@ -81,7 +81,7 @@ def test_an_answer_is_right_or_its_node_has_failed(heard, mode):
 def try_answers(kind, nodes, sent, replies):
     """Of one kind of message, of which these were right."""
 
-    @examples(60, suppress_health_check=list(HealthCheck))
+    @examples(40, suppress_health_check=list(HealthCheck))
     @given(wrong=mutated(replies[0].content))
     def check(wrong):
         nodes._open.clear()
@@ -136,18 +136,12 @@ def set_wide(content):
     return put_together(arrays, config)
 
 
-def cut_sums(content):
-    """Fewer sums than rows."""
-    name = next(name for name in parts_of(content)[0] if name.endswith("/sums"))
-    return with_array(content, name, lambda sums: sums[:-1])
-
-
 def fewer_sampled(content):
     """Devices that were asked are not spoken of."""
     return with_array(content, "counts.clock", lambda clock: clock * np.int64(0))
 
 
-@pytest.mark.parametrize("change", [set_wide, cut_sums, fewer_sampled, lambda content: None])
+@pytest.mark.parametrize("change", [set_wide, fewer_sampled])
 def test_in_a_round_the_node_counts_as_failed_and_the_run_goes_on(tiny, tmp_path, caplog, change):
     """As if it had not answered: to the last digit."""
     caplog.set_level(logging.WARNING, "fl_peel")
@@ -165,8 +159,6 @@ def test_in_a_round_the_node_counts_as_failed_and_the_run_goes_on(tiny, tmp_path
     ("kind", "change"),
     [
         (wire.JOIN, lambda content: with_array(content, "groups", lambda groups: groups + np.int32(1000))),
-        (wire.JOIN, lambda content: None),
-        (wire.EVALUATE, lambda content: with_array(content, "stored_max", lambda stored: stored[:-1])),
         (wire.EVALUATE, lambda content: None),
         (wire.COMPARE, lambda content: with_array(content, "sums", lambda sums: sums[:1])),
     ],
@@ -211,11 +203,6 @@ def wrong_keys(content):
     return with_array(content, "groups", lambda groups: 1 - groups)
 
 
-def short_vector(content):
-    name = next(name for name in parts_of(content)[0] if name.endswith("/wide"))
-    return with_array(content, name, lambda wide: wide[:-1])
-
-
 def wrong_vector(content):
     name = next(name for name in parts_of(content)[0] if name.endswith("/wide"))
     return with_array(content, name, lambda wide: wide + np.uint64(1))
@@ -231,8 +218,6 @@ def wrong_shares(content):
     ("kind", "change", "then"),
     [
         (wire.SECURE_KEYS, wrong_keys, 40),
-        (wire.SECURE_SHARES, lambda content: with_array(content, "groups/0/devices", lambda devices: devices + 1), 40),
-        (wire.SECURE_ROUND, short_vector, 40),
         (wire.SECURE_ROUND, wrong_vector, 30),
         (wire.SECURE_UNMASK, wrong_shares, 30),
     ],

@@ -34,16 +34,9 @@ from tests.helpers.slow import but_one_slow
 TIMES = {"seconds", "stages", "message_bytes", "devices_per_second"}
 ACCEPTED = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=3")
 KINDS = {
-    "open": ("refinement.rounds=3",),
     "kept by some": ACCEPTED,
     "own optimizer": (*ACCEPTED, "refinement.aggregation.optimizer=adam", "refinement.cohort_share=50%"),
     "refit": (*ACCEPTED, "data.refit=true"),
-    "by devices": (
-        "pretraining.model=spectral",
-        "pretraining.source=devices",
-        "pretraining.columns=8",
-        "selector=exposure",
-    ),
     "masked": (
         "secure_aggregation.enabled=true",
         "secure_aggregation.min_devices=4",
@@ -130,7 +123,7 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
     assert number >= 2
 
 
-@pytest.mark.parametrize("kind", but_one_slow("kept by some", ["kept by some", "by devices", "noised", "poisoned"]))
+@pytest.mark.parametrize("kind", but_one_slow("kept by some", ["kept by some", "noised", "poisoned"]))
 def test_what_lies_in_files_has_the_same_figures_and_is_gone_on_from(kind, tiny, tmp_path, monkeypatch):
     scenario = load_scenario(tiny, KINDS[kind])
     whole, _, _ = served(scenario, tmp_path / "memory", "")

@@ -24,9 +24,8 @@ NOISE = (
     *("privacy.mechanism=central-gaussian", "privacy.noise_multiplier=0.1", "privacy.clipping.kind=flat"),
     *("privacy.delta=1e-2", "refinement.sampling=poisson", "pretraining.collected.share=0"),
 )
-STOPPED_AT = ("pass", "choice", "vectors", "groups", "moments")
+STOPPED_AT = ("pass", "choice", "moments")
 KINDS = {
-    "open": BY_DEVICES,
     "collected": SPECTRAL,
     "refit": (*BY_DEVICES, "data.refit=true", "refinement.rounds=0"),
     "noised": (*BY_DEVICES, *NOISE),

@@ -69,9 +69,9 @@ def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_whole_run_is_the_same_on_1_2_or_8_nodes_and_ranks_well(scenario, tmp_path):
-    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 2, 8)]
-    assert figures(results[0]) == figures(results[1]) == figures(results[2])
+def test_a_whole_run_is_the_same_on_1_or_8_nodes_and_ranks_well(scenario, tmp_path):
+    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
+    assert figures(results[0]) == figures(results[1])
     events = results[0].stage1
     assert events.rounds == 1 + 4 + 1 + 4 + 1 + 1 + 1  # counts, passes, vectors, groups and their sizes, moments, maps
     assert events.devices == 40
@@ -188,9 +188,8 @@ def test_a_step_that_reaches_nobody_says_why(scenario, tmp_path):
         prepared(scenario, tmp_path / "run")
 
 
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_a_part_may_be_collected(scenario, tmp_path, share):
-    scenario = changed(scenario, pretraining={"collected": {"mode": "users", "share": share}})
+def test_a_part_may_be_collected(scenario, tmp_path):
+    scenario = changed(scenario, pretraining={"collected": {"mode": "users", "share": 0.25}})
     result, _ = served(scenario, tmp_path / "run")
     assert result.stage1.devices == 40
     assert result.full_table.start.recall > 0.65
