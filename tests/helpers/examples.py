@@ -1,5 +1,5 @@
-"""How many examples a property is tried on: all of them in ``make test-all``, a fifth in ``make test``, fifteen times as
-many of those about damaged files and bad inputs in ``make hostile``.
+"""How many examples a property is tried on: all of them in ``make test-all``, a fifth in ``make test``, fifteen times
+as many of those about damaged files and bad inputs in ``make hostile``.
 """
 
 from __future__ import annotations
