@@ -21,9 +21,9 @@ from fl_peel.attacks.canary import one_run_audit, worst_canary
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.cluster import on_remaining_machines
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import on_remaining_machines
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments
@@ -129,9 +129,7 @@ def audit(
 
 
 def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:
-    """Return everything that decides a row: its scenario with the devices' data, what is watched, the attacks, code and
-    versions; not which other rows there are.
-    """
+    """Return what decides a row: scenario, data, what is watched, attacks, code and versions; not other rows."""
     watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
     evaluation = row.scenario.evaluation.model_dump(mode="json")
     content = ["audit", decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]

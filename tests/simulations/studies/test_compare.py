@@ -18,8 +18,7 @@ from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
 from simulations.cli.console import read_budgets
-from simulations.engine.cluster import LostMachineError
-from simulations.engine.inputs import absolute
+from simulations.engine.inputs import LostMachineError, absolute
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
