@@ -61,7 +61,8 @@ def start_patiently(start: Callable[[], Started], patience_s: float, is_alive: C
     Raises:
         EngineError: it did not start in that time.
     """
-    deadline, look = time.monotonic() + patience_s, services.get_node
+    deadline = time.monotonic() + patience_s
+    look: Callable[..., Any] = services.get_node
 
     def get_node(*asked: Any) -> Any:
         while True:
