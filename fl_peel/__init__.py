@@ -20,27 +20,27 @@ cpu_dispatch.pin()  # before anything loads the libraries that read it
 
 if TYPE_CHECKING:
     from fl_peel.attacks.base import Attack as Attack
-    from fl_peel.attacks.contracts import AttackContract as AttackContract
     from fl_peel.blocks.onnx_export import to_onnx as to_onnx
+    from fl_peel.contracts import AttackContract as AttackContract
+    from fl_peel.contracts import MechanismContract as MechanismContract
+    from fl_peel.contracts import SelectorContract as SelectorContract
+    from fl_peel.contracts import StatisticContract as StatisticContract
     from fl_peel.data.population import Population as Population
     from fl_peel.errors import FlPeelError as FlPeelError
     from fl_peel.events import Callback as Callback
     from fl_peel.events import Event as Event
     from fl_peel.exchange.bounded_statistic import BoundedStatistic as BoundedStatistic
-    from fl_peel.exchange.contracts import StatisticContract as StatisticContract
     from fl_peel.model.device import Delta as Delta
     from fl_peel.model.device import Device as Device
     from fl_peel.model.device import Embedding as Embedding
     from fl_peel.model.model import Model as Model
     from fl_peel.model.model import load as load
-    from fl_peel.privacy.contracts import MechanismContract as MechanismContract
     from fl_peel.privacy.mechanisms import Mechanism as Mechanism
     from fl_peel.randomness import device_uniforms as device_uniforms
     from fl_peel.randomness import rng_for as rng_for
     from fl_peel.scenario.scenario import Scenario as Scenario
     from fl_peel.training.update import GroupUpdate as GroupUpdate
     from fl_peel.weighting.block_statistics import BlockStatistics as BlockStatistics
-    from fl_peel.weighting.contracts import SelectorContract as SelectorContract
 
 __version__ = "0.2.0"
 

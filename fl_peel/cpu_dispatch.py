@@ -36,9 +36,7 @@ late: dict[str, str] = {}
 
 
 def pinned(flags: frozenset[str], numpy_version: str) -> dict[str, str]:
-    """Return the environment that names the code paths on a processor with these flags; empty where it lacks
-    ``NEEDED``.
-    """
+    """Return the environment that names a processor's code paths by its flags; empty where it lacks ``NEEDED``."""
     if not flags >= NEEDED:
         return {}
     newer = "X86_V4 AVX512_ICL AVX512_SPR"
@@ -77,9 +75,7 @@ def processor_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
 
 
 def in_effect() -> dict[str, str]:
-    """The code path of each library as it runs, whoever chose it. Loads NumPy; torch only where its own is not named,
-    and it would choose when it is loaded.
-    """
+    """The code path of each library as it runs. Loads NumPy, and torch only where its path is not named."""
     import numpy as np
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 

@@ -36,9 +36,9 @@ def silent(event: Event) -> None:
     """Show nothing."""
 
 
-def with_seed(seed: int, on_event: OnEvent) -> OnEvent:
-    """The same events, with the seed before each stage's name."""
-    return lambda event: on_event(replace(event, stage=f"seed {seed}: {event.stage}"))
+def stages_under(prefix: str, on_event: OnEvent) -> OnEvent:
+    """The same events, with ``prefix: `` before each stage's name."""
+    return lambda event: on_event(replace(event, stage=f"{prefix}: {event.stage}"))
 
 
 def figures_under(prefix: str, on_event: OnEvent) -> OnEvent:

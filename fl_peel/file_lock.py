@@ -72,9 +72,7 @@ def owned_folder(place: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_abandoned(place: Path, prefix: str, first: Callable[[Path], None] = lambda folder: None) -> None:
-    """Remove the folders of :func:`owned_folder` whose processes have ended: nobody holds them. first: what is done
-    with each before.
-    """
+    """Remove folders of :func:`owned_folder` whose processes have ended. first: is called with each before."""
     for mark in place.glob(f"{prefix}*/{OWNED}"):
         with suppress(OSError), locked(mark.parent, wait=False):
             first(mark.parent)

@@ -55,9 +55,7 @@ UNWRITTEN = MappingProxyType({"written": False})
 
 
 def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of nested dictionaries by their path: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``. An empty one is a
-    value.
-    """
+    """Return values of nested dictionaries by path, ``{"a.b": 1}`` of ``{"a": {"b": 1}}``; empty ones are values."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping) and value:
@@ -68,9 +66,7 @@ def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_plain(value: Any, **names: object) -> Any:
-    """Return dataclasses as dictionaries and tuples as lists, in the order of the fields. names: values for
-    placeholders in keys.
-    """
+    """Return dataclasses as dictionaries and tuples as lists, fields in order. names: of placeholders in keys."""
     if is_dataclass(value) and not isinstance(value, type):
         plain: dict[str, Any] = {}
         owner: type = type(value)

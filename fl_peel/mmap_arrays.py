@@ -48,9 +48,7 @@ def drop_pages_now(array: NDArray[Any]) -> None:
 
 
 def rows_at(array: NDArray[Any], places: NDArray[np.integer]) -> NDArray[Any]:
-    """Rows of a mapped array, in this order: (len(places), ...). Of a large one memory holds those of some places at a
-    time, and then no more than is returned.
-    """
+    """Rows of a mapped array, in this order: (len(places), ...); of a large one, some at a time are in memory."""
     rows = np.empty((len(places), *array.shape[1:]), array.dtype)
     for some in _parts(array, places):
         rows[some] = array[places[some]]

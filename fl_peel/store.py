@@ -48,9 +48,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """What was kept. key: JSON that decides it; value: JSON; files: where each lies, by its path in the entry; made:
-    time in seconds since 1970.
-    """
+    """What was kept. key: JSON that decides it; value: JSON; files: by their path in the entry; made: Unix time."""
 
     name: str
     key: Any

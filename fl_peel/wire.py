@@ -135,9 +135,7 @@ class RunSetting:
 
 @dataclass(frozen=True)
 class HelloRequest:
-    """Request for the partition that a node hosts. catalogue: ids of all items, one a line, for nodes that have their
-    own interactions, "" where the scenario names the data.
-    """
+    """Request for the partition that a node hosts. catalogue: ids of all items, one a line, for nodes with own data."""
 
     scenario: str
     catalogue: str = dataclasses.field(default="", kw_only=True)
@@ -473,9 +471,7 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class CompareReply:
-    """Reply to a comparison. sums: (G,), see :class:`fl_peel.ranking.bootstrap.PairedSums`; download_bytes: bytes that
-    devices fetched for it.
-    """
+    """Reply to a comparison. sums: (G,) :class:`fl_peel.ranking.bootstrap.PairedSums`; download_bytes: for it."""
 
     sums: Annotated[PairedSums, ArraySpec(("G",), columns=_PAIRED)]
     download_bytes: Annotated[int, _COUNT]
@@ -483,9 +479,7 @@ class CompareReply:
 
 @dataclass(frozen=True)
 class KeepRequest:
-    """Request to keep or restore tables. accepted (A,), restored (R,): user groups whose devices keep their current
-    state, or restore the last one.
-    """
+    """Request to keep or restore tables. accepted (A,), restored (R,): user groups that do the one or the other."""
 
     setting: RunSetting
     accepted: Annotated[NDArray[np.int64], ArraySpec(("accepted",))]
@@ -575,9 +569,7 @@ class Inbox:
 
 @dataclass(frozen=True)
 class SecureRoundRequest(RoundRequest):
-    """Request for a round under secure aggregation. secure: messages that the devices' neighbours sealed for them, by
-    user group.
-    """
+    """Request for a round under secure aggregation. secure: what neighbours sealed for devices, by user group."""
 
     secure: dict[int, Inbox] = dataclasses.field(default_factory=dict)
 
@@ -626,9 +618,7 @@ class SecureUnmaskRequest:
 
 @dataclass(frozen=True)
 class OpenedShares:
-    """Devices (N,) that answered; of each neighbour the index (N, k) of the share, 0 for none, and the share
-    (N, k, SHARE_BYTES).
-    """
+    """Shares that devices (N,) opened: of each neighbour index (N, k), 0: none, and share (N, k, SHARE_BYTES)."""
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
     index: Annotated[NDArray[np.int64], ArraySpec(("N", "k"), least=0, most="k")]

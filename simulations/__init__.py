@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from simulations.report.table_view import TableView as TableView
     from simulations.scenario_files import load_scenario as load_scenario
     from simulations.scenario_files import shipped_scenarios as shipped_scenarios
-    from simulations.workbench.progress import Progress as Progress
-    from simulations.workbench.result import Result as Result
-    from simulations.workbench.run import run as run
+    from simulations.workbench import Progress as Progress
+    from simulations.workbench import Result as Result
+    from simulations.workbench import run as run
 
 # A simulation reports to nobody. Flower and Ray read these when they are imported.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

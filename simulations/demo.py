@@ -52,9 +52,7 @@ class DemoDevice:
 
 @dataclass(frozen=True)
 class DemoItems:
-    """Own ids or titles by item number, and the item group of each, both empty where not known: as in the side file
-    of docs/artefact.md.
-    """
+    """Ids or titles and groups of items by number, empty where not known: as in the side file of docs/artefact.md."""
 
     ids: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
@@ -169,9 +167,7 @@ ARTEFACT = re.compile(r"device-(\d+)-(\w+)-(\d+)\.peel")
 
 @dataclass(frozen=True)
 class RunDemo:
-    """The page of a run, and what it lacks: a line where the data set is missing, so that items have no names and no
-    recall.
-    """
+    """The page of a run, and what it lacks: a line where the data set, so names and recall, is missing."""
 
     page: str
     lacks: str | None
@@ -252,9 +248,7 @@ def largest_artefacts(out: Path) -> Mapping[int, Path]:
 
 
 def _data(scenario: Scenario, data_dir: Path | None) -> tuple[DemoItems, Splits | None, str | None]:
-    """Return the names of items and every device's items, where the data set is available, and what is lacking where it
-    is not.
-    """
+    """Return names of items and every device's items, or what is lacking where the data set is not there."""
     data, folder = scenario.data, data_folder(data_dir)
     try:
         if data.name is not None:

@@ -22,9 +22,7 @@ def listed(out: Path) -> frozenset[str]:
 
 
 def _inside(name: str) -> bool:
-    """Return whether a name is that of a file within the folder: somebody who can change a list cannot have other files
-    removed.
-    """
+    """Return whether a name is of a file within the folder: who changes a list has no other files removed."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

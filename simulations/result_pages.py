@@ -17,8 +17,7 @@ from simulations.report.result_files import write_files
 from simulations.report.run_files import run_page
 from simulations.studies.ablate.report import ablate_page, ablate_plot
 from simulations.studies.audit.report import audit_page, audit_plot
-from simulations.studies.compare.compare_plot import compare_plot
-from simulations.studies.compare.report import compare_page, leaderboard_page
+from simulations.studies.compare.report import compare_page, compare_plot, leaderboard_page
 from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, typed
 from simulations.sweep.sweep_figures import SweepResult
 from simulations.sweep.sweep_page import sweep_page

@@ -190,9 +190,7 @@ def _words(node: object) -> Iterator[str]:
 def mark_finished(
     store: Store, results: Path, about: dict[str, Any], value: Any = None, files: Mapping[str, Content] | None = None
 ) -> None:
-    """Keep that a folder has the results of just this run. value, files: what else is kept of it, as in
-    :meth:`fl_peel.store.Store.write`.
-    """
+    """Keep that a folder has the results of just this run. value, files: as in :meth:`fl_peel.store.Store.write`."""
     with suppress(OSError):  # it will be run again
         store.write(results.name, about, {"results": _digests(results), "value": value}, files)
 

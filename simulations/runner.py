@@ -20,17 +20,25 @@ from flwr.serverapp import Grid
 from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
 from fl_peel.errors import ReportError
-from fl_peel.events import Event, OnEvent, with_seed
+from fl_peel.events import Event, OnEvent, stages_under
 from fl_peel.json_codec import to_plain
 from fl_peel.model.model import load
 from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.cluster import LostMachineError
 from simulations.engine.embedded_engine import helper_ahead
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import ARTIFACTS, DEMO, MODEL, checked, data_to_run, given_folder, require_folders
+from simulations.engine.inputs import (
+    ARTIFACTS,
+    DEMO,
+    MODEL,
+    LostMachineError,
+    checked,
+    data_to_run,
+    given_folder,
+    require_folders,
+)
 from simulations.engine.memory import PeakMemory
 from simulations.engine.passing_grid import is_simulated
 from simulations.engine.versions import versions
@@ -45,7 +53,7 @@ from simulations.resumable import (
     resumable_folder,
 )
 from simulations.run_options import RunOptions
-from simulations.trackers.registry import figures_on_test, watched
+from simulations.trackers import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run_paths import RunPaths
@@ -181,7 +189,7 @@ def run_seeds(scenario: Scenario, seeds: int, options: RunOptions) -> SeedsResul
     with owned_store(out / CHECKPOINTS) as store:
         for number in range(scenario.seed, scenario.seed + seeds):
             one, place = scenario.model_copy(update={"seed": number}), out / f"{SEED}{number}"
-            on_seed_event = with_seed(number, options.on_event)
+            on_seed_event = stages_under(f"seed {number}", options.on_event)
             about = about_seed(one, options.data_dir)
             kept = None if options.fresh else read_finished(store, place, about)
             if kept is not None:

@@ -11,9 +11,9 @@ import pytest
 from clients.round.contents import BoundedDeviceContents, OpenDeviceContents
 from clients.round.contracts import DeviceContentsContract
 from fl_peel import plugins
+from fl_peel.contracts import StatisticContract
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.bounded_statistic import bounded, find_statistic
-from fl_peel.exchange.contracts import StatisticContract
 from fl_peel.kernels import FIXED_POINT
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario

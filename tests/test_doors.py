@@ -159,7 +159,7 @@ def test_these_names_are_public_and_no_others(package):
 
 
 def test_names_of_other_packages_are_the_same_things(api):
-    assert fl_peel.run is simulations.run is importlib.import_module("simulations.workbench.run").run
+    assert fl_peel.run is simulations.run is importlib.import_module("simulations.workbench").run
     assert api.keys() == fl_peel._OF_OTHER_PACKAGES
     for name, place in api.items():
         assert getattr(fl_peel, name) is getattr(importlib.import_module(place.split(":")[0]), name)

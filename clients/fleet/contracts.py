@@ -158,8 +158,7 @@ class ProfileContract(_Devices):
         return Fleet((alone,))
 
     def test_budgets_stay_below_ceiling_and_total(self) -> None:
-        """Budgets are whole bytes, never negative and never above the ceiling, which is never above the device's
-        memory."""
+        """Budgets are whole bytes in 0..ceiling, and the ceiling is at most the device's memory."""
         fleet, devices = self.fleet(), self.devices()
         for seed in self.seeds:
             budgets = FleetBudgets(fleet, seed, devices, _FULL_TABLE_BYTES)

@@ -132,8 +132,7 @@ class FleetBudgets:
         return self._budgets(step, states)
 
     def within(self, server_round: float, fractions: Sequence[float]) -> NDArray[np.int64]:
-        """Return the budgets at ``server_round + fraction`` for each fraction (any order), (F, N). Looking ahead keeps
-        ``at(server_round)`` fast afterwards."""
+        """Return the budgets at ``server_round + fraction`` for each fraction, (F, N); looking ahead costs little."""
         result = np.zeros((len(fractions), self.num_devices), dtype=np.int64)
         steps = [self.fleet.clock.step_of(server_round + fraction) for fraction in fractions]
         step, states = self._step, self._states

@@ -44,9 +44,7 @@ def fleet_schema() -> dict[str, Any]:
 
 
 def fleet_parts() -> list[Part]:
-    """Return every key of a fleet file, by the mapping that holds it: budget processes and ways to be available by
-    name.
-    """
+    """Return every key of a fleet file, by the mapping that holds it; processes and availability by name."""
     schema = _as_typed(FleetDocument.model_json_schema())
     profile = schema["$defs"]["DeviceProfile"]["properties"]
     profile["budget"] |= {"type": "object", "title": "process", "default": "constant"}

@@ -102,11 +102,6 @@ def read_columns(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str, 
     raise FieldError(f"{path}: cannot read {suffix or 'a file without ending'}; use .csv, .tsv, .json or .parquet")
 
 
-def separator_of(header: str) -> str:
-    """Return the separator that a header line holds most of."""
-    return max((",", ";", "\t", "|"), key=header.count)
-
-
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -116,25 +111,22 @@ def _text(path: Path) -> str:
 
 def _csv_rows(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str, tuple[object, ...]]]:
     lines = _text(path).splitlines()
-    reader = csv.reader(lines, delimiter=separator_of(lines[0] if lines else ""))
+    header = lines[0] if lines else ""
+    reader = csv.reader(lines, delimiter=max((",", ";", "\t", "|"), key=header.count))
     rows: list[tuple[str, tuple[object, ...]]] = []
     try:
-        header = [name.strip() for name in next(reader, [])]
-        numbers = [pick_column(header, name, path) for name in wanted]
+        names = [name.strip() for name in next(reader, [])]
+        numbers = [pick_column(names, name, path) for name in wanted]
         for row in reader:
             if not row:
                 continue
             place = f"{path}:{reader.line_num}"
             if len(row) <= max(numbers):
-                raise FieldError(f"{place} has {len(row)} of {len(header)} columns")
+                raise FieldError(f"{place} has {len(row)} of {len(names)} columns")
             rows.append((place, tuple(row[number] for number in numbers)))
     except csv.Error as error:
         raise FieldError(f"{path}:{reader.line_num}: {error}") from None
     return rows
-
-
-def _column(values: list[object] | Mapping[str, object]) -> list[object]:
-    return list(values.values()) if isinstance(values, Mapping) else values
 
 
 def _json_rows(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str, tuple[object, ...]]]:
@@ -149,7 +141,11 @@ def _json_rows(path: Path, wanted: tuple[str | None, ...]) -> list[tuple[str, tu
     if isinstance(data, Mapping):
         if data and wanted == (None,) and all(isinstance(value, (int, float)) for value in data.values()):
             return [(f"{path}: {key}", (key, count)) for key, count in data.items()]  # a count per value
-        lists = {str(key): list(_column(value)) for key, value in data.items() if isinstance(value, (list, Mapping))}
+        lists = {
+            str(key): list(value.values()) if isinstance(value, Mapping) else list(value)
+            for key, value in data.items()
+            if isinstance(value, (list, Mapping))
+        }
         holds_columns = bool(lists) and not any(isinstance(v, Mapping) for values in lists.values() for v in values)
         if holds_columns and wanted != (None,):
             names = list(lists)

@@ -132,9 +132,7 @@ class Cohort:
 
     @cached_property
     def rows(self) -> UserItems:
-        """Return the train items that tables have a row of: all of them, except items that nobody had used when a
-        period began.
-        """
+        """Return the train items that tables have a row of: not those that nobody had used when a period began."""
         return self.splits.train.below(self.splits.num_items)
 
     @cached_property
@@ -161,9 +159,7 @@ class Cohort:
 
     @cached_property
     def contributing(self) -> NDArray[np.bool_]:
-        """Return which of the joining devices (N,) are asked for sums: all of them, except devices that have left, in a
-        timeline.
-        """
+        """Return which of the joining devices (N,) are asked for sums: in a timeline, not those that have left."""
         contributed = self.splits.contributed
         return self.joining if contributed is None else self.joining & (contributed.counts() > 0)
 
@@ -174,9 +170,7 @@ class Cohort:
 
     @cached_property
     def largest_budget(self) -> int:
-        """Bytes that the budget of no device of the whole fleet ever exceeds: it stands for what its makers publish, so
-        it is the same on every node.
-        """
+        """Bytes that no device of the fleet ever exceeds: what its makers publish, the same on every node."""
         full_table_bytes = 4 * self.splits.num_items * self.scenario.pretraining.embedding_dim
         everybody = np.arange(self.population, dtype=np.int64)
         return int(FleetBudgets(self.fleet, self.scenario.seed, everybody, full_table_bytes).ceiling().max(initial=0))
@@ -192,9 +186,7 @@ class Cohort:
 
     @cached_property
     def usual_availability(self) -> NDArray[np.float64]:
-        """Return the share of the rounds in which each hosted device (N,) is available, over ``USUAL_ROUNDS``: it
-        stands for what a device knows of itself from before.
-        """
+        """Return each device's (N,) share of rounds in which it is available: what it knows of itself from before."""
         everybody = np.arange(len(self.devices))
         times = sum(self.available(everybody, number).astype(np.int64) for number in range(1, USUAL_ROUNDS + 1))
         return np.asarray(times, np.float64) / USUAL_ROUNDS
@@ -216,16 +208,12 @@ class Cohort:
 
     @property
     def vectors_file(self) -> Path:
-        """Return the file in which devices keep the vectors (N, K) that they made in stage 1, whatever is refined from
-        there.
-        """
+        """Return the file in which devices keep the vectors (N, K) that they made in stage 1."""
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-vectors{_moment(self.scenario)}.npy"
 
     @property
     def held_file(self) -> Path:
-        """Return the file in which devices keep, from one period to the next, what they hold; see
-        :mod:`clients.serving.following`.
-        """
+        """Return the file of what devices hold between periods; see :mod:`clients.serving.following`."""
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 
     def save_layout(self, layout: BlockLayout) -> None:
@@ -330,9 +318,7 @@ def _cohort(
 
 
 def _moment(scenario: Scenario) -> str:
-    """Return the suffix of the state's name for a period and phase of a timeline: devices start each of them anew, with
-    the interactions that they have by then.
-    """
+    """Return the suffix of the state's name in a timeline: devices begin each period and phase anew."""
     timeline = scenario.data.timeline
     return "" if timeline is None else f"-{timeline.period}-{timeline.phase}"
 
@@ -360,9 +346,7 @@ DATA, FIRST_DEVICE, RUN_DIR = "data", "first-device", "run-dir"
 
 @dataclass(frozen=True)
 class OwnData:
-    """The data of a node that has its own. first: number of the first device; folder: folder of this run, where devices
-    keep their state.
-    """
+    """The data of a node that has its own. first: its first device; folder: where devices keep their state."""
 
     path: Path
     first: int

@@ -207,9 +207,7 @@ def joining(cohort: Cohort, request: JoinRequest) -> IntArray:
 
 
 def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Return user embeddings (N, d) and groups (N,) of devices that have a vector of stage 1; only the group leaves a
-    device.
-    """
+    """Return embeddings (N, d) and groups (N,) of devices with a vector of stage 1; only the group leaves a device."""
     vectors = np.load(cohort.vectors_file, mmap_mode="r")
     users = np.zeros((len(vectors), request.maps.shape[2]), np.float32)
     groups = nearest(vectors, request.centroids)

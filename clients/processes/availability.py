@@ -87,8 +87,7 @@ class DiurnalAvailability(Spec):
 
 
 class TraceAvailability(Spec):
-    """Recorded availability: ``device, time_s, available`` (0 or 1) from a CSV, TSV or Parquet file, replayed like
-    budget traces."""
+    """Recorded availability: ``device, time_s, available`` (0 or 1) from a file, replayed like budget traces."""
 
     file: Annotated[RecordedTraces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
     """Recording as a CSV, TSV or Parquet file; a relative path starts at the folder of the fleet file."""

@@ -112,8 +112,7 @@ class BudgetProcess(Spec):
         return state
 
     def state_at(self, seed: int, devices: Devices, step: int) -> State:
-        """Return the state at a step from scratch, equal to the one that ``advance`` reaches. Override it for a faster
-        computation."""
+        """Return the state at a step from scratch, as ``advance`` reaches it; override it for a faster computation."""
         state = self.start(seed, devices)
         if state is not None:
             for earlier in range(1, step + 1):
@@ -408,8 +407,7 @@ def _read_trace(value: object, info: ValidationInfo) -> RecordedTraces:
 
 
 class Shock(Spec):
-    """A change of budgets: they are multiplied by ``factor`` from the start of ``at_round`` on, until ``until_round``
-    if it is given."""
+    """A change of budgets: times ``factor`` from the start of ``at_round`` until ``until_round``, if given."""
 
     at_round: NonNegativeInt = Field(json_schema_extra=unit("round"))
     """First round of the shock."""

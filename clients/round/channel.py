@@ -29,9 +29,7 @@ Reply = TypeVar("Reply")
 
 
 class DeviceChannel(ABC, Generic[Reply]):
-    """The device half of a channel, on one node and in one round: it takes one user group after the other, then makes
-    the reply.
-    """
+    """The device half of a channel, on one node in one round: one user group after the other, then the reply."""
 
     def __init__(self, cohort: Cohort, request: RoundRequest) -> None:
         self.context = RoundContext.from_request(cohort, request)
@@ -73,9 +71,7 @@ def run_round(kind: Callable[..., DeviceChannel[Reply]], cohort: Cohort, request
 
 
 class ClearDeviceChannel(DeviceChannel[RoundReply]):
-    """The clear channel of a node. noise_devices: number of devices of user groups that add central noise in shares,
-    which together make its full strength.
-    """
+    """The clear channel of a node. noise_devices: of groups that add shares of central noise, how many they are."""
 
     def __init__(self, cohort: Cohort, request: RoundRequest, noise_devices: Mapping[int, int] | None = None) -> None:
         super().__init__(cohort, request)

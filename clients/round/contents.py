@@ -80,8 +80,7 @@ class DeviceContents(ABC):
         self.release = Release.from_scenario(scenario, signals=request.signals)
 
     def local(self, how: LocalTraining) -> LocalTraining:
-        """Return how devices train: each device's update is bounded as the scenario asks, by the device and by its
-        node."""
+        """Return how devices train: each update is bounded as the scenario asks, by the device and by its node."""
         clipping = self.scenario.privacy.clipping
         if clipping.kind != "none":
             mechanism = find_mechanism(self.scenario.privacy.mechanism)
@@ -99,8 +98,7 @@ class DeviceContents(ABC):
         return train_group(work)
 
     def hiding(self) -> TrafficPadding | None:
-        """Return what devices transfer beyond what they need, so that sizes reveal nothing; None where nothing is
-        hidden."""
+        """Return what devices transfer beyond what they need, so that sizes tell nothing; None: nothing is hidden."""
         return (
             TrafficPadding.from_scenario(self.scenario, ())
             if self.scenario.privacy.requests == "group-prefix"
@@ -154,12 +152,10 @@ def update_arrays(update: GroupUpdate) -> Arrays:
 
 
 class BoundedDeviceContents(DeviceContents):
-    """Contribution of devices under privacy: the parts of the round's release; counters are withheld where the scenario
-    says so."""
+    """Contribution of devices under privacy: the release's parts; counters only where the scenario says so."""
 
     def hiding(self) -> TrafficPadding | None:
-        """Return the padding that hides what a device changed: unchanged rows, blocks that were not needed, dense
-        parts."""
+        """Return the padding that hides what a device changed: unchanged rows, further blocks, dense parts."""
         return TrafficPadding.from_scenario(self.scenario, self.release.parts)
 
     def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:

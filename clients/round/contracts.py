@@ -19,9 +19,9 @@ from typing import ClassVar
 import numpy as np
 
 from clients.round.contents import DeviceContents
+from fl_peel.contracts import example_devices
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.bounded_statistic import TrainedDevices
-from fl_peel.exchange.contracts import example_devices
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import dense
 from fl_peel.scenario.scenario import Scenario
@@ -32,8 +32,7 @@ from fl_peel.wire import RoundRequest, RunSetting
 
 
 class DeviceContentsContract:
-    """Contract suite of a contribution on the device side: subclass it and set ``contents``; ``keys``: scenario keys
-    that the contribution needs."""
+    """Contract suite of a device's contents: subclass it and set ``contents``, and the scenario ``keys`` it needs."""
 
     contents: ClassVar[type[DeviceContents]]
     keys: ClassVar[dict[str, object]] = {}
@@ -61,8 +60,7 @@ class DeviceContentsContract:
         return dense(contents.contribution(ranked, trained), len(ranked.items), ranked.layout.embedding_dim)
 
     def test_numbers_are_whole_and_add_up_over_devices(self) -> None:
-        """Contributions add up exactly, so that the number of nodes cannot change a sum: that of all devices equals the
-        sum of those of any two parts."""
+        """Contributions add up exactly: the sum of all devices equals that of the sums of any two parts."""
         everybody = np.arange(9)
         for signals in (True, False):
             whole = self.contribution(everybody, signals=signals)

@@ -184,9 +184,7 @@ class MaskedGroup:
         self._total = MaskWords.zeros(*self.layout.num_words)
 
     def add(self, i: int, values: Values) -> bool:
-        """Mask what device ``i`` contributes, and add it; the device opens what its neighbours sealed for it first.
-        Return whether it did not refuse.
-        """
+        """Add what device ``i`` contributes, masked, once it opened its neighbours' shares; return whether it did."""
         words, masked = self.layout.words(values), self.cohort.scenario.secure_aggregation.masked
         began = time.perf_counter()
         if masked:
@@ -229,9 +227,7 @@ class MaskedGroup:
 def make_keys(
     cohort: Cohort, server_round: int, reached: IntArray, groups: NDArray[np.int32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Fresh keys of devices (N,) in their user groups (N,): public ones (N, 32) of channels and of masks. What is
-    private they keep.
-    """
+    """Make keys of devices (N,) in groups (N,): public ones (N, 32) of channels and masks; they keep the others."""
     store, masked = SecretStore.from_node_folder(cohort.folder), cohort.scenario.secure_aggregation.masked
     channel, mask = (np.zeros((len(reached), KEY_BYTES), np.uint8) for _ in range(2))
     private = np.zeros((len(reached), KEY_BYTES + 2 * SEED_BYTES), np.uint8)
@@ -406,9 +402,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         return self.context.cohort.places(self._request.secure[group].devices)
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
-        """Train and mask one device after the other; counted in the open are the devices that are in no sum, and the
-        time it took.
-        """
+        """Train and mask one device after the other; devices in no sum, and the time, are counted in the open."""
         cohort, request, inbox = self.context.cohort, self._request, self._request.secure[group]
         occasion = Occasion(request.server_round, group)
         known = known_of(cohort, occasion, inbox)

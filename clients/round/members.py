@@ -33,9 +33,7 @@ METRIC_BYTES = 32
 
 @dataclass(frozen=True)
 class GroupDevices:
-    """The devices of one group that were reached: user embeddings (N, d), train items, seeds (N,), rates; adversary:
-    which of them are malicious, None where nobody is.
-    """
+    """A group's devices that were reached: embeddings (N, d), train items, seeds (N,), rates; adversary, if any."""
 
     users: NDArray[np.float32]
     train: UserItems

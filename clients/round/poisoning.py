@@ -27,9 +27,7 @@ BoolArray = NDArray[np.bool_]
 
 
 def malicious(scenario: Scenario, devices: IntArray, share: float | None = None) -> BoolArray:
-    """Return which of the devices (N,) are malicious under a share, by default the scenario's; a function of the
-    identity.
-    """
+    """Return which of the devices (N,) are malicious under a share (the scenario's), by their identity alone."""
     share = scenario.poisoning.share if share is None else share
     if share <= 0:
         return np.zeros(len(devices), np.bool_)
@@ -56,9 +54,7 @@ def pretended(items: UserItems, liars: BoolArray, targets: NDArray[np.int32]) ->
 
 @dataclass(frozen=True)
 class Adversary:
-    """The malicious devices among some devices of a user group. liars: (N,) which of them are malicious; targets:
-    ascending.
-    """
+    """The malicious devices among some of a user group. liars: (N,) which of them are; targets: ascending."""
 
     liars: BoolArray
     part: Poisoning
@@ -66,9 +62,7 @@ class Adversary:
 
     @staticmethod
     def among(cohort: Cohort, places: IntArray) -> Adversary | None:
-        """Return the adversary among the hosted devices at ``places`` (N,), or None where the scenario has no malicious
-        devices.
-        """
+        """Return the adversary among the devices at ``places`` (N,), None where the scenario has none."""
         scenario = cohort.scenario
         if not scenario.poisoning.active:
             return None

@@ -33,9 +33,7 @@ from fl_peel.wire import RoundRequest
 
 @dataclass(frozen=True)
 class WorkingMemory:
-    """The memory that devices (N,) may use while they train, besides what they store: allowed, bytes; interactions:
-    train items; takes: what training takes.
-    """
+    """Memory (N,) for training besides what is stored: allowed; interactions; takes: what training takes."""
 
     allowed: IntArray
     interactions: IntArray
@@ -125,9 +123,7 @@ def stored_bytes(ranked: RankedBlocks, cutoffs: IntArray, budgets: IntArray, ext
 
 
 def extra_bytes(scenario: Scenario) -> int:
-    """Return the bytes that a device holds during refinement besides its file: the user embedding that it may go back
-    to.
-    """
+    """Return the bytes that a device holds beside its file: the user embedding that it may go back to."""
     goes_back = scenario.refinement.acceptance.rule != "always"
     return user_bytes(scenario.pretraining.embedding_dim) if goes_back else 0
 
@@ -182,18 +178,14 @@ class RoundContext:
         return RoundMemory.from_budgets(ranked, self.budgets[:, places], working.cutoffs(ranked), extra)
 
     def reached(self, places: IntArray) -> tuple[IntArray, ClockCounts]:
-        """Return which of the sampled devices at ``places`` are available and have enough memory, and the counts of all
-        of them.
-        """
+        """Return which sampled devices at ``places`` are available with enough memory, and counts of all."""
         return reached_devices(self.cohort, places, self.budgets[0], self.request.server_round)
 
 
 def reached_devices(
     cohort: Cohort, places: IntArray, budgets: IntArray, server_round: int
 ) -> tuple[IntArray, ClockCounts]:
-    """Return which of the sampled devices are available and have enough memory, and the counts of all of them. budgets:
-    memory (N,) in bytes of every hosted device.
-    """
+    """Return which sampled devices are available with the memory, and counts of all. budgets: (N,) of hosted ones."""
     available = answering(cohort, places, server_round)
     smallest = cohort.scenario.refinement.min_budget_share * cohort.layout().full_table_bytes
     too_small = available & (budgets[places] < smallest)
@@ -208,9 +200,7 @@ def reached_devices(
 
 
 def answering(cohort: Cohort, places: IntArray, server_round: int) -> NDArray[np.bool_]:
-    """Return which of the devices at ``places`` (N,) are available and answer, as a mask (N,); see
-    ``privacy.answer_share``.
-    """
+    """Return which devices at ``places`` (N,) are available and answer, (N,); see ``privacy.answer_share``."""
     available = cohort.available(places, server_round)
     share = cohort.scenario.privacy.answer_share
     if share is None:

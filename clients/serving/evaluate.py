@@ -286,9 +286,7 @@ def _recall(
 
 
 def keep(cohort: Cohort, request: KeepRequest) -> KeepReply:
-    """Devices of user groups ``accepted`` keep the user embedding they have; all those of ``restored`` go back to the
-    one they kept last.
-    """
+    """Devices of groups ``accepted`` keep their user embedding; those of ``restored`` go back to the last kept."""
     state = cohort.state("r+")
     groups = np.asarray(state.groups)
     taken, back = np.isin(groups, request.accepted), np.isin(groups, request.restored)

@@ -93,12 +93,10 @@ class _FollowedGroup:
     all_read: bool
 
     def over_time(self, budgets: IntArray, steps_per_round: int) -> tuple[StepCounts, IntArray]:
-        """Return what each device does at each step, (T, N), under ``budgets`` (T, N), and how far (N,) it has read by
-        the end.
-        """
+        """Return what devices do at each step, (T, N), under ``budgets`` (T, N), and how far (N,) they have read."""
         counted, table = self.wanted.counts() > 0, StepCounts.zeros(*budgets.shape)
         cutoffs, stored, kept, behind = self._chosen(budgets)
-        num_bytes = self._block_bytes(stored)
+        num_bytes: IntArray = np.maximum(stored - self._overhead, 0)
         held, held_bytes = _before(kept), _before(num_bytes)
         changed, grew = kept != held, kept > held
         recall = self._recall(cutoffs, changed)
@@ -137,9 +135,7 @@ class _FollowedGroup:
         return cutoffs[last], stored[last], kept[last], behind[last]
 
     def _recall(self, cutoffs: IntArray, changed: NDArray[np.bool_]) -> IntArray:
-        """Return the fixed-point recall (T, N) of devices that rank anew where what they keep has changed, (T, N); 0
-        before, and for devices without test items.
-        """
+        """Return the fixed-point recall (T, N) of devices that rank anew where they ``changed``; else 0."""
         recall = np.zeros(cutoffs.shape, np.int64)
         some = np.flatnonzero(changed.any(axis=1))
         ranker = Ranker(self.ranked, self.top_n, self.device)
@@ -173,9 +169,6 @@ class _FollowedGroup:
     @property
     def _overhead(self) -> int:
         return overhead_bytes(self.ranked.layout.slice_dim)
-
-    def _block_bytes(self, stored: IntArray) -> IntArray:
-        return np.maximum(stored - self._overhead, 0)
 
 
 def _before(values: IntArray) -> IntArray:

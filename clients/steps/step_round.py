@@ -383,7 +383,5 @@ class _StepCounts:
 
 
 def _stage(first: int) -> str:
-    """Return the name of the stage that must be over before the part that begins with piece ``first``, so that each
-    part is sent once, and in order.
-    """
+    """Name the stage that must be over before the part from piece ``first``: each part once, and in order."""
     return f"unit {first}"

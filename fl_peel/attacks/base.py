@@ -10,7 +10,7 @@ overrides :meth:`Attack.learn` too. Register it in your package's ``pyproject.to
     [project.entry-points."fl_peel.attacks"]
     my-attack = "my_package:MyAttack"
 
-It is called without arguments, once for every mechanism that is audited. :class:`fl_peel.attacks.contracts` has the
+It is called without arguments, once for every mechanism that is audited. :class:`fl_peel.contracts` has the
 tests that every attack must pass.
 """
 
@@ -108,8 +108,8 @@ class RoundView:
 class StepView:
     """One step of stage 1 by devices. step: its name; sent, reply: arrays by name:
 
-    counts: ``items`` (I,). pass: ``norms`` (I,), under a row sketch (B,), L2 norms of what is added to each row, of the
-    first columns (a device adds the same to each of its rows); sent is ``place`` (I,) of the sketch, else (0,). choice:
+    counts: ``items`` (I,). pass: ``norms`` (I,), L2 norms of what is added to each row, of the
+    first columns (a device adds the same to each of its rows); nothing is sent. choice:
     ``won`` (C,) in one, ``answered`` (1,); sent are the arrays of
     :class:`fl_peel.steps.choice.FilterRequest` and ``item_exponent`` (1,). vectors: sent is ``own`` (I,
     K). groups: ``sizes`` (G,), ``sums`` (G, c); sent are ``centroids`` (G, c). moments: ``sizes`` (G,), ``first`` (G,
@@ -126,9 +126,7 @@ class StepView:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """All steps of stage 1 and all rounds that the observer saw of one device, oldest first. The number is a name, it
-    says nothing.
-    """
+    """All steps of stage 1 and all rounds that the observer saw of one device, oldest first; ``device`` is a name."""
 
     device: int
     num_items: int

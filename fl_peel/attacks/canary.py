@@ -64,9 +64,7 @@ class CanaryOutcome:
 
 
 def worst_canary(scenario: Scenario, plan: Plan | None, *, trials: int, seeds: int) -> CanaryOutcome:
-    """Return the outcome with the largest bound over so many seeds, from the scenario's on; each has the same
-    confidence.
-    """
+    """Return the outcome with the largest bound over so many seeds, each of the same confidence."""
     outcomes = [canary_audit(scenario, plan, trials=trials, seed=scenario.seed + number) for number in range(seeds)]
     return replace(max(outcomes, key=lambda one: one.epsilon_low), seeds=seeds)
 
@@ -131,9 +129,7 @@ def one_run_audit(scenario: Scenario, plan: Plan, *, seed: int) -> float:
 
 
 def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:
-    """Return the largest epsilon under which so many correct guesses have a probability of at most 1 - confidence
-    (Steinke et al., theorem 5.2); 0 where there is none.
-    """
+    """Return the largest epsilon that so many correct guesses rule out (Steinke et al., theorem 5.2), or 0."""
 
     def probability(epsilon: float) -> float:
         right = 1.0 / (1.0 + math.exp(-epsilon))

@@ -74,9 +74,7 @@ MOST_TRIED = 200
 def reconstruct(
     passes: Sequence[PassView], rows: UserItems, user_exponent: float, *, scale: float = PASS_SCALE
 ) -> Reconstruction:
-    """Try the decoder on every item of a single owner, and on the opened items with the fewest owners. rows: (N rows)
-    of the devices, the truth.
-    """
+    """Try the decoder on items of a single owner, and on those with the fewest. rows: of devices, the truth."""
     num_items = len(passes[0].table)
     counts = rows.popularity(num_items)
     has = np.zeros((rows.num_users, num_items), np.bool_)

@@ -312,9 +312,7 @@ class _Trajectory(Attack):
 
 
 class RequestedClass(_Trajectory):
-    """Inference of the device class from the number of requested blocks, round after round: the memory budget's
-    trajectory.
-    """
+    """Inference of the device class from how many blocks are requested, round after round."""
 
     name: ClassVar[str] = "requested-class"
 
@@ -335,9 +333,7 @@ class ReportedClass(_Trajectory):
 
 
 class AnsweringClass(_Trajectory):
-    """Inference of the device class from the number of rounds in which the device answers: some classes are available
-    more often.
-    """
+    """Inference of the device class from how often the device answers: some classes are available more often."""
 
     name: ClassVar[str] = "answering-class"
 
@@ -380,8 +376,7 @@ class Stage1Rows(_Stage1Attack):
         for one in view.of_step("pass"):
             norms = one.reply.get("norms")
             if norms is not None:
-                place = one.sent["place"]
-                total = total + scaled(norms[np.abs(place) - 1] if len(place) else norms)
+                total = total + scaled(norms)
         return total[candidates]
 
 
@@ -414,9 +409,7 @@ class Stage1Vector(_Stage1Attack):
 
 
 class Stage1Choice(_Stage1Attack):
-    """Inference of items from the filters under which validation items win, compared with those under which each would
-    have.
-    """
+    """Inference of items from the filters under which validation items win, compared with what each would do."""
 
     name: ClassVar[str] = "stage1-choice"
     secret: ClassVar[Secret] = "validation items"

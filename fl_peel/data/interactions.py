@@ -58,9 +58,7 @@ class UserItems:
         return np.repeat(np.arange(self.num_users), self.counts())
 
     def select(self, users: NDArray[np.integer]) -> UserItems:
-        """Rows of the given users, in that order: (len(users) + 1,) and their items. Besides these, memory holds where
-        the items of some users lie at a time.
-        """
+        """Rows of these users in that order: (len(users) + 1,) and their items; read some users at a time."""
         users = np.asarray(users, np.int64)
         starts, indptr = self.indptr[users], np.zeros(len(users) + 1, dtype=np.int64)
         np.cumsum(self.indptr[users + 1] - starts, out=indptr[1:])

@@ -109,8 +109,7 @@ class Population:
             yield start, self.rows(start, min(start + size, self.num_devices))
 
     def write(self, folder: Path, *, chunk: int = CHUNK) -> None:
-        """Write the devices' train, validation and test items where ``data.path`` can name them. Memory holds one
-        chunk; the files are written through memory maps."""
+        """Write all parts where ``data.path`` can name them, through memory maps, one chunk at a time."""
         folder.mkdir(parents=True, exist_ok=True)
         totals = np.zeros(3, np.int64)
         for start in range(0, self.num_devices, chunk):

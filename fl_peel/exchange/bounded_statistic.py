@@ -8,7 +8,7 @@ norm, adds up, noises and accounts for it as for every other part. Register one 
       statistics:
         top-list-rows: {share: 0.1, norm: 1.0}
 
-:class:`fl_peel.exchange.contracts.StatisticContract` tests it.
+:class:`fl_peel.contracts.StatisticContract` tests it.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class GroupShape:
-    """Shape of what one user group is sent in a round: R ``rows`` of ``slices`` slices and ``dim`` columns, in K
-    ``blocks``.
-    """
+    """Shape of what a user group is sent: R ``rows`` of ``slices`` slices and ``dim`` columns, in K ``blocks``."""
 
     rows: int
     slices: int

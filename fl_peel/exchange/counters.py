@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel.array_specs import TOTAL, ArraySpec, hosted, metric_of
 from fl_peel.columns import Counters, IntArray, IntColumns
@@ -147,17 +148,13 @@ class RoundCounts:
         )
 
     def withheld(self) -> Self:
-        """Return what is left where devices withhold their counters: how many were sampled, which the server knows
-        anyway.
-        """
+        """Return what is left where devices withhold counters: how many were sampled, which the server knows."""
         return replace(self.nothing(len(self.classes.devices)), clock=self.clock.asked_alone())
 
 
 @dataclass(frozen=True)
 class OwnCounts(Counters):
-    """Memory of the tables that devices would serve from, (X, C) each under X budgets: number of devices, bytes of
-    their budgets, bytes stored, devices over budget.
-    """
+    """Memory of tables that devices would serve from, (X, C): devices, bytes of budgets and stored, violations."""
 
     devices: IntArray
     budget_bytes: IntArray
@@ -216,3 +213,32 @@ class StepTraces(IntColumns):
     device: IntArray
     device_class: IntArray
     step: IntArray
+
+
+# ---- Which items or rows devices have, as counts within a bound: of a round, and of stage 1
+
+
+BELOW = 1.0 - 1e-12
+"""Bounds are met from below, by more than a sum of squares can be rounded."""
+
+
+def counts_within(
+    owners: NDArray[np.int64],
+    places: NDArray[np.integer],
+    num_places: int,
+    bound: float,
+    unit: float,
+    *,
+    l1: bool,
+) -> NDArray[np.int64]:
+    """Devices that have each place (P,), in units of 1 / unit: one that has n places counts bound / sqrt(n) in each
+    (L1: bound / n), 1 at most. owners, places: (N,) pairs, of which each counts once.
+    """
+    pairs = np.unique(owners * num_places + places)
+    owners, places = pairs // max(num_places, 1), pairs % max(num_places, 1)
+    distinct = np.bincount(owners)
+    spread = np.maximum(distinct, 1) if l1 else np.sqrt(np.maximum(distinct, 1))
+    each = np.floor(np.minimum(1.0, bound * BELOW / spread) * unit).astype(np.int64)
+    counts = np.zeros(num_places, np.int64)
+    np.add.at(counts, places, each[owners])
+    return counts

@@ -32,10 +32,9 @@ from numpy.typing import NDArray
 from fl_peel import kernels
 from fl_peel.array_specs import WHOLE, ArraySpec, summed
 from fl_peel.blocks.ranked_blocks import RankedBlocks
-from fl_peel.bounded_counts import counts_within
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.bounded_statistic import GroupShape, TrainedDevices, bounded, find_statistic
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundTotals
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundTotals, counts_within
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import CHECK, Bits, Field, Values, VectorLayout, sum_bits
@@ -281,7 +280,7 @@ def bounded_sums(
 
 def bounded_counts(ranked: RankedBlocks, train: UserItems, bound: float, *, l1: bool) -> NDArray[np.int64]:
     """Devices that have train interactions with each row sent (R,), see
-    :func:`fl_peel.bounded_counts.counts_within`.
+    :func:`fl_peel.exchange.counters.counts_within`.
     """
     rows = ranked.row_of_item[train.items]
     sent = rows >= 0
@@ -333,7 +332,5 @@ class TrafficPadding:
         )
 
     def is_public(self) -> bool:
-        """Return whether a device's traffic is independent of its data, so that the server can compute it without a
-        report.
-        """
+        """Return whether a device's traffic does not depend on its data: the server can compute it."""
         return self.all_rows and self.group_prefix

@@ -259,8 +259,7 @@ class Embedding:
         return len(self.to_bytes())
 
     def top(self, n: int = 10) -> list[tuple[str, float]]:
-        """Return the n best items, best first: own ids and scores. Seen items and items without a stored block are left
-        out."""
+        """Return the n best items, best first: own ids and scores, without seen items and items not stored."""
         layout = self.device.source.catalogue.layout
         best = self.stored.top_n(n, self.seen_rows)
         rows, scores = self.stored.scores()

@@ -61,9 +61,7 @@ class ModelContent:
 
 
 def save(folder: Path, content: ModelContent, each: ForEach = in_turn) -> int:
-    """Save a model, whole or not at all, one user group after the other; returns its bytes. each: does the work for
-    every group, in any order.
-    """
+    """Save a model, whole or not at all; returns its bytes. each: does the work for every group, in any order."""
     catalogue, joining, precision = content.catalogue, content.joining, content.precision
     orders, tables, base = content.orders, content.tables, content.base
     layout = catalogue.layout

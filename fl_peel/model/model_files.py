@@ -82,9 +82,7 @@ class ModelWriter:
 
 @contextmanager
 def writing(folder: Path, about: Mapping[str, Any]) -> Iterator[ModelWriter]:
-    """Write a model's files: the folder is replaced when all are written, else left as it was. about: further keys of
-    ``model.json``.
-    """
+    """Write a model's files: the folder is replaced when all are written. about: more keys of ``model.json``."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -281,9 +279,7 @@ class Catalogue:
         return {name: item for item, name in enumerate(self.ids)}
 
     def places_of(self, other: Catalogue, blocks: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where blocks (K,) of this catalogue stand among blocks (L,) of another one, (K,); -1 for those that do not,
-        or whose items have other names there.
-        """
+        """Where blocks (K,) of this catalogue stand among blocks (L,) of another one, (K,); -1: nowhere."""
         mine, theirs = self.layout, other.layout
         if mine.num_slices != theirs.num_slices or mine.embedding_dim != theirs.embedding_dim:
             return np.full(len(blocks), -1, np.int64)

@@ -184,9 +184,7 @@ def update_model(
 def _directions(
     sums: StepChannel, config: SpectralConfig, before: SpectralModel | None, counts: Counts, seed: int
 ) -> tuple[Doubles, Doubles]:
-    """Return directions and eigenvalues under these counts, starting from the previous model's directions where there
-    is one.
-    """
+    """Return directions and eigenvalues under these counts, from the previous model's directions, if any."""
     directions = starting_directions(counts, config.columns + config.oversampling, seed)
     if before is not None:
         # what there was, and for the items that are new whatever the first pass says
@@ -231,9 +229,7 @@ def _moved(sums: StepChannel, centroids: Floats, rounds: int, min_size: int) -> 
 
 
 def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:
-    """Return the scale at which scores of users of length ``USER_LENGTH`` spread by ``SCORE_SPREAD``, root mean square
-    over all.
-    """
+    """Return the scale at which scores of users of length ``USER_LENGTH`` have the RMS ``SCORE_SPREAD``."""
     size = sum(one.size for one in moments)
     second = sum(one.second.astype(np.float64) for one in moments) / (units**2 * max(size, 1)) * USER_LENGTH**2
     wide = scored.astype(np.float64)

@@ -189,9 +189,7 @@ LEAST = 1e-3
 
 @dataclass(frozen=True)
 class Axes:
-    """Maps of each user group onto its principal axes: users (G, d, d) of its devices' embeddings, rows (G, d, d) of
-    its item table.
-    """
+    """Maps of user groups onto their principal axes: users (G, d, d) of embeddings, rows (G, d, d) of tables."""
 
     users: Floats
     rows: Floats

@@ -44,9 +44,7 @@ WIDEST = 100.0
 
 
 def halves(table: Floats) -> Floats:
-    """Return rows as they are sent: (I, k) in half precision, a column in units of a power of two above its largest
-    entry.
-    """
+    """Return rows (I, k) as sent: in half precision, a column in units of a power of two above its entries."""
     largest = np.abs(table).max(axis=0, initial=0.0)
     unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
     rounded: Floats = (table / unit).astype(np.float16).astype(np.float32) * unit
@@ -61,9 +59,7 @@ def coarse(centroids: Floats) -> Floats:
 
 
 def embeddings(vectors: Floats, group_map: Floats) -> Floats:
-    """Return the user embeddings (N, d) of devices of one user group: their vectors (N, K) times the group's map (K,
-    d).
-    """
+    """Return user embeddings (N, d) of a group's devices: vectors (N, K) times the group's map (K, d)."""
     largest = float(np.abs(group_map).max(initial=0.0))
     if largest == 0:
         return np.zeros((len(vectors), group_map.shape[1]), np.float32)
@@ -137,9 +133,7 @@ def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: flo
 
 @dataclass(frozen=True)
 class Filter:
-    """Filter in the space of K columns. own: (I, K) rows that a device adds up to its vector; scored: (I, K) rows by
-    which its vector is multiplied to score items.
-    """
+    """Filter in K columns. own: (I, K) rows that devices add up to vectors; scored: (I, K), by which they score."""
 
     own: Floats
     scored: Floats

@@ -41,7 +41,6 @@ from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepT
 from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
 from fl_peel.steps.device_vectors import VectorsStep
 from fl_peel.steps.passes import CountsStep, PassStep
-from fl_peel.steps.sketch import RowSketch
 from fl_peel.steps.units import UNIT_SCALE, Counts, Doubles, Floats, Ints, add_rows, inverse_power, unit_vectors
 from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep
 from fl_peel.training.workers import fixed_threads
@@ -225,10 +224,7 @@ def _passes(
     def one(directions: Doubles) -> Doubles:
         nonlocal number
         number += 1
-        sketch = None
-        if config.row_sketch is not None and number < config.passes:
-            sketch = RowSketch.from_counts(counts, config.row_sketch, seed, number)
-        columns = passed(sums, directions, counts, config, sketch)
+        columns = passed(sums, directions, counts, config)
         step(f"pass {number}")
         return columns
 
@@ -320,20 +316,15 @@ def _shape(
     )
 
 
-def passed(
-    sums: StepChannel, directions: Doubles, counts: Counts, config: SpectralConfig, sketch: RowSketch | None = None
-) -> Doubles:
-    """R~^T R~ of orthonormal directions (I, K), what a sketch leaves of it; of bounded sums R^^T R^, which devices
-    scale themselves.
-    """
+def passed(sums: StepChannel, directions: Doubles, counts: Counts, config: SpectralConfig) -> Doubles:
+    """R~^T R~ of orthonormal directions (I, K); of bounded sums R^^T R^, which devices scale themselves."""
     scale = inverse_power(counts, config.item_exponent)
     weights = scale.astype(np.float32)
     if sums.terms.bounded:
         whole = PassStep.ask(sums, halves(directions.astype(np.float32)), weights) / sums.terms.units.passes
         return symmetric(whole, directions, counts)
     table = halves((scale[:, None] * directions).astype(np.float32))
-    columns = PassStep.ask(sums, table, weights, sketch) / sums.terms.units.passes
-    return scale[:, None] * (columns if sketch is None else sketch.read(columns, np.asarray(counts)))
+    return scale[:, None] * (PassStep.ask(sums, table, weights) / sums.terms.units.passes)
 
 
 def moments_by_group(sums: StepChannel, centroids: Floats, counts: Counts, columns: int) -> Iterable[Moments]:

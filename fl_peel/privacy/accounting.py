@@ -54,9 +54,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PrivacyCost:
-    """Epsilon at a delta: the tighter one, whose accountant it is of, and both (None: the accountant has no answer);
-    infinite where neither has.
-    """
+    """The tighter epsilon at a delta, whose accountant it is of, and both (None: no answer); or infinity."""
 
     epsilon: float
     delta: float
@@ -101,9 +99,7 @@ def privacy_cost(event: DpEvent, delta: float, *, discretization: float = 1e-4) 
 def cost_of(
     mechanism: Mechanism, multiplier: float, schedule: Schedule, delta: float, *, discretization: float = 1e-4
 ) -> PrivacyCost:
-    """What a run spends: :func:`privacy_cost` of :func:`event_of`. An accountant takes up to a second, and a study asks
-    the same for each of its runs, so answers are kept.
-    """
+    """What a run spends: :func:`privacy_cost` of :func:`event_of`; kept, as it takes up to a second."""
     # a plug-in may compare its values without being frozen: then it has no hash to be kept by
     ask = _kept_cost.__wrapped__ if type(mechanism).__hash__ is None else _kept_cost
     return ask(mechanism, multiplier, schedule, delta, discretization)

@@ -12,7 +12,7 @@ the devices of ``fl-peel run private`` draw 5e8 numbers.)
 Every device's contribution has a norm of at most ``bound`` (L2 or L1, as the mechanism asks), in each part that is
 released. A mechanism adds independent noise of standard ``scale = multiplier x bound x range`` to every number of a
 part. To add one, write a subclass and register it under the entry point group ``fl_peel.mechanisms``; it is then a
-value of ``privacy.mechanism``. :class:`fl_peel.privacy.contracts.MechanismContract` tests it.
+value of ``privacy.mechanism``. :class:`fl_peel.contracts.MechanismContract` tests it.
 
 Two notions of neighbours (dp-accounting's names in parentheses): a server that adds noise to sums protects a device
 against the same run in which that device sent nothing but zeros (REPLACE_SPECIAL; Kairouz et al., arXiv 2103.00039,
@@ -68,9 +68,7 @@ class Bits(Protocol):
 
 
 class SystemBits:
-    """Random bits of AES-256 in counter mode under a key of the operating system's randomness, which is kept nowhere
-    else.
-    """
+    """Random bits of AES-256 in counter mode, under a key of the system's randomness that is kept nowhere else."""
 
     def __init__(self) -> None:
         self._stream = Cipher(AES256(os.urandom(32)), CTR(os.urandom(16))).encryptor()
@@ -211,8 +209,7 @@ class Mechanism(ABC):
 
     @abstractmethod
     def event(self, multiplier: float) -> DpEvent:
-        """Return the privacy event of one release whose noise has ``multiplier`` times the largest distance of two
-        contributions."""
+        """Return the privacy event of a release; ``multiplier``: of the largest distance of two contributions."""
 
     @abstractmethod
     def of_share(self, multiplier: float, share: float) -> float:

@@ -34,9 +34,7 @@ alone finds what popularity does not show.
 
 @dataclass(frozen=True)
 class Stage1Release:
-    """Release of a part of stage 1's contributions. times: how often; share: of a full round's release, each time;
-    bound: of a device.
-    """
+    """Release of a part of stage 1. times: how often; share: of a round's release, each time; bound: of a device."""
 
     part: str
     times: int

@@ -294,9 +294,7 @@ class Histogram(Counters):
     def from_devices(
         cells: NDArray[np.integer], num_cells: int, values: NDArray[np.float64], counted: NDArray[np.bool_]
     ) -> Histogram:
-        """Histograms (num_cells, NUM_BINS) of devices (N,), each in its cell, by values from 0 to 1; only where
-        ``counted`` holds.
-        """
+        """Histograms (num_cells, NUM_BINS) of devices (N,), each in its cell, by values in 0..1, where ``counted``."""
         bins = np.ceil(values[counted] * 100 - 1e-9).astype(np.int64)
         places = cells[counted].astype(np.int64) * NUM_BINS + bins
         counts = np.bincount(places, minlength=num_cells * NUM_BINS).astype(np.int64)

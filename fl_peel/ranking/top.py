@@ -24,9 +24,7 @@ TILE_ROWS = 64
 
 
 def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
-    """Return the table row of each item, -1 for items that are not there, or that nobody had used when the table was
-    made.
-    """
+    """Return the table row of each item, -1 for items that are not there or were not used by anybody yet."""
     known = items.items < ranked.layout.num_items
     return (
         ranked.row_of_item[items.items]
@@ -195,9 +193,7 @@ class MetricSums(Counters):
         return self.recall / devices, self.ndcg / devices
 
     def margin(self) -> NDArray[np.float64]:
-        """Return half the width of the 95 % interval of every cell's mean recall; NaN where less than two devices
-        count.
-        """
+        """Half the width of the 95 % interval of every cell's mean recall; NaN with fewer than two devices."""
         return margin_of(self.recall, self.square, self.devices)
 
 

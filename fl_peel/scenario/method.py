@@ -241,9 +241,6 @@ class Pretraining(Keys):
     """Number of leading columns in which users are clustered, spectral only."""
     group_rounds: int = Field(8, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
     """Rounds of Lloyd's algorithm that cluster the users, spectral only."""
-    row_sketch: Share | None = None
-    """Number of hash buckets of the item rows, as a share of the items: a count sketch of the masked sums in every pass
-    but the last, under secure aggregation; null: all rows are sent."""
     sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
     """Word size of the sums that devices send; 32: fixed-point units as fine as the number of devices allows."""
     open_rounds: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))

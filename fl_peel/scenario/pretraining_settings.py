@@ -93,7 +93,6 @@ class SpectralConfig:
     value_exponent: float | None
     group_columns: int
     group_rounds: int
-    row_sketch: float | None
     sum_bits: Literal[32, 64]
     oversampling: int = 32
     num_threads: int = 2

@@ -50,8 +50,7 @@ class Local(Keys):
 
 
 class Robust(Keys):
-    """Robust aggregation, which bounds the influence of malicious devices; see docs/poisoning.md. By default there is
-    none."""
+    """Robust aggregation against malicious devices; see docs/poisoning.md. By default there is none."""
 
     norm_bound: float | None = Field(None, gt=0, json_schema_extra=unit("L2 norm"))
     """L2 bound of a device's whole update, enforced by its node: it protects against malicious devices on an honest

@@ -184,20 +184,8 @@ class Scenario(Keys):
     @model_validator(mode="after")
     def _stage1(self) -> Scenario:
         pretraining = self.pretraining
-        hidden = self.secure_aggregation.enabled and pretraining.by_devices
-        if pretraining.row_sketch is not None and not hidden:
-            raise ValueError(
-                "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the "
-                "buckets of several passes together reveal the rows; set secure_aggregation.enabled: true and source: "
-                "devices, or leave it out"
-            )
-        if self.privacy.noised and pretraining.by_devices:
-            wanted = {"row_sketch": pretraining.row_sketch is not None, "sum_bits": pretraining.sum_bits == 32}
-            for key, asked in wanted.items():
-                if asked:
-                    raise ValueError(
-                        f"pretraining.{key} has no bound that allows for noise; leave it out under a mechanism"
-                    )
+        if self.privacy.noised and pretraining.by_devices and pretraining.sum_bits == 32:
+            raise ValueError("pretraining.sum_bits has no bound that allows for noise; leave it out under a mechanism")
         chooses = pretraining.model == "spectral" and pretraining.spectral().chooses
         if self.privacy.noised and chooses and not pretraining.by_devices:
             raise ValueError(
@@ -257,8 +245,7 @@ class Scenario(Keys):
 
     @property
     def compares(self) -> bool:
-        """Whether devices decide about the acceptance of refinement: where nothing hides their comparison, and no
-        device is malicious."""
+        """Whether devices decide about acceptance: nothing hides their comparison, and none is malicious."""
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
         wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
         return wanted and not hidden and self.data.validation_share > 0

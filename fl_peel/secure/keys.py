@@ -88,9 +88,7 @@ def public_key(private: X25519PrivateKey) -> bytes:
 
 
 def are_usable(keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return which public keys (N, 32) agree on a secret: those that are not of small order. The top bit does not count
-    (RFC 7748, section 5).
-    """
+    """Return which public keys (N, 32) are not of small order; the top bit does not count (RFC 7748, section 5)."""
     small = np.frombuffer(b"".join(number.to_bytes(KEY_BYTES, "little") for number in _SMALL_ORDER), np.uint8)
     masked = keys & np.array([0xFF] * (KEY_BYTES - 1) + [0x7F], np.uint8)
     same = (masked[:, None] == small.reshape(-1, KEY_BYTES)).all(axis=2)

@@ -64,9 +64,7 @@ class DropoutStage(IntEnum):
 
 @dataclass(frozen=True)
 class DeviceBytes:
-    """Bytes that one device moves in a round in addition to blocks: to it, from it, and its vector alone (part of the
-    latter).
-    """
+    """Bytes of one device in a round beside blocks: to it, from it, and of the latter its vector alone."""
 
     download: int
     upload: int
@@ -85,18 +83,14 @@ class DeviceBytes:
 
 
 def needed_of(scenario: Scenario, num_devices: int) -> tuple[int, int]:
-    """Return how many neighbours of each device must answer, and how many devices of a user group must send their
-    vector.
-    """
+    """Return how many neighbours of a device must answer, and how many devices of a group must send vectors."""
     part = scenario.secure_aggregation
     neighbours = num_neighbours(num_devices, part.neighbours)
     return answers_needed(neighbours, part.threshold), answers_needed(num_devices, part.threshold)
 
 
 def vanishing(scenario: Scenario, server_round: int, devices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return when each device (N,) is lost in a round, as :class:`DropoutStage`: by ``dropout_share``, each stage as
-    likely.
-    """
+    """Return when each device (N,) is lost, as :class:`DropoutStage`: by ``dropout_share``, stages alike."""
     share = scenario.secure_aggregation.dropout_share
     lost = device_uniforms(scenario.seed, "secure-dropout", server_round, devices=devices) < share
     stage = device_uniforms(scenario.seed, "secure-dropout-stage", server_round, devices=devices)

@@ -34,10 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.array_specs import ArraySpec, summed
-from fl_peel.bounded_counts import counts_within
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
-from fl_peel.exchange.counters import ClassCounts, ClockCounts
+from fl_peel.exchange.counters import ClassCounts, ClockCounts, counts_within
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes
@@ -58,9 +57,7 @@ Size = Annotated[int, ArraySpec(least=0, most=1 << 24)]
 
 @dataclass(frozen=True)
 class ContributionBounds:
-    """Bounds that devices keep to under a mechanism. counts: of a device's item counts; l1: whether bounds are in the
-    L1 norm, else in L2.
-    """
+    """Bounds under a mechanism. counts: of a device's item counts; l1: in the L1 norm, else in L2."""
 
     counts: float
     l1: bool = False
@@ -89,9 +86,7 @@ class StepTerms:
     def from_scenario(
         scenario: Scenario, num_items: int, num_devices: int, bounds: ContributionBounds | None = None
     ) -> StepTerms:
-        """Return the terms of a run over so many items and devices, whose contributions keep to bounds, if any
-        (:func:`fl_peel.privacy.noise_plan.contribution_bounds`).
-        """
+        """Return the terms of a run over so many items and devices, within bounds, if any."""
         pretraining, privacy, timeline = scenario.pretraining, scenario.privacy, scenario.data.timeline
         return StepTerms(
             num_items,
@@ -267,9 +262,7 @@ class Step(ABC):
 
     @abstractmethod
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
-        """Return what the step takes of devices with so many items and bytes of memory (N,) each, without the count of
-        contributors.
-        """
+        """Return what the step takes of devices with so many items and bytes (N,), without counting contributors."""
 
     @staticmethod
     def times(config: SpectralConfig, num_groups: int) -> int:
@@ -366,9 +359,7 @@ class StepChannel(Protocol):
         """Return what devices and server know alike."""
 
     def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
-        """Yield the sum of a step, part by part. opened: rows (R,) that devices contribute to, where contributors were
-        counted; None for all of them.
-        """
+        """Yield the sum of a step, part by part. opened: rows (R,) to contribute to; None: all of them."""
 
     def std(self, part: str) -> float:
         """Return the standard deviation of the noise on each number of a part of the last sum; 0: there is none."""
@@ -437,9 +428,7 @@ class ContributorsStep(Step):
 
 
 def opened_rows(contributors: NDArray[Any], least: int) -> Bools:
-    """Return which rows (R,) may be opened, of which so many devices (R,) contribute to each: ``privacy.min_owners``
-    of them at the least.
-    """
+    """Return which rows (R,) may be opened, by contributors (R,): those with ``privacy.min_owners`` at least."""
     return np.asarray(contributors >= least)
 
 
@@ -458,9 +447,7 @@ def unpacked_rows(bits: NDArray[np.uint8], rows: int) -> Bools:
 
 @dataclass(frozen=True)
 class StepVector:
-    """Vector of a step. classes: device classes to count, 0: nothing is counted; devices: a sum is over at most so
-    many.
-    """
+    """Vector of a step. classes: device classes to count, 0: none; devices: that a sum is over, at most."""
 
     step: Step
     terms: StepTerms

@@ -252,9 +252,7 @@ class ChoiceStep(Step):
 
     @staticmethod
     def ask(channel: StepChannel, request: FilterRequest, panel: int) -> tuple[Ints, int]:
-        """Return the shares of about ``panel`` devices under each filter, (C,) in units of 1 / ``UNIT_SCALE``, and how
-        many answered; bounded ones do not say.
-        """
+        """Return shares of about ``panel`` devices under each filter, (C,) in 1 / ``UNIT_SCALE``, and who answered."""
         shapes = request.shapes
         step = ChoiceStep(len(request.values), len(request.drawn), request.place, len(shapes.value_exponents), panel)
         sent: Arrays = {

@@ -82,9 +82,7 @@ class VectorsStep(Step):
 
     @staticmethod
     def ask(channel: StepChannel, own: Floats, default: Floats | None = None) -> None:
-        """Let devices compute their vectors from the rows (I, K) of their items. default: (K,) vector of a device that
-        has none of them.
-        """
+        """Have devices compute vectors from the rows (I, K) of their items. default: (K,) of who has none."""
         sent: Arrays = {"table": own} if default is None else {"table": own, "default": default}
         answer_to(channel, VectorsStep(own.shape[1], default is not None), sent)
 

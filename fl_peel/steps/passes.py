@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from fl_peel.array_specs import ArraySpec
-from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import add_passed_rows
 from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.steps.base import (
@@ -32,7 +32,6 @@ from fl_peel.steps.base import (
     SumField,
     answer_to,
 )
-from fl_peel.steps.sketch import RowSketch
 from fl_peel.steps.step_cost import (
     ID_BYTES,
     NUMBER_BYTES,
@@ -43,7 +42,7 @@ from fl_peel.steps.step_cost import (
     cost_by_columns,
     rows_bytes,
 )
-from fl_peel.steps.units import PASS_SCALE, Floats, Ints, inverse_power, item_matrix, within
+from fl_peel.steps.units import PASS_SCALE, Floats, Ints, inverse_power, within
 
 
 @dataclass(frozen=True)
@@ -84,17 +83,14 @@ FACTOR_SCALE = 2.0**18
 
 @dataclass(frozen=True)
 class PassStep(Step):
-    """A pass of K columns. buckets: B, of rows that are hashed (:mod:`fl_peel.steps.sketch`), 0 where every row is sent
-    by itself.
+    """A pass of K columns.
 
-    Sent are table, (I, K) = D^-b Q, and of a hashed pass place (I,), the bucket of each row. Within bounds it is all
-    columns of Q with weights, D^-b (I,): a device adds r^ (x) (r^ Q), with r^ = D^-b r at length 1 and y = r^ Q clipped
-    at 1. That is a pass over R^ with rows of length 1: the device, not the server, scales what comes back, and
-    ``pretraining.user_exponent`` has no part in it.
+    Sent is table, (I, K) = D^-b Q. Within bounds it is all columns of Q with weights, D^-b (I,): a device adds
+    r^ (x) (r^ Q), with r^ = D^-b r at length 1 and y = r^ Q clipped at 1. That is a pass over R^ with rows of length 1:
+    the device, not the server, scales what comes back, and ``pretraining.user_exponent`` has no part in it.
     """
 
     columns: Size
-    buckets: Size = 0
 
     name: ClassVar[str] = "pass"
     noised: ClassVar[tuple[NoisedPart, ...]] = (NoisedPart("pass", "columns", 0.69, unit=PASS_SCALE),)
@@ -110,9 +106,6 @@ class PassStep(Step):
         arrays = {"table": ArraySpec((terms.table_rows, columns), dtypes=("float32",))}
         if terms.bounded:
             arrays["weights"] = ArraySpec((terms.num_items,), dtypes=("float32",))
-        if self.buckets:
-            buckets = self.buckets
-            arrays["place"] = ArraySpec((terms.num_items,), least=-buckets, most=buckets, dtypes=("int32",))
         return arrays
 
     def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
@@ -123,7 +116,7 @@ class PassStep(Step):
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`."""
-        return (SumField("columns", (self.buckets or terms.num_items, self.columns), axis=1),)
+        return (SumField("columns", (terms.num_items, self.columns), axis=1),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
@@ -133,8 +126,7 @@ class PassStep(Step):
         if terms.bounds is not None:
             assert opened is None, "noise hides who contributes, and how many would reveal it without noise"
             return {"columns": bounded_pass_sums(table, sent["weights"], slice(*part), rows, terms.bounds)}
-        sketch = RowSketch(sent["place"], self.buckets) if self.buckets else None
-        return {"columns": pass_sums(table, rows, terms.user_exponent, terms.units.passes, sketch, opened)}
+        return {"columns": pass_sums(table, rows, terms.user_exponent, terms.units.passes, opened)}
 
     def num_rows(self, terms: StepTerms) -> int:
         """See :class:`Step`: items."""
@@ -152,7 +144,6 @@ class PassStep(Step):
         """See :class:`Step`."""
         rows, all_rows = items.contributed, terms.num_items if terms.all_rows else 0
         down = rows_bytes(self.columns, rows, all_rows)
-        down = down + (ID_BYTES * all_rows if self.buckets else 0)  # how often each row is had, by which it is hashed
         down = down + (NUMBER_BYTES * (all_rows or rows) if terms.bounded else 0)
         up = terms.word_bytes * self.columns + ID_BYTES * rows
         return cost_by_columns(
@@ -165,18 +156,12 @@ class PassStep(Step):
         return config.passes
 
     @staticmethod
-    def ask(channel: StepChannel, table: Floats, weights: Floats, sketch: RowSketch | None = None) -> Ints:
-        """Return the sums of a pass, (I, K), under a sketch (B, K). table: (I, K), within bounds Q; weights: D^-b
-        (I,), of no use without bounds.
-        """
+    def ask(channel: StepChannel, table: Floats, weights: Floats) -> Ints:
+        """Return the sums of a pass, (I, K). table: (I, K), within bounds Q; weights: D^-b (I,), for bounds."""
         sent: Arrays = {"table": table}
         if channel.terms.bounded:
-            assert sketch is None, "a bucket's rows have no bound together"
             sent["weights"] = weights
-        if sketch is not None:
-            sent["place"] = sketch.place
-        step = PassStep(table.shape[1], 0 if sketch is None else sketch.buckets)
-        columns: Ints = answer_to(channel, step, sent)["columns"]
+        columns: Ints = answer_to(channel, PassStep(table.shape[1]), sent)["columns"]
         return columns
 
 
@@ -185,36 +170,25 @@ def pass_sums(
     rows: UserItems,
     user_exponent: float,
     scale: float = PASS_SCALE,
-    sketch: RowSketch | None = None,
     opened: Bools | None = None,
 ) -> Ints:
-    """Return the devices' contributions to a pass, added up, (I, k) in units of 1 / ``scale``; under a sketch (B, k).
+    """Return the devices' contributions to a pass, added up, (I, k) in units of 1 / ``scale``.
 
     table: (I, k) = D^-b Q as the server sent it, some columns of it. A device's y = d_u^-2a sum of the rows of its
     items; it is returned for each of them, so the sum is R^T D_u^-2a R ``table``. opened: rows (I,) that devices
     contribute to, None for all of them; the others are zero.
     """
     factors = scale * inverse_power(rows.counts(), 2 * user_exponent)
-    if sketch is None:
-        ordered, sums = rows.by_item(), np.zeros(table.shape, np.int64)
-        everything = np.ones(len(table), np.bool_) if opened is None else opened
-        add_passed_rows(ordered.indptr, ordered.items, factors, table, everything, sums)
-        return sums
-    given = item_matrix(rows, len(table), np.int64)
-    vectors = given.astype(np.float64) @ table.astype(np.float64)
-    whole = np.rint(vectors * factors[:, None]).astype(np.int64)
-    if opened is not None:
-        given = given @ sp.diags(opened.astype(np.int64), format="csr", dtype=np.int64)
-    hashed: Ints = sketch.rows_of(given).T @ whole
-    return hashed
+    ordered, sums = rows.by_item(), np.zeros(table.shape, np.int64)
+    everything = np.ones(len(table), np.bool_) if opened is None else opened
+    add_passed_rows(ordered.indptr, ordered.items, factors, table, everything, sums)
+    return sums
 
 
 def bounded_pass_sums(
     table: Floats, weights: Floats, columns: slice, rows: UserItems, bounds: ContributionBounds
 ) -> Ints:
-    """Return some columns (I, k) of the devices' bounded contributions to a pass of a table (I, K), in units of
-    1 / ``PASS_SCALE``.
-    """
+    """Return columns (I, k) of bounded contributions to a pass of a table (I, K), in units of 1 / ``PASS_SCALE``."""
     ordered = rows.by_item()
     shape = (rows.num_users, len(weights))
     mine = np.nan_to_num(weights[ordered.items].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -45,9 +45,7 @@ class HeldItems:
 
 @dataclass(frozen=True)
 class AnswerCost:
-    """Cost of a device's answers where the server learns sums alone: bytes of a vector; bytes down and up that the
-    protocol takes in addition; requests by the server.
-    """
+    """Cost of answers to sums alone: bytes of a vector; the protocol's bytes down and up; requests."""
 
     vector_bytes: int
     download_bytes: int
@@ -61,9 +59,7 @@ class AnswerCost:
 
 @dataclass(frozen=True)
 class StepCost:
-    """Cost of a step for each device, (N,): bytes moved, training samples the work is worth, bytes that must be held at
-    least, and how many requests the server makes.
-    """
+    """Cost of a step by device, (N,): bytes moved, training samples worth, bytes held at least, requests."""
 
     download_bytes: Ints
     upload_bytes: Ints
@@ -96,9 +92,7 @@ def rows_bytes(columns: int, rows: Ints | int, all_rows: int) -> Ints | int:
 
 
 def hidden(step: StepCost, answer: AnswerCost, budgets: Ints) -> StepCost:
-    """Return the cost of a step whose answers are vectors for sums alone. A part of the vector, of one word at least,
-    must fit in addition to what the step needs anyway.
-    """
+    """Return the cost of a step of sums alone: a part of the vector must fit beside what the step needs."""
     room = WORD_BYTES * np.maximum((budgets - step.least_bytes) // WORD_BYTES, 1)
     return StepCost(
         step.download_bytes + answer.download_bytes,

@@ -14,11 +14,10 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from fl_peel.bounded_counts import BELOW
 from fl_peel.data.interactions import UserItems
+from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import sum_rows
 from fl_peel.scenario.pretraining_settings import SpectralConfig
-from fl_peel.steps.sketch import MOST_ROWS
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -52,17 +51,16 @@ class Units:
         """The finest powers of two with which sums of so many devices fit, whatever they have.
 
         Of a pass with columns of length 1 at most, d_u^-2a times the sum of d_u rows is below d_u^(1/2 - 2a), by Cauchy
-        and Schwarz, for D^-b is 1 at most; a bucket of a sketch has ``MOST_ROWS`` times that. Entries of vectors of
-        length 1 are at most 1, and so are their products. A thousandth is left for rounding.
+        and Schwarz, for D^-b is 1 at most. Entries of vectors of length 1 are at most 1, and so are their products. A
+        thousandth is left for rounding.
         """
         bits = config.sum_bits
         if bits == 64:
             return Units()
         limit = ((1 << (bits - 1)) - 1) // devices
         largest = 1.001 * max(1.0, items ** (0.5 - 2 * config.user_exponent))
-        largest *= 1 if config.row_sketch is None else MOST_ROWS
         return Units(
-            min(_power_below((limit - MOST_ROWS) / largest), PASS_SCALE),
+            min(_power_below((limit - 1) / largest), PASS_SCALE),
             min(_power_below((limit - 1) / 1.001), UNIT_SCALE),
             min(_power_below((math.sqrt(limit) - 1) / 1.001), UNIT_SCALE),
             bits,

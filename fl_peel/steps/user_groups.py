@@ -47,9 +47,7 @@ class GroupSums:
 
 @dataclass(frozen=True)
 class GroupedStep(Step):
-    """A step whose sum is by user group, of which there are G with centroids (G, c) of the leading columns of vectors:
-    a device contributes to the group of the nearest one.
-    """
+    """A step whose sum is by user group: G centroids (G, c) of leading columns; a device is of the nearest one."""
 
     groups: Size
     leading: Size

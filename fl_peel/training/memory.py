@@ -61,15 +61,11 @@ class TrainingMemory:
         return np.asarray(NUMBER_BYTES * numbers, np.int64)
 
     def taken_bytes(self, held: IntArray, touched: IntArray, interactions: IntArray) -> IntArray:
-        """Return the bytes (N,) of devices with so many train interactions, row pieces that take part and row pieces
-        touched.
-        """
+        """Return bytes (N,) of devices, by train interactions, row pieces that take part, and row pieces touched."""
         return self.fixed_bytes(interactions) + held * self._held_bytes + touched * self._touched_bytes
 
     def most_touched(self, held: IntArray, interactions: IntArray) -> IntArray:
-        """Return how many row pieces (N,) training can touch: a batch touches an interaction's row and those of its
-        negatives.
-        """
+        """Return how many row pieces (N,) training can touch: those of a batch's items and of its negatives."""
         drawn = interactions * (1 + self.how.num_negatives * self.how.epochs)
         return np.asarray(np.minimum(held, self.num_slices * drawn), np.int64)
 

@@ -57,9 +57,7 @@ class LocalTraining:
     clip_l1: bool = False
 
     def bound(self, num_blocks: int) -> float:
-        """Return the bound on what is clipped as one: the whole update, or one of the ``num_blocks`` blocks that were
-        sent.
-        """
+        """Return the bound on what is clipped as one: the update, or each of the ``num_blocks`` blocks sent."""
         if not self.clip_blocks:
             return self.max_norm
         return self.max_norm / (num_blocks if self.clip_l1 else math.sqrt(num_blocks))

@@ -204,9 +204,7 @@ class _Batches:
 
 @dataclass(frozen=True)
 class _Group:
-    """A user group's blocks, on the torch device: table (R, d), position (R, S); sums (R, d) and tallies (R, 3 + S),
-    int64, are added to. bound: of what is clipped as one.
-    """
+    """A group's blocks on the torch device: table (R, d), position (R, S); sums, tallies; bound: of a clip."""
 
     table: Tensor
     position: Tensor

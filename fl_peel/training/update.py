@@ -89,15 +89,13 @@ class GroupUpdate:
         }
 
     def scaled(self, factor: float) -> GroupUpdate:
-        """Return one device's update times ``factor``; rounding a sum of several would depend on which devices are in
-        it."""
+        """Return one device's update times ``factor``; of several, rounding would depend on which they are."""
         narrow, wide, is_wide = in_two_parts(np.rint(self.sums * factor).astype(np.int64))
         return replace(self, narrow=narrow, wide=wide, is_wide=is_wide, norms=self.norms * factor)
 
     @staticmethod
     def joined(parts: Sequence[GroupUpdate]) -> GroupUpdate:
-        """Join updates of disjoint sets of devices, at least one, in this order: sums are added up, the rest is
-        concatenated."""
+        """Join updates of disjoint sets of devices, in this order: sums are added up, the rest is concatenated."""
         narrow, wide, is_wide = in_two_parts(np.asarray(sum(part.sums for part in parts), np.int64))
         tallies, holders = (np.asarray(sum(getattr(part, name) for part in parts)) for name in ("tallies", "holders"))
         names = ("loss", "examples", "touched_pieces", "norms")

@@ -171,9 +171,7 @@ class TimedStrategy(PeelStrategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Time what the nodes did, messages included, and what the server does with it. It packs and adds up between:
-        that is not counted with the nodes.
-        """
+        """Time the nodes, messages included, and what the server does then; packing and adding up are left out."""
         mark, before = self.marks[-1], time.perf_counter()
         waited = {"s": 0.0}
         answer = super().aggregate_train(server_round, _timed(replies, waited, "s"))

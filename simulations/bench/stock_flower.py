@@ -42,9 +42,7 @@ def save_devices(folder: Path, users: NDArray[np.float32], train: UserItems) -> 
 def train_content(
     folder: Path, seed: int, server_round: int, num_items: int, blocks: dict[str, NDArray[Any]]
 ) -> RecordDict:
-    """Return the content of a message of ``server_round``: the table as packed by ``pack_ranking``, and where the
-    devices lie.
-    """
+    """Return a message's content: the table as packed by ``pack_ranking``, and where the devices lie."""
     arrays = ArrayRecord({name: Array(array) for name, array in blocks.items()})
     config = ConfigRecord({"folder": str(folder), "seed": seed, "server_round": server_round, "num_items": num_items})
     return RecordDict({"blocks": arrays, "config": config})

@@ -41,7 +41,7 @@ def bench(
     from simulations.cli.console import shown
 
     if population is not None:
-        from simulations.bench.large import large
+        from simulations.bench.bench import large
 
         with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
             figures = large(population, out, on_event=on_event)

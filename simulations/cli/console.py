@@ -218,9 +218,7 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place 
 
 
 def command_line(words: Iterable[str], options: Mapping[str, Any]) -> str:
-    """What to type to get the same files again, but for the folder: words, then every option that was given; a list's
-    option is repeated.
-    """
+    """Return what to type to get the same files again, but for the folder: words, and every option given."""
     line = ["fl-peel", *words]
     for option, value in options.items():
         for one in value if isinstance(value, list) else [value]:
@@ -287,9 +285,7 @@ def show(
     as_json: bool,
     wide: bool,
 ) -> None:
-    """Print what was measured, as sentences and tables or as JSON, and where the page lies; nothing is made that is not
-    printed.
-    """
+    """Print what was measured, as sentences and tables or JSON, and where the page lies; make nothing else."""
     if as_json:
         print_json(figures())
     if quiet:

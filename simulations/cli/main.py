@@ -22,15 +22,10 @@ from fl_peel import __version__
 from fl_peel.errors import FlPeelError
 from simulations.cli.bench import bench
 from simulations.cli.console import one_line
-from simulations.cli.data import cache, data_app
-from simulations.cli.demo import demo, plot, report
-from simulations.cli.diff import diff
-from simulations.cli.fleets import profiles_app
-from simulations.cli.model import export, export_onnx, serve_device
+from simulations.cli.lists import cache, data_app, profiles_app, scenarios_app
+from simulations.cli.model import demo, export, export_onnx, plot, report, serve_device
 from simulations.cli.run import deploy, run
-from simulations.cli.scenarios import scenarios_app
-from simulations.cli.studies import add_studies
-from simulations.cli.sweep import sweep
+from simulations.cli.studies import ablate, audit, compare, diff, reproduce, sweep
 
 USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -48,7 +43,10 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(scenarios_app, name="scenarios")
-add_studies(app)
+app.command()(compare)
+app.command()(ablate)
+app.command()(audit)
+app.command()(reproduce)
 app.command()(run)
 app.command()(sweep)
 app.command()(diff)

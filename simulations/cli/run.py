@@ -30,7 +30,7 @@ from simulations.cli.console import (
     print_table,
     show,
 )
-from simulations.trackers.registry import tracker_kinds
+from simulations.trackers import tracker_kinds
 
 if TYPE_CHECKING:
     from simulations.estimate import RunEstimate

@@ -1,4 +1,4 @@
-"""The commands that run scenarios many times: `fl-peel compare`, `ablate`, `audit` and `reproduce`."""
+"""The commands about many runs: `fl-peel compare`, `ablate`, `audit`, `reproduce`, `sweep` and `diff`."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fl_peel.errors import ScenarioError
 from simulations.cli.console import (
     AsJson,
     DataDir,
+    NoCache,
     Overrides,
     Quiet,
     ScenarioName,
+    Track,
     Wide,
     command_line,
     path_option,
+    print_json,
     print_lines,
+    print_table,
     read_budgets,
     show,
 )
 from simulations.cli.run import print_estimate
+from simulations.sweep.space import TRIALS, settings_of
+from simulations.trackers import trackers
 
 if TYPE_CHECKING:
     from fl_peel.scenario.scenario import Scenario
@@ -38,14 +45,6 @@ Budgets = Annotated[
 ]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds, from the scenario's on.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start from scratch, ignoring the checkpoints in --out.")]
-
-
-def add_studies(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command()(compare)
-    app.command()(ablate)
-    app.command()(audit)
-    app.command()(reproduce)
 
 
 def compare(
@@ -307,3 +306,121 @@ def _arguments(out: Path, data_dir: Path | None, command: str, *, fresh: bool, q
         "command": command,
         "fresh": fresh,
     }
+
+
+def diff(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="A B [C ...]", help="Output folders of `fl-peel run`; A is the reference.")
+    ],
+    json_file: Annotated[Path | None, path_option("--json-file", "JSON file for the figures.", "FILE")] = None,
+    html_file: Annotated[Path | None, path_option("--html", "HTML file for a page.", "FILE")] = None,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Compare runs: paired differences and ratios with intervals, and corrected p-values.
+
+    Runs need `--per-device` or `--seeds`, and the same data and split.
+    """
+    from simulations.engine.inputs import check_file
+
+    for option, file in (("--json-file", json_file), ("--html", html_file)):
+        if file is not None:
+            check_file(file, option)
+
+    from fl_peel.json_codec import to_plain
+    from simulations.differences.diff import diff as compared
+    from simulations.differences.diff import diff_page, diff_views, missing_note
+    from simulations.engine.versions import versions
+    from simulations.report.result_files import json_bytes, write_files
+
+    result = compared(runs)
+    if as_json:
+        print_json(result)
+    else:
+        for view in diff_views(result):
+            print_table(view, wide=wide)
+    if missing_note(result):
+        typer.echo(missing_note(result), err=as_json)
+    if json_file is not None:
+        write_files(json_file.absolute().parent, {json_file.name: json_bytes(to_plain(result))})
+    if html_file is not None:
+        write_files(html_file.absolute().parent, {html_file.name: diff_page(result, versions()).encode()})
+        typer.echo(f"page: {html_file}", err=as_json)
+
+
+def sweep(
+    scenario: Annotated[str, typer.Argument(help="Name of a shipped scenario, or a YAML file.")] = "ml-100k",
+    asked: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUES", help="Values of a key, e.g. refinement.rounds=1,5; repeatable."),
+    ] = None,
+    searched: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="PATH=LOW..HIGH",
+            help="Search this range for the best value on validation, optionally with (log) or (step N); or "
+            "PATH=VALUES.",
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, help=f"Number of settings that a search evaluates.  [default: {TRIALS}]"),
+    ] = None,
+    out: Annotated[Path, path_option("--out", "Output folder, with a folder for each setting.")] = Path("sweep"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of seeds for every setting.")] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="First seed, in place of the scenario's.")] = None,
+    data_dir: DataDir = None,
+    no_cache: NoCache = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run all settings again, finished ones too.")] = False,
+    track: Track = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    wide: Wide = False,
+) -> None:
+    """Run a scenario under every combination of settings, or search for the best: one table, one plot.
+
+    The same command again resumes a stopped sweep; with further values, it runs the new settings.
+    """
+    # before the heavy imports
+    if searched:
+        from simulations.sweep.search import optuna
+        from simulations.sweep.space import space_of
+
+        space_of(searched, asked or [])
+        optuna()
+    else:
+        settings_of(asked or [])
+    if trials is not None and not searched:
+        raise ScenarioError("--trials: needs a search; give --search PATH=LOW..HIGH, or leave it out")
+    callbacks = trackers(track or [])
+
+    from fl_peel.json_codec import to_plain
+    from simulations.engine.folders import default_cache_dir
+    from simulations.sweep.sweep import sweep as swept
+    from simulations.sweep.sweep_page import PAGE, sweep_views
+
+    options = {"--set": asked, "--search": searched, "--trials": trials, "--seeds": seeds, "--seed": seed}
+    result = swept(
+        scenario,
+        asked or [],
+        out=out,
+        seeds=seeds,
+        seed=seed,
+        data_dir=data_dir,
+        cache_dir=None if no_cache else default_cache_dir(),
+        on_event=print_lines(quiet, lambda event: event.done >= event.total or event.stage in ("sweep", "search")),
+        callbacks=callbacks,
+        command=command_line(["sweep", scenario], options | {"--data-dir": data_dir}),
+        fresh=fresh,
+        searched=searched or [],
+        trials=trials or TRIALS,
+    )
+    show(
+        lambda: to_plain(result),
+        lambda: sweep_views(result),
+        out / PAGE,
+        quiet=quiet,
+        as_json=as_json,
+        wide=wide,
+    )

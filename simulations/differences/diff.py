@@ -203,9 +203,7 @@ def metric_views(result: DiffResult) -> list[TableView]:
 
 
 def run_names(result: DiffResult) -> dict[str, str]:
-    """Return the names of runs by their letters: those of their folders in which paths differ, or the letters, where
-    these are long or alike.
-    """
+    """Name runs by letter: after the folders in which paths differ, or by the letters where these are long or alike."""
     paths = [list(Path(one.path).parts) for one in result.runs]
     while all(paths) and len({parts[-1] for parts in paths}) == 1:
         paths = [parts[:-1] for parts in paths]

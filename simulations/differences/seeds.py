@@ -67,9 +67,7 @@ class SeedRuns:
         return SeedRuns.from_reports(str(path), reports, [PerDevice.read(one / FILE) for one in folders])
 
     def with_own_budgets(self) -> SeedRuns:
-        """Call ``1% int8 exposure`` only ``1%`` where that is what devices are sent, so that runs of other precisions
-        and selectors have tables of the same names.
-        """
+        """Name what devices are sent by its share alone, so that runs of other precisions have tables of that name."""
         own = f" {(self.scenario.get('blocks') or {}).get('precision')} {self.scenario.get('selector')}"
         by_seed = (replace(one, tables=tuple(name.removesuffix(own) for name in one.tables)) for one in self.by_seed)
         return replace(self, by_seed=tuple(by_seed))
@@ -144,9 +142,7 @@ def require_same(first: SeedRuns, other: SeedRuns) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedsRow:
-    """A table: recall, NDCG, and recall over that of the full global table and of the best full table; None where there
-    is none.
-    """
+    """A table: recall, NDCG, and recall relative to the full global table and the best full table, if any."""
 
     table: Annotated[str, Column("table")]
     recall: SeedsEstimate

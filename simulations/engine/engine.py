@@ -30,9 +30,7 @@ CLIENT = "clients.client_app:app"
 
 
 def backend_of(engine: Engine) -> Literal["embedded", "ray"]:
-    """Return what hosts the nodes: where the scenario leaves it open, Ray for a cluster and for several GPUs, which
-    it deals out, and else this machine alone.
-    """
+    """Return the host of the nodes: the scenario's, or Ray for a cluster or several GPUs, else this machine."""
     if engine.backend != "auto":
         return engine.backend
     needs_ray = engine.ray_address or (engine.device == "cuda" and _several_gpus())
@@ -113,9 +111,7 @@ def _quiet_flower() -> Iterator[None]:
 
 
 def _variables() -> dict[str, str]:
-    """Return the environment variables of workers that start here: how they use memory, and the key of what devices
-    keep secret between messages.
-    """
+    """Return environment variables of workers: how they use memory, and the key of devices' secrets."""
     from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE
 
     return WORKERS | {KEY_VARIABLE: secrets.token_hex(FILE_KEY_BYTES)}

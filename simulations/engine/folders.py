@@ -27,9 +27,7 @@ def default_cache_dir() -> Path:
 
 
 def data_folder(data_dir: str | Path | None) -> str:
-    """Return the folder of named data sets: the folder given, else that of the environment, else "", the default
-    places.
-    """
+    """Return the folder of named data sets: the one given, that of the environment, or "", the default."""
     return os.path.abspath(data_dir) if data_dir else os.environ.get("FL_PEEL_DATA", "")
 
 
@@ -66,7 +64,5 @@ def run_folder() -> Iterator[Path]:
 
 
 def _is_full(error: OSError) -> bool:
-    """Return whether a disk is full by this error; NumPy gives no number, but reports how much of an array it could
-    write.
-    """
+    """Return whether a disk is full by this error; NumPy's has no number, but how much it could write."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT) or (error.errno is None and " requested and " in str(error))

@@ -6,20 +6,20 @@ What needs NumPy is imported when a fleet is checked: a mistake that shows witho
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.errors import DataError, ReportError, ScenarioError
+from fl_peel.errors import DataError, EngineError, ReportError, ScenarioError
 from fl_peel.file_kind import file_kind
 from fl_peel.package_check import check_one_root
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.settings import require_device
 from fl_peel.weighting.settings import CONTROLLER, SELECTORS
-from simulations.engine.cluster import require_cluster
 from simulations.listing import require_ours
 
 if TYPE_CHECKING:
@@ -53,24 +53,8 @@ TIMELINE_RESULTS = (
 )
 STUDY_RESULTS = tuple(f"{study}.{ending}" for study in STUDIES for ending in ENDINGS)
 SWEEP_RESULTS = tuple(f"sweep.{ending}" for ending in ENDINGS)
-BENCH_RESULTS = ("bench.json",)
-POPULATION_RESULTS = ("population.json",)
 RESULT_FOLDERS = (ARTIFACTS, "checkpoints", MODEL)
 """Folders that runs and studies may make among their results."""
-RESULT_FILES = tuple(
-    name
-    for name in (
-        *RUN_RESULTS,
-        *SEEDS_RESULTS,
-        *TIMELINE_RESULTS,
-        *STUDY_RESULTS,
-        *SWEEP_RESULTS,
-        *BENCH_RESULTS,
-        *POPULATION_RESULTS,
-    )
-    if name not in RESULT_FOLDERS
-)
-"""Files that a run, a study or a benchmark may write into its folder."""
 
 
 def checked(
@@ -435,7 +419,7 @@ def check_out(out: Path, place: str = "--out", writes: Sequence[str] = ()) -> No
             there that would be replaced is not ours.
     """
     try:
-        _check_out(out, place)
+        _check_out(out, place, writes)
         require_ours(out, writes, place)
     except OSError as error:
         raise ReportError(f"{out}: cannot be a folder ({error.strerror}); give {place} another one") from error
@@ -452,7 +436,7 @@ def check_file(file: Path, option: str) -> None:
     check_out(file.absolute().parent, option)
 
 
-def _check_out(out: Path, place: str) -> None:
+def _check_out(out: Path, place: str, writes: Sequence[str]) -> None:
     if out.exists() and not out.is_dir():
         raise ReportError(f"{out}: is a file; give {place} a folder")
     there = out.absolute()
@@ -469,8 +453,8 @@ def _check_out(out: Path, place: str) -> None:
         raise ReportError(
             f"{out}: cannot be written, {there} is not writable ({error.strerror}); give {place} another folder"
         ) from error
-    for name in RESULT_FILES:
-        if (out / name).is_dir():
+    for name in writes:
+        if name not in RESULT_FOLDERS and (out / name).is_dir():
             raise ReportError(f"{out / name}: is a folder with the name of a result; move it, or give another {place}")
     for name in RESULT_FOLDERS:
         if (out / name).exists() and not (out / name).is_dir():
@@ -519,3 +503,49 @@ def require_absolute(scenario: Scenario, folders: dict[str, str]) -> None:
     for key, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():
             raise ScenarioError(f"{key}: {path} is a relative path; give an absolute path under flwr run")
+
+
+CONNECT_S = 10.0
+"""Seconds that a Ray cluster may take to answer."""
+
+
+class LostMachineError(EngineError):
+    """A machine has left the cluster during a run; the same run may go on on the others."""
+
+
+def require_cluster(address: str) -> None:
+    """Look whether a cluster answers at ``host:port`` or ``ray://host:port``; Ray itself would try for many minutes.
+
+    Raises:
+        EngineError: that is no address, nobody answers there, or somebody who is no Ray.
+    """
+    if address == "auto":
+        return  # Ray looks for the cluster of this machine, and finds none at once
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535 or "/" in host:
+        raise EngineError(
+            f"engine.ray_address: {address!r} is not an address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or "
+            "auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise EngineError(
+            f"engine.ray_address: no Ray cluster answers at {address} ({error}); start one with "
+            "`ray start --head` or correct the address"
+        ) from error
+    if os.environ.get("RAY_USE_TLS", "0") in ("0", "", "false"):
+        _require_grpc(address, f"{host}:{port}")
+
+
+def _require_grpc(address: str, target: str) -> None:
+    """Whoever listens there must greet as gRPC does: a web server, or one that stays silent, is no Ray."""
+    import grpc
+
+    with grpc.insecure_channel(target, (("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
+        except grpc.FutureTimeoutError as error:
+            raise EngineError(
+                f"engine.ray_address: the server at {address} is not a Ray cluster; correct the address"
+            ) from error

@@ -79,9 +79,7 @@ def _resident_bytes(process: psutil.Process) -> int:
 
 
 def _own_bytes(process: psutil.Process) -> int:
-    """Return a process's bytes with its part of what is shared, where the system reports it; 0 for a process that has
-    ended.
-    """
+    """Return a process's bytes with its part of shared ones, where the system has it; 0 for an ended one."""
     try:
         memory = process.memory_full_info()
     except psutil.Error:
@@ -122,9 +120,7 @@ def reuse_memory() -> None:
 
 @contextmanager
 def lasting_objects() -> Iterator[None]:
-    """What there is by now, modules above all, stays: whoever looks for garbage, which thousands of arrays a round make
-    Python do, need not go through it.
-    """
+    """Keep what there is by now, modules above all, from searches for garbage, which a round causes many of."""
     gc.freeze()
     try:
         yield

@@ -128,9 +128,7 @@ class StoppableGrid(PassingGrid):
 
 
 class _Sending:
-    """The messages on their way. waiting: ids of messages that were sent and are not answered, and to which node each
-    went.
-    """
+    """The messages on their way. waiting: ids of unanswered messages, with the node that each went to."""
 
     def __init__(self, grid: Grid, messages: Iterator[Message]) -> None:
         self.waiting: dict[str, int] = {}
@@ -139,9 +137,7 @@ class _Sending:
         self._more = True
 
     def send(self) -> None:
-        """Send the messages that nodes have room for. A node that does not answer delays no other node: its messages
-        are held.
-        """
+        """Send the messages that nodes have room for; one that does not answer delays no other."""
         while True:
             busy = Counter(self.waiting.values())
             ready = [held.popleft() for node, held in self._held.items() if held and busy[node] < AT_ONCE]
@@ -203,7 +199,5 @@ def deployment_grid(grid: Grid, patience_s: float) -> Grid:
 
 
 def is_simulated(grid: Grid) -> bool:
-    """Whether nodes are Flower's simulation; of its kinds of grids, that of simulations alone can be told how often to
-    look for replies.
-    """
+    """Whether nodes are Flower's simulation, whose grid alone can be told how often to look for replies."""
     return hasattr(grid, "pull_interval")

@@ -24,7 +24,7 @@ from flwr.simulation import run_simulation
 from fl_peel.errors import EngineError
 from fl_peel.scenario.measurement import Engine
 from fl_peel.training.settings import is_gpu
-from simulations.engine.cluster import LostMachineError, require_cluster
+from simulations.engine.inputs import LostMachineError, require_cluster
 from simulations.engine.passing_grid import StoppableGrid
 
 
@@ -216,9 +216,7 @@ def _own_search_path() -> Iterator[None]:
 
 @contextmanager
 def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
-    """Give the Ray that is started within its token and the environment of its workers. The workers of an existing
-    cluster have their own.
-    """
+    """Give the Ray that is started here its token and its workers' environment; a cluster has its own."""
     with environment(**({} if engine.ray_address else variables)), own_token(engine.ray_address):
         yield
 

@@ -18,9 +18,7 @@ LOCK = "requirements.lock"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of this package, of Python, and of what figures depend on; whether all are those of the lock
-    file; and the code paths.
-    """
+    """Return versions of this package, Python and what figures depend on, whether locked, and the code paths."""
     others = ("flwr", "torch", "numpy", "scikit-learn", "ray", "numba")
     installed = {name: version(name) for name in others}
     lock = environment(own_root() / LOCK)

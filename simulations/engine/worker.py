@@ -48,9 +48,7 @@ def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] 
 
 
 def answer_all(connection: Connection, app: ClientApp) -> NoReturn:
-    """Say which process this is, and answer messages, or call what comes instead, one after the other, until nobody
-    sends any more.
-    """
+    """Say which process this is; answer messages, or call what comes instead, until nobody sends any more."""
     from simulations.engine.answering import answer
 
     connection.send(os.getpid())

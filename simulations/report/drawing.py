@@ -108,9 +108,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """Figures for a paper, while they are drawn. names: those to save, None for all; seen: names of all that were
-    drawn; files: their content by file name.
-    """
+    """Figures for a paper. names: those to save, None for all; seen: all that were drawn; files: by name."""
 
     form: str
     width_in: float
@@ -246,9 +244,7 @@ def _two_decimals(number: re.Match[str]) -> str:
 
 @dataclass(frozen=True)
 class EndLabel:
-    """A name to write at the right end of a line that stops at (x, y), in data coordinates; series: as in
-    :func:`in_series`.
-    """
+    """A name to write at the right end of a line, at (x, y) in data coordinates; series: as in :func:`in_series`."""
 
     text: str
     x: float
@@ -390,9 +386,7 @@ def line_kwargs(index: int, *, strong: bool = True, dashed: bool = False) -> dic
 def new_figure(
     height_in: float, rows: int = 1, columns: int = 1, *, narrow_columns: int = 1, **kwargs: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of the page's width and its panels, row by row; in the narrow form in fewer columns, each a
-    little lower.
-    """
+    """Return a figure of the page's width and its panels, row by row; narrow ones have fewer columns."""
     import matplotlib
     from matplotlib.figure import Figure
 

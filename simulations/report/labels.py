@@ -91,9 +91,7 @@ def method_name(key: str) -> str:
 
 
 def selector_name(key: str) -> str:
-    """Return the words for the selector that chose blocks: 'exposure' -> 'exposure in the group'; a user's own selector
-    by its name.
-    """
+    """Return the words for a selector: 'exposure' -> 'exposure in the group'; a user's own by its name."""
     return SELECTORS.get(key, f"“{key}”")
 
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import TableView
 from simulations.report.templates import TEMPLATES
-from simulations.report.templates.script import SCRIPT
+from simulations.report.templates.base import SCRIPT
 from simulations.report.theme import css, themed
 
 
@@ -39,9 +39,7 @@ def scenario_name(scenario: Mapping[str, Any] | str) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of :mod:`simulations.report.templates`; every value is escaped. script, policy: where the
-    page has others than the usual ones.
-    """
+    """A page from a template, every value escaped. script, policy: where they are not the usual ones."""
     environment = Environment(
         loader=DictLoader(dict(TEMPLATES)),
         autoescape=True,

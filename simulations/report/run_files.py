@@ -11,33 +11,23 @@ from pathlib import Path
 
 from fl_peel.errors import ReportError
 from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents, to_plain, write_results
+from simulations.report.result_files import result_contents, to_plain
 from simulations.report.section import run_sections
 from simulations.report.sections.classes import device_classes_view
 from simulations.report.sections.costs import costs_view
 from simulations.report.sections.quality import budgets_view, full_table_view, missing_nodes
-from simulations.report.sections.refinement import acceptance_views
+from simulations.report.sections.rounds import acceptance_views
 from simulations.report.sections.stage1 import stage1_views
 from simulations.report.table_view import TableView, format_bytes
 from simulations.report.verdict import verdicts
 from strategies.figures.schema import RunResult, from_json, to_json
 
 
-def write_report(result: RunResult, out_dir: Path) -> list[Path]:
-    """Write the files of a run into `out_dir` and return their paths.
-
-    All are rendered before the first is written, and either all of them are replaced or none. Other files in `out_dir`
-    stay. Raises `ReportError`, naming the key's path, for a value out of range or of the wrong type, NaN or infinity,
-    and for a folder that cannot be written.
-    """
-    return write_results(out_dir, report_contents(result))
-
-
 def report_contents(result: RunResult, demo: str | None = None) -> dict[str, bytes]:
-    """The files by name. demo: as in :func:`run_page`.
+    """Return the files of a run by name. demo: as in :func:`run_page`.
 
     Raises:
-        ReportError: as :func:`write_report`, of the value.
+        ReportError: naming the key's path, for a value out of range or of the wrong type, NaN or infinity.
     """
     plain = to_plain(to_json(result))
     checked = from_json(plain)

@@ -1,6 +1,6 @@
 """Sections of pages: what a page shows under one heading, and those of a run's report by name.
 
-A section of a run's report is one function from the result to a :class:`Section`, in a file of its own. An installed
+A section of a run's report is one function from the result to a :class:`Section`. An installed
 package adds one by an entry point of the group ``fl_peel.sections``.
 """
 
@@ -50,10 +50,12 @@ SECTIONS: Registry[Callable[[RunResult], Section]] = Registry(
     "fl_peel.sections",
     MappingProxyType(
         {
-            name: f"simulations.report.sections.{name}:{name}"
-            for name in (
-                *("quality", "stage1", "refinement", "traces", "classes", "groups", "learning", "times", "fairness"),
-                *("elasticity", "privacy", "costs", "environment"),
+            name: f"simulations.report.sections.{file}:{name}"
+            for file, name in (
+                *(("quality", "quality"), ("stage1", "stage1"), ("rounds", "refinement"), ("rounds", "traces")),
+                *(("classes", "classes"), ("quality", "groups"), ("rounds", "learning"), ("rounds", "times")),
+                *(("fairness", "fairness"), ("elasticity", "elasticity"), ("costs", "privacy"), ("costs", "costs")),
+                ("costs", "environment"),
             )
         }
     ),
@@ -62,9 +64,7 @@ SECTIONS: Registry[Callable[[RunResult], Section]] = Registry(
 
 
 def run_sections(result: RunResult) -> Iterator[Section]:
-    """Yield the sections of a run's report. One of an installed package that fails is left out, with a warning: the
-    figures of a run are not lost for it.
-    """
+    """Yield a report's sections; an installed package's that fails is left out, with a warning."""
     for name in SECTIONS.names():
         try:
             section = SECTIONS.get(name)(result)

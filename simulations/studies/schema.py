@@ -196,8 +196,7 @@ class Leaderboard(StudyResult):
 
 @dataclass(frozen=True, kw_only=True)
 class AblateRow(StudyQuality):
-    """A variation at a budget: its figures there and with full tables, before refinement (start) and after it, and its
-    recall relative to that of the unchanged scenario."""
+    """A variation at a budget, with full tables before (start) and after refinement, relative to no change."""
 
     component: Annotated[str, JsonKey("part"), Column("component")]
     setting: Annotated[str, Column("setting")]
@@ -238,8 +237,7 @@ class AttackFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedRow(StudyQuality):
-    """A mechanism: what attacks find under it, its epsilon with the lower bound by canaries, recall, and recall
-    relative to no protection."""
+    """A mechanism: attacks, epsilon with the canaries' lower bound, recall, also relative to no protection."""
 
     mechanism: Annotated[str, Column("mechanism")]
     view: str

@@ -60,9 +60,7 @@ class Checkpoints:
     _written: list[tuple[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
     def read(self, keys: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the kept results of stages by name. keys: everything that decides each; of one that is kept of
-        something else an event says so.
-        """
+        """Return kept results by name. keys: what decides each; an event says so where something else was kept."""
         results = {}
         for name, key in keys.items():
             if self.fresh and (name, key) not in self._written:
@@ -129,9 +127,7 @@ def _source_files(name: str) -> list[Path] | list[None]:
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
-    """Return the part of a scenario that decides a study's figures: not its name, not the machine, not the report's own
-    parts.
-    """
+    """Return what of a scenario decides a study's figures: not its name, the machine or the report's own parts."""
     content = scenario.model_dump(mode="json")
     for key in ("name", "question", "engine", "evaluation", "fairness", "elasticity"):
         content.pop(key, None)
@@ -139,9 +135,7 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
 
 
 def decisive_of_tables(scenario: Scenario) -> dict[str, Any]:
-    """Return the part of a scenario that decides the figures of those who start from the pretrained tables and know no
-    device.
-    """
+    """Return what of a scenario decides figures that start from pretrained tables and know no device."""
     content = scenario.model_dump(mode="json")
     return {key: content[key] for key in ("seed", "data", "pretraining")} | {"device": scenario.engine.device}
 
@@ -153,9 +147,7 @@ def decisive_of_starts(scenario: Scenario) -> dict[str, Any]:
 
 @dataclass
 class Study:
-    """One seed of a study. data: digest of the devices' data; seconds: of every stage, as it was when it was really
-    done.
-    """
+    """One seed of a study. data: digest of the devices' data; seconds: of every stage when it was really done."""
 
     scenario: Scenario
     paths: RunPaths

@@ -23,9 +23,7 @@ _OPEN, _CLOSE, _QUOTES = "[{", "]}", "'\""
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of a sweep. values: values by key, as they are typed, of the keys that vary; fixed: overrides that all
-    settings have.
-    """
+    """A setting. values: by key, as typed, of the keys that vary; fixed: overrides that all settings have."""
 
     values: tuple[tuple[str, str], ...]
     fixed: tuple[str, ...] = ()
@@ -43,9 +41,7 @@ class Setting:
 
     @property
     def folder(self) -> str:
-        """Return the name of the folder, which follows from the values alone, so that a larger sweep finds what a
-        smaller one has left.
-        """
+        """Return the folder's name, by the values alone: a larger sweep finds what a smaller one has left."""
         whole = ",".join(f"{path}={text}" for path, text in self.values)
         plain = re.sub(r"[^\w.=,%+-]+", "_", whole, flags=re.ASCII)[:MAX_FOLDER]
         return plain if plain == whole else f"{plain}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
@@ -174,9 +170,7 @@ Varied = Range | ListedValues
 
 @dataclass(frozen=True)
 class Space:
-    """The space of a search. varied: what a search chooses, in the order typed; fixed: overrides that all settings
-    have.
-    """
+    """The space of a search. varied: what it chooses, as typed; fixed: overrides that all settings have."""
 
     varied: tuple[Varied, ...]
     fixed: tuple[str, ...]

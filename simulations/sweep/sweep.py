@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from fl_peel.errors import ReportError, ScenarioError
-from fl_peel.events import Event, OnEvent
+from fl_peel.events import Event, stages_under
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
@@ -37,9 +37,7 @@ class PlannedSetting:
 
 @dataclass(frozen=True)
 class SweepRunner:
-    """The runner of a sweep's settings, each with so many seeds, into a folder of its own below ``out``. seed: the
-    first, in place of the scenario's.
-    """
+    """The runner of settings with their seeds, each in a folder of its own below ``out``. seed: the first."""
 
     source: str | Path
     out: Path
@@ -74,7 +72,7 @@ class SweepRunner:
 
     def measured(self, plan: PlannedSetting, store: Store) -> MeasuredSetting:
         """Run a setting, or read what an earlier sweep has left of it. store: which settings are done."""
-        on_setting_event = _with_setting(plan.setting, self.options.on_event)
+        on_setting_event = stages_under(plan.setting.label, self.options.on_event)
         if not self.options.fresh and read_finished(store, plan.folder, plan.about):
             on_setting_event(Event("report", 1, 1, "resumed from an earlier sweep"))
             return MeasuredSetting.read(plan.folder, plan.setting)
@@ -164,10 +162,6 @@ def values_at(scenario: Scenario, space: Space) -> dict[str, Any]:
             value = value.get(name) if isinstance(value, dict) else None
         values[one.path] = value
     return values
-
-
-def _with_setting(setting: Setting, on_event: OnEvent) -> OnEvent:
-    return lambda event: on_event(replace(event, stage=f"{setting.label}: {event.stage}"))
 
 
 def _result(plans: Sequence[PlannedSetting], measured: Sequence[MeasuredSetting], command: str | None) -> SweepResult:

@@ -190,9 +190,7 @@ class Evaluator:
         by_node: bool = False,
         **asked: Unpack[EvaluationOptions],
     ) -> EvaluationParts:
-        """Evaluate as :meth:`evaluate` does, message by message. groups: user groups that are asked, None for all;
-        by_node: whether the replies of nodes are kept apart.
-        """
+        """Evaluate as :meth:`evaluate`, by message. groups: None for all; by_node: replies of nodes kept apart."""
         scenario, layout, split = self.scenario, self.layout, asked.get("split", "test")
         coded, everybody = asked.get("precision") or scenario.blocks.precision, asked.get("everybody")
         factors, rooms, artifacts = asked.get("factors"), asked.get("rooms"), asked.get("artifacts")

@@ -42,9 +42,7 @@ TIERS, TIERS_ON_VALIDATION = "tiers", "tiers on validation"
 
 @dataclass(frozen=True)
 class ServingRecall:
-    """One way of serving devices: recall of every class, None where none of its devices was evaluated, and its spread
-    over devices.
-    """
+    """One way of serving: recall of every class (None: nobody was evaluated), and its spread over devices."""
 
     method: str
     recall: tuple[Estimate | None, ...]
@@ -101,9 +99,7 @@ class FairnessTally:
         return ExcludingSmall(share, excluded)
 
     def by_class(self, yardsticks: tuple[str, ...]) -> tuple[ClassFairness, ...]:
-        """Return every class under every way of serving; yardsticks: full tables, as added, that classes are compared
-        with.
-        """
+        """Return every class under every way of serving; yardsticks: full tables, as added."""
         rows = []
         for i, name in enumerate(self.names):
             recall = {served.method: served.recall[i] for served in self.served}
@@ -168,9 +164,7 @@ def measure_fairness(
     full: dict[str, wire.EvaluateReply],
     refine: Refine,
 ) -> FairnessResult:
-    """``report.json["fairness"]``. own: everybody under their own budgets; extra: replies to :func:`tier_rows`; full:
-    full tables by name.
-    """
+    """``report.json["fairness"]``. own: own budgets; extra: replies to :func:`tier_rows`; full: tables by name."""
     fairness = FairnessTally(evaluator, own)
     for name, reply in full.items():
         fairness.add(name, reply)

@@ -121,9 +121,7 @@ def _trained_for(evaluator: Evaluator, factor: float, refine: Refine) -> Estimat
 
 @dataclass(frozen=True)
 class FollowPlan:
-    """The devices (M,), ascending, to follow, and the number of rounds and the round to follow them from; keeps: see
-    :class:`wire.MovingRequest`.
-    """
+    """Devices (M,), ascending, to follow for so many rounds, and from which; keeps: :class:`wire.MovingRequest`."""
 
     devices: IntArray
     begin: int

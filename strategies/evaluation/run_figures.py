@@ -166,9 +166,7 @@ class FullTableReplies:
 
     @property
     def best(self) -> str | None:
-        """Return the full table that ratios are relative to, by name: the best one on validation, or the last one
-        without validation items; None where there is none.
-        """
+        """Return the full table of ratios: the best on validation, without such items the last; None: no table."""
         chosen_by = self.on_validation
         if not chosen_by:
             return next(reversed(self.by_table), None)

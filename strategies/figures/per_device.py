@@ -64,9 +64,7 @@ class PerDevice:
         seed: int,
         test: UserItems,
     ) -> PerDevice:
-        """Build the figures from replies by table, each with the place of its budget among those asked for. test: test
-        items of all devices.
-        """
+        """Build the figures from replies by table, with the place of its budget. test: test items of all devices."""
         single = [(reply.single, place) for reply, place in replies.values()]
         orders = [np.argsort(one.devices, kind="stable") for one, _ in single]
         whole, order = single[0][0], orders[0]
@@ -158,9 +156,7 @@ def digest(items: UserItems) -> str:
 
 @dataclass(frozen=True)
 class MeasuredQuality:
-    """Mean recall and NDCG of the devices that have test items, served from one table, and of their replicates, (B,)
-    each; devices: how many these are.
-    """
+    """Mean recall and NDCG of ``devices`` devices with test items, from one table, and of replicates, (B,)."""
 
     recall: float
     ndcg: float
@@ -202,9 +198,7 @@ def qualities(reply: wire.EvaluateReply) -> list[Quality]:
 
 
 def cell_recalls(sums: MetricSums) -> list[Estimate | None]:
-    """Mean recall of every cell, with half the width of its interval where two devices count or more; None for a cell
-    without devices.
-    """
+    """Mean recall of every cell, with half its interval where two devices count; None: no devices."""
     cells = zip(sums.mean()[0].tolist(), sums.margin().tolist(), sums.devices.tolist(), strict=True)
     return [estimate_within(recall, margin) if devices else None for recall, margin, devices in cells]
 

@@ -205,8 +205,7 @@ class Stage1Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Class:
-    """Device class in stage 1. devices: their number; excluded: share of the steps for which they had insufficient
-    memory; the others: means per device."""
+    """Device class in stage 1. excluded: share of the steps that took too much memory; others: means per device."""
 
     devices: Count
     excluded: Metric
@@ -306,8 +305,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTrace:
-    """Trace of one device over the rounds; the three lists have equal length, with None for rounds in which it was not
-    observed."""
+    """Trace of one device, a value a round in each list; None for rounds in which it was not observed."""
 
     device: Annotated[int, Column("device")]
     device_class: Annotated[str, Column("device_class")]
@@ -326,8 +324,7 @@ class BytesPerDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeToRecall:
-    """First round in which the validation recall of a class, or of all devices, reached ``target_share`` of its best,
-    with the cost per device until then."""
+    """First round in which a class's validation recall reached ``target_share`` of its best, and cost until then."""
 
     device_class: DeviceClass
     target_share: Annotated[Share, Column("target_share")]
@@ -396,8 +393,7 @@ class FixedTiersResult:
 
 @dataclass(frozen=True)
 class ExcludingSmall:
-    """Refinement without small devices. below: budget share below which devices are left out; device_rounds:
-    device-rounds left out."""
+    """Refinement without devices of a budget share ``below``; device_rounds: device-rounds left out."""
 
     below: Share
     device_rounds: Count
@@ -504,8 +500,7 @@ class ElasticityResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticTrace:
-    """Trace of one device followed after training, in simulation only: one value per moment; recall only where it
-    re-selected blocks."""
+    """Trace of a device followed after training (simulation only), by moment; recall where it re-selected blocks."""
 
     device: Annotated[int, Column("device")]
     device_class: Annotated[str, Column("device_class")]
@@ -520,8 +515,7 @@ class ElasticTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class PoisoningRow:
-    """Share of malicious devices under a defence ("none"): recall, hit rate of the target items, and recall relative to
-    the clean run."""
+    """Malicious share under a defence ("none"): recall, hit rate of targets, recall relative to the clean run."""
 
     share: Annotated[Metric, Column("malicious_share")]
     robust: Annotated[str, Column("defence")]
@@ -613,8 +607,7 @@ class SecureSeconds:
 
 @dataclass(frozen=True, kw_only=True)
 class SecureAggregationResult:
-    """Outcome and cost of secure aggregation over all rounds; devices_per_second: devices in a sum per processor
-    second."""
+    """Outcome and cost of secure aggregation; devices_per_second: in a sum, per processor second."""
 
     settings: Annotated[SecureSettings, Inline()]
     counts: Annotated[SecureCounts, Inline()]

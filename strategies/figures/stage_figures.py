@@ -150,9 +150,7 @@ def secure_report(scenario: Scenario, records: Sequence[SecureRecord]) -> Secure
 def stage1_result(
     records: Sequence[SumsRecord], start: SpectralStart, members: Members, seconds: float, epsilon: float | None = None
 ) -> Stage1Result:
-    """Return the report's figures of stage 1. seconds: wall time; epsilon: privacy loss of the contributions, None
-    where there was no noise.
-    """
+    """Return the report's figures of stage 1. seconds: wall time; epsilon: None where there was no noise."""
     num_devices, num_classes = len(members.devices), len(members.class_names)
     classes = reduce(add, (record.counts.classes for record in records), ClassCounts.zeros(num_classes))
     clock = reduce(add, (record.counts.clock for record in records), ClockCounts.zeros(num_classes))

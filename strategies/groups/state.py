@@ -212,9 +212,7 @@ def _row_energy(layout: BlockLayout, rows: FloatArray) -> FloatArray:
 
 @dataclass
 class UserGroupState:
-    """One user group: its copy of the item table (I, d), what is known of its blocks, its optimizer. shelf: where that
-    lies while nobody works on it, None for memory.
-    """
+    """A user group: its table (I, d), knowledge of blocks, optimizer. shelf: where it rests, None: in memory."""
 
     table: FloatArray
     statistics: BlockStatistics
@@ -248,9 +246,7 @@ class UserGroupState:
         return [*vars(self.statistics).values(), self.counted_interactions, self.counted_devices]
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
-        """A copy, whose table takes the place of ``table`` (I, d). What is known of blocks is shared: it changes by new
-        arrays alone.
-        """
+        """A copy with ``table`` (I, d) in place of the table; what is known of blocks is shared, and never changed."""
         table[:] = self.table
         self.drop_pages()
         drop_pages_now(table)

@@ -140,9 +140,7 @@ class Material:
         )
 
     def starting_with(self, table: FloatArray) -> Material:
-        """Return the same material with another item table (I, d) for all devices, and the users' embeddings as they
-        are.
-        """
+        """Return the same material with another item table (I, d) for all, and the users' embeddings as they are."""
         pretrained = replace(self.pretrained, users=self.users, items=table)
         return replace(self, pretrained=pretrained, has_data=np.ones(len(self.users), np.bool_), starts=None)
 
@@ -324,9 +322,7 @@ def _row(request: Request, stored: int, seconds: float, note: str) -> dict[str, 
 
 @dataclass(frozen=True)
 class DeviceQuality:
-    """Recall@20 and NDCG@20 (N,) of these devices (N,), by their numbers, each of which has an item to find or counts
-    for nothing (counted).
-    """
+    """Recall@20 and NDCG@20 (N,) of these devices (N,); counted: those that have an item to find."""
 
     devices: NDArray[np.int64]
     recall: NDArray[np.float64]

@@ -53,9 +53,7 @@ class Rates:
 
 
 def grid(local: LocalTraining) -> tuple[Rates, ...]:
-    """Return the settings to try: plain steps of three sizes and AdaGrad of two, users' steps as on devices or a
-    quarter of it.
-    """
+    """Return the settings to try: three sizes of plain steps, two of AdaGrad; users' steps as is or a quarter."""
     user = local.user_learning_rate
     plain = [Rates("sgd", factor * local.learning_rate, u) for factor in (0.25, 1.0, 4.0) for u in (user, user / 4)]
     return (*plain, Rates("adagrad", 0.01, user), Rates("adagrad", 0.04, user))
@@ -180,6 +178,11 @@ def training(num_interactions: int) -> Iterator[None]:
         yield
 
 
+def generator_for(seed: int, *what: int | str) -> torch.Generator:
+    """Return torch's random numbers for a purpose."""
+    return torch.Generator().manual_seed(seed_for(seed, *what) >> 1)
+
+
 class BatchLoss:
     """The pretraining's loss of a batch of users, of whatever tables it is given."""
 
@@ -202,9 +205,10 @@ class BatchLoss:
         squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
         return 0.5 * self.config.l2 * squares
 
-    def epochs(self, steps: int) -> int:
-        """Passes over the users of at least ``steps`` batches."""
-        return -(-steps // max(-(-len(self.active) // self.config.batch_size), 1))
+    def generators(self, steps: int, seed: int, *what: int | str) -> list[torch.Generator]:
+        """Return a generator for each pass over the users, of at least ``steps`` batches together."""
+        passes = -(-steps // max(-(-len(self.active) // self.config.batch_size), 1))
+        return [generator_for(seed, *what, number) for number in range(passes)]
 
     def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
         """One pass over the users who gave data, in random order."""
@@ -268,7 +272,7 @@ def train_nested(
         for epoch in range(config.epochs):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * (1.0 - epoch / config.epochs)
-            generator = torch.Generator().manual_seed(seed_for(seed, "nested", epoch) >> 1)
+            generator = generator_for(seed, "nested", epoch)
             for batch in loss_of.batches(generator):
                 optimizer.zero_grad(set_to_none=True)
                 losses = [loss_of(u[batch.users], i, batch, generator) for u, i in prefixes()]

@@ -42,7 +42,7 @@ from fl_peel.blocks.stored import HEADER_BYTES
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, quality, whole_table
-from strategies.rivals.central import BatchLoss, PrunedTable, descend, training
+from strategies.rivals.central import BatchLoss, PrunedTable, descend, generator_for, training
 from strategies.rivals.table_rivals import narrowed
 
 Operation = Literal["add", "multiply"]
@@ -156,10 +156,7 @@ class Hashing(Rival):
             lambda tables: composed(tables, place, operation),
             loss_of,
             learning_rate=rate * material.config.learning_rate,
-            generators=[
-                torch.Generator().manual_seed(seed_for(material.seed, *identity, epoch) >> 1)
-                for epoch in range(loss_of.epochs(self.steps))
-            ],
+            generators=loss_of.generators(self.steps, material.seed, *identity),
         )
         first, other = (DenseTable.from_table(part, request.precision) for part in parts)
         stored = HashedTable(first, other, operation, number)
@@ -183,9 +180,7 @@ class Pep(Rival):
     steps: int = 80
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """Yield, for each request and rate, what the thresholds leave, as it is and retrained at every rate of that; in
-        the order of falling numbers of entries.
-        """
+        """Yield what thresholds leave for each request and rate, as is and retrained; most entries first."""
         for rate in self.rates:
             yield from self._training(material, requests, rate * material.config.learning_rate)
 
@@ -201,7 +196,9 @@ class Pep(Rival):
                 continue
             counts = np.geomspace(before, about[request], self.epochs + 1)[1:].astype(np.int64).tolist()
             with training(material.given.num_interactions):
-                pruned.train(counts, [_generator(material.seed, place, number) for number in range(self.epochs)])
+                pruned.train(
+                    counts, [generator_for(material.seed, "pep", place, number) for number in range(self.epochs)]
+                )
             stored, table = pruned_table(pruned, request)
             label = f"{len(stored.flat)} entries, {stored.encoding}, rate {rate:g}"
             yield _option(material, request, stored, pruned.users.detach().numpy(), start, label)
@@ -224,10 +221,7 @@ class Pep(Rival):
             lambda parts: parts[0] * mask,
             loss_of,
             learning_rate=factor * material.config.learning_rate,
-            generators=[
-                torch.Generator().manual_seed(seed_for(material.seed, "pep-retraining", epoch) >> 1)
-                for epoch in range(loss_of.epochs(self.steps))
-            ],
+            generators=loss_of.generators(self.steps, material.seed, "pep-retraining"),
         )
         return users, np.where(kept, table, np.float32(0))
 
@@ -235,9 +229,7 @@ class Pep(Rival):
 def _option(
     material: Material, request: Request, stored: SparseTable, users: FloatArray, start: float, label: str
 ) -> Option:
-    """Make the option that a trained table is. users (U, d): embeddings of those who gave data; start: time when its
-    training began.
-    """
+    """Make the option of a trained table. users (U, d): of those who gave data; start: when training began."""
     num_items, dim = material.pretrained.items.shape
     items, rows = stored.decoded()
     table = np.zeros((num_items, dim), np.float32)
@@ -265,10 +257,6 @@ def pruned_table(pruned: PrunedTable, request: Request) -> tuple[SparseTable, Fl
     kept[order[:count]] = True
     table = np.where(kept.reshape(shape), table, np.float32(0))
     return SparseTable.from_table(table, table != 0, request.precision), table
-
-
-def _generator(seed: int, place: int, number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_for(seed, "pep", place, number) >> 1)
 
 
 Order = Literal["popularity", "exposure"]

@@ -36,9 +36,7 @@ SAMPLE = 1000
 
 @dataclass(frozen=True)
 class PerGroup(Rival):
-    """A rival of groups. settings: variants of it with at most one option a request each; for every request one of
-    them is chosen on validation, the same for all groups.
-    """
+    """A rival of groups. settings: its variants, one option a request at most; validation chooses one for all."""
 
     name: str = "per-group"
     settings: tuple[Rival, ...] = ()

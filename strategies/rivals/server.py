@@ -57,9 +57,7 @@ def interactions(rows: UserItems, num_items: int) -> sp.csr_matrix:
 
 
 def best_lists(scores_of: Scores, known: UserItems, exclude: UserItems, num_items: int) -> Lists:
-    """The TOP_N items (U, TOP_N) of the highest scores given ``known``, without those of ``exclude``; -1 where there
-    are fewer. Ties go to the smaller item.
-    """
+    """The TOP_N best items (U, TOP_N) given ``known``, without ``exclude``; -1: fewer. Ties go to the smaller."""
     matrix = interactions(known, num_items)
     lists = np.full((known.num_users, TOP_N), -1, np.int32)
     for start in range(0, known.num_users, CHUNK_USERS):
@@ -182,9 +180,7 @@ _PARTS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class ItemNeighbours(Rival):
-    """The item neighbours rival, fitted on the train interactions of all devices. neighbours: k, of each item;
-    shrinkages: values added to the denominator.
-    """
+    """Item neighbours of all train interactions. neighbours: k of each item; shrinkages: for the denominator."""
 
     name: str = "item-neighbours"
     neighbours: tuple[int, ...] = (20, 50, 100, 200, 400)

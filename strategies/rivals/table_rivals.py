@@ -25,9 +25,7 @@ from strategies.rivals.central import train_nested
 
 @dataclass(frozen=True)
 class SmallerDimension(Rival):
-    """The rival of a smaller dimension: all items in as many dimensions as fit, trained anew with the settings of the
-    full table.
-    """
+    """The rival of fewer dimensions: as many as fit, trained anew with the settings of the full table."""
 
     name: str = "smaller-dimension"
 

@@ -27,9 +27,7 @@ Expects = Callable[[SentRound, int, int], MessageContext | None]
 
 @dataclass(frozen=True)
 class OpenedSum:
-    """The size of one opened sum of a user group: number of devices that announced keys, and of those that the sum is
-    over.
-    """
+    """The size of an opened sum of a user group: devices that announced keys, and those that it is over."""
 
     announced: int
     survivors: int
@@ -37,9 +35,7 @@ class OpenedSum:
 
 @dataclass(frozen=True)
 class RoundDevices:
-    """The devices of a round, ascending: those that are asked, and of these the ones that may be asked for a
-    contribution.
-    """
+    """The devices of a round, ascending: those asked, and of these the ones that may contribute."""
 
     asked: IntArray
     ready: IntArray
@@ -74,9 +70,7 @@ class ServerChannel(ABC):
 
     @abstractmethod
     def collect(self, sent: SentRound, replies: Iterable[Any]) -> Iterable[RoundReply]:
-        """The round's sums, from what nodes replied, in any order, and in as many parts as the
-        channel likes.
-        """
+        """The round's sums, from nodes' replies in any order, in as many parts as the channel likes."""
 
 
 class ClearServerChannel(ServerChannel):
@@ -93,9 +87,7 @@ class ClearServerChannel(ServerChannel):
         return request
 
     def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:
-        """Return what right replies look like: what the contributions expect of every user group, and totals that
-        differ when a device is counted twice or not at all.
-        """
+        """Return what right replies look like: expectations of each group, and totals without double counts."""
         members = self.federation.members.groups_of(request.devices)
         counts = {group: int((members == group).sum()) for group in request.groups}
         anything = MessageContext(arrays=None)

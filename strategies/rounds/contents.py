@@ -137,8 +137,7 @@ class OpenServerContents(ServerContents):
         state.drop_pages()
 
     def may_change(self, group: int, blocks: NDArray[np.int64], parts: Sequence[Arrays]) -> NDArray[np.integer]:
-        """Return the rows that may have changed: those that some device changed, unless a rule of your own changes
-        others."""
+        """Return the rows that may have changed: those that some device changed, unless you override it."""
         items = super().may_change(group, blocks, parts)
         if self._applies_its_own or type(self).take_group is not OpenServerContents.take_group:
             return items

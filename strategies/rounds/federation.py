@@ -97,9 +97,7 @@ class RoundRecord:
     traces: DeviceTraces = field(repr=False)
 
     def figures(self, asked: int) -> dict[str, float]:
-        """Those that were measured, by the names that events have for them. asked: devices, which are as good as those
-        that count where these are not told.
-        """
+        """The measured ones, by their names in events. asked: devices, in place of those that count, if not told."""
         return known(
             {
                 "refinement/loss": self.loss,

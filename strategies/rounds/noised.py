@@ -198,8 +198,7 @@ class NoisedServerContents(ServerContents):
         return None
 
     def figures(self, sent: SentRound, record: RoundRecord) -> RoundRecord:
-        """Return the round's record. Where devices withhold their counters but all transfer the same bytes, the server
-        knows these anyway."""
+        """Return the round's record; where counters are withheld and all transfer the same bytes, these are known."""
         scenario = self.federation.scenario
         release = Release.from_scenario(scenario, signals=sent.signals)
         if not release.withheld:

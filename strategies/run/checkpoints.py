@@ -60,9 +60,7 @@ class Checkpoint:
 
 @dataclass
 class RunCheckpoints:
-    """The checkpoints of one run. folder: None keeps nothing; run_dir: where devices' disks are; stages: what stages
-    took, which goes on, too.
-    """
+    """The checkpoints of a run. folder: None keeps nothing; run_dir: with devices' disks; stages: seconds."""
 
     folder: Path | None
     run_dir: Path
@@ -85,9 +83,7 @@ class RunCheckpoints:
         return result
 
     def read(self, name: str, key: Any = None, live: Live | None = None) -> Checkpoint | None:
-        """Return what was kept under a name and a key, with the devices' disks as they were then; None where nothing
-        whole was.
-        """
+        """Return what was kept under a name and key, with the devices' disks as they were; None: nothing whole."""
         if self.folder is None:
             return None
 
@@ -117,9 +113,7 @@ class RunCheckpoints:
         live: Live | None = None,
         files: Mapping[str, Content] | None = None,
     ) -> None:
-        """Keep a value under a name and a key, in place of an earlier one. disks: whether with the devices' disks;
-        live: objects that are there again when it is read.
-        """
+        """Keep a value under name and key. disks: with the devices'; live: objects that are there when it is read."""
         if self.folder is None:
             return
         try:
@@ -199,9 +193,7 @@ class RoundCheckpoints:
         return tables
 
     def _live(self) -> Live:
-        """Return the objects that exist before the first round: parties, and every table as it starts, in which rows
-        change.
-        """
+        """Return the objects before the first round: parties, and every table as it starts."""
         strategy, federation = self._strategy, self._strategy.federation
         live: dict[str, object] = {
             "federation": federation,
@@ -227,9 +219,7 @@ def _changed_rows(table: FloatArray, changed: NDArray[np.bool_]) -> dict[str, ND
 
 @dataclass
 class CheckpointedSteps(ChannelWrapper):
-    """A :class:`fl_peel.steps.base.StepChannel`, of which each sum is kept. channel: with the noise that is added;
-    devices: who are asked; both may be one.
-    """
+    """A :class:`fl_peel.steps.base.StepChannel` whose sums are kept. channel: with noise; devices: that are asked."""
 
     devices: ClearSteps
     checkpoints: RunCheckpoints

@@ -60,9 +60,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CentralStage1Outcome(Stage1Outcome):
-    """One table, an embedding for every user who gave data, user groups of these; axes: of each group's table, None
-    where it stays as it was trained.
-    """
+    """One table, an embedding for who gave data, their user groups; axes: of the groups' tables, if turned."""
 
     given: UserItems
     has_data: NDArray[np.bool_]
@@ -254,9 +252,7 @@ class FederatedStage1Outcome(Stage1Outcome):
 
 
 def asked_devices(run: Run, splits: Splits, plan: Plan | None = None, begin: int = 1) -> ClearSteps:
-    """Return the devices of a run as a server asks them, in the clear or masked. plan: of noise, if any; begin: round
-    of the fleet's clock in which the first step opens.
-    """
+    """Return devices as a server asks them, clear or masked. plan: of noise, if any; begin: the first step's round."""
     kind = MaskedSteps if run.scenario.secure_aggregation.enabled else ClearSteps
     multiplier = 0.0 if plan is None else plan.multiplier
     setting = run.setting(splits.num_users)
@@ -296,9 +292,7 @@ def _chosen(outcome: SpectralFilter | SpectralStart) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Stage1Inputs:
-    """The inputs of stage 1. devices: of the federation; checkpointed: their sums, kept step by step; sums: these, or
-    those over what is collected by the server.
-    """
+    """The inputs of stage 1. devices: of the federation; checkpointed: their sums, kept; sums: these, or collected."""
 
     given: UserItems
     num_devices: int
@@ -382,9 +376,7 @@ def prepare_by_sums(run: Run, earlier: FloatArray | None = None) -> FederatedSta
 
 
 def prepare(run: Run, before: Stage1Outcome | ChosenFilter | None = None) -> Stage1Outcome:
-    """Stage 1 as the scenario has it, on the server or on the nodes. before: what an earlier one left, on a part of the
-    same data.
-    """
+    """Stage 1 as the scenario has it, on the server or on nodes. before: an earlier one's, on part of the data."""
     if run.scenario.pretraining.model == "spectral":
         directions = before.directions if isinstance(before, FederatedStage1Outcome | ChosenFilter) else None
         return prepare_by_sums(run, directions)

@@ -169,9 +169,7 @@ class Refiner:
         )
 
     def refine(self, strategy: PeelStrategy) -> AcceptanceTest | None:
-        """Run all rounds of the strategy's scenario; return which rounds groups accepted, None where no device was
-        asked.
-        """
+        """Run all rounds; return which rounds groups accepted, None where no device was asked."""
         scenario = strategy.scenario
         acceptance = AcceptanceTest(strategy, self.run.paths.run_dir) if scenario.compares else None
         after = [] if acceptance is None else [acceptance.after]
@@ -195,9 +193,7 @@ class Refiner:
         return acceptance
 
     def refine_again(self, scenario: Scenario) -> PeelStrategy:
-        """Refine once more, under another scenario and with the noise that it asks for; its events are those of a
-        comparison.
-        """
+        """Refine once more, under another scenario and its noise; its events are those of a comparison."""
 
         def on_comparison(event: Event) -> None:
             self.run.on_event(Event("comparison", event.done, event.total, event.text))
@@ -210,9 +206,7 @@ class Refiner:
 
 @dataclass(frozen=True)
 class SettingsSelection:
-    """The result of the selection run. scenario: scenario of the refit; controller: as trained, if it was; the rest:
-    what the selection took.
-    """
+    """The selection run's result. scenario: of the refit; controller: as trained; the rest: what it took."""
 
     scenario: Scenario
     controller: Controller | None

@@ -59,9 +59,7 @@ class Stage1Outcome(ABC):
 
     @abstractmethod
     def states(self, scenario: Scenario, folder: str = "") -> list[UserGroupState]:
-        """Return every user group as it starts. folder: where large tables may lie
-        (:mod:`strategies.groups.state`).
-        """
+        """Return every user group as it starts. folder: of large tables (:mod:`strategies.groups.state`)."""
 
     @property
     @abstractmethod

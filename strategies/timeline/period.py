@@ -56,9 +56,9 @@ from strategies.timeline.timeline_figures import (
     PeriodResult,
     ServingMetrics,
     TimelineResult,
+    by_kind,
     class_results,
     period_figures,
-    period_lines,
     reads_of,
     summaries,
 )
@@ -128,9 +128,7 @@ class TimelineState:
 
 
 def followed(run: Run, state: TimelineState, rounds: int | None = None) -> TimelineState:
-    """Follow what became of what devices held in the last period while their own budgets moved, from when they were
-    asked until now, or for so many rounds.
-    """
+    """Follow devices from when they were asked in the last period until now, or for so many rounds."""
     last = state.served
     if last is None:
         return state
@@ -149,9 +147,7 @@ def followed(run: Run, state: TimelineState, rounds: int | None = None) -> Timel
 
 @dataclass(frozen=True)
 class _Refinement:
-    """The rounds that were refined, or tried. rounds: number kept of these; compared_bytes: sent to devices that
-    compared.
-    """
+    """The rounds that were refined, or tried. rounds: number kept; compared_bytes: sent to compare them."""
 
     rounds: int = 0
     records: tuple[RoundRecord, ...] = ()
@@ -282,7 +278,7 @@ class Period:
             virtual_seconds=sum(record.virtual_seconds for record in records)
             + selection.virtual_seconds
             + refined.virtual_seconds,
-            lines=period_lines(self.state.lines, self.number),
+            lines={line: by_kind(self.state.lines, [self.number], line) for line in self.state.lines.names()},
             reads=reads_of(self.labels, *reads),
             classes=class_results(replies, members.class_names, self.labels.index(OWN)),
             followed=None,
@@ -319,9 +315,7 @@ class Period:
     def publish(
         self, states: Sequence[UserGroupState], model: SpectralModel, rounds: int
     ) -> tuple[list[FloatArray], PublishedTables]:
-        """Publish the tables after so many rounds of refinement; return them as they are, and as published: one for all
-        user groups as long as none was refined.
-        """
+        """Publish tables after refinement; return them, and as published: one for all while none was refined."""
         last = self.state.published
         shared = not rounds and (last is None or len(last.tables) == 1)
         exact = [state.table for state in (states[:1] if shared else states)]
@@ -367,9 +361,7 @@ class Period:
         return [*records, *devices.records]
 
     def recent(self, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
-        """Return how many devices used each item (I,) in the period that is over, or earlier; records get what it
-        takes.
-        """
+        """Return how many devices used each item (I,) in the last period or earlier; records get what it takes."""
         devices = self.devices(phase)
         counts = CountsStep.ask(self.counted(devices))
         self.move_on(clock=devices.now)
@@ -406,9 +398,7 @@ class Period:
         return [*shares, wire.OWN_BUDGET, wire.UNLIMITED]
 
     def read(self, evaluator: Evaluator, former: Ints) -> RefreshCounts:
-        """Devices read what they lack, under each budget (X, C). former: (G,) numbers that groups had when they last
-        did.
-        """
+        """Devices read what they lack, under each budget (X, C). former: (G,) numbers of groups when they last did."""
         assert self.state.published is not None
         federation, precision = evaluator.federation, self.run.scenario.blocks.precision
         weights, budgets = evaluator.weights(self.run.scenario.selector), np.array(self.budgets(evaluator), np.int64)
@@ -480,9 +470,7 @@ class Period:
 
 
 def exactly(evaluator: Evaluator, exact: list[FloatArray]) -> tuple[Evaluator, FloatArray | None]:
-    """Return the evaluator for tables all of whose rows changed, and the one table (I, d) for all devices, or None
-    where each group has its own.
-    """
+    """Return the evaluator for changed tables, and the table (I, d) of all devices; None: groups have own ones."""
     if len(exact) == 1:
         return evaluator, exact[0]
     federation = evaluator.federation

@@ -50,8 +50,7 @@ class ReadCosts:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Device class under its own budgets: recall@20, devices evaluated, mean bytes of the budgets and of what is
-    stored."""
+    """Device class under its own budgets: recall@20, devices evaluated, mean bytes of budgets and stored."""
 
     recall: Annotated[Estimate | None, Beside(float | None, "margin", "margin", null=True)]
     devices: int
@@ -94,8 +93,7 @@ class PeriodResult:
 
 @dataclass(frozen=True)
 class TimelineSummary:
-    """Serving method over several periods: quality of all devices and by kind, and its recall relative to every other
-    method."""
+    """Serving method over several periods: quality of all and by kind, recall relative to other methods."""
 
     lines: Annotated[dict[str, LineResult], Column("cohort")]
     over: Annotated[dict[str, Estimate], Column("base")]
@@ -135,9 +133,7 @@ COHORTS: tuple[Cohort, ...] = get_args(Cohort)
 
 @dataclass(frozen=True)
 class MetricTotals:
-    """Totals over some devices: sums of their metrics, (1,), and the same sums under the weights of a bootstrap, (1,
-    B).
-    """
+    """Totals over devices: metric sums, (1,), and the same under the weights of a bootstrap, (1, B)."""
 
     sums: MetricSums
     replicates: Replicates
@@ -150,9 +146,7 @@ class MetricTotals:
         return MetricTotals(reply.by_budget()[some], Replicates(drawn.recall[some], drawn.ndcg[some], drawn.devices))
 
     def __add__(self, other: MetricTotals) -> MetricTotals:
-        """Add the totals of other devices, or of the same devices in another period: each device and period counts
-        once.
-        """
+        """Add totals of other devices or another period: each device and period counts once."""
         return MetricTotals(self.sums + other.sums, self.replicates + other.replicates)
 
     def measured(self) -> MeasuredQuality:
@@ -192,20 +186,12 @@ class ServingMetrics:
         return whole if whole.devices else None
 
 
-def line_result(measured: MeasuredQuality) -> LineResult:
-    """Return the result of some devices in some periods."""
-    return LineResult(measured.quality().recall, measured.ndcg, measured.devices)
-
-
 def by_kind(lines: ServingMetrics, periods: Sequence[int], line: str) -> dict[str, LineResult]:
     """A way of serving, by kind of device, all first."""
     totals = {"all": lines.over(periods, line)} | {cohort: lines.over(periods, line, [cohort]) for cohort in COHORTS}
-    return {name: line_result(one) for name, one in totals.items() if one is not None}
-
-
-def period_lines(lines: ServingMetrics, period: int) -> dict[str, dict[str, LineResult]]:
-    """Return the results of all ways of serving in a period."""
-    return {line: by_kind(lines, [period], line) for line in lines.names()}
+    return {
+        name: LineResult(one.quality().recall, one.ndcg, one.devices) for name, one in totals.items() if one is not None
+    }
 
 
 def period_figures(period: PeriodResult) -> dict[str, float]:

@@ -40,9 +40,7 @@ class PeriodDevices:
 
     @staticmethod
     def from_splits(learn: Splits, join: Splits, at_start: int) -> list[PeriodDevices]:
-        """Return all devices of a period that are asked for anything. at_start: how many there were when the first
-        began.
-        """
+        """Return all devices of a period that are asked. at_start: how many there were when the first began."""
         asked = []
         kinds: list[tuple[Splits, Cohort, int, int]] = [
             (learn, "start", 0, at_start),

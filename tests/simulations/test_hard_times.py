@@ -115,7 +115,7 @@ def test_nothing_waits_by_a_clock_that_can_be_set_back():
     assert asked == {
         "simulations/deployment/keys.py": {"datetime.now"},  # from when on a certificate holds
         "fl_peel/store.py": {"time.time"},  # the age that fl-peel cache shows
-        "simulations/cli/data.py": {"time.time"},
+        "simulations/cli/lists.py": {"time.time"},
     }
 
 

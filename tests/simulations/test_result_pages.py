@@ -5,9 +5,9 @@ import json
 import pytest
 
 from fl_peel.errors import ReportError
-from simulations.report.run_files import write_report
 from simulations.result_pages import rebuild_pages
 from simulations.studies.compare.report import write_compare
+from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import compare_result, run_result
 
 

@@ -171,9 +171,7 @@ def fleet_budgets(result: RunResult) -> Plot | None:
 
 @drawing.in_both_forms
 def recall_by_class(result: RunResult) -> Plot | None:
-    """Recall of each device class under its own budgets, one bar a line, and of the same devices with full tables where
-    that was measured.
-    """
+    """Recall of each device class under its own budgets, a bar each, with marks for full tables."""
     bars = [(name, row, row.recall) for name, row in result.device_classes.items() if row.recall is not None]
     if not bars:
         return None

@@ -1,13 +1,14 @@
-"""Bytes and seconds of a run."""
+"""What a run cost and hid: bytes and seconds, privacy, and the machine."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fl_peel.json_codec import to_plain
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import ABSENT, TableView, byte_unit, format_bytes
+from simulations.report.table_view import ABSENT, TableView, byte_unit, format_bytes, nested_views
 from simulations.report.theme import BLUE, INK, MUTED, ORANGE
 from strategies.figures.schema import RoundRow, RunResult, SecureAggregationResult
 
@@ -130,3 +131,20 @@ def stage_seconds(result: RunResult) -> Plot | None:
     axes.margins(x=0.1)
     alt = "Bar chart of wall seconds: " + ", ".join(f"{name} {s:,.1f}" for name, s in stages.items()) + "."
     return drawing.finish(figure, "stages", "Where the time went", alt)
+
+
+def environment(result: RunResult) -> Section:
+    """Return the section."""
+    views = [] if result.environment is None else nested_views("Environment", to_plain(result.environment))
+    return Section("environment", "Environment", views)
+
+
+def privacy(result: RunResult) -> Section:
+    """Return the section."""
+    return Section("privacy", "", privacy_views(result))
+
+
+def privacy_views(result: RunResult) -> list[TableView]:
+    """Tables of privacy: what was hidden, and the epsilon spent; none where nothing was hidden."""
+    report = result.privacy
+    return nested_views("Privacy", to_plain(report)) if report is not None and report.hides else []

@@ -78,9 +78,7 @@ _FOLLOWED: Sequence[TableColumn[ClassFollowed]] = (
 
 
 def elasticity_tables(result: RunResult) -> list[TableView]:
-    """Return the tables of elasticity: what a fall leaves, and devices followed over time; the single moments are in
-    the figure.
-    """
+    """Return the tables of elasticity: drops, and devices followed over time (single moments: the figure)."""
     part = result.elasticity
     if part is None:
         return []
@@ -148,9 +146,7 @@ def recall_after_falls(result: RunResult) -> Plot | None:
 
 @drawing.in_both_forms
 def moving_budgets(result: RunResult) -> Plot | None:
-    """Plot what happens after training: mean budget and stored bytes, recall of elastic and rigid devices, and a few
-    devices' blocks.
-    """
+    """Plot devices after training: mean budget and stored bytes, elastic and rigid recall, some devices' blocks."""
     followed = result.elasticity.followed if result.elasticity is not None else None
     if followed is None or len(followed.moments) < 2:
         return None

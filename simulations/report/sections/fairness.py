@@ -173,9 +173,7 @@ def fairness_by_class(result: RunResult) -> Plot | None:
 
 
 def dot_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis for dots: near the values, so that they can be distinguished; from 0 where one is
-    below half.
-    """
+    """Return the ends of an axis for dots: near the values; from 0 where one is below half."""
     low, high = min(values), max(values)
     margin = max(0.06 * (high - low), 0.01 * high, 1e-3)
     return (min(0.0, low - margin) if low < high / 2 else low - margin), high + margin

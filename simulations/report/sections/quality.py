@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
@@ -21,9 +23,9 @@ from simulations.report.table_view import (
     format_ratio,
     format_share,
 )
-from simulations.report.theme import INK, MUTED, PURPLE
+from simulations.report.theme import GREEN, INK, MUTED, PAPER, darker
 from simulations.report.verdict import own_rows
-from strategies.figures.schema import BudgetRow, Quality, RunResult
+from strategies.figures.schema import BudgetRow, RunResult, UserGroupRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,9 +104,7 @@ NOT_MEASURED = "Not measured (evaluation.full_tables is false), so that ratios a
 
 
 def full_table_view(result: RunResult) -> TableView:
-    """The full fp32 table, as pretrained, as user groups start with it, and as refined; its bytes alone where it was
-    not measured.
-    """
+    """The full fp32 table, as pretrained, at the start and refined; its bytes alone where it was not measured."""
     full = result.full_table
     over_global = any(quality.to_global is not None for quality in full.tables.values())
     rows = tuple(
@@ -163,22 +163,6 @@ def _against(row: BudgetRow, name: str | None) -> Estimate | None:
     return row.to_global if name == "global" else row.to_strongest
 
 
-@dataclass(frozen=True)
-class FullTableRecall:
-    """A full table that was measured: its name in report.json and for readers, its quality, the colour of its line."""
-
-    key: str
-    name: str
-    quality: Quality
-    color: str
-
-
-def full_recalls(result: RunResult) -> list[FullTableRecall]:
-    """The full tables that were measured, as yardsticks."""
-    lines = {"global": ("global", MUTED), "start": ("before refinement", PURPLE), "refined": ("refined", INK)}
-    return [FullTableRecall(key, lines[key][0], one, lines[key][1]) for key, one in result.full_table.tables.items()]
-
-
 MOST_COLORED = 6
 """Lines with a colour and a name at their end; others are grey, and a page can switch them off."""
 
@@ -209,7 +193,8 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
     drawing.share_axis(axes, [row.share for row in rows], full.bytes)
     labels, words, series, drawn = [], [], [], []
     for index, ((precision, selector), line) in enumerate(lines):
-        name = f"{precision}, {line_name(selector, {row.selector for row in rows})}".removesuffix(", ")
+        # what chose the blocks is named where there is a choice
+        name = f"{precision}, by {selector_name(selector)}" if len({row.selector for row in rows}) > 1 else precision
         figures = [row.to_strongest if ratios and row.to_strongest else row.recall for row in line]
         x, style, number = [row.share for row in line], drawing.line_kwargs(index), None
         if index >= MOST_COLORED:
@@ -242,13 +227,77 @@ def budgets_figure(result: RunResult) -> tuple[Figure, str, tuple[Series, ...]] 
     return figure, f"Line chart of {what}, against the budget: {'; '.join(words)}.", tuple(series)
 
 
-def line_name(selector: str, selectors: Collection[str]) -> str:
-    """Return the name that distinguishes a line from others of its precision: what chose its blocks, where there is a
-    choice.
-    """
-    return f"by {selector_name(selector)}" if len(selectors) > 1 else ""
-
-
 def _budget_words(row: BudgetRow, name: str) -> str:
     over = "" if row.to_strongest is None else f", {format_ratio(row.to_strongest)} times the full model's"
     return f"{name}: {format_estimate(row.recall)} at {format_share(row.share)}, {format_bytes(row.budget_bytes)}{over}"
+
+
+def groups(result: RunResult) -> Section:
+    """Return the section."""
+    caption = (
+        f"Recall@{result.top_n} by user group. Groups differ in how predictable their users are, so compare runs "
+        "group by group rather than groups with one another. Thin lines: 95 % intervals over devices."
+    )
+    return Section("groups", "User groups", (Chart(lambda: recall_by_group(result), caption),))
+
+
+MAX_NAMED_GROUPS = 32  # more user groups than this are not named one by one
+
+
+@drawing.in_both_forms
+def recall_by_group(result: RunResult) -> Plot | None:
+    """Recall of each user group; beyond `MAX_NAMED_GROUPS` groups the bars are sorted and unnamed."""
+    rows: Sequence[UserGroupRow] = result.user_groups
+    if len(rows) > MAX_NAMED_GROUPS:
+        rows = sorted(rows, key=lambda row: row.recall.value if row.recall else 0.0)
+    measured = [
+        (str(row.group), row.recall.value, f"{row.devices:,} devices" if len(rows) <= 10 else "")
+        for row in rows
+        if row.recall is not None
+    ]
+    if not measured:
+        return None
+    figure, (axes,) = drawing.new_figure(2.8)
+    x = np.arange(len(measured))
+    heights = [value for _, value, _ in measured]
+    recalls = [row.recall for row in rows if row.recall is not None]
+    axes.bar(x, heights, width=min(0.72, 0.14 * len(measured) + 0.1), color=darker(GREEN))
+    drawing.hover(axes, x.tolist(), heights, [f"user group {group}: {value:.4f}" for group, value, _ in measured])
+    color = INK if len(measured) <= MAX_NAMED_GROUPS else MUTED
+    drawing.error_bars(axes, [float(place) for place in x], recalls, color)
+    axes.set_xlim(-0.6, len(measured) - 0.4)
+    axes.grid(visible=False, axis="x")
+    if len(measured) <= MAX_NAMED_GROUPS:
+        axes.set_xticks(x, [f"{label}\n{detail}".rstrip() for label, _, detail in measured])
+        axes.set_xlabel("user group")
+    else:
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(measured)} user groups, sorted by recall")
+    if len(measured) <= 10:
+        for place, value in zip(x, heights, strict=True):
+            inside = value > 0.15 * max(heights)
+            axes.annotate(
+                f"{value:.4f}",
+                (float(place), value),
+                xytext=(0, -5 if inside else 3),
+                textcoords="offset points",
+                ha="center",
+                va="top" if inside else "bottom",
+                fontsize=drawing.LABEL_PT,
+                color=PAPER if inside else INK,
+                fontweight="bold",
+            )
+    tables, lines = result.full_table.tables, (("global", MUTED), ("refined", INK))
+    marks = [(name, tables[name].recall.value, color) for name, color in lines if name in tables]
+    axes.set_ylabel(f"Recall@{result.top_n}")
+    top = max([*heights, *(value for _, value, _ in marks), *(recall.high or 0.0 for recall in recalls)])
+    axes.set_ylim(0, top * 1.12 if top else 1)
+    drawing.label_ends(
+        axes, [drawing.yardstick(axes, value, f"full table, {name}", color) for name, value, color in marks]
+    )
+    low, high = min(measured, key=lambda bar: bar[1]), max(measured, key=lambda bar: bar[1])
+    alt = (
+        f"Bar chart of Recall@{result.top_n} for {len(measured)} user groups: from {low[1]:.4f} ({low[0]}) "
+        f"to {high[1]:.4f} ({high[0]})."
+    )
+    return drawing.finish(figure, "groups", "Recall by user group", alt)

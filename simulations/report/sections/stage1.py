@@ -49,9 +49,7 @@ _CLASSES: Sequence[TableColumn[tuple[str, Stage1Class]]] = (
 
 
 def stage1_views(result: RunResult) -> list[TableView]:
-    """Return what each step took of all devices, and what all steps took of each class; nothing where the server was
-    alone.
-    """
+    """Return the cost of each step, and of each class; nothing where the server was alone."""
     stage1 = result.stage1
     if stage1 is None:
         return []

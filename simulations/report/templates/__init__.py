@@ -7,10 +7,9 @@ server must find them too.
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from simulations.report.templates.base import BASE, PAGE, PARTS
+from simulations.report.templates.base import BASE, NOTEBOOK, PAGE, PARTS
 from simulations.report.templates.demo import DEMO
 from simulations.report.templates.live import LIVE
-from simulations.report.templates.notebook import NOTEBOOK
 
 TEMPLATES: Mapping[str, str] = MappingProxyType(
     {

@@ -44,9 +44,7 @@ GROUP_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Variation:
-    """A variation of a study. part: part of the method; setting: what it is changed to; scenario: with that change
-    alone.
-    """
+    """A variation. part: of the method; setting: what it is changed to; scenario: with that change alone."""
 
     part: str
     setting: str
@@ -121,16 +119,13 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
         shape = {"user_groups": len(sizes), "smallest_group": min(sizes, default=0), "blocks": result["num_blocks"]}
         full = {f"{when}_full": result["full_table"].get(when, NOTHING) for when in FULL}
         rows += [
-            {"part": variation.part, "setting": variation.setting, **shape, **full, **_without_seconds(flat(row))}
+            {"part": variation.part, "setting": variation.setting, **shape, **full}
+            | {key: value for key, value in flat(row).items() if key != "seconds"}
             for row in result["rows"]
         ]
     full = results[BASELINE]["full_table"]
     whole = {**full.get("global", full["start"]), "bytes": full["bytes"]}
     return {"rows": rows, "full_table": whole, "devices": study.tested_devices}
-
-
-def _without_seconds(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "seconds"}
 
 
 def over_scenario(by_seed: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
@@ -198,9 +193,7 @@ def variations(study: Study, shares: Sequence[float]) -> list[Variation]:
 
 
 def _answers(base: Scenario) -> dict[str, float]:
-    """Return what devices spend on the answer which of several user groups they are in, where the scenario has one
-    group.
-    """
+    """Return what devices spend on telling their user group, where the scenario has one group."""
     target = base.privacy.target_epsilon
     asked = base.pretraining.by_devices and base.privacy.group_epsilon is None
     return {"group_epsilon": target * GROUP_SHARE} if asked and target is not None else {}
@@ -252,9 +245,7 @@ def populations(study: Study) -> list[Variation]:
 
 
 def collections(study: Study) -> list[Variation]:
-    """Vary how much is collected by the server; for spectral pretraining both with the rest from devices and with
-    nothing else.
-    """
+    """Vary how much the server collects; for spectral pretraining with the rest from devices, and without it."""
     base, rows = study.scenario, []
     if base.pretraining.model == "spectral":
         shares = (0.0, 0.1, 0.25, 0.5, 1.0)

@@ -123,9 +123,7 @@ def audit(
 
 
 def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:
-    """Return everything that decides a row: its scenario with the devices' data, what is watched, the attacks, code and
-    versions; not which other rows there are.
-    """
+    """Return what decides a row: scenario, data, what is watched, attacks, code and versions; not other rows."""
     watched = asdict(replace(settings, epsilons=(), clip_norm=0.0, only=None, attacks=tuple(names)))
     evaluation = row.scenario.evaluation.model_dump(mode="json")
     content = ["audit", decisive(row.scenario), evaluation, row.scenario.engine.nodes, watched, versions()]

@@ -89,7 +89,8 @@ def _items(attack: Attack, watched: WatchedDevices, views: list[DeviceView], see
         spread[i, items] = scores[i]
     rng = rng_for(seed, "audit", "squares", attack.secret)
     parts = {}
-    for name, chosen in (("known", watched.accomplices), ("attacked", ~watched.accomplices)):
+    halves = {"known": watched.accomplices, "attacked": ~watched.accomplices}
+    for name, chosen in halves.items():
         places = np.flatnonzero(chosen)
         triples = squares(list(has[places]), list(usable[places]), watched.groups[places], rng)
         who, item, member = (np.array(column) for column in zip(*triples, strict=True)) if triples else _NONE
@@ -97,7 +98,7 @@ def _items(attack: Attack, watched: WatchedDevices, views: list[DeviceView], see
         parts[name] = (spread[who, item.astype(np.int64)], member.astype(np.bool_), who)
     threshold = best_threshold(*parts["known"][:2])
     outcome = item_outcome(*parts["attacked"], threshold, seed)
-    natural = {name: _pooled(scores, has, everything, np.flatnonzero(chosen)) for name, chosen in _halves(watched)}
+    natural = {name: _pooled(scores, has, everything, np.flatnonzero(chosen)) for name, chosen in halves.items()}
     call = best_count_threshold(*natural["known"]) if len(natural["known"][0]) else 0.0
     truth = natural["attacked"][1]
     precision, recall, f1 = precision_recall_f1(natural["attacked"][0] > call, truth)
@@ -107,10 +108,6 @@ def _items(attack: Attack, watched: WatchedDevices, views: list[DeviceView], see
 
 
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
-
-
-def _halves(watched: WatchedDevices) -> list[tuple[str, NDArray[np.bool_]]]:
-    return [("known", watched.accomplices), ("attacked", ~watched.accomplices)]
 
 
 def _pooled(
@@ -244,11 +241,9 @@ def planned(base: Scenario, *, clip_norm: float, epsilons: Sequence[float]) -> P
 
 
 def _bare(base: Scenario) -> Scenario:
-    """The scenario without protection but its ``privacy.min_owners``, and without what is for protected sums alone."""
-    pretraining = base.pretraining.model_copy(update={"row_sketch": None})
+    """The scenario without protection but its ``privacy.min_owners``."""
     privacy = Privacy(min_owners=base.privacy.min_owners)
-    changes = {"privacy": privacy, "secure_aggregation": SecureAggregation(), "pretraining": pretraining}
-    return base.model_copy(update=changes)
+    return base.model_copy(update={"privacy": privacy, "secure_aggregation": SecureAggregation()})
 
 
 def _free(name: str, rows: Planned) -> str:

@@ -27,7 +27,10 @@ from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
-from clients.round.single_device import answer_alone, present_rows, stages_alone
+from clients.round.channel import clear_round
+from clients.round.masked import announce_keys
+from clients.round.members import train_members
+from clients.round.round_context import RoundContext, extra_bytes
 from clients.steps.step_round import StepParticipants, contribute
 from fl_peel import wire
 from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
@@ -35,6 +38,9 @@ from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.columns import Counters
 from fl_peel.data.interactions import Splits
+from fl_peel.exchange.counters import ClockCounts
+from fl_peel.privacy.mechanisms import find_mechanism
+from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
@@ -44,6 +50,7 @@ from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.device_vectors import MapsStep, VectorsStep
 from fl_peel.steps.passes import PassStep
 from fl_peel.steps.units import UNIT_SCALE
+from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 from simulations.engine.passing_grid import PassingGrid
 
 COLUMNS = 16
@@ -102,9 +109,9 @@ class StepObserver:
         self._seen.append(_SeenRequest(request, np.sort(devices)))
 
     def _keep_pass(self, request: wire.StepRequest, step: PassStep, devices: IntArray) -> None:
-        """Keep all columns of a pass for the decoder, where it is neither bounded nor hashed, nor too large."""
+        """Keep all columns of a pass for the decoder, where it is neither bounded nor too large."""
         size = request.sent["table"].shape[0] * step.columns
-        if "weights" not in request.sent and not step.buckets and size <= LARGEST_PASS:
+        if "weights" not in request.sent and size <= LARGEST_PASS:
             if request.first == 0:
                 self._passes.append([])
             self._passes[-1].append(_SeenRequest(request, devices))
@@ -161,7 +168,7 @@ class StepObserver:
         if isinstance(step, VectorsStep):
             return StepView(step.name, {"own": self._own(requests)}, {}, len(devices))
         if isinstance(step, PassStep):
-            sent = {"place": sent.get("place", np.zeros(0, np.int32))}
+            sent = {}
         if isinstance(step, ChoiceStep):
             exponent = np.array([cohort.scenario.pretraining.item_exponent])
             sent = sent | {"place": np.array([step.place]), "item_exponent": exponent}
@@ -313,11 +320,6 @@ class Observer:
         figures = _cells("keys.clock", stages.clock) | {"keys.announced": float(stages.announced)}
         return figures | {"vector.sent": float(stages.sends), "opening.sent": float(stages.opens)}
 
-    @property
-    def _measured_only(self) -> bool:
-        """Whether the reply's figures are the simulation's own measurement, which no device sends."""
-        return self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
-
     def watched(self) -> WatchedDevices:
         """The devices, once a round was seen."""
         assert self._watched is not None, "no round was observed"
@@ -395,6 +397,8 @@ class Observer:
         self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, group: int, num_devices: int
     ) -> RoundView:
         reply = answer_alone(cohort, request, {group: self._announced[group]} if self.sums_alone else None)
+        # figures that are the simulation's own measurement, which no device sends
+        measured_only = self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
         return RoundView(
             request.server_round,
             ranked.items.astype(np.int64),
@@ -403,7 +407,7 @@ class Observer:
             ranked.blocks,
             self.scenario.refinement.local.config(request.temperature),
             dict(reply.groups.get(group, {})),
-            {} if self._measured_only else figures_of(reply),
+            {} if measured_only else figures_of(reply),
             num_devices,
         )
 
@@ -464,3 +468,55 @@ class TapGrid(PassingGrid):
             whole = [wire.unpack(wire.SecureSumsReply, reply.content) for reply in replies if reply.has_content()]
             devices = np.concatenate([np.zeros(0, np.int64), *(reply.sum.devices for reply in whole)])
         self._observer.stage1.see(asked[0], devices)
+
+
+# ---- Contribution of a single device in a round, as if its node hosted it alone
+
+
+@dataclass(frozen=True)
+class UnmaskedFigures:
+    """The part of the messages of secure aggregation about one device that is outside its masked vector: the keys
+    reply, but for keys, which are random numbers; whether it sends a vector, whether it opens shares.
+    """
+
+    clock: ClockCounts
+    announced: int
+    sends: bool
+    opens: bool
+
+
+def answer_alone(cohort: Cohort, request: RoundRequest, announced: Mapping[int, int] | None = None) -> RoundReply:
+    """The reply for the request's devices. announced: where sums are masked, how many devices of each user group
+    announced keys, which their shares of noise are of.
+    """
+    shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
+    numbers = (announced or {}).items() if shared else ()
+    return clear_round(cohort, request, {group: noise_devices_of(cohort.scenario, number) for group, number in numbers})
+
+
+def stages_alone(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> UnmaskedFigures:
+    """The stages of secure aggregation of the request's one device."""
+    keys = announce_keys(cohort, SecureKeysRequest(request.setting, request.server_round, request.devices))
+    when = int(vanishing(cohort.scenario, request.server_round, request.devices)[0])
+    if when == DropoutStage.NEVER and not _sends(cohort, request, ranked):
+        when = int(DropoutStage.VECTOR)
+    sends = when != DropoutStage.VECTOR
+    return UnmaskedFigures(keys.clock, len(keys.devices), sends, sends and when != DropoutStage.OPENING)
+
+
+def _sends(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> bool:
+    """Whether memory and time let the device end the round."""
+    world, places = RoundContext.from_request(cohort, request), cohort.places(request.devices)
+    if world.memory(ranked, places, world.working(places)).dropped_out.all():
+        return False
+    if cohort.scenario.refinement.deadline_s is None:
+        return True
+    return len(train_members(world, ranked, places).state_update.places) > 0
+
+
+def present_rows(
+    cohort: Cohort, server_round: int, ranked: RankedBlocks, places: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rows (N,) that devices at these places hold when the round ends: the first ones of the ranked blocks."""
+    lowest = cohort.budgets.during(server_round)[:, places].min(axis=0)
+    return ranked.num_present(ranked.cutoffs(lowest - extra_bytes(cohort.scenario)))

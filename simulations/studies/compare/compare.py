@@ -146,9 +146,7 @@ def _one_seed(
 
 
 def federated_trials(study: Study, shares: tuple[float, ...], single: tuple[float, ...]) -> list[Trial]:
-    """PEEL itself, under fixed orders of blocks, with one budget alone, one table for everybody, and the authors'
-    layout.
-    """
+    """PEEL under fixed orders of blocks, one budget alone, one table for everybody, and the authors' layout."""
     scenario = study.scenario
     own = scenario.selector
     everybody = scenario.model_copy(
@@ -230,9 +228,7 @@ def budget_of(study: Study, share: float) -> int:
 
 
 def material_of(study: Study) -> Material:
-    """Return what central rivals start from; devices whose data was not collected choose their group, as they do in
-    PEEL.
-    """
+    """Return what central rivals start from; devices of which nothing was collected choose their group."""
     prepared = study.prepared()
     plain = Material(
         prepared.given,

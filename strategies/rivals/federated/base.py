@@ -109,9 +109,7 @@ class Message(Protocol):
 
 @dataclass(frozen=True)
 class RowUpdates:
-    """The changes of rows of the item table, device after device: indptr (N + 1,); items (E,) int32, distinct within a
-    device; rows (E, w).
-    """
+    """Changed rows of the item table, by device: indptr (N + 1,); items (E,), distinct in a device; rows (E, w)."""
 
     indptr: IntArray
     items: NDArray[np.int32]
@@ -130,9 +128,7 @@ class RowUpdates:
 
     @classmethod
     def room(cls, train: UserItems, num_items: int, columns: int, draws: int) -> Self:
-        """Allocate updates for a compiled loop to write: as many rows as these devices can touch together, with so many
-        draws for each of their interactions.
-        """
+        """Allocate updates for a compiled loop: rows that these devices can touch with ``draws`` per interaction."""
         most = int(np.minimum(train.counts() * draws, num_items).sum())
         indptr = np.zeros(train.num_users + 1, np.int64)
         return cls(indptr, np.empty(most, np.int32), np.empty((most, columns), np.float32))
@@ -336,9 +332,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class BestRound:
-    """The best round of a training. recall: of the panel on validation; down, up: (U,) bytes until then; last: rounds
-    that were run.
-    """
+    """A training's best round. recall: of the panel on validation; down, up: (U,) bytes until then; last: round."""
 
     setting: Any
     round: int
@@ -350,9 +344,7 @@ class BestRound:
 
 
 def train(method: Federated[Any], setting: Any, context: FederatedContext, effort: Effort) -> BestRound:
-    """Rounds until validation is no longer better, or numbers diverge; devices, messages and server as in
-    :class:`Federated`.
-    """
+    """Rounds until validation is no longer better or numbers diverge; parties as in :class:`Federated`."""
     panel = panel_of(context, effort.panel)
     server, kept = method.server(context, setting), method.device_states(context, setting)
     down, up = np.zeros(context.num_devices, np.int64), np.zeros(context.num_devices, np.int64)

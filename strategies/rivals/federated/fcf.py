@@ -32,9 +32,7 @@ START_SCALE = 0.01
 
 @dataclass(frozen=True)
 class FcfSetting:
-    """The settings of FCF. alpha: confidence of an interaction, less 1; l2: of both factors; learning_rate: of the
-    server's Adam.
-    """
+    """Settings of FCF. alpha: confidence of an interaction, less 1; l2: of both factors; learning_rate: of Adam."""
 
     alpha: float
     l2: float

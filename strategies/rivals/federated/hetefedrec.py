@@ -62,9 +62,7 @@ GRID = tuple(
 
 @dataclass(frozen=True)
 class HeteServer:
-    """A table (I, w) for every width, narrow ones first; they start as the first columns of the widest. seed: of what
-    the server draws.
-    """
+    """A table (I, w) for every width, narrow first, at first the columns of the widest. seed: of the draws."""
 
     tables: tuple[FloatArray, ...]
     seed: int
@@ -84,9 +82,7 @@ class HeteFedRec:
         return tuple(max(context.dim // part, 1) for part in self.parts)
 
     def tiers(self, context: FederatedContext) -> IntArray:
-        """Return the width of each device, (U,), as the number of its tier: the devices with the most memory have the
-        widest.
-        """
+        """Return each device's width, (U,), as its tier: the devices with the most memory have the widest."""
         order = np.lexsort((np.arange(context.num_devices), context.memory))
         tier = np.empty(context.num_devices, np.int64)
         ends = np.rint(np.cumsum(SHARES) * context.num_devices).astype(np.int64)
@@ -150,9 +146,7 @@ class HeteFedRec:
     def at_width(
         self, served: ServedTables, place: int, context: FederatedContext, setting: HeteSetting
     ) -> ServedTables:
-        """Every device with the table of one width. Its vector, of which a narrower table has not trained all columns,
-        is trained on that table first.
-        """
+        """Every device with the table of one width; untrained columns of its vector are trained on that first."""
         table = served.tables[place]
         training = FederatedRound(context, replace(setting.bpr, epochs=VECTOR_EPOCHS), 0)
         width = table.shape[1]

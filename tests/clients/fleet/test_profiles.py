@@ -14,7 +14,7 @@ from clients.fleet.contracts import ProfileContract
 from clients.fleet.files import shipped_names
 from clients.fleet.fleet import fleet_from_mapping, load_fleet
 from fl_peel.errors import ProfileError
-from simulations.cli.fleets import profiles_list
+from simulations.cli.lists import profiles_list
 from tests.helpers.examples import examples
 from tests.helpers.fleets import PHONES, TABLE, fleet_of, ids, one_line
 

@@ -13,7 +13,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noise_plan import make_plan
-from simulations.report.sections.privacy import privacy_views
+from simulations.report.sections.costs import privacy_views
 from simulations.scenario_files import load_scenario, shipped_scenarios
 from strategies.figures.schema import to_json
 from strategies.rounds.noised import PrivateRounds, empty_sums

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fl_peel import wire
+from fl_peel.contracts import MechanismContract
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy import mechanisms, sources
-from fl_peel.privacy.contracts import MechanismContract
 from fl_peel.privacy.mechanisms import CentralGaussian
 from fl_peel.privacy.noise_plan import make_plan
 from fl_peel.privacy.sources import SeededNoise, SystemNoise, randomized_groups, source_of, whole_scale

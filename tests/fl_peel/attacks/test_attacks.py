@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
 from fl_peel.attacks.base import ATTACKS, Attack, DeviceView, StepView, checked_scores
-from fl_peel.attacks.contracts import AttackContract, example_views
 from fl_peel.attacks.device_attacks import (
     AnsweringClass,
     InteractionMembership,
@@ -35,6 +34,7 @@ from fl_peel.attacks.scoring import (
     precision_recall_f1,
     squares,
 )
+from fl_peel.contracts import AttackContract, example_views
 from fl_peel.errors import ScenarioError
 
 
@@ -95,12 +95,6 @@ class TestAnsweringClass(AttackContract):
 class TestStage1Rows(AttackContract):
     attack = Stage1Rows
     succeeds = 1.0
-
-    def test_rows_of_a_sketch_are_read_from_their_buckets(self):
-        """Items 0 and 3 share bucket 1, of which the device has none, items 1 and 2 share bucket 2."""
-        step = StepView("pass", {"place": np.array([1, -2, 2, -1])}, {"norms": np.array([0.0, 3.0])})
-        scores = Stage1Rows().scores(DeviceView(0, 4, (), (step,)), np.arange(4), 0)
-        assert scores.tolist() == [0, 1, 1, 0]
 
 
 class TestStage1Vector(AttackContract):

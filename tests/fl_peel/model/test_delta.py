@@ -6,8 +6,9 @@ import pytest
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding
-from fl_peel.model.delta import MAGIC, _packed, _unpacked, applied, delta_of
+from fl_peel.model.delta import MAGIC, _packed, delta_of
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
+from tests.helpers.deltas import applied, unpacked
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -52,5 +53,5 @@ def test_where_blocks_are_many_their_numbers_are_wide():
 
 def test_four_blocks_are_told_in_a_byte_lowest_first():
     assert _packed(np.array([1, 2, 0, 1, 2], np.uint8)).tolist() == [1 + 2 * 4 + 64, 2]
-    assert _unpacked(np.array([73, 2], np.uint8), 5).tolist() == [1, 2, 0, 1, 2]
+    assert unpacked(np.array([73, 2], np.uint8), 5).tolist() == [1, 2, 0, 1, 2]
     assert _packed(np.zeros(0, np.uint8)).tolist() == []

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 import fl_peel
 from fl_peel.blocks.resizing import listed
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
-from fl_peel.errors import ArtifactError, BudgetError, ModelError
+from fl_peel.errors import BudgetError, ModelError
 from fl_peel.model import model as module
-from fl_peel.model.delta import MAGIC, applied
+from fl_peel.model.delta import MAGIC
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
+from tests.helpers.deltas import applied
 from tests.helpers.examples import examples
 from tests.helpers.models import ids_of, saved
-from tests.vectors.make import resealed
 
 LEAST, WHOLE = overhead_bytes(6), overhead_bytes(12)
 MOST = 1200
@@ -229,78 +229,3 @@ def test_a_device_whose_items_are_gone_is_told(models, tmp_path):
     after = newer(tmp_path, "single", changed=[], scaled=[], ids=ids_of(layout, 100))
     with pytest.raises(ModelError, match="interactions: none are given"):
         before.update(after)
-
-
-def test_a_delta_for_something_else_is_refused(models, tmp_path):
-    before, after = same_group(tmp_path, changed=[5], scaled=[])
-    content = before.update(after).content
-    for other in (before.shrink(LEAST + 30), before.device.embedding(100_000, "int4")):
-        with pytest.raises(
-            ArtifactError, match="not a delta for what is held here: what it builds on is not held here"
-        ):
-            applied(other.stored, content)
-
-
-# behind the header: 24 bytes of the user, 48 numbers of blocks, 12 bytes of what becomes of them, places
-IDS = HEADER_BYTES + 24
-KINDS = IDS + 48 * 2
-PLACES = KINDS + 12
-
-
-@pytest.mark.parametrize(
-    ("place", "content", "why"),
-    [
-        (5, b"\x04", "precision number 4, 12 columns in 2 slices"),
-        (8, bytes(4), "precision number 2, 12 columns in 2 slices"),  # of no items
-        (12, bytes(4), "precision number 2, 12 columns in 2 slices"),
-        (16, bytes(2), "precision number 2, 0 columns in 2 slices"),
-        (18, bytes(2), "precision number 2, 12 columns in 0 slices"),
-        (18, b"\x05\x00", "precision number 2, 12 columns in 5 slices"),
-        (6, b"\x02", "2 numbers of 2 bytes a block"),
-        (7, b"\x04", "1 numbers of 4 bytes a block"),
-        (20, b"\xff" * 4, r"\d+ bytes, where it speaks of 858\d+ and more"),
-        (20, b"\x31", "its 49 blocks are not 48 row pieces"),
-        (24, b"\x31", "its 48 blocks are not 49 row pieces"),
-        (KINDS, b"\x03", "its 48 blocks are not 48 row pieces"),
-        (PLACES, b"\x30\x00", "what it builds on is not held here"),
-        (5, b"\x03", "what it builds on is not held here"),  # is in another precision
-        (18, b"\x01\x00", "what it builds on is not held here"),  # has wider blocks
-    ],
-)
-def test_a_delta_that_contradicts_itself_is_refused(update, place, content, why):
-    before, delta = update
-    with pytest.raises(ArtifactError, match=f"^not a delta for what is held here: {why}; ask for it again"):
-        applied(before.stored, resealed(delta, (place, content)))
-
-
-def test_a_delta_has_no_byte_too_few_or_too_many(update):
-    before, delta = update
-    for wrong in (delta[:-1], delta + b"\x00"):
-        with pytest.raises(ArtifactError, match=f"{len(wrong)} bytes, where it speaks of {len(delta)};"):
-            applied(before.stored, resealed(wrong))
-    for length in (IDS - 1, KINDS - 1, PLACES - 1, PLACES + 1):
-        with pytest.raises(ArtifactError, match=rf"{length} bytes, where it speaks of \d+ and more;"):
-            applied(before.stored, resealed(delta[:length]))
-
-
-@examples(150)
-@given(place=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 10_000), sealed=st.booleans())
-def test_whatever_a_delta_says_it_is_applied_or_one_line(update, place, value, cut, sealed):
-    """Also where the checksum fits."""
-    before, content = update
-    data = bytearray(content if cut % 3 else content[: cut % len(content) + 1])
-    data[place % len(data)] = value
-    if sealed and len(data) > HEADER_BYTES:
-        data = bytearray(resealed(data))
-    events = ""
-    try:
-        assert len(applied(before.stored, bytes(data)).to_bytes()) < 10_000
-    except ArtifactError as error:
-        events = str(error)
-    assert "\n" not in events
-
-
-@pytest.fixture(scope="module")
-def update(tmp_path_factory):
-    before, after = same_group(tmp_path_factory.mktemp("update"), changed=[5], scaled=[6])
-    return before, before.update(after).content

@@ -14,12 +14,12 @@ from scipy.stats import chisquare
 from fl_peel import plugins
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.contracts import MechanismContract
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import TrainedDevices, bounded_counts, bounded_sums
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy import mechanisms
-from fl_peel.privacy.contracts import MechanismContract
 from fl_peel.privacy.mechanisms import (
     LARGEST_SCALE,
     CentralGaussian,

@@ -46,11 +46,6 @@ BAD = [
     ("pretraining: {collected: {share: -1}}", "pretraining.collected.share: must be "),
     ("pretraining: {collected: {share: 0}}", "pretraining: collected.share: 0 leaves the server no interactions to"),
     ("pretraining: {source: devices}", "pretraining: source: devices needs model: spectral; lightgcn is trained on"),
-    ("pretraining: {model: spectral, source: devices, row_sketch: 0.25}", "pretraining.row_sketch shortens masked"),
-    (
-        "pretraining: {model: spectral, row_sketch: 25%}\nsecure_aggregation: {enabled: true}",
-        "pretraining.row_sketch shortens masked sums of devices and hides nothing in the clear, where the",
-    ),
     ("pretraining: {model: spectral, sum_bits: 32}", "pretraining: sum_bits applies to sums from devices"),
     ("pretraining: {model: spectral}\n" + NOISED, "pretraining.source: collected lets devices choose the filter in"),
     ("pretraining: {model: spectral, source: devices, sum_bits: 32}\n" + NOISED, "pretraining.sum_bits has no bound"),

@@ -53,7 +53,7 @@ def some(devices, places):
 
 
 def questions(rng, terms):
-    """Every step whose devices answer, with a hostile table, weights and centroids; and a hashed pass."""
+    """Every step whose devices answer, with a hostile table, weights and centroids."""
     table = (10.0 ** rng.integers(-3, 4) * rng.standard_normal((M, K))).astype(np.float32)
     if not terms.bounded:
         table /= np.abs(table).max() * M
@@ -69,21 +69,17 @@ def questions(rng, terms):
         "drawn": np.arange(M),
     }
     centroids = {"centroids": rng.standard_normal((G, C)).astype(np.float32)}
-    asked = {
+    return {
         "counts": (CountsStep(), {}),
         "pass": (PassStep(K), {"table": table} | ({"weights": weights} if terms.bounded else {})),
         "choice": (ChoiceStep(K, M, 5, 6, 100), choice),
         "groups": (GroupsStep(G, C), centroids),
         "moments": (MomentsStep(G, C, K), centroids),
     }
-    if not terms.bounded:
-        place = rng.integers(1, 9, M).astype(np.int32) * rng.choice(np.array([-1, 1], np.int32), M)
-        asked["hashed"] = (PassStep(K, 8), {"table": table, "place": place})
-    return asked
 
 
-ANSWERED = ("counts", "pass", "hashed", "choice", "groups", "moments")
-CASES = [(name, terms) for name in ANSWERED for terms in TERMS if name != "hashed" or terms not in BOUNDED]
+ANSWERED = ("counts", "pass", "choice", "groups", "moments")
+CASES = [(name, terms) for name in ANSWERED for terms in TERMS]
 every_case = pytest.mark.parametrize(("name", "key"), CASES)
 
 
@@ -138,7 +134,7 @@ def test_parts_and_devices_one_by_one_add_up_to_the_same(name, key):
 
 
 @pytest.mark.parametrize("key", BOUNDED)
-@pytest.mark.parametrize("name", [name for name in ANSWERED if name != "hashed"])
+@pytest.mark.parametrize("name", ANSWERED)
 def test_every_noised_part_is_within_its_bound_and_comes_near(name, key):
     """Of a device, whatever it has and whatever it is sent: also of numbers that are none."""
     most = {}
@@ -178,10 +174,6 @@ def test_what_stays_closed_looks_as_if_nobody_were_there(name):
     assert not opened.all()
     whole, sums = (summed_up(step, sent, devices, terms, opened=rows) for rows in (np.ones_like(opened), opened))
     assert same(whole, summed_up(step, sent, devices, terms))
-    if name == "hashed":
-        hidden = np.bincount(np.abs(sent["place"]) - 1, opened, minlength=8) == 0
-        assert not sums["columns"][hidden].any()
-        return
     for array, every in zip(sums.values(), whole.values(), strict=True):
         rows = opened if len(array) == len(opened) else np.full(len(array), opened[0])
         assert not array[~rows].any()
@@ -224,7 +216,7 @@ def test_words_and_masks_of_parts_are_those_of_the_whole(name, key):
     assert same(step.whole(terms, sums), summed_up(step, sent, devices, terms))
 
 
-@pytest.mark.parametrize("name", [name for name in ANSWERED if name != "hashed"])
+@pytest.mark.parametrize("name", ANSWERED)
 def test_noise_is_drawn_by_part_and_piece(name):
     step, _, _, terms = case(name, "L2")
     asked = []

@@ -8,10 +8,10 @@ from hypothesis import given
 
 from fl_peel import plugins
 from fl_peel.blocks.ranked_blocks import ranking
+from fl_peel.contracts import SelectorContract, example_statistics
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.weighting import selectors
 from fl_peel.weighting.block_statistics import BlockStatistics
-from fl_peel.weighting.contracts import SelectorContract, example_statistics
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
 from fl_peel.weighting.settings import SELECTORS

@@ -18,12 +18,11 @@ from fl_peel.randomness import device_seeds
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from simulations.bench import bench as benchmarks
+from simulations.bench import bench as module
 from simulations.bench import bench_context as bench_world
-from simulations.bench import large as module
 from simulations.bench import stock_flower
-from simulations.bench.bench import bench
+from simulations.bench.bench import bench, large
 from simulations.bench.bench_context import BenchPlan, bench_scenario
-from simulations.bench.large import large
 from simulations.bench.rivals import pfl_rate
 from strategies.run.run_paths import RunPaths
 from tests.helpers import readable_twins as reference

@@ -13,9 +13,9 @@ from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
 from simulations.differences.diff import diff, diff_page, diff_views, missing_note
 from simulations.differences.seeds import SeedRuns
-from simulations.report.run_files import write_report
-from simulations.report.templates.script import SCRIPT
+from simulations.report.templates.base import SCRIPT
 from strategies.figures.per_device import PerDevice
+from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import run_result
 
 pytestmark = pytest.mark.usefixtures("without_figures")

@@ -132,10 +132,11 @@ def test_what_can_be_had_is_let_through(world, tmp_path, changes):
 
 @pytest.mark.parametrize("name", ["report.json", "scenario.yaml", "compare.svg", "audit.html"])
 def test_a_folder_in_a_results_place_is_refused(tmp_path, name):
-    check_out(tmp_path)
+    check_out(tmp_path, writes=[name])
     (tmp_path / name).mkdir()
     with pytest.raises(ReportError, match=f"{name}: is a folder with the name of a result; move it, or give another"):
-        check_out(tmp_path)
+        check_out(tmp_path, writes=[name])
+    check_out(tmp_path, writes=["sweep.json"])
 
 
 @pytest.mark.parametrize("name", ["artifacts", "checkpoints", "model"])

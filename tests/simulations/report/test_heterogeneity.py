@@ -12,17 +12,18 @@ from fl_peel.errors import ScenarioError
 from simulations import run
 from simulations.fleet.fleet_view import fleet_summary
 from simulations.report.drawing import styled
-from simulations.report.run_files import read_report, write_report
+from simulations.report.run_files import read_report
 from simulations.report.sections.classes import fleet_budgets, fleet_table
 from simulations.report.sections.elasticity import elasticity_tables, moving_budgets, recall_after_falls
 from simulations.report.sections.fairness import dot_limits, fairness_by_class, fairness_tables
-from simulations.report.sections.times import time_table
+from simulations.report.sections.rounds import time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FullTableResult, RunResult
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.reports import write_report
 
 CHANGES = ["fairness={tiers: [40%, 80%]}", "elasticity={rounds: 2, falls: [1, 0.8], trained_for: [0.8]}"]
 

@@ -26,12 +26,11 @@ from fl_peel.figures import Estimate
 from fl_peel.privacy.report import PrivacyReport
 from simulations.report.drawing import Plot, spread
 from simulations.report.result_files import write_files
-from simulations.report.run_files import read_report, summary, write_report
+from simulations.report.run_files import read_report, summary
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
 from simulations.report.theme import themed
 from simulations.report.verdict import verdicts
-from simulations.studies.compare.compare_plot import compare_alt, compare_plot
-from simulations.studies.compare.report import write_compare
+from simulations.studies.compare.report import compare_alt, compare_plot, write_compare
 from simulations.studies.compare.tables import (
     ceilings_view,
     compare_details_view,
@@ -41,6 +40,7 @@ from simulations.studies.compare.tables import (
 )
 from simulations.studies.schema import CompareResult, typed
 from strategies.figures.schema import FullTableResult, Quality, RunResult, UserGroupRow, from_json
+from tests.helpers.reports import write_report
 from tests.helpers.runs import report_figures
 
 NASTY = "<b>low & 'end'</b>"  # a device class that must be escaped

@@ -15,7 +15,7 @@ from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
 from simulations.report.sections.classes import device_classes_view, recall_by_class
 from simulations.report.sections.quality import budgets_plot, why_less
-from simulations.report.sections.traces import device_traces
+from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
 from simulations.report.theme import INK
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness

@@ -16,7 +16,7 @@ from tests.strategies.steps.test_noised_steps import LOCAL, private
 LEAST = 5
 """More owners than some items of the planted data have."""
 CHOOSING = {"passes": 3, "group_rounds": 1, "count_exponent": 0.4, "value_exponent": None}
-MODES = ("clear", "counted", "32 bits", "noised", "noised by devices", "masked", "masked and hashed")
+MODES = ("clear", "counted", "32 bits", "noised", "noised by devices", "masked")
 MODES += ("masked and counted", "masked, 32 bits", "masked and noised")
 
 
@@ -32,13 +32,13 @@ def in_mode(scenario: Scenario, mode: str) -> Scenario:
     """The scenario in which steps are asked in a mode."""
     if "counted" in mode:
         scenario = changed(scenario, privacy={"min_owners": LEAST})
-    if "32 bits" in mode or "hashed" in mode:
+    if "32 bits" in mode:
         scenario = changed(scenario, pretraining={"sum_bits": 32})
     if "masked" in mode:
         scenario = secure(scenario)
     if "noised" in mode:
         scenario = private(scenario, **(LOCAL if "devices" in mode else {}))
-    return changed(scenario, pretraining={"row_sketch": 0.4}) if "hashed" in mode else scenario
+    return scenario
 
 
 def pooled(scenario: Scenario, folder):
@@ -51,7 +51,7 @@ def pooled(scenario: Scenario, folder):
     return run_stage1(asked, scenario.pretraining.spectral(), GroupPlan(8, 2, 4, 0))
 
 
-ON_EIGHT = ("clear", "noised by devices", "masked and hashed", "masked and noised")
+ON_EIGHT = ("clear", "noised by devices", "masked, 32 bits", "masked and noised")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_tables_are_those_of_pooled_data(scenario, tmp_path, mode, nodes):
         assert not any(group.table[closed].any() or group.items[closed].any() for group in start.groups)
 
 
-SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("masked", "masked and hashed")]
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("masked", "masked, 32 bits")]
 
 
 @pytest.mark.parametrize("mode", ["clear", "noised", "noised by devices", *SLOW])

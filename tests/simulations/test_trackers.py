@@ -13,7 +13,7 @@ from fl_peel.errors import EngineError, MissingExtraError, ReportError, Scenario
 from fl_peel.events import figures_under, plain_name
 from simulations import runner
 from simulations.report.run_files import read_report
-from simulations.trackers.registry import TRACKERS, trackers
+from simulations.trackers import TRACKERS, trackers
 from strategies.figures.schema import to_json
 from tests.helpers.root import ROOT
 from tests.helpers.runs import run

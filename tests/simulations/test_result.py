@@ -14,12 +14,11 @@ from fl_peel.errors import EngineError, MissingExtraError, ReportError
 from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
+from simulations import workbench as module
 from simulations.engine.folders import default_cache_dir
 from simulations.report import run_files
 from simulations.report.run_files import read_report
-from simulations.workbench import progress as module
-from simulations.workbench.progress import Progress
-from simulations.workbench.run import run
+from simulations.workbench import Progress, run
 from strategies.figures.schema import to_json
 from tests.helpers.without_ray import bare_sections, simulated
 from tests.simulations.conftest import QUICK

@@ -1,24 +1,34 @@
-"""Result of a run, for Python and notebooks: tables, a figure, files."""
+"""Runs from Python and in notebooks: `fl_peel.run`, the result that it returns, and how a run shows its progress."""
 
 from __future__ import annotations
 
 import base64
+import logging
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from matplotlib.figure import Figure
+from rich.console import Console
 
-from fl_peel.errors import ReportError
+from fl_peel.errors import ReportError, ScenarioError
+from fl_peel.events import Callback, Event, OnEvent
 from fl_peel.figures import Figures
 from fl_peel.json_codec import laid_flat
 from fl_peel.lazy_imports import optional
 from fl_peel.scenario.scenario import Scenario
+from simulations import runner
+from simulations.cli.console import shown
 from simulations.differences.seeds import SEEDS_FILE
-from simulations.engine.inputs import RUN_RESULTS, check_out
+from simulations.engine.folders import default_cache_dir
+from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder
 from simulations.report.drawing import styled
 from simulations.report.render import render, scenario_name
 from simulations.report.result_files import write_results
@@ -26,12 +36,106 @@ from simulations.report.run_files import read_report, report_contents
 from simulations.report.sections.quality import budgets_figure, budgets_plot, budgets_view
 from simulations.report.table_view import format_share
 from simulations.report.verdict import own_rows
-from simulations.workbench.progress import show_figures
+from simulations.run_options import RunArguments, RunOptions
+from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import FullTableResult, RunResult, to_json
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LEAST_S = 0.25
+"""Seconds between two changes of what a notebook shows, but for changes that end a stage."""
+
+
+def notebook() -> Any:
+    """The notebook's shell, None where this is no notebook."""
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell if hasattr(shell, "kernel") else None
+
+
+def show_figures() -> None:
+    """Have a notebook show figures that are the value of a cell, whether or not pyplot was ever loaded."""
+    shell = notebook()
+    if shell is not None:
+        from IPython.core.pylabtools import select_figure_formats
+
+        select_figure_formats(shell, {"png"})  # type: ignore[no-untyped-call]
+
+
+@dataclass
+class StageBars:
+    """The latest event of each stage, as a notebook shows it."""
+
+    latest: dict[str, Event] = field(default_factory=dict)
+    end: str = ""
+
+    def __repr__(self) -> str:
+        lines = [f"{one.stage} {one.done}/{one.total} {one.text}".strip() for one in self.latest.values()]
+        return "\n".join([*lines, *([self.end] if self.end else [])])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            f"<tr><th>{escape(one.stage)}</th>"
+            f'<td><progress value="{min(one.done, one.total)}" max="{one.total}"></progress></td>'
+            f"<td>{one.done}/{one.total}</td><td>{escape(one.text)}</td></tr>"
+            for one in self.latest.values()
+        ]
+        return f"<table>{''.join(rows)}</table>{escape(self.end)}"
+
+
+class Progress(Callback):
+    """Callback that shows a run's stages, in a notebook as bars, else on stderr; one per run at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._open = ExitStack()
+        self._print: OnEvent | None = None
+        self._handle: Any = None
+        self._stages = StageBars()
+        self._start_s = self._shown_s = 0.0
+
+    def on_start(self, scenario: Scenario) -> None:
+        """Start the display."""
+        self._start_s = self._clock()
+        if notebook() is None:
+            self._print = self._open.enter_context(shown(Console(stderr=True, highlight=False)))
+            return
+        from IPython.display import display
+
+        self._stages = StageBars()
+        self._handle = display(self._stages, display_id=True)  # type: ignore[no-untyped-call]
+
+    def on_event(self, event: Event) -> None:
+        """Show the event, unless another one was shown just before."""
+        if self._print is not None:
+            self._print(event)
+            return
+        self._stages.latest[event.stage] = event
+        now_s = self._clock()
+        if event.done >= event.total or now_s - self._shown_s >= LEAST_S:
+            self._shown_s = now_s
+            self._handle.update(self._stages)
+
+    def on_end(self, result: Mapping[str, Any]) -> None:
+        """Show the duration."""
+        self._close(f"done in {self._clock() - self._start_s:.1f} s")
+
+    def on_error(self, error: BaseException) -> None:
+        """Leave the display as it is."""
+        self._close(f"stopped after {self._clock() - self._start_s:.1f} s")
+
+    def _close(self, end: str) -> None:
+        self._open.close()
+        self._print = None
+        if self._handle is not None:
+            self._stages.end = end
+            self._handle.update(self._stages)
+            self._handle = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -194,3 +298,42 @@ class Result(Mapping[str, Any]):
 def _frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     pandas = optional("pandas", "pandas", "a table of a result")
     return pandas.DataFrame([laid_flat(row) for row in rows])
+
+
+def run(
+    scenario: str | Path | Scenario = "ml-100k",
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    cache: bool = True,
+    **arguments: Unpack[RunArguments],
+) -> Result:
+    """Run a scenario and return its result; with ``out``, also write the report files there.
+
+    scenario: a shipped name, a YAML file or a Scenario; overrides: ``path=value``. cache: whether pretrained tables are
+    cached by content, in ``cache_dir`` or, without one, in the cache of the command line. callbacks: None shows
+    progress in a notebook. With ``out``, checkpoints are written there until the run ends: the same run, stopped at any
+    moment and called again, resumes and gives the same figures; with ``fresh``, it starts from scratch. arguments:
+    :class:`simulations.run_options.RunArguments`.
+
+    Raises:
+        FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
+    """
+    if not isinstance(scenario, Scenario):
+        scenario = load_scenario(scenario, overrides, seed=seed)
+    if scenario.data.timeline is not None:
+        raise ScenarioError("data.timeline: timelines are replayed by fl-peel run and flwr run; leave it out")
+    options = RunOptions(**arguments)
+    if notebook() is not None:
+        logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)  # of widgets that nobody asked for
+    if options.callbacks is None and notebook() is not None:
+        options = replace(options, callbacks=[Progress()])
+    folder, single = given_folder(options.out), scenario.evaluation.per_device
+    cache_dir = (options.cache_dir or default_cache_dir()) if cache else None
+    with ExitStack() as stack:
+        if folder is None and single:  # files of single devices go through a folder
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        measured = runner.run(scenario, replace(options, out=folder, cache_dir=cache_dir))
+        assert isinstance(measured, RunResult), "this is a run without a timeline"
+        devices = PerDevice.read(folder / FILE) if folder is not None and single else None
+    return Result(measured, devices)
