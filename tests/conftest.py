@@ -75,7 +75,10 @@ LONGEST = tuple(
 """Files of half a minute and more in ``make test-all``, the longest first."""
 DAMAGED = tuple(
     f"tests/{name}.py"
-    for name in ("fl_peel/blocks/test_vectors", "fl_peel/model/test_model_files", "simulations/test_fuzzed_inputs")
+    for name in (
+        *("fl_peel/blocks/test_vectors", "fl_peel/data/test_readers", "fl_peel/model/test_model_files"),
+        "simulations/test_fuzzed_inputs",
+    )
 )
 """Files whose properties are of damaged files and bad inputs, which ``make hostile`` tries more often."""
 SLOW_KINDS = ("engine", "faults", "deployment", "hostile")
