@@ -1,5 +1,5 @@
-"""Files of a timeline and what its tables show: `timeline.json`, `.csv`, `.parquet`, `.html` and `.svg`; of several seeds
-`timeline-seeds.json` and `.html`, which say what part of its figures is the seed's.
+"""Files of a timeline and what its tables show: `timeline.json`, `.csv`, `.parquet`, `.html` and `.svg`; of several
+seeds `timeline-seeds.json` and `.html`, which say what part of its figures is the seed's.
 """
 
 from __future__ import annotations
