@@ -459,7 +459,10 @@ class MovingReply:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Request to compare two tables per user group. kept, current: ranked blocks as last kept and as they are now."""
+    """Request to compare two tables per user group. kept, current: ranked blocks as last kept and as they are now;
+    budgets: (X,) bytes under which devices compare two lists of the table that they have now; without any they compare
+    under their own.
+    """
 
     setting: RunSetting
     server_round: Annotated[int, _ROUND]
@@ -467,6 +470,7 @@ class CompareRequest:
     num_groups: Annotated[int, ArraySpec(least=0, most="most groups")]
     kept: dict[int, Arrays]
     current: dict[int, Arrays]
+    budgets: Annotated[NDArray[np.int64], ArraySpec(("X",), least=0)]
 
 
 @dataclass(frozen=True)

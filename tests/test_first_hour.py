@@ -160,7 +160,7 @@ def test_nothing_is_typed_that_is_not_run(page):
     shown = [line for text in blocks for line in text.splitlines() if line.strip()]
     assert [line for line in shown if line not in typed] == [line for line in shown if skipped(line)]
     assert all(line in script.splitlines() for line in typed)
-    assert len(typed) > 4
+    assert len(typed) >= 4
     # before the first `fl-peel` and `python` the environment is activated
     first = next(place for place, line in enumerate(typed) if line.startswith(("fl-peel", "python")))
     assert ". .venv/bin/activate" in typed[:first]
@@ -172,7 +172,7 @@ def test_the_readme_works_as_typed(machine):
     output = type_in(script_of(README)[0])
     makes = output.partition("Look at the report:")
     assert makes[1], "make run says what comes next"
-    for name in ("out/ml-100k", "out/first", "out/federated"):
+    for name in ("out/ml-100k", "out/federated"):
         assert (copy / name / "report.html").is_file()
     assert "refinement.rounds: " in output  # scenarios show --keys
     shares = {line.split()[0] for line in output.splitlines() if re.match(r"\d+\.\d% popularity 0\.\d{4}$", line)}
@@ -181,7 +181,7 @@ def test_the_readme_works_as_typed(machine):
     row = r"^\| [^|]*?(fp32|at 1%|at 5%) \| ([\d.]+) KB \| (0\.\d{4}) \| (0\.\d{4})? ?\|$"
     rows = re.findall(row, README.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) == 3
-    for column, folder in enumerate(("first", "federated"), start=2):
+    for column, folder in enumerate(("ml-100k", "federated"), start=2):
         measured = figures_of(read_report(copy / "out" / folder))
         shown = [(line[0], line[1], line[column]) for line in rows if line[column]]
         assert len(shown) == 5 - column
@@ -211,8 +211,8 @@ def test_the_tutorial_works_as_typed(machine):
     output = type_in(script.partition("\n")[2])
     assert re.search(r"^full table: 58,\d\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
     assert re.search(r"^1% exposure: 5\d\d bytes, recall 0\.\d{4}$", output, re.MULTILINE)
-    for name in ("books", "int8", "int4"):
+    for name in ("books", "int4"):
         for file in ("report.html", "report.json", "metrics.csv", "scenario.yaml"):
             assert (copy / "out" / name / file).is_file()
     assert list((copy / "out" / "books" / "artifacts").iterdir())
-    assert (copy / "out" / "int8" / "per-device.parquet").is_file()
+    assert (copy / "out" / "books" / "per-device.parquet").is_file()

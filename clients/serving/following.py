@@ -95,7 +95,7 @@ class _FollowedGroup:
     def over_time(self, budgets: IntArray, steps_per_round: int) -> tuple[StepCounts, IntArray]:
         """Return what devices do at each step, (T, N), under ``budgets`` (T, N), and how far (N,) they have read."""
         counted, table = self.wanted.counts() > 0, StepCounts.zeros(*budgets.shape)
-        cutoffs, stored, kept, behind = self._chosen(budgets)
+        cutoffs, stored, kept, behind, user = self._chosen(budgets)
         num_bytes: IntArray = np.maximum(stored - self._overhead, 0)
         held, held_bytes = _before(kept), _before(num_bytes)
         changed, grew = kept != held, kept > held
@@ -112,27 +112,29 @@ class _FollowedGroup:
         later.grew[:] = grew[1:]
         later.shrank[:] = kept[1:] < held[1:]
         later.missing_bytes[:] = np.maximum(num_bytes - held_bytes, 0)[1:]
-        later.moved_bytes[:] = np.where(grew, self._read(_before(behind), cutoffs), 0)[1:]
+        wider = np.maximum(user - _before(user), 0)
+        later.moved_bytes[:] = np.where(grew, self._read(_before(behind), cutoffs) + wider, 0)[1:]
         later.reselected[:] = (changed & counted)[1:]
         later.recall_before[:] = np.where(changed, _before(recall), 0)[1:]
         later.recall_after[:] = np.where(changed, recall, 0)[1:]
-        self._rigid(table, num_bytes, self._read(np.zeros_like(cutoffs), cutoffs), steps_per_round)
+        self._rigid(table, num_bytes, self._read(np.zeros_like(cutoffs), cutoffs) + user, steps_per_round)
         return table, cutoffs[-1]
 
-    def _chosen(self, budgets: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    def _chosen(self, budgets: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
         """Return what devices choose at each step under budgets (T, N): how far they read, bytes they store, blocks
-        they keep, and the rank behind the last of these, (T, N) each. They choose anew where their budget changes.
+        they keep, the rank behind the last of these, and bytes of the user embedding behind its first slice, (T, N)
+        each. They choose anew where their budget changes.
         """
         anew = np.ones(budgets.shape, np.bool_)
         anew[1:] = budgets[1:] != budgets[:-1]
         skipped, (steps, who) = self.ranked.unneeded(self.seen), np.nonzero(anew)
         theirs = skipped.select(who)
         cutoffs, stored, kept = self.ranked.cutoffs_without(budgets[steps, who], theirs)
-        behind = self.ranked.after_last_without(cutoffs, theirs)
+        behind, user = self.ranked.after_last_without(cutoffs, theirs), self.ranked.wider_user_bytes(cutoffs, theirs)
         place = np.zeros(budgets.shape, np.int64)
         place[steps, who] = np.arange(len(who))
         last = np.take_along_axis(place, _latest(anew), axis=0)
-        return cutoffs[last], stored[last], kept[last], behind[last]
+        return cutoffs[last], stored[last], kept[last], behind[last], user[last]
 
     def _recall(self, cutoffs: IntArray, changed: NDArray[np.bool_]) -> IntArray:
         """Return the fixed-point recall (T, N) of devices that rank anew where they ``changed``; else 0."""
@@ -145,7 +147,7 @@ class _FollowedGroup:
 
     def _rigid(self, table: StepCounts, num_bytes: IntArray, whole: IntArray, steps_per_round: int) -> None:
         """Return what rigid devices do, which hold what they chose until it no longer fits. num_bytes, whole: (T, N)
-        bytes of blocks that they would choose at a step, and that are moved for it.
+        bytes that they would hold at a step besides header and first slice of the user embedding, and that are moved.
         """
         held, recall = np.zeros((2, num_bytes.shape[1]), np.int64)
         for step in range(len(num_bytes)):

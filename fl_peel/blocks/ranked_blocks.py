@@ -224,6 +224,13 @@ class RankedBlocks:
             wider[:, number] = ranks[place]
         return wider
 
+    def wider_user_bytes(self, cutoffs: NDArray[np.int64], skipped: UserItems) -> NDArray[np.int64]:
+        """Return the bytes of the user embedding behind its first slice that devices (N,) hold which chose up to
+        ``cutoffs`` (N,) of :meth:`cutoffs_without`.
+        """
+        slices = (self._wider(skipped) < cutoffs[:, None]).sum(axis=1)
+        return np.asarray(slices * user_bytes(self.layout.slice_dim), np.int64)
+
     def after_last_without(self, cutoffs: NDArray[np.int64], skipped: UserItems) -> NDArray[np.int64]:
         """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of
         :meth:`cutoffs_without`: what they passed over last they do not know any more.

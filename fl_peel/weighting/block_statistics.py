@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from fl_peel.weighting.settings import FeatureName
 
 FloatArray = NDArray[np.float32]
+LEAST_SHOWN = 1e-3
+"""Rate that is added to the exposure and popularity of blocks before the logarithm is taken."""
 
 
 @dataclass
@@ -53,9 +55,9 @@ class BlockStatistics:
         for name in names:
             match name:
                 case "exposure":
-                    columns.append(np.log(self.shown + 1e-3))
+                    columns.append(np.log(self.shown + LEAST_SHOWN))
                 case "popularity":
-                    columns.append(np.log(self.popularity + 1e-3))
+                    columns.append(np.log(self.popularity + LEAST_SHOWN))
                 case "global-popularity":
                     columns.append(np.log(self.global_popularity + 1e-5))
                 case "loss":

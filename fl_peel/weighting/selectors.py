@@ -76,15 +76,15 @@ _BUILT_IN: dict[str, BlockSelector] = {
 
 
 def block_weights(
-    name: str, statistics: BlockStatistics, controller: Controller, *, seed: int, user_group: int
+    name: str, statistics: BlockStatistics, controller: Controller, *, seed: int, user_group: int, num_slices: int = 1
 ) -> NDArray[np.float64]:
-    """Weights (B,) of a user group's blocks under the selector of this name.
+    """Weights (B,) of a user group's blocks under the selector of this name. num_slices: of each item.
 
     Raises:
         ScenarioError: no such selector, or a plug-in returned something else than one finite weight per block.
     """
     if name == CONTROLLER:
-        return controller.weights(statistics).astype(np.float64)
+        return controller.weights(statistics, num_slices).astype(np.float64)
     selector = _BUILT_IN.get(name)
     if selector is None:  # looking for plug-ins reads the metadata of every package installed
         selector = find_selector(name)

@@ -20,7 +20,8 @@ from torch import nn
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import row_bytes
-from fl_peel.blocks.stored import overhead_bytes
+from fl_peel.blocks.settings import Precision
+from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.grouping.clusters import item_groups
 from fl_peel.randomness import rng_for, seed_for
 from strategies.rivals.base import (
@@ -86,8 +87,8 @@ class Rule(Rival):
             def fitness(genes: Genes, served: Callable[[Genes], Option] = served) -> float:
                 return quality(served(genes), sample, "validation")["recall@20"]
 
-            room = request.budget_bytes - overhead_bytes(layout.embedding_dim)
-            costs = layout.block_bytes(request.precision)
+            costs = Costs.from_layout(layout, request.precision)
+            room = request.budget_bytes - overhead_bytes(layout.slice_dim)
             best_genes, ranked = evolve(costs, room, starts, fitness, self.search, seed_for(material.seed, "rule"))
             best = served(best_genes, material)
             yield Option(
@@ -111,9 +112,10 @@ class Rule(Rival):
         num_slices = next(n for n in range(min(self.num_slices, dim), dim + 1) if dim % n == 0)
         cost = row_bytes(dim // num_slices, request.precision)
         ids = 3 * (2 if material.num_items * num_slices < 1 << 16 else 4)
-        rooms = [r.budget_bytes - overhead_bytes(dim) for r in requests if r.precision == request.precision]
+        least_user = overhead_bytes(dim // num_slices)
+        rooms = [r.budget_bytes - least_user for r in requests if r.precision == request.precision]
         least = min((room for room in rooms if room >= cost + ids), default=0)
-        if not least or request.budget_bytes - overhead_bytes(dim) < least:
+        if not least or request.budget_bytes - least_user < least:
             return None
         rows = max(1, (least // 8 - ids) // cost)
         count = max(1, -(-material.num_items // rows))
@@ -135,8 +137,44 @@ def starting_orders(layout: BlockLayout, material: Material) -> list[NDArray[np.
     return [np.lexsort((by_slice, by_group)).astype(np.int64), *narrow]
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Bytes of subsets of blocks. blocks: (B,) of each; slice_bytes: of each slice of the user embedding behind the
+    first one, up to the last slice that any block of the subset has.
+    """
+
+    blocks: NDArray[np.int64]
+    num_slices: int = 1
+    slice_bytes: int = 0
+
+    @staticmethod
+    def from_layout(layout: BlockLayout, precision: Precision) -> Costs:
+        """Return the costs of a layout's blocks, as an artefact has them."""
+        return Costs(layout.block_bytes(precision), layout.num_slices, user_bytes(layout.slice_dim))
+
+    def fitted(self, order: NDArray[np.int64], room: int) -> Genes:
+        """Return the blocks first in order that fit; one too large is passed over for a smaller one."""
+        genes = np.zeros(len(order), np.bool_)
+        widest = np.maximum.accumulate(order % self.num_slices)
+        spent = np.cumsum(self.blocks[order]) + widest * self.slice_bytes
+        first = int(np.searchsorted(spent, room, side="right"))
+        genes[order[:first]] = True
+        width = int(widest[first - 1]) if first else 0
+        room -= int(spent[first - 1]) if first else 0
+        least = self.blocks.min()
+        for block in order[first:].tolist():
+            if room < least:
+                break
+            wider = max(width, block % self.num_slices)
+            cost = int(self.blocks[block]) + (wider - width) * self.slice_bytes
+            if cost <= room:
+                genes[block] = True
+                room, width = room - cost, wider
+        return genes
+
+
 def evolve(
-    costs: NDArray[np.int64],
+    costs: Costs,
     room: int,
     starts: Sequence[NDArray[np.int64]],
     fitness: Callable[[Genes], float],
@@ -149,8 +187,9 @@ def evolve(
     ones. In each generation the estimator is fitted to all fitnesses known, parents are drawn by rank, children take
     each block from either parent, mutate and are filled up; the estimator's favourites among them are ranked with.
     """
-    if costs.sum() <= room:
-        return np.ones(len(costs), np.bool_), 0
+    everything = costs.fitted(starts[0], room)
+    if everything.all():
+        return everything, 0
     rng = rng_for(seed, "evolve")
     known: dict[bytes, tuple[Genes, float]] = {}
 
@@ -163,10 +202,10 @@ def evolve(
     place = np.empty(len(order), np.float64)
     place[order] = np.arange(len(order))
     for start in starts:
-        learn(fitted(start, costs, room))
+        learn(costs.fitted(start, room))
     for number in range(search.population // 2):
         blur = len(order) * (2.0 if number % 4 == 3 else 0.02 * (1 + number))
-        learn(fitted(np.argsort(place + rng.normal(0, blur, len(order)), kind="stable"), costs, room))
+        learn(costs.fitted(np.argsort(place + rng.normal(0, blur, len(order)), kind="stable"), room))
     for generation in range(search.generations):
         pool = sorted(known.values(), key=lambda pair: -pair[1])
         estimate = estimator([genes for genes, _ in pool], [value for _, value in pool], seed + generation)
@@ -179,41 +218,25 @@ def evolve(
     return best[0], len(known)
 
 
-def fitted(order: NDArray[np.int64], costs: NDArray[np.int64], room: int) -> Genes:
-    """The blocks first in order that fit; one too large is passed over for a smaller one."""
-    genes = np.zeros(len(costs), np.bool_)
-    spent = np.cumsum(costs[order])
-    first = int(np.searchsorted(spent, room, side="right"))
-    genes[order[:first]] = True
-    room -= int(spent[first - 1]) if first else 0
-    least = costs.min()
-    for block in order[first:]:
-        if room < least:
-            break
-        if costs[block] <= room:
-            genes[block] = True
-            room -= int(costs[block])
-    return genes
-
-
 def _child(
     parents: Sequence[tuple[Genes, float]],
     order: NDArray[np.int64],
-    costs: NDArray[np.int64],
+    costs: Costs,
     room: int,
     search: SearchSettings,
     rng: np.random.Generator,
 ) -> Genes:
+    size = len(order)
     first, second = (parents[int(len(parents) * rng.random() ** 2)][0] for _ in range(2))
-    genes = np.where(rng.random(len(costs)) < 0.5, first, second)
+    genes = np.where(rng.random(size) < 0.5, first, second)
     # blocks of the child first, then others by popularity; mutation moves some of either kind to a random place
-    key = np.empty(len(costs))
-    key[order] = np.arange(len(costs))
-    key = np.where(genes, key, key + len(costs))
-    moved = rng.random(len(costs)) < search.mutation
-    key[moved] = rng.random(int(moved.sum())) * 2 * len(costs)
-    key += rng.normal(0, 0.02 * len(costs), len(costs)) * (rng.random() < 0.5)
-    return fitted(np.argsort(key, kind="stable"), costs, room)
+    key = np.empty(size)
+    key[order] = np.arange(size)
+    key = np.where(genes, key, key + size)
+    moved = rng.random(size) < search.mutation
+    key[moved] = rng.random(int(moved.sum())) * 2 * size
+    key += rng.normal(0, 0.02 * size, size) * (rng.random() < 0.5)
+    return costs.fitted(np.argsort(key, kind="stable"), room)
 
 
 def estimator(

@@ -127,7 +127,8 @@ class PeelStrategy(Strategy):
 
     def _weights(self, group: int, selector: str) -> NDArray[np.float64]:
         statistics = self.states[group].statistics
-        return block_weights(selector, statistics, self.controller, seed=self.scenario.seed, user_group=group)
+        of_group = {"seed": self.scenario.seed, "user_group": group, "num_slices": self.layout.num_slices}
+        return block_weights(selector, statistics, self.controller, **of_group)
 
     def cohort(self, server_round: int) -> NDArray[np.int64]:
         """Devices that are sampled in a round, ascending."""

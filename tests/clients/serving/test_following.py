@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from clients.node.joining import PreviousHoldings
-from clients.serving.following import follow
+from clients.serving.following import _FollowedGroup, follow
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked_blocks import pack_ranking
+from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import StepCounts
@@ -198,3 +198,17 @@ def test_in_a_timeline_devices_remember_what_they_hold_in_the_end(tmp_path):
     followed(held_file=path)
     with np.load(path) as kept:
         assert kept["cutoffs"].tolist() == cutoffs.tolist(), "elsewhere nothing is remembered"
+
+
+def test_growing_to_wider_rows_moves_columns_of_the_user_embedding():
+    """Two slices of a column: with the first block of the second one, a slice of the user embedding comes, 2 bytes."""
+    layout = BlockLayout(np.arange(3, dtype=np.int32), 2, 2)
+    ranked = rank_blocks(layout, "fp32", np.array([6, 4, 5, 3, 2, 1.0]), np.ones((3, 2), np.float32))
+    nothing, wanted = rows_of([], []), rows_of([0], [0])
+    who = _FollowedGroup(ranked, np.ones((2, 2), np.float32), nothing, wanted, 20, "cpu", False)
+    room = np.array([[1, 3], [2, 1], [3, 3], [2, 3]]) * BLOCK
+    steps, _ = who.over_time(BASE + room + np.where(room == 3 * BLOCK, 2, 0), 2)
+    assert steps.kept_blocks.T.tolist() == [[1, 2, 3, 2], [3, 1, 3, 3]]
+    assert steps.missing_bytes.T.tolist() == [[0, BLOCK, BLOCK + 2, 0], [0, 0, 2 * BLOCK + 2, 0]]
+    assert steps.moved_bytes.T.tolist() == [[0, BLOCK + ID, BLOCK + 2 + ID, 0], [0, 0, 2 * BLOCK + 2 + ID, 0]]
+    assert steps.rigid_moved_bytes.T.tolist() == [[0, 0, 0, 0], [0, 0, 3 * BLOCK + 2 + ID, 0]]

@@ -8,7 +8,7 @@ import pytest
 
 from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
-from fl_peel.ranking.bootstrap import PairedSums, interval
+from fl_peel.ranking.bootstrap import Effects, PairedSums, interval
 from fl_peel.ranking.top import MetricSums
 from fl_peel.wire import DeviceFigures
 from strategies.evaluation.run_figures import (
@@ -26,6 +26,7 @@ from strategies.evaluation.run_figures import (
 )
 from strategies.figures.per_device import MeasuredQuality, digest
 from strategies.nodes.members import Members
+from strategies.rounds.acceptance import Comparison
 from strategies.rounds.federation import RoundRecord
 from tests.helpers.blocks import rows_of
 
@@ -150,9 +151,10 @@ def test_bytes_per_device_by_hand():
 def test_what_of_a_refinement_was_kept():
     differences = PairedSums.from_devices(np.array([0, 0, 1, 1]), 3, np.array([0.5, 0.25, -0.25, 0.5]))
     nobody = PairedSums.zeros(3)
+    effects, accepted = Effects.from_sums(differences), np.array([True, False, True])
     comparisons = [
-        SimpleNamespace(server_round=4, sums=differences, accepted=np.array([True, False, True]), download_bytes=100),
-        SimpleNamespace(server_round=8, sums=nobody, accepted=np.zeros(3, bool), download_bytes=40),
+        Comparison(4, differences, effects, accepted, 100),
+        Comparison(8, nobody, effects, np.zeros(3, bool), 40, slice_price=2.0),
     ]
     keeping = SimpleNamespace(accepted_rounds=np.array([1, 0, 4]), comparisons=comparisons)
     result = refinement_result(keeping, 7)
@@ -160,6 +162,7 @@ def test_what_of_a_refinement_was_kept():
     assert result.bytes_down_mean == 20
     first, second = result.comparisons
     assert (first.server_round, first.devices, first.accepted, first.download_bytes) == (4, 4, 2, 100)
+    assert (first.slice_price, second.slice_price) == (None, 2.0)
     assert first.difference == pytest.approx(0.25)
     deviation = np.std([0.5, 0.25, -0.25, 0.5], ddof=1)
     assert first.standard_error == pytest.approx(deviation / 2, abs=1e-6)

@@ -25,7 +25,9 @@ from fl_peel.blocks.compression import (
     stored_bytes,
     to_bytes,
 )
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.settings import PRECISIONS
+from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.data.interactions import collected, split
 from fl_peel.grouping.clusters import user_groups
 from fl_peel.kernels.pooled import pooled_epoch
@@ -57,7 +59,7 @@ from strategies.rivals.central import (
     train_nested,
 )
 from strategies.rivals.compressed import Pep, entries_about
-from strategies.rivals.rule import Rule, SearchSettings, evolve, fitted
+from strategies.rivals.rule import Costs, Rule, SearchSettings, evolve
 from strategies.rivals.server import (
     CachedList,
     Ease,
@@ -355,8 +357,26 @@ def test_what_pep_leaves_is_retrained_from_where_it_began(material, monkeypatch)
 
 def test_a_subset_that_fits_passes_over_what_does_not():
     # costs in order 5, 4, 1, 1 with room for 7: 5, then 4 is too large, 1, 1
-    genes = fitted(np.array([2, 0, 1, 3]), np.array([4, 1, 5, 1]), 7)
+    genes = Costs(np.array([4, 1, 5, 1])).fitted(np.array([2, 0, 1, 3]), 7)
     assert genes.tolist() == [False, True, True, True]
+
+
+def test_a_subset_pays_for_the_user_embedding_up_to_its_last_slice():
+    # three slices, 2 bytes each behind the first: block 0 takes 1, block 5 of the last slice 1 + 4, block 4 then 1
+    costs, order = Costs(np.ones(6, np.int64), 3, 2), np.array([0, 5, 4, 3, 1, 2])
+    assert costs.fitted(order, 6).tolist() == [True, False, False, False, False, True]
+    assert costs.fitted(order, 5).tolist() == [True, False, False, True, True, False]  # 5 and 4 are too wide
+    assert costs.fitted(order, 9).sum() == 5
+    assert costs.fitted(order, 10).all()
+
+
+def test_its_subsets_leave_no_room_for_columns_that_no_block_has():
+    layout = BlockLayout(np.arange(50, dtype=np.int32), 16, 4)
+    costs = Costs.from_layout(layout, "int8")
+    narrow = costs.fitted(np.arange(0, 200, 4), 80)
+    user = np.ones(16, np.float32)
+    stored = StoredEmbedding.build(layout, "int8", user, np.flatnonzero(narrow), np.ones((50, 16), np.float32))
+    assert len(stored.to_bytes()) == 80 + overhead_bytes(4)
 
 
 def test_evolution_finds_planted_blocks():
@@ -364,7 +384,7 @@ def test_evolution_finds_planted_blocks():
     rng = np.random.default_rng(0)
     worth = np.zeros(200)
     worth[rng.permutation(200)[:20]] = 1.0
-    costs = np.full(200, 10)
+    costs = Costs(np.full(200, 10))
     search = SearchSettings(population=40, generations=40, ranked=10)
     best, ranked = evolve(costs, 205, [np.arange(200)], lambda genes: float(worth[genes].sum()), search, seed=1)
     assert best.sum() == 20

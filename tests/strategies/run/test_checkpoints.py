@@ -111,7 +111,7 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
     scenario = load_scenario(tiny, KINDS[kind])
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
     rng = np.random.default_rng(len(kind))
-    kept, most = tmp_path / "kept", messages // 2
+    kept, most = tmp_path / "kept", 2 * messages // 3
     for number in range(messages):  # each time at least joining and one stage, one step of a stage or one round
         result, count, _ = served(
             scenario, tmp_path / str(number), kept, stop_at=int(rng.integers(min(16, most), most + 1))
@@ -193,8 +193,8 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
 
 
 def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, tmp_path, monkeypatch):
-    """All keep the first round, and none of the next two; the run is stopped in the second."""
-    answers = iter([True, False, False] * 2)
+    """All keep the first round, none of the next two and no price of slices; the run is stopped in the second."""
+    answers = iter([True, *[False] * 5] * 2)
     better = "fl_peel.ranking.bootstrap.Effects.better"
     monkeypatch.setattr(better, lambda self, _: np.full(len(self.mean), next(answers)))
     scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
