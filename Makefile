@@ -41,7 +41,8 @@ test-rest: $(INSTALLED)-dev
 
 # what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know, runs that are
 # ended again and again, and ten times as many damaged files and bad inputs
-DAMAGED := tests/fl_peel/blocks/test_vectors.py tests/fl_peel/model/test_model_files.py tests/simulations/test_fuzzed_inputs.py
+DAMAGED := tests/fl_peel/blocks/test_vectors.py tests/fl_peel/data/test_readers.py tests/fl_peel/model/test_model_files.py \
+           tests/simulations/test_fuzzed_inputs.py
 hostile: $(INSTALLED)-dev
 	$(PYTEST) --numprocesses 2 -m hostile
 	$(PYTEST) --numprocesses 2 --hypothesis-profile=hostile $(DAMAGED)
