@@ -60,7 +60,7 @@ from strategies.timeline.timeline_figures import TimelineResult
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
-    from simulations.timeline.timeline_seeds import TimelineSeeds
+    from simulations.timeline.report import TimelineSeeds
     from strategies.run.run import Run
 
 RESULT = "result"
@@ -201,7 +201,7 @@ def _over_seeds(out: Path, results: dict[int, Any], command: str | None) -> Seed
     """Put the results of all seeds together, and write what they show."""
     first = next(iter(results.values()))
     if isinstance(first, TimelineResult):
-        from simulations.timeline.timeline_seeds import timeline_seeds, write_timeline_seeds
+        from simulations.timeline.report import timeline_seeds, write_timeline_seeds
 
         over_time = timeline_seeds(list(results.values()), command)
         write_timeline_seeds(out, over_time)

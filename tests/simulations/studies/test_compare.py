@@ -28,7 +28,7 @@ from simulations.studies.ablate.report import ablate_view, ratios_view
 from simulations.studies.compare import compare as comparison
 from simulations.studies.compare import compare_rows
 from simulations.studies.compare.compare_rows import summary, with_intervals
-from simulations.studies.compare.tables import peel_over_view
+from simulations.studies.compare.report import peel_over_view
 from simulations.studies.schema import AblateResult, CompareRow, typed
 from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial
