@@ -42,7 +42,7 @@ class Stage1Outcome(ABC):
         return {}
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
-        """Return stage 1's cost for devices (None: the server did it alone). seconds: wall time; before: earlier steps."""
+        """Return stage 1's cost for devices (None: server alone). seconds: wall time; before: earlier steps."""
         return None
 
     @property
