@@ -19,8 +19,7 @@ from simulations.studies.ablate.report import ablate_page, ablate_plot
 from simulations.studies.audit.report import audit_page, audit_plot
 from simulations.studies.compare.report import compare_page, compare_plot, leaderboard_page
 from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, typed
-from simulations.sweep.sweep_figures import SweepResult
-from simulations.sweep.sweep_page import sweep_page
+from simulations.sweep.report import SweepResult, sweep_page
 from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json
 from strategies.timeline.timeline_figures import TimelineResult

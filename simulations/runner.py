@@ -6,7 +6,6 @@ torch when something trains with it, and what draws pages when one is drawn.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -33,10 +32,10 @@ from simulations.engine.inputs import (
     ARTIFACTS,
     DEMO,
     MODEL,
-    LostMachineError,
     checked,
     data_to_run,
     given_folder,
+    on_remaining_machines,
     require_folders,
 )
 from simulations.engine.memory import PeakMemory
@@ -61,10 +60,9 @@ from strategies.timeline.timeline_figures import TimelineResult
 
 if TYPE_CHECKING:
     from simulations.differences.seeds import SeedsResult
-    from simulations.timeline.timeline_seeds import TimelineSeeds
+    from simulations.timeline.report import TimelineSeeds
     from strategies.run.run import Run
 
-logger = logging.getLogger("fl_peel")
 RESULT = "result"
 """Name of the arrays that are kept of the result of a seed."""
 
@@ -91,15 +89,10 @@ def run(scenario: Scenario, options: RunOptions | None = None) -> RunResult | Ti
 
 
 def _run_on(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
-    """:func:`_run`, again from what is kept whenever a machine of a cluster has left: devices are hosted on others."""
-    while True:
-        try:
-            return _run(scenario, options)
-        except LostMachineError as error:
-            if options.out is None:
-                raise
-            logger.warning("%s", error)
-            options = replace(options, fresh=False)
+    """:func:`_run`, which goes on from what is kept where there is a folder for it."""
+    if options.out is None:
+        return _run(scenario, options)
+    return on_remaining_machines(lambda first: _run(scenario, replace(options, fresh=options.fresh and first)))
 
 
 def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
@@ -208,7 +201,7 @@ def _over_seeds(out: Path, results: dict[int, Any], command: str | None) -> Seed
     """Put the results of all seeds together, and write what they show."""
     first = next(iter(results.values()))
     if isinstance(first, TimelineResult):
-        from simulations.timeline.timeline_seeds import timeline_seeds, write_timeline_seeds
+        from simulations.timeline.report import timeline_seeds, write_timeline_seeds
 
         over_time = timeline_seeds(list(results.values()), command)
         write_timeline_seeds(out, over_time)

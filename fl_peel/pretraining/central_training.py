@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -140,8 +139,6 @@ class _Trainer:
         self._optimizer = EagerAdam([self._users, self._items], lr=config.learning_rate, fused=True)
         popularity = collected.popularity(num_items).astype(np.float64)
         self._sampler = CandidateSampler.from_config(config, popularity)
-        bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
-        self._item_bias = torch.from_numpy(bias.astype(np.float32)).to(device)
         self._user_l2 = self._l2_shares(collected.counts())
         self._item_l2 = self._l2_shares(popularity)
 
@@ -205,12 +202,7 @@ class _Trainer:
 
     def _final(self, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The tables that score: (U, d) or, of the users that are wanted, (B, d); (I, d)."""
-        users, items = propagate(
-            self._graph, self._users, self._items, self._num_layers, wanted=wanted, workers=self._workers
-        )
-        if self._config.similarity == "cosine":
-            return F.normalize(users, dim=1, eps=1e-8), F.normalize(items, dim=1, eps=1e-8)
-        return users, items
+        return propagate(self._graph, self._users, self._items, self._num_layers, wanted=wanted, workers=self._workers)
 
     def _loss(self, batch: UserBatch, generator: torch.Generator) -> Tensor:
         config = self._config
@@ -226,7 +218,6 @@ class _Trainer:
                 batch,
                 temperature=config.temperature,
                 candidates=self._sampler.draw(generator, self._device),
-                item_bias=self._item_bias,
                 workers=self._workers,
             )
         if config.l2 > 0:

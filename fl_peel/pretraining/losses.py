@@ -205,12 +205,11 @@ class _SampledSoftmax(torch.autograd.Function):
         items: Tensor,
         batch: UserBatch,
         candidates: Candidates | None,
-        item_bias: Tensor,
         temperature: float,
         workers: Workers,
     ) -> Tensor:
         table = items if candidates is None else items[candidates.items]  # (M, d)
-        bias = item_bias if candidates is None else item_bias[candidates.items] + candidates.log_stands_for  # (M,)
+        bias = items.new_zeros(len(items)) if candidates is None else candidates.log_stands_for  # (M,)
         scaled = users / temperature  # (B, d)
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
@@ -232,8 +231,8 @@ class _SampledSoftmax(torch.autograd.Function):
 
             # not shared out: the last few numbers of torch's softplus and sigmoid come of other code than those before
             first, last = int(batch.indptr[start]), int(batch.indptr[stop])
-            rows, own, weights = batch.rows[first:last] - start, batch.items[first:last], batch.weights[first:last]
-            margin = log_total[rows] - positive[first:last] - item_bias[own]
+            rows, weights = batch.rows[first:last] - start, batch.weights[first:last]
+            margin = log_total[rows] - positive[first:last]
             if candidates is None:
                 losses, pull[first:last] = margin, weights
             else:  # the positive joins its own denominator
@@ -254,7 +253,7 @@ class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         user_gradient, item_gradient = ctx.saved_tensors
-        return gradients[0] * user_gradient, gradients[0] * item_gradient, None, None, None, None, None
+        return gradients[0] * user_gradient, gradients[0] * item_gradient, None, None, None, None
 
 
 def sampled_softmax_loss(
@@ -264,19 +263,15 @@ def sampled_softmax_loss(
     *,
     temperature: float,
     candidates: Candidates | None = None,
-    item_bias: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> Tensor:
-    """Mean of -log softmax of the positive's logit, logit = user . item / temperature + item_bias.
+    """Mean of -log softmax of the positive's logit, logit = user . item / temperature.
 
     users: (B, d) rows of the batch; items: (I, d); candidates: negatives that the whole batch shares, weighted so that
-    the sum estimates the one over all (:mod:`fl_peel.pretraining.losses`), None for all items. item_bias: (I,) known
-    part of the logits that serving leaves out, such as a share of the log popularity (Menon et al., "Long-tail learning
-    via logit adjustment", ICLR 2021).
+    the sum estimates the one over all (:mod:`fl_peel.pretraining.losses`), None for all items.
     """
-    bias = torch.zeros(items.shape[0], dtype=items.dtype, device=items.device) if item_bias is None else item_bias
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
-        users, items, batch, candidates, bias, temperature, workers
+        users, items, batch, candidates, temperature, workers
     )
     return loss
 

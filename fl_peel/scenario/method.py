@@ -277,12 +277,6 @@ class Pretraining(Keys):
     """
     temperature: float = Field(0.25, gt=0, json_schema_extra=unit("divisor of logits"))
     """Temperature of the softmax: logits are dot product / temperature."""
-    similarity: Literal["dot", "cosine"] = "dot"
-    """Similarity of user and item; dot: dot product; cosine: rows are normalized to length 1, in training and in the
-    result."""
-    popularity_correction: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("share"))
-    """Share of an item's log popularity that is added to its logit in training and left out in serving: 0 learns
-    popularity as in the data, 1 learns as if all items were equally popular."""
     user_weight_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
     """Exponent of a user's interaction count in its weight in the loss; 0: users count equally; 1: interactions count
     equally."""
@@ -308,10 +302,6 @@ class Pretraining(Keys):
             check_negatives(self.loss, self.num_negatives, self.negatives_exponent)
         except ScenarioError as error:
             raise ValueError(str(error).removeprefix("pretraining.")) from error
-        if self.loss == "bpr" and self.popularity_correction:
-            raise ValueError(
-                "popularity_correction applies to sampled-softmax and has no effect under bpr; leave it out"
-            )
         if self.diversity_weight and (self.diversity_form in ("axes", "none") or self.diversity_slices == 1):
             raise ValueError(
                 f"diversity_weight {self.diversity_weight:g} has no effect with diversity_form {self.diversity_form} "

@@ -34,8 +34,6 @@ class PretrainingConfig:
     num_negatives: int
     negatives_exponent: float
     temperature: float
-    similarity: Literal["dot", "cosine"]
-    popularity_correction: float
     user_weight_exponent: float
     initialization: Literal["spectral", "normal"]
     initial_norm: float

@@ -241,7 +241,7 @@ def _summary(result: Any) -> Iterable[TableView | str]:
 
     if isinstance(result, SeedsResult):
         return [*seeds_verdicts(result), seeds_view(result)]
-    from simulations.timeline.timeline_seeds import timeline_seeds_verdicts, timeline_seeds_view
+    from simulations.timeline.report import timeline_seeds_verdicts, timeline_seeds_view
 
     return [*timeline_seeds_verdicts(result), timeline_seeds_view(result)]
 

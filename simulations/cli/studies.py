@@ -397,8 +397,8 @@ def sweep(
 
     from fl_peel.json_codec import to_plain
     from simulations.engine.folders import default_cache_dir
+    from simulations.sweep.report import PAGE, sweep_views
     from simulations.sweep.sweep import sweep as swept
-    from simulations.sweep.sweep_page import PAGE, sweep_views
 
     options = {"--set": asked, "--search": searched, "--trials": trials, "--seeds": seeds, "--seed": seed}
     result = swept(

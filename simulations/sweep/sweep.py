@@ -19,10 +19,9 @@ from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_s
 from simulations.run_options import RunArguments, RunOptions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
+from simulations.sweep.report import MeasuredSetting, SweepResult, shared_tables, sweep_rows, write_sweep
 from simulations.sweep.search import optuna, search
 from simulations.sweep.space import TRIALS, Setting, Space, settings_of, space_of
-from simulations.sweep.sweep_figures import MeasuredSetting, SweepResult, shared_tables, sweep_rows
-from simulations.sweep.sweep_page import write_sweep
 
 
 @dataclass(frozen=True)

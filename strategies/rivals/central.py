@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -191,8 +190,6 @@ class BatchLoss:
         self.active = np.flatnonzero(given.counts() > 0)
         popularity = given.popularity(num_items).astype(np.float64)
         self._sampler = CandidateSampler.from_config(config, popularity)
-        bias = config.popularity_correction * np.log((popularity + 1.0) / (popularity + 1.0).mean())
-        self._item_bias = torch.from_numpy(bias.astype(np.float32))
         self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
 
     def _shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
@@ -238,7 +235,6 @@ class BatchLoss:
             batch,
             temperature=config.temperature,
             candidates=self._sampler.draw(generator),
-            item_bias=self._item_bias,
         )
 
 
@@ -263,10 +259,7 @@ def train_nested(
 
         def prefixes() -> list[tuple[Tensor, Tensor]]:
             all_users, all_items = propagate(graph, users, items, num_layers)
-            views = [(all_users[:, :width].contiguous(), all_items[:, :width].contiguous()) for width in widths]
-            if config.similarity == "cosine":
-                return [(F.normalize(u, dim=1, eps=1e-8), F.normalize(i, dim=1, eps=1e-8)) for u, i in views]
-            return views
+            return [(all_users[:, :width].contiguous(), all_items[:, :width].contiguous()) for width in widths]
 
         optimizer = torch.optim.Adam([users, items], lr=config.learning_rate, fused=True)
         for epoch in range(config.epochs):

@@ -75,9 +75,10 @@ def test_single_items_have_a_row_a_block():
 @pytest.mark.parametrize("kind", LAYOUT_KINDS)
 @pytest.mark.parametrize("slices", [1, 2])
 def test_a_whole_table_is_as_if_it_had_travelled(kind, slices):
-    layout = layout_of(kind, 9, 3, slices, 2, 0)
+    layout = layout_of(kind, 9, 3, 2, slices, 0)
     table = random_table(np.random.default_rng(0), layout)
     result, sent = ranked_as_numbered(layout, table), rank_blocks(layout, "fp32", -np.arange(layout.num_blocks), table)
+    assert result.layout is layout
     for name in ("blocks", "items", "table", "position"):
         one, other = getattr(result, name), getattr(sent, name)
         assert (one.dtype, one.tolist()) == (other.dtype, other.tolist())

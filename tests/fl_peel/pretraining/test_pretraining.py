@@ -219,15 +219,14 @@ def test_full_softmax_by_hand() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_softmax_over_candidates_adds_the_positive_and_the_bias_by_hand() -> None:
+def test_softmax_over_candidates_adds_the_positive_by_hand() -> None:
     users, items, batch = tiny_batch()
-    bias = torch.tensor([0.0, 0.5, 0.0, 1.0])
-    # candidates 1 and 3; user 0: 0 + 0.5 and 2 + 1; user 1: 2 + 0.5 and 0 + 1; each stands for 4 / 2 items
-    sum_0, sum_1 = 2 * (math.exp(0.5) + math.exp(3)), 2 * (math.exp(2.5) + math.exp(1))
-    positives = [(1.0, sum_0), (0.5, sum_0), (2.0, sum_1)]
+    # candidates 1 and 3; user 0: 0 and 2; user 1: 2 and 0; each stands for 4 / 2 items
+    sum_0 = sum_1 = 2 * (1 + math.exp(2))
+    positives = [(1.0, sum_0), (0.0, sum_0), (2.0, sum_1)]
     expected = sum(math.log(math.exp(p) + s) - p for p, s in positives) / 3
     candidates = Candidates.alike(torch.tensor([1, 3]), 4)
-    loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=candidates, item_bias=bias)
+    loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=candidates)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -242,7 +241,6 @@ def test_softmax_gradient_equals_autograd(candidates: Candidates | None) -> None
     rows = some_rows(9, 12)
     users = torch.randn(9, 4, generator=generator, requires_grad=True)
     items = torch.randn(12, 4, generator=generator, requires_grad=True)
-    bias = torch.randn(12, generator=generator)
     weights = torch.rand(rows.num_interactions, generator=generator)
     batch = UserBatch(
         torch.arange(9),
@@ -251,10 +249,10 @@ def test_softmax_gradient_equals_autograd(candidates: Candidates | None) -> None
         torch.from_numpy(rows.items.astype(np.int64)),
         weights,
     )
-    loss = sampled_softmax_loss(users, items, batch, temperature=0.3, candidates=candidates, item_bias=bias)
+    loss = sampled_softmax_loss(users, items, batch, temperature=0.3, candidates=candidates)
     (2.0 * loss).backward()
     twin_users, twin_items = users.detach().clone().requires_grad_(), items.detach().clone().requires_grad_()
-    logits = twin_users @ twin_items.T / 0.3 + bias
+    logits = twin_users @ twin_items.T / 0.3
     positive = logits[batch.rows, batch.items]
     if candidates is None:
         total = logits.logsumexp(dim=1)[batch.rows]
@@ -286,7 +284,7 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
     generator = torch.Generator().manual_seed(2)
     rows = some_rows(371, 97)
     items, starts = torch.randn(97, 8, generator=generator), torch.randn(371, 8, generator=generator)
-    counts, bias = rows.counts(), torch.randn(97, generator=generator)
+    counts = rows.counts()
     weights = torch.rand(rows.num_interactions, generator=generator)
     batch = UserBatch(
         torch.arange(371),
@@ -300,9 +298,7 @@ def test_softmax_is_the_same_to_the_last_bit_for_any_number_of_workers(sampled: 
     for count in (1, 2, 3):
         users, table = starts.clone().requires_grad_(), items.clone().requires_grad_()
         with own_threads(count) as workers, fixed_threads(1):  # BLAS too: its products depend on its threads
-            loss = sampled_softmax_loss(
-                users, table, batch, temperature=0.3, candidates=candidates, item_bias=bias, workers=workers
-            )
+            loss = sampled_softmax_loss(users, table, batch, temperature=0.3, candidates=candidates, workers=workers)
             loss.backward()
         result.append((loss.detach(), users.grad, table.grad))
     for other in result[1:]:
@@ -393,11 +389,6 @@ def test_users_without_data_get_zero_rows_and_change_nothing() -> None:
     assert tables.users.shape == (41, 8)
     assert not tables.users[40].any()
     assert tables.users[:40].any(axis=1).all()
-
-
-def test_cosine_tables_have_length_one() -> None:
-    tables = pretrain(some_rows(), 30, replace(SMALL, similarity="cosine"), seed=1)
-    assert np.allclose(np.linalg.norm(tables.users, axis=1), 1.0, atol=1e-5)
 
 
 def test_thread_count_is_put_back() -> None:

@@ -1,14 +1,11 @@
 """What the server makes of noise, at the edges, by hand: shrinkage, rates, tilts; answers and mechanisms."""
 
-import contextlib
-import logging
 import math
 
 import numpy as np
 import pytest
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import _quiet
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     Gaussian,
@@ -19,7 +16,6 @@ from fl_peel.privacy.mechanisms import (
 )
 from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrink_factor, shrunk, tilted
 from fl_peel.privacy.sources import SeededNoise, randomized_groups
-from tests.helpers.gaussian import analytic_gaussian_delta
 
 # ---------------------------------------------------------------- shrinkage
 
@@ -214,25 +210,3 @@ def test_a_name_that_no_mechanism_has_is_refused():
         find_mechanism("central-gausian")
     assert find_mechanism("none") is None
     assert find_mechanism("local-laplace") == LocalLaplace()
-
-
-def test_the_accountants_logger_is_left_as_it_was():
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        with _quiet():
-            assert logger.level == logging.ERROR
-        assert logger.level == logging.INFO
-        with contextlib.suppress(ValueError), _quiet():
-            raise ValueError
-        assert logger.level == logging.INFO
-    finally:
-        logger.setLevel(level)
-
-
-def test_the_closed_form_at_its_ends():
-    # epsilon 0: the total variation of two normals 1 apart, 2 Phi(1 / 2z) - 1
-    for multiplier in (0.5, 1.0, 4.0):
-        assert analytic_gaussian_delta(multiplier, 0.0) == pytest.approx(math.erf(1 / (2 * multiplier) / math.sqrt(2)))
-    assert analytic_gaussian_delta(1.0, 40.0) < 1e-12

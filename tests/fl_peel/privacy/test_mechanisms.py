@@ -34,7 +34,7 @@ from fl_peel.privacy.mechanisms import (
     fixed_point,
     uniforms,
 )
-from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrink_factor, shrunk, tilted
+from fl_peel.privacy.shrinkage import NoisedSignals, shrunk, tilted
 from fl_peel.privacy.sources import SeededNoise, randomized_groups, with_device_noise
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.registered import MECHANISMS
@@ -246,20 +246,6 @@ def test_answers_which_user_group():
 # ---------------------------------------------------------------- what the server makes of it
 
 
-def test_shrinkage_by_hand():
-    # 200 numbers of mean square 4 under noise of variance 1: 1 - (1 + 3 sqrt(2 / 200)) / 4 = 1 - 1.3 / 4
-    values = np.full(200, 2.0)
-    assert shrink_factor(values, 1.0) == pytest.approx(0.675)
-    assert shrink_factor(values, 0.0) == 1
-    assert shrink_factor(values, 4.0) == 0
-    assert shrink_factor(np.zeros(3), 1.0) == 0
-    rows = np.concatenate([np.full((64, 4), 2.0), np.full((64, 4), 0.1)])  # buckets of 64 rows: strong, drowned
-    result = shrunk(rows, 1.0, bucket=256)
-    factor = 1 - (1 + 3 * math.sqrt(2 / 256)) / 4
-    np.testing.assert_allclose(result[:64], 2 * factor)
-    assert (result[64:] == 0).all()
-
-
 def test_shrinkage_beats_both_ends():
     """Mean squared error below that of believing everything and of believing nothing; pure noise becomes nothing."""
     rng = np.random.default_rng(0)
@@ -269,15 +255,6 @@ def test_shrinkage_beats_both_ends():
     assert error < 0.8 * min(1.0, np.square(signal).mean())
     pure = rng.normal(0, 1, (6400, 64))
     assert np.square(shrunk(pure, 1.0)).mean() < 1e-3
-
-
-def test_rates_by_hand():
-    # prior 0.5 of 25 devices: variance 0.25 / 25 = 0.01. 100 devices, noise 0: 0.25 / 100 = 0.0025: weight 0.8
-    weight = 0.01 / (0.01 + 0.0025)
-    rate = posterior_rate(np.array([0.5]), 25, np.array([80.0]), 100, np.array([0.0]))
-    assert rate[0] == pytest.approx(0.5 + weight * 0.3)
-    drowned = posterior_rate(np.array([0.5]), 25, np.array([80.0]), 100, np.array([1e6]))
-    assert drowned[0] == pytest.approx(0.5, abs=1e-6)
 
 
 def signals(rng, truth, std, hits=400_000):

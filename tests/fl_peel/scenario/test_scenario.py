@@ -79,7 +79,6 @@ BAD = [
     ("data: {path: a, time_zone: Europe/Berlon}", "data.time_zone: no such time zone; did you mean 'Europe/Berlin'?"),
     ("data: {path: a, time_zone: ../x}", "data.time_zone: no such time zone; give UTC, or a name like Europe/"),
     ("pretraining: {loss: bpr, num_negatives: 0}", "pretraining: num_negatives: bpr needs at least 1; 0 (all"),
-    ("pretraining: {loss: bpr, popularity_correction: 0.5}", "pretraining: popularity_correction applies to"),
     ("pretraining: {diversity_weight: 0.1, diversity_form: cosine, diversity_slices: 1}", "pretraining:"),
     ("pretraining: {diversity_weight: 0.1}", "pretraining: diversity_weight 0.1 has no effect with diversity_form"),
     ("evaluation: {budgets: [1%, 0.01]}", "evaluation: budgets: 0.01 is given twice; leave one out"),

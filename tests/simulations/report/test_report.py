@@ -30,13 +30,15 @@ from simulations.report.run_files import read_report, summary
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
 from simulations.report.theme import themed
 from simulations.report.verdict import verdicts
-from simulations.studies.compare.report import compare_alt, compare_plot, write_compare
-from simulations.studies.compare.tables import (
+from simulations.studies.compare.report import (
     ceilings_view,
+    compare_alt,
     compare_details_view,
+    compare_plot,
     compare_verdicts,
     compare_view,
     verdict_view,
+    write_compare,
 )
 from simulations.studies.schema import CompareResult, typed
 from strategies.figures.schema import FullTableResult, Quality, RunResult, UserGroupRow, from_json
