@@ -95,9 +95,7 @@ def alive_machines() -> dict[str, str]:
 def watched_machines(
     started: threading.Event, ended: threading.Event, lost: Callable[[str], None]
 ) -> AbstractContextManager[None]:
-    """Look every second, from when Ray has started until the run has ended, whether a machine has left the cluster.
-    lost: is given its address, once. Ray itself takes up to half a minute to notice.
-    """
+    """Look every second whether a machine has left. lost: is given its address; Ray itself takes half a minute."""
 
     def watch(over: threading.Event) -> None:
         before: dict[str, str] = {}

@@ -402,9 +402,7 @@ def with_interval(row: Mapping[str, Any], num_devices: int) -> Row:
 
 
 def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int) -> Estimate | None:
-    """Recall of one row over another's, paired; None where one has no replicates, or the other finds nothing. p_value:
-    of no difference between the two.
-    """
+    """Recall of one row over another's, paired, with the p-value of no difference; None: it is not known."""
     if REPLICATES not in one or REPLICATES not in other or other["recall@20"] <= 0:
         return None
     samples = [_sample(row, "recall@20", num_devices) for row in (one, other)]

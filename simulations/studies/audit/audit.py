@@ -137,9 +137,7 @@ def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequ
 
 
 def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
-    """The rows with intervals of their recall in place of replicates and, where a row protects nothing (``none``), the
-    recall of the others over its: ``to_none``, paired.
-    """
+    """The rows with intervals in place of replicates, and recall relative to the row without protection."""
     shown = [{key: value for key, value in row.items() if value is not None or key != REPLICATES} for row in rows]
     none = next((row for row in shown if row["mechanism"] == "none"), None)
     lines = []
