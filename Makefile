@@ -40,12 +40,9 @@ test-rest: $(INSTALLED)-dev
 	$(PYTEST) $(ALL) -m "(slow or hypothesis) and not hostile"
 
 # what is left out of `make test-all`: whole runs in which a node lies in every way that the tests know, runs that are
-# ended again and again, and ten times as many damaged files and bad inputs
-DAMAGED := tests/fl_peel/blocks/test_vectors.py tests/fl_peel/data/test_readers.py tests/fl_peel/model/test_model_files.py \
-           tests/simulations/test_fuzzed_inputs.py
+# ended again and again, and fifteen times as many damaged files and bad inputs
 hostile: $(INSTALLED)-dev
-	$(PYTEST) --numprocesses 2 -m hostile
-	$(PYTEST) --numprocesses 2 --hypothesis-profile=hostile $(DAMAGED)
+	$(PYTEST) --numprocesses 2 --hypothesis-profile=hostile -m hostile
 
 # figures to the last digit (CONTRIBUTING.md): as committed, or as of BASE=commit; RECORD=1 writes those to commit;
 # DATA=folder: also the other data sets that lie there; SCENARIOS="ml-100k compare" for some

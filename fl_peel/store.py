@@ -122,9 +122,7 @@ class Store:
                 _sweep(place)
 
     def entries(self) -> list[Entry]:
-        """Return all entries, the oldest first; their files are not compared with their digests. One that cannot be
-        read has no name but its folder's, and no files.
-        """
+        """Return all entries, oldest first, digests unchecked; an unreadable one has its folder's name, no files."""
         entries = []
         for place in self._folders():
             try:

@@ -46,9 +46,7 @@ class RunArguments(_Arguments, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The arguments of a run or a study, with their defaults. grid: nodes that somebody else has started; None: those
-    of the engine that the scenario asks for.
-    """
+    """Arguments of a run or a study. grid: nodes that somebody else started; None: those of the engine."""
 
     out: str | Path | None = None
     data_dir: str | Path | None = None

@@ -6,7 +6,6 @@ torch when something trains with it, and what draws pages when one is drawn.
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
@@ -33,10 +32,10 @@ from simulations.engine.inputs import (
     ARTIFACTS,
     DEMO,
     MODEL,
-    LostMachineError,
     checked,
     data_to_run,
     given_folder,
+    on_remaining_machines,
     require_folders,
 )
 from simulations.engine.memory import PeakMemory
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
     from simulations.timeline.report import TimelineSeeds
     from strategies.run.run import Run
 
-logger = logging.getLogger("fl_peel")
 RESULT = "result"
 """Name of the arrays that are kept of the result of a seed."""
 
@@ -91,15 +89,10 @@ def run(scenario: Scenario, options: RunOptions | None = None) -> RunResult | Ti
 
 
 def _run_on(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
-    """:func:`_run`, again from what is kept whenever a machine of a cluster has left: devices are hosted on others."""
-    while True:
-        try:
-            return _run(scenario, options)
-        except LostMachineError as error:
-            if options.out is None:
-                raise
-            logger.warning("%s", error)
-            options = replace(options, fresh=False)
+    """:func:`_run`, which goes on from what is kept where there is a folder for it."""
+    if options.out is None:
+        return _run(scenario, options)
+    return on_remaining_machines(lambda first: _run(scenario, replace(options, fresh=options.fresh and first)))
 
 
 def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:

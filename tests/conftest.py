@@ -65,13 +65,22 @@ evaluation: {budgets: [50%, 1.0], selectors: [controller, popularity], artifacts
 LONGEST = tuple(
     f"tests/{name}.py"
     for name in (
+        *("hostile/test_kills", "hostile/test_liars"),  # beside busy processes, nothing that has a time limit
         *("simulations/deployment/test_deployment", "golden/test_reports", "test_first_hour"),
         *("simulations/studies/test_frame", "simulations/test_run", "simulations/test_killed"),
         *("simulations/engine/test_flwr_run", "fl_peel/kernels/test_lanes", "simulations/studies/test_compare"),
-        *("hostile/test_liars", "strategies/steps/test_channels", "fl_peel/attacks/test_canary"),
+        *("hostile/test_masked_faults", "strategies/steps/test_channels", "fl_peel/attacks/test_canary"),
     )
 )
 """Files of half a minute and more in ``make test-all``, the longest first."""
+DAMAGED = tuple(
+    f"tests/{name}.py"
+    for name in (
+        *("fl_peel/blocks/test_vectors", "fl_peel/data/test_readers", "fl_peel/model/test_model_files"),
+        "simulations/test_fuzzed_inputs",
+    )
+)
+"""Files whose properties are of damaged files and bad inputs, which ``make hostile`` tries more often."""
 SLOW_KINDS = ("engine", "faults", "deployment", "hostile")
 """Markers of tests that only ``make test-all`` runs, but for those that are marked ``smoke`` besides."""
 
@@ -86,11 +95,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow by its kind. Files that take long come first, so that no worker is left with one of them at
     the end: those above, then what starts an engine. All tests of a file stay together, in their order.
     """
     for item in items:
+        if is_hostile(config) and item.nodeid.startswith(DAMAGED) and hasattr(item.function, "hypothesis"):
+            item.add_marker("hostile")
         if any(map(item.get_closest_marker, SLOW_KINDS)) and not item.get_closest_marker("smoke"):
             item.add_marker("slow")
     files = [item.nodeid.partition("::")[0] for item in items]
@@ -107,7 +118,7 @@ def pytest_collection_finish() -> None:
 
 def is_hostile(config: pytest.Config) -> bool:
     """Whether this is a part of ``make hostile``."""
-    return "hostile" in (config.option.markexpr, config.getoption("--hypothesis-profile"))
+    return bool(config.option.markexpr == "hostile")
 
 
 @pytest.fixture
@@ -140,11 +151,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not is_hostile(config):
         return
     tried, wrong = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for report in (one for kind in ("passed", "failed") for one in terminalreporter.stats.get(kind, [])):
-        trials = [value for name, value in report.user_properties if name == "trial"] if report.when == "call" else []
+    for report in (one for reports in terminalreporter.stats.values() for one in reports):
+        properties = report.user_properties if getattr(report, "when", "") == "call" else []  # and of no warning
+        trials = [value for name, value in properties if name == "trial"]
         for what, how, times in trials:
             tried[what, how] += times
-        if report.failed and trials:
+        if trials and report.failed:
             wrong[tuple(trials[-1][:2])] += 1
     terminalreporter.section("trials")
     for what in sorted({what for what, _ in tried}):

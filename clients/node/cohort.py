@@ -150,9 +150,7 @@ class Cohort:
 
     @cached_property
     def joining(self) -> NDArray[np.bool_]:
-        """Return which hosted devices (N,) take part for the first time: all of them, except in the last part of a
-        period, in which only those do that were not there before it.
-        """
+        """Return which hosted devices (N,) take part for the first time: all, or in a period those new to it."""
         timeline = self.scenario.data.timeline
         everybody = np.ones(len(self.devices), np.bool_)
         return self.splits.train.counts() > 0 if timeline is not None and timeline.phase == "join" else everybody

@@ -79,9 +79,7 @@ class _RowAttack(Attack):
 
 
 class TouchedRows(_RowAttack):
-    """Rows that came back changed, the more the likelier: a dummy row is told from a touched one, and a positive, with
-    its large step, from a sampled negative.
-    """
+    """Rows that came back changed: dummies, touched rows, and positives with their large steps are told apart."""
 
     name: ClassVar[str] = "touched-rows"
 

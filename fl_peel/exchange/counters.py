@@ -62,9 +62,7 @@ class ClockCounts(Counters):
         return replace(self, recall=nothing, evaluated=nothing)
 
     def asked_alone(self) -> Self:
-        """Return the number of sampled devices alone, which the server knows, all in the first class: the true class
-        would identify the device of a node that has one.
-        """
+        """Return how many were sampled, all in the first class: the true one would identify a lone device."""
         lumped = type(self).zeros(*self.sampled.shape)
         lumped.sampled[0] = self.sampled.sum()
         return lumped

@@ -279,9 +279,7 @@ def bounded_sums(
 
 
 def bounded_counts(ranked: RankedBlocks, train: UserItems, bound: float, *, l1: bool) -> NDArray[np.int64]:
-    """Devices that have train interactions with each row sent (R,), see
-    :func:`fl_peel.exchange.counters.counts_within`.
-    """
+    """Devices with train interactions in each row sent, (R,): :func:`fl_peel.exchange.counters.counts_within`."""
     rows = ranked.row_of_item[train.items]
     sent = rows >= 0
     return counts_within(train.users()[sent], rows[sent], len(ranked.table), bound, FIXED_POINT, l1=l1)

@@ -211,6 +211,8 @@ def _passes(
     step: Callable[[str], None],
 ) -> SpectralFilter:
     whole = CountsStep.ask(sums)
+    if sums.terms.bounded and not whole.any():  # a void sum: nothing is known of any item
+        whole = np.full_like(whole, int(UNIT_SCALE))
     counts: Counts = known(whole, sums.std("counts")) if sums.terms.bounded else whole
     step("items counted")
     require_items(counts)
@@ -219,14 +221,16 @@ def _passes(
             directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
         else:
             directions = _beginning(counts, config, seed, given, earlier)
-    number = 0
+    number, std, block = 0, 0.0, directions
 
     def one(directions: Doubles) -> Doubles:
-        nonlocal number
+        nonlocal number, std, block
         number += 1
         columns = passed(sums, directions, counts, config)
         step(f"pass {number}")
-        return columns
+        if columns.any() or not sums.terms.bounded:  # else of a void sum: directions stay as they were
+            std, block = sums.std("pass"), columns
+        return block
 
     with fixed_threads(config.num_threads):
         # filtered passes are of directions that are not orthonormal, which devices would cut
@@ -234,7 +238,7 @@ def _passes(
         directions, values = iterated(one, directions, sizes)
         directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
     if sums.terms.bounded:
-        values = above_noise(values, counts, sums.std("pass"))
+        values = above_noise(values, counts, std)
     count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
     if config.chooses:
         step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
@@ -332,7 +336,10 @@ def moments_by_group(sums: StepChannel, centroids: Floats, counts: Counts, colum
     alone explains, others of items that nobody has according to ``counts`` (I,).
     """
     for moments in MomentsStep.ask(sums, centroids, columns):
-        if sums.terms.bounded:
+        if sums.terms.bounded and not moments.second.any():  # of a void sum: as if devices were alike in all directions
+            second = np.eye(columns) * (UNIT_SCALE**2 / columns)
+            yield Moments(1, moments.first, second.astype(np.int64), np.asarray(counts) / len(centroids))
+        elif sums.terms.bounded:
             stds = {part: sums.std(part) for part in ("moment products", "moment items")}
             yield cleaned(moments, np.asarray(counts, np.float64), stds)
         else:
@@ -386,9 +393,10 @@ def _noised_centroids(
     """
     if plan.num_groups == 1:
         return centroids
+    sizes = np.full(len(centroids), plan.min_size * UNIT_SCALE)
     for number in range(1, config.group_rounds + 1):
         groups = GroupsStep.ask(sums, centroids)
-        sizes = groups.sizes
+        sizes = groups.sizes if groups.sizes.any() else sizes  # of a void sum: all stays as it was
         centroids = coarse(moved(centroids, groups, sums.std("group sizes"), sums.std("group vectors")))
         step(f"user groups {number}")
     kept = sizes >= plan.min_size * UNIT_SCALE

@@ -284,9 +284,7 @@ class _Group:
         return (parts * of_piece.view(*held.shape, 1)).view(change.shape), squares
 
     def _factors(self, sizes: Tensor, entries: Tensor) -> Tensor:
-        """What is multiplied by what, so that updates are within the bound after rounding to fixed point. sizes: of
-        norms, squared unless L1; entries: numbers in each.
-        """
+        """Factors that keep updates within the bound once rounded. sizes: norms, squared unless L1; entries: in one."""
         absolute = self.how.clip_l1
         rounding = 0.5 / FIXED_POINT * (entries if absolute else entries.sqrt())
         limit = (self.bound * (1.0 - 1e-5) - rounding).clamp(min=0.0)

@@ -104,9 +104,7 @@ class SeedRuns:
 
 
 def _best_full_table(reports: Sequence[RunResult]) -> str | None:
-    """Return the full table with the best mean recall on validation, of those that every seed measured there; without
-    any, the one that the first seed's ratios are relative to.
-    """
+    """Return the full table with the best mean recall on validation, or that which the first seed compares to."""
     by_seed = [report.full_table.on_validation for report in reports]
     tables = [name for name in by_seed[0] if all(name in other for other in by_seed)]
     means = {name: float(np.mean([one[name].recall.value for one in by_seed])) for name in tables}

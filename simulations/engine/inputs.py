@@ -5,12 +5,13 @@ What needs NumPy is imported when a fleet is checked: a mistake that shows witho
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import DataError, EngineError, ReportError, ScenarioError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from fl_peel.data.interactions import Splits
     from fl_peel.data.timeline import Timeline
 
+Result = TypeVar("Result")
+logger = logging.getLogger("fl_peel")
 MOST_ROUNDS_LOOKED_AT = 1000
 """Rounds looked at for a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
@@ -511,6 +514,19 @@ CONNECT_S = 10.0
 
 class LostMachineError(EngineError):
     """A machine has left the cluster during a run; the same run may go on on the others."""
+
+
+def on_remaining_machines(work: Callable[[bool], Result]) -> Result:
+    """Return the result of work that goes on from what it has kept; it is started again whenever a machine of a cluster
+    has left, so that devices are hosted on others. work: is given whether it starts for the first time.
+    """
+    first = True
+    while True:
+        try:
+            return work(first)
+        except LostMachineError as error:
+            logger.warning("%s", error)
+            first = False
 
 
 def require_cluster(address: str) -> None:

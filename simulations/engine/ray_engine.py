@@ -172,11 +172,14 @@ def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]
 
     def init(*, runtime_env: Mapping[str, Any], **kwargs: Any) -> Any:
         runtime_env = {**runtime_env, "working_dir": str(working_dir)}
-        context = start_patiently(lambda: start(runtime_env=runtime_env, **kwargs), engine.patience_s)
+        context = start_patiently(
+            lambda: start(runtime_env=runtime_env, **kwargs), engine.patience_s, lambda: _child(RAYLET) is not None
+        )
         started.set()
         try:
-            require_shared(run_dir)
+            require_shared(run_dir, engine.patience_s)
         except EngineError:
+            started.clear()  # its end is ours, and says nothing of memory
             ray.shutdown()
             raise
         return context

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import ray
+from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fl_peel.errors import EngineError
@@ -20,8 +22,6 @@ from simulations.engine.passing_grid import TELL_S
 logger = logging.getLogger("fl_peel")
 
 Started = TypeVar("Started")
-SHARED_S = 60.0
-"""Seconds that a machine may take to look into the run's folder."""
 LOOK_S = 1.0
 """Seconds between two looks for machines."""
 TIMED_OUT = "timed out during startup"
@@ -52,14 +52,26 @@ def waited_for(what: str) -> AbstractContextManager[None]:
     return _in_thread(tell)
 
 
-def start_patiently(start: Callable[[], Started], patience_s: float) -> Started:
-    """Start Ray, again where it gave up since the machine is busy, for as long as ``patience_s``.
+def start_patiently(start: Callable[[], Started], patience_s: float, is_alive: Callable[[], bool]) -> Started:
+    """Start Ray, again where it gave up since the machine is busy, for as long as ``patience_s``. is_alive: whether its
+    raylet is, which takes minutes to say so on such a machine: Ray itself would begin anew after half of one.
 
     Raises:
         EngineError: it did not start in that time.
     """
     deadline = time.monotonic() + patience_s
-    with waited_for("the start of Ray"):
+    look: Callable[..., Any] = services.get_node
+
+    def get_node(*asked: Any) -> Any:
+        while True:
+            try:
+                return look(*asked)
+            except RuntimeError:
+                if not is_alive() or time.monotonic() > deadline:
+                    raise
+                time.sleep(LOOK_S / 10)
+
+    with waited_for("the start of Ray"), patch("ray._private.services.get_node", get_node):
         while True:
             try:
                 return start()
@@ -83,9 +95,7 @@ def alive_machines() -> dict[str, str]:
 def watched_machines(
     started: threading.Event, ended: threading.Event, lost: Callable[[str], None]
 ) -> AbstractContextManager[None]:
-    """Look every second, from when Ray has started until the run has ended, whether a machine has left the cluster.
-    lost: is given its address, once. Ray itself takes up to half a minute to notice.
-    """
+    """Look every second whether a machine has left. lost: is given its address; Ray itself takes half a minute."""
 
     def watch(over: threading.Event) -> None:
         before: dict[str, str] = {}
@@ -100,8 +110,9 @@ def watched_machines(
     return _in_thread(watch)
 
 
-def require_shared(folder: str) -> None:
-    """Have every machine read a nonce in the run's folder, in which nodes keep what devices know between messages.
+def require_shared(folder: str, patience_s: float) -> None:
+    """Have every machine read a nonce in the run's folder, in which nodes keep what devices know between messages. On a
+    busy one the worker that reads it takes minutes to start: ``patience_s`` at most.
 
     Raises:
         EngineError: a machine does not see it.
@@ -128,7 +139,7 @@ def require_shared(folder: str) -> None:
         for machine, answer in answers.items():
             address = machines[machine]
             try:
-                seen = ray.get(answer, timeout=SHARED_S) == nonce
+                seen = ray.get(answer, timeout=patience_s) == nonce
             except ray.exceptions.RayError as error:
                 line = " ".join(str(error).split())[:200]
                 raise EngineError(f"machine {address} of the Ray cluster does not work: {line}") from None

@@ -64,9 +64,7 @@ def page(
     source: Mapping[str, Any],
     demo: str | None = None,
 ) -> str:
-    """Return the page of a result: one HTML file, nothing fetched from elsewhere. source: the result's content, which
-    says where it is from; demo: a page to play with that lies beside it.
-    """
+    """Return a result's page, one HTML file. source: content that says where it is from; demo: a page beside it."""
     drawn = [(one, tuple(_drawn_parts(one))) for one in sections]
     shown = [{"id": one.id, "title": one.title, "parts": parts} for one, parts in drawn if parts]
     scenario, packages = source.get("scenario"), source.get("versions")

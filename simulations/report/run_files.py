@@ -79,9 +79,7 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
 
 
 def summary(result: RunResult) -> list[TableView | str]:
-    """Return what the terminal shows of a run: what it comes to in words, and nodes that were excluded; then tables of
-    budgets, full tables, refinement, device classes, stage 1 and costs.
-    """
+    """Return what the terminal shows of a run: sentences, excluded nodes, and then its tables."""
     return [
         *verdicts(result),
         *missing_nodes(result),

@@ -16,9 +16,7 @@ LEARNING_RATE = "lower refinement.local.learning_rate"
 
 
 def verdicts(result: RunResult) -> tuple[str, ...]:
-    """Say in a sentence each: who has seen which interactions, what the smallest budget that keeps up has, what
-    refinement did, and which device classes are far below their full tables.
-    """
+    """Say who has seen what, which budget keeps up, what refinement did, and which classes are far below."""
     full, stage, top_n = result.full_table, result.refinement, result.top_n
     ratios = {
         f"{format_share(row.share)} of the bytes ({format_bytes(row.budget_bytes)})": row.to_strongest

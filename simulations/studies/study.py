@@ -38,7 +38,15 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import STUDY_RESULTS, check_data, check_devices, checked, given_folder, require_items
+from simulations.engine.inputs import (
+    STUDY_RESULTS,
+    check_data,
+    check_devices,
+    checked,
+    given_folder,
+    on_remaining_machines,
+    require_items,
+)
 from simulations.engine.versions import versions
 from simulations.report.result_files import to_plain
 from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
@@ -189,7 +197,8 @@ class Study:
         return result
 
     def trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
-        """Results of trials by name: kept ones, and the others from one start of the engine.
+        """Results of trials by name: kept ones, and the others from one start of the engine, or from one more for each
+        machine of a cluster that leaves.
 
         The first is what all others are compared with: where its devices can take no part, there is no study.
 
@@ -198,6 +207,9 @@ class Study:
             BudgetError: some device can hold no block of the first trial.
             FlPeelError: whatever stopped the server's side, or the engine.
         """
+        return on_remaining_machines(lambda _: self._trials(trials))
+
+    def _trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
         keys = {trial.name: stage_key(self.data, _content(trial)) for trial in trials}
         results = self.checkpoints.read(keys)
         missing = [trial for trial in trials if trial.name not in results]
@@ -390,9 +402,7 @@ def with_interval(row: Mapping[str, Any], num_devices: int) -> Row:
 
 
 def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int) -> Estimate | None:
-    """Recall of one row over another's, paired; None where one has no replicates, or the other finds nothing. p_value:
-    of no difference between the two.
-    """
+    """Recall of one row over another's, paired, with the p-value of no difference; None: it is not known."""
     if REPLICATES not in one or REPLICATES not in other or other["recall@20"] <= 0:
         return None
     samples = [_sample(row, "recall@20", num_devices) for row in (one, other)]

@@ -93,9 +93,7 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
 
 @drawing.in_both_forms
 def life_plot(periods: Sequence[PeriodResult]) -> Plot:
-    """Below one another, over the periods: recall, bytes of a device, what changed, devices' own budgets at every
-    moment, and how often they re-selected because these moved.
-    """
+    """Over the periods: recall, bytes, what changed, own budgets at every moment, and re-selections."""
     figure, (recall, moved, changed, budgets, selected) = drawing.new_figure(10.0, 5, 1, sharex=True)
     _recall(recall, periods)
     _moved_bytes(moved, periods)

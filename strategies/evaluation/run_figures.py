@@ -118,9 +118,7 @@ def evaluated(
 
 
 def _full_tables(evaluator: Evaluator, known: EvaluationParts | None) -> wire.EvaluateReply:
-    """Return the quality of every device with the whole table of its user group, on the test and, where there are
-    such items, on validation. known: replies about some of the groups' tables.
-    """
+    """Quality with whole tables of groups, on test and validation items. known: replies about some of them."""
     validated = bool(evaluator.scenario.data.validation_share)
     if known is None:
         return evaluator.full_tables(with_validation=validated).whole

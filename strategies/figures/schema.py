@@ -188,7 +188,8 @@ class RoundClock:
 class Stage1Step:
     """Step of stage 1, with totals over its ``times`` repetitions. devices: device answers included in the sums;
     unavailable, excluded, stragglers: devices that were offline, had insufficient memory, or answered past the
-    deadline; bytes and energy: totals over all devices.
+    deadline; bytes and energy: totals over all devices; void: repetitions of which nothing was taken, since somebody
+    spoiled the sum, None where there are none.
     """
 
     step: Annotated[str, Column("step")]
@@ -201,6 +202,7 @@ class Stage1Step:
     upload_bytes: Bytes
     energy_j: Mean
     virtual_seconds: Mean
+    void: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

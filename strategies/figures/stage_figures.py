@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import groupby
 from operator import add
 
 import numpy as np
@@ -155,7 +156,11 @@ def stage1_result(
     classes = reduce(add, (record.counts.classes for record in records), ClassCounts.zeros(num_classes))
     clock = reduce(add, (record.counts.clock for record in records), ClockCounts.zeros(num_classes))
     moved = classes.total()
-    passes = [int(record.counts.classes.devices.sum()) for record in records if record.step == "pass"]
+    passes = [  # of several sums of a step each device is in one
+        sum(int(record.counts.classes.devices.sum()) for record in sums if not record.void)
+        for (step, _), sums in groupby(records, key=lambda record: (record.step, record.time))
+        if step == "pass"
+    ]
     names = list(dict.fromkeys(record.step for record in records))
     devices = clock.sampled / max(len(records), 1)
     return Stage1Result(
@@ -191,7 +196,7 @@ def _step(name: str, records: Sequence[SumsRecord]) -> Stage1Step:
     return Stage1Step(
         step=name,
         times=len(records),
-        devices=sum(int(one.devices) for one in classes),
+        devices=sum(int(one.devices) for record, one in zip(records, classes, strict=True) if not record.void),
         unavailable=sum(int(one.unavailable) for one in clock),
         excluded=sum(int(one.excluded) for one in clock),
         stragglers=sum(int(one.stragglers) for one in clock),
@@ -199,4 +204,5 @@ def _step(name: str, records: Sequence[SumsRecord]) -> Stage1Step:
         upload_bytes=sum(int(one.upload_bytes) for one in classes),
         energy_j=sum(int(one.energy_mj) for one in clock) / 1e3,
         virtual_seconds=sum(record.virtual_seconds for record in records),
+        void=sum(record.void for record in records) or None,
     )

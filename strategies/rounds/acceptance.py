@@ -26,6 +26,8 @@ SLICE_PRICES = (2.0, 8.0, 64.0)
 """Prices of a further slice that devices compare with 1: in steps, as a little more or less changes nothing."""
 PRICED_ROWS = (8, 16, 32, 64)
 """Budgets under which they compare, in whole rows: so small that width matters."""
+LIST_BYTES = 4
+"""Length of the lists they compare, in largest budgets: enough for nearly all, who pass over what they have used."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,12 @@ class AcceptanceTest:
         least = smallest_budget_bytes(layout, scenario.blocks.precision)
         budgets = np.array([least + rows * whole for rows in PRICED_ROWS], np.int64)
         confidence = 1 - (1 - scenario.refinement.acceptance.confidence) / len(SLICE_PRICES)
-        plain = self._lists(strategy.weights(CONTROLLER), strategy.states)
+        num_bytes = LIST_BYTES * int(budgets[-1])
+        plain = self._lists(strategy.weights(CONTROLLER), strategy.states, num_bytes)
         best, most = controller.slice_price.clone(), 0.0
         for price in SLICE_PRICES:
             controller.slice_price.fill_(price)
-            priced = self._lists(strategy.weights(CONTROLLER), strategy.states)
+            priced = self._lists(strategy.weights(CONTROLLER), strategy.states, num_bytes)
             sums, moved = self._compared(server_round, plain, priced, budgets)
             effects = Effects.from_sums(sums.total().reshaped(1))
             accepted = np.repeat(effects.better(confidence), len(strategy.states))
@@ -173,14 +176,17 @@ class AcceptanceTest:
                 moved += reply.download_bytes
         return sums, moved
 
-    def _lists(self, weights: Sequence[NDArray[np.float64]], states: Sequence[UserGroupState]) -> Lists:
+    def _lists(
+        self, weights: Sequence[NDArray[np.float64]], states: Sequence[UserGroupState], num_bytes: int | None = None
+    ) -> Lists:
         """Return the function that gives each user group, by number, its ranked blocks for the wire, as many as its
-        largest budget holds. weights: (B,) of each group.
+        largest budget holds, or ``num_bytes``. weights: (B,) of each group.
         """
         strategy = self.strategy
 
         def packed(group: int) -> wire.Arrays:
             ceiling, precision = int(strategy.members.ceilings[group]), strategy.scenario.blocks.precision
+            ceiling = ceiling if num_bytes is None else min(ceiling, num_bytes)
             blocks = states[group].packed(strategy.layout, precision, weights[group], ceiling)
             drop_pages_now(weights[group])
             return wire.packed_once(blocks)

@@ -256,9 +256,10 @@ class MaskedPart:
 
 @dataclass
 class MaskedExchange:
-    """The exchanges of one round or step. server_round: its number; suspects: who is left out; groups: those that go
-    through it; announced, of devices, and sat_out, of groups: how many announced keys, and of how many groups too few
-    devices did; device_s, server_s: seconds that the protocol took.
+    """The exchanges of one round or step. server_round: its number; suspects: who is left out; spent: devices (N,) that
+    are no part of it, as they are in a sum already; groups: those that go through it; announced, of devices, and
+    sat_out, of groups: how many announced keys, and of how many groups too few devices did; device_s, server_s: seconds
+    that the protocol took.
     """
 
     scenario: Scenario
@@ -266,6 +267,7 @@ class MaskedExchange:
     nodes: Nodes
     server_round: int
     suspects: Suspects
+    spent: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     groups: dict[int, SecureGroup] = field(default_factory=dict)
     announced: int = 0
     sat_out: int = 0
@@ -284,6 +286,7 @@ class MaskedExchange:
                 keys = keys.where(are_usable(keys.channel_keys) & are_usable(keys.mask_keys))
             for device in np.setdiff1d(announced.devices, keys.devices).tolist():
                 logger.warning("%s: the keys of device %d are refused: of small order", self._name(group), device)
+            keys = keys.where(~np.isin(keys.devices, self.spent))
             hosts = self.nodes.partitions_of(keys.devices)
             keys = keys.where(self.suspects.may_be_in(group, keys.devices, hosts))
             self.announced += len(keys.devices)
@@ -371,7 +374,7 @@ class MaskedExchange:
         except (SecureAggregationError, MessageError) as error:
             follows = self.suspects.spoiled(group, one.devices[survived], hosts[survived])
             raise VoidSumError(f"{error}; {follows}", opened=True, may_come=True) from None
-        self.suspects.right(group, one.devices[survived], hosts[survived])
+        self.suspects.right(group, one.devices[survived], hosts[survived], apart=len(self.spent) > 0)
         self.suspects.answered(np.unique(hosts[answered]).tolist())
         return sums
 

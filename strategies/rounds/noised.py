@@ -180,9 +180,7 @@ class NoisedServerContents(ServerContents):
         self.private.end_round(quantile, sent.server_round, float(num_devices.sum()))
 
     def _expected_devices(self, sent: SentRound) -> NDArray[np.float64]:
-        """Return the number of devices of each user group that sums are divided by, (G,): those asked; under Poisson
-        sampling, whose outcome is secret, those that are asked on average.
-        """
+        """Return the devices that sums are divided by, (G,): those asked; under Poisson sampling, on average."""
         refinement = self.federation.scenario.refinement
         if refinement.sampling == "fixed":
             return sent.group_sizes.astype(np.float64)

@@ -75,12 +75,14 @@ class Suspects:
                 return some
         return there
 
-    def right(self, group: int, devices: IntArray, hosts: IntArray) -> None:
-        """A sum over these devices (N,) on these nodes (N,) came out right: they are cleared."""
+    def right(self, group: int, devices: IntArray, hosts: IntArray, *, apart: bool = False) -> None:
+        """A sum over these devices (N,) on these nodes (N,) came out right: they are cleared. apart: whether others are
+        in a sum of their own.
+        """
         search = self._searches.get(group)
         if search is not None:
             blocks = set(self._blocks_of(devices, hosts).tolist())
-            none_here = blocks.isdisjoint(search.suspects)
+            none_here = not apart and blocks.isdisjoint(search.suspects)
             search.cleared |= blocks
             search.suspects = [block for block in search.suspects if block not in search.cleared]
             search.aside = [block for block in search.aside if block not in search.cleared]

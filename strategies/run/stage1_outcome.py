@@ -42,9 +42,7 @@ class Stage1Outcome(ABC):
         return {}
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
-        """Return the cost of stage 1 for devices, in ``seconds`` of wall time; None where the server did it alone.
-        before: steps of an earlier stage 1, by which something was chosen.
-        """
+        """Return stage 1's cost for devices (None: server alone). seconds: wall time; before: earlier steps."""
         return None
 
     @property

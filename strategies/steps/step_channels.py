@@ -4,12 +4,14 @@ The server adds the noise once, to each sum, where the mechanism says so and it 
 is in the sums when they come (:mod:`clients.steps.step_round`).
 
 A step is one group of all devices that are there in one of its windows. It takes the exchanges of a round of refinement
-(:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. Unlike a round, no step can be
-left out. One whose sum somebody spoiled is asked again without those that may have, until it is right; one that too few
-devices last out ends the run, unless a node that failed may be back or be left out.
+(:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. A step whose sum somebody spoiled
+is asked again without those that may have, until it is right; one that too few devices last out ends the run, unless a
+node that failed may be back or be left out. All sums of a step that are opened are over sets of devices that differ by
+``secure_aggregation.min_devices`` at least.
 
-All sums of a step that are opened are over sets of devices that differ by ``secure_aggregation.min_devices`` at least.
-Under a mechanism, a step is not asked again once its sum was opened: no more is accounted for.
+Under a mechanism one opened sum a step is accounted for, of each device. While somebody is searched for, a step is
+therefore the total of several sums over other devices each, of which those that are spoiled are void. A step without
+any sum that is right is as one to which nobody contributed, and the run ends where most steps are.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from operator import add
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_peel import wire
 from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
@@ -47,6 +50,7 @@ from fl_peel.steps.base import (
     opened_rows,
     packed_rows,
 )
+from fl_peel.steps.registry import STEPS
 from strategies.nodes import nodes
 from strategies.nodes.members import bounds_of
 from strategies.nodes.nodes import NodeRequest, Nodes
@@ -56,14 +60,17 @@ from strategies.rounds.suspects import Suspects
 
 @dataclass(frozen=True)
 class SumsRecord:
-    """The cost of one step for devices, and which devices it reached. classes, clock: see :class:`RoundCounts`;
-    announced: devices that began it under secure aggregation.
+    """The cost of one sum of a step for devices, and which devices it reached. classes, clock: see
+    :class:`RoundCounts`; announced: devices that began it under secure aggregation; time: the round in which the step
+    opened, on the fleet's clock; void: whether nothing was taken of the sum, since it was spoiled.
     """
 
     step: str
     counts: RoundCounts
     virtual_seconds: float
     announced: int = 0
+    time: int = 0
+    void: bool = False
 
 
 @dataclass
@@ -103,11 +110,11 @@ class ClearSteps:
         return StepTerms.from_scenario(self.scenario, self.num_items, self.num_devices, bounds)
 
     @property
-    def position(self) -> tuple[int, ...]:
+    def position(self) -> tuple[Any, ...]:
         """Return the position of the steps: what :meth:`resume` takes."""
         return (self._time,)
 
-    def resume(self, position: Sequence[int], records: Sequence[SumsRecord]) -> None:
+    def resume(self, position: Sequence[Any], records: Sequence[SumsRecord]) -> None:
         """Go on from a position, after steps with these records."""
         (self._time,) = position
         self.records[:] = records
@@ -176,7 +183,7 @@ class ClearSteps:
                 f"{int(clock.excluded)} had insufficient memory, {int(clock.stragglers)} missed the deadline, none was "
                 "left; raise pretraining.deadline_s, or take another fleet"
             )
-        self.records.append(SumsRecord(step.name, counts, int(waits.sum()) / 1e6))
+        self.records.append(SumsRecord(step.name, counts, int(waits.sum()) / 1e6, time=self._time))
 
 
 def sum_of(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -232,16 +239,18 @@ class NoisedSteps(ChannelWrapper):
 
     def std(self, part: str) -> float:
         """See :class:`fl_peel.steps.base.StepChannel`. Shares of noise are made for the fewest devices that a sum may
-        be of: of more, there is more.
+        be of: of more, there is more. A void step has none.
         """
         one = self._scales.std(part)
         if self._by_server:
             return one
-        record = self.channel.records[-1]
-        devices = float(record.counts.classes.devices.sum())
-        if self.plan.mechanism.where == "server":
-            devices /= noise_devices_of(self.scenario, record.announced)
-        return one * math.sqrt(devices)
+        shares, last = 0.0, self.channel.records[-1].time
+        for record in self.channel.records:
+            if record.time == last and not record.void:
+                devices = float(record.counts.classes.devices.sum())
+                in_shares = self.plan.mechanism.where == "server"
+                shares += devices / noise_devices_of(self.scenario, record.announced) if in_shares else devices
+        return one * math.sqrt(shares)
 
     def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
         """See :class:`fl_peel.steps.base.StepChannel`; noise is drawn by the number of the sum."""
@@ -256,7 +265,8 @@ class NoisedSteps(ChannelWrapper):
             return
         draw = self._scales.whole("server", self.taken[step.noised[0].name])
         for part, each in sums:
-            noise = step.noise(draw, self.terms, part)
+            void = isinstance(self.channel, MaskedSteps) and self.channel.records[-1].void
+            noise = {} if void else step.noise(draw, self.terms, part)
             yield part, each | {name: each[name] + noise[name] for name in noise}
 
     @property
@@ -270,6 +280,7 @@ class NoisedSteps(ChannelWrapper):
 
 
 logger = logging.getLogger("fl_peel")
+NOBODY = np.zeros(0, np.int64)
 PART_BYTES = 4 << 20
 """Bytes of a vector's part in one message: what a node holds of one device at a time."""
 
@@ -293,17 +304,13 @@ class MaskedSteps(ClearSteps):
         self._suspects = Suspects(least, step=least)
 
     @property
-    def position(self) -> tuple[int, ...]:
-        """Return the position as in the clear, how many times keys were made, how many nodes are left out, these, and
-        the devices that are.
-        """
-        nodes, devices = sorted(self._suspects.nodes), sorted(self._suspects.devices)
-        return (*super().position, self._keyed, len(nodes), *nodes, *devices)
+    def position(self) -> tuple[Any, ...]:
+        """Return the position as in the clear, how many times keys were made, and who is searched for or left out."""
+        return (*super().position, self._keyed, self._suspects)
 
-    def resume(self, position: Sequence[int], records: Sequence[SumsRecord]) -> None:
+    def resume(self, position: Sequence[Any], records: Sequence[SumsRecord]) -> None:
         """Go on from a position, as in the clear."""
-        time, self._keyed, num_nodes, *left_out = position
-        self._suspects.nodes, self._suspects.devices = set(left_out[:num_nodes]), set(left_out[num_nodes:])
+        time, self._keyed, self._suspects = position
         super().resume([time], records)
 
     def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
@@ -316,26 +323,87 @@ class MaskedSteps(ClearSteps):
             yield from super().ask(step, sent, opened)
             return
         self._begin(opened)
+        if self.terms.bounded:
+            yield from self._total(step, sent)
+            return
         while True:
-            self._keyed += 1
-            exchange = MaskedExchange(self.scenario, self.setting, self.nodes, -self._keyed, self._suspects)
-            clock = self._settle(exchange, step)
+            exchange, clock = self._settled(step)
             try:
                 sums = self._sums(exchange, step, sent, opened, clock)
             except VoidSumError as error:
-                if error.opened and self.terms.bounded:
-                    raise SecureAggregationError(
-                        f"secure aggregation, stage 1, {step.question.name}: {error}; a mechanism accounts for one sum "
-                        "a step, and this one was opened; start the run again without nodes that you do not trust"
-                    ) from None
-                if not error.may_come:
-                    raise self._too_few(step, str(error), clock) from None
-                logger.warning("stage 1, %s: %s; it is asked again", step.question.name, error)
-                time.sleep(nodes.PAUSES_S[0])
+                self._ask_again(step, error, clock)
                 continue
             if not self._suspects.searching:
                 yield from sums
                 return
+
+    def _total(self, step: Step, sent: Arrays) -> list[PartSums]:
+        """Return the total of a step's sums in which no device is twice: one of everybody, unless somebody is searched
+        for; zeros where all are void.
+
+        Raises:
+            SecureAggregationError: as of :meth:`ask`, or most steps of stage 1 are void.
+        """
+        total = [
+            (part, {one.name: np.zeros(one.shape, np.int64) for one in step.fields(self.terms, part)})
+            for part in step.parts(self.terms, PART_BYTES)
+        ]
+        least, spent = self.scenario.secure_aggregation.min_devices, NOBODY
+        more, right, why = True, False, ""
+        while more and (not len(spent) or self.num_devices - len(self._suspects.devices) - len(spent) >= least):
+            more = self._suspects.searching
+            try:
+                exchange, clock = self._settled(step, spent)
+            except SecureAggregationError:
+                if not len(spent):
+                    raise
+                break  # too few are left for one more
+            try:
+                sums = self._sums(exchange, step, sent, None, clock)
+            except VoidSumError as error:
+                if not error.opened:
+                    if len(spent) and not error.may_come:
+                        break
+                    self._ask_again(step, error, clock)
+                    more = True
+                    continue
+                why = str(error)
+                logger.warning("stage 1, %s: %s; the sum of %d devices is void", step.name, why, exchange.announced)
+            else:
+                right = True
+                for (_, whole), (_, values) in zip(total, sums, strict=True):
+                    whole.update({name: whole[name] + values[name] for name in whole})
+            spent = np.concatenate([spent, exchange.groups[wire.EVERYBODY].devices])
+        if not right:
+            self._check_void(step, why)
+        return total
+
+    def _check_void(self, step: Step, why: str) -> None:
+        """Let the run go on without a step, unless most of them are void.
+
+        Raises:
+            SecureAggregationError: they are.
+        """
+        void = {record.time for record in self.records} - {record.time for record in self.records if not record.void}
+        config, groups = self.scenario.pretraining.spectral(), self.scenario.user_groups.count
+        steps = sum(one.times(config, groups) for one in STEPS.values() if one.noised)
+        if 2 * len(void) > steps:
+            raise SecureAggregationError(
+                f"secure aggregation, stage 1, {step.question.name}: {why}; {len(void)} of {steps} steps are void, and "
+                "a mechanism accounts for one sum a step; start the run again without nodes that you do not trust"
+            )
+        logger.warning("stage 1, %s: the run goes on without this step", step.question.name)
+
+    def _ask_again(self, step: Step, error: VoidSumError, clock: ClockCounts) -> None:
+        """Prepare to ask a step again of which there is no sum.
+
+        Raises:
+            SecureAggregationError: none may come.
+        """
+        if not error.may_come:
+            raise self._too_few(step, str(error), clock) from None
+        logger.warning("stage 1, %s: %s; it is asked again", step.question.name, error)
+        time.sleep(nodes.PAUSES_S[0])
 
     def _sums(
         self, exchange: MaskedExchange, step: Step, sent: Arrays, opened: Bools | None, clock: ClockCounts
@@ -376,15 +444,27 @@ class MaskedSteps(ClearSteps):
             step.check_together(sums)
             return parts[number], sums
 
-        sums = exchange.opened(wire.EVERYBODY, survived, shares.get(wire.EVERYBODY, []), masked_parts, finish)
-        if step is step.question and not self._suspects.searching:  # what both parts of a step take is counted once
-            self._remember(step, clock, counters, [each[0] for each in replies.values()], len(one.devices))
+        firsts = [each[0] for each in replies.values()]
+        try:
+            sums = exchange.opened(wire.EVERYBODY, survived, shares.get(wire.EVERYBODY, []), masked_parts, finish)
+        except VoidSumError as error:
+            if error.opened and self.terms.bounded:
+                self._remember(step, clock, {}, firsts, len(one.devices), void=True)
+            raise
+        # what both parts of a step take is counted once
+        if step is step.question and (self.terms.bounded or not self._suspects.searching):
+            self._remember(step, clock, counters, firsts, len(one.devices))
         return sums
 
-    def _settle(self, exchange: MaskedExchange, step: Step) -> ClockCounts:
-        """Settle which devices take part: they have announced keys and shared their secrets. Return what is known of
-        those that were asked.
+    def _settled(self, step: Step, spent: NDArray[np.int64] = NOBODY) -> tuple[MaskedExchange, ClockCounts]:
+        """Return the next exchange, among devices that have announced keys and shared their secrets, but for those that
+        are ``spent`` (N,), and what is known of all that were asked.
+
+        Raises:
+            SecureAggregationError: too few devices take part.
         """
+        self._keyed += 1
+        exchange = MaskedExchange(self.scenario, self.setting, self.nodes, -self._keyed, self._suspects, spent)
         start = wire.SecureStepRequest(self.setting, exchange.server_round, self._time, step)
         everybody = {"first group": wire.EVERYBODY, "last group": wire.EVERYBODY}
 
@@ -403,7 +483,7 @@ class MaskedSteps(ClearSteps):
             why = f"{exchange.announced} devices announced keys, secure_aggregation.min_devices is {least}"
             raise self._too_few(step, why, clock)
         exchange.share()
-        return clock
+        return exchange, clock
 
     def _masked_part(
         self, exchange: MaskedExchange, fields: dict[str, Any], nodes: Replies, sizes: dict[str, int]
@@ -426,7 +506,14 @@ class MaskedSteps(ClearSteps):
         return self.nodes.ask_some(wire.SECURE_SUMS, content)
 
     def _remember(
-        self, step: Step, clock: ClockCounts, counters: Values, replies: list[wire.SecureSumsReply], announced: int
+        self,
+        step: Step,
+        clock: ClockCounts,
+        counters: Values,
+        replies: list[wire.SecureSumsReply],
+        announced: int,
+        *,
+        void: bool = False,
     ) -> None:
         """Record what the step took: for devices in the sum as words of it, for the others as the simulation knows; for
         all of them as it knows where devices withhold counters.
@@ -439,7 +526,7 @@ class MaskedSteps(ClearSteps):
         clock = reduce(add, (reply.clock for reply in replies), clock)
         counts = replace(RoundCounts.nothing(len(clock.sampled)), classes=classes, clock=clock)
         waits = np.max([reply.waits_us for reply in replies], axis=0)
-        self.records.append(SumsRecord(step.name, counts, int(waits.sum()) / 1e6, announced))
+        self.records.append(SumsRecord(step.name, counts, int(waits.sum()) / 1e6, announced, self._time, void))
 
     def _too_few(self, step: Step, why: str, clock: ClockCounts | None) -> SecureAggregationError:
         asked = ""

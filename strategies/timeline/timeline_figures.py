@@ -24,8 +24,7 @@ from strategies.figures.schema import OverTime
 
 @dataclass(frozen=True)
 class LineResult:
-    """Mean recall@20 and NDCG@20 of ``devices`` devices of one kind, or of all, over one period or several (a device
-    counts once per period), with the interval of recall."""
+    """Mean recall@20, with its interval, and NDCG@20 of ``devices`` devices, which count once per period."""
 
     recall: Annotated[Estimate, Beside(float, "interval", null=True)]
     ndcg: float

@@ -1,5 +1,5 @@
-"""How many examples a property is tried on: all of them in ``make test-all``, a fifth in ``make test``, ten times as
-many of those about damaged files and bad inputs in ``make hostile``.
+"""How many examples a property is tried on: all of them in ``make test-all``, a fifth in ``make test``, fifteen times
+as many of those about damaged files and bad inputs in ``make hostile``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def register_profiles() -> None:
     """Register the profiles that ``--hypothesis-profile`` names, and choose the quick one."""
     settings.register_profile("quick", deadline=None, max_examples=FEW)  # the first call of a compiled loop compiles it
     settings.register_profile("thorough", deadline=None, max_examples=ALL)
-    settings.register_profile("hostile", deadline=None, max_examples=10 * ALL)
+    settings.register_profile("hostile", deadline=None, max_examples=15 * ALL)
     settings.register_profile(  # the same mutants survive each time, and nobody wants the smallest example
         "mutants", deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate)
     )

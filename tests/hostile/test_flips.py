@@ -8,6 +8,7 @@ import pytest
 from fl_peel.store import Store
 from simulations.scenario_files import load_scenario
 from tests.strategies.run.test_checkpoints import KINDS, figures, served
+from tests.strategies.run.test_step_checkpoints import BY_DEVICES
 
 FLIPS, WHOLE_RUNS = 50, 4
 """Of each kind of run: flips, and how many of these the run goes on with."""
@@ -16,7 +17,7 @@ FLIPS, WHOLE_RUNS = 50, 4
 @pytest.mark.hostile
 @pytest.mark.parametrize("kind", ["kept by some", "by devices", "masked", "noised"])
 def test_a_flipped_bit_is_never_read_and_nothing_is_stuck_for_it(kind, tiny, tmp_path, trial):
-    scenario = load_scenario(tiny, KINDS[kind])
+    scenario = load_scenario(tiny, BY_DEVICES if kind == "by devices" else KINDS[kind])
     whole, messages, _ = served(scenario, tmp_path / "whole", "")
     kept, lines = tmp_path / "kept", []
     assert served(scenario, tmp_path / "stopped", kept, stop_at=messages - 2)[0] is None

@@ -1,4 +1,6 @@
-"""Killed, signalled, with a full or a read-only disk again and again: the same command ends in the same report."""
+"""Killed, signalled, with a full or a read-only disk again and again: the same command ends in the same report. So it
+does where clocks jump, and beside others who have all processors.
+"""
 
 import os
 import resource
@@ -7,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers import without_ray
 from tests.helpers.loopback import LoopbackGrid
-from tests.helpers.runs import figures
+from tests.helpers.runs import figures, run
 from tests.simulations.test_killed import AUDIT, RUN, TIMELINE_RUN, folder, report  # noqa: F401, a fixture
 
 FEW = ["--set", "refinement.rounds=2"]
@@ -94,6 +97,36 @@ def test_a_clock_that_jumps_changes_nothing(tiny_run, tiny, tmp_path, monkeypatc
     assert looks
     assert time.monotonic() - start < 60
     assert figures(whole) == figures(tiny_run[0])
+
+
+BUSY, MOST_S = 20, 600
+"""Processes that do nothing, as fast as they can; seconds after which a run beside them gives up."""
+
+
+@contextmanager
+def busy():
+    """On two processors, whoever else wants one has it for a tenth of the time."""
+    idle = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY)]
+    try:
+        yield
+    finally:
+        for one in idle:
+            one.kill()
+            one.wait()
+
+
+@pytest.mark.engine
+@pytest.mark.hostile
+@pytest.mark.parametrize("backend", ["embedded", "ray"])
+def test_a_busy_machine_is_waited_for(backend, tiny_run, tiny, trial):
+    """As long as something is alive there: it ends with the same figures, or in one line when patience ends."""
+    trial(f"runs beside {BUSY} busy processes", backend)
+    words = [f"engine.backend={backend}", "engine.nodes=2", f"engine.patience_s={MOST_S}"]
+    start = time.monotonic()
+    with busy():
+        result = run(tiny, words)
+    assert time.monotonic() - start < MOST_S
+    assert figures(result) == figures(tiny_run[0])
 
 
 @pytest.mark.hostile

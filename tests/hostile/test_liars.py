@@ -129,6 +129,18 @@ def lied(tiny, tmp_path):
     return run
 
 
+FAILED: dict[tuple, object] = {}
+"""Figures of the runs in which the node fails in place of each lie."""
+
+
+def figures_without(lied, mode, kind, more=()):
+    """The figures of a run in which the node fails at messages of a kind."""
+    key = (mode, kind, *more)
+    if key not in FAILED:
+        FAILED[key] = figures(lied(mode, kind, LIES["fails"], "failed", more=more)[1])
+    return FAILED[key]
+
+
 def check_the_run_goes_on(lied, mode, kind, lie):
     """It ends with a report that can be written; where the lie was refused, with the figures of a run in which that
     node fails in its place.
@@ -139,8 +151,7 @@ def check_the_run_goes_on(lied, mode, kind, lie):
     assert excluded.keys() <= {str(LIAR)}
     failures = [row["failures"] for row in report["rounds"]]
     if excluded or (kind == wire.ROUND and min(failures) == DEVICES):
-        _, failed, _ = lied(mode, kind, LIES["fails"], "failed")
-        assert figures(result) == figures(failed)
+        assert figures(result) == figures_without(lied, mode, kind)
     if lie in ERRORS and kind in (wire.JOIN, wire.EVALUATE, wire.STEP, wire.COMPARE, wire.MOVING):
         assert excluded, "it never answered"
 
@@ -165,8 +176,7 @@ def test_nor_in_steps_that_are_noised(lied, lie, trial):
     noised = ["privacy={mechanism: central-gaussian, noise_multiplier: 0.02, group_epsilon: 9, clipping: {kind: flat}}"]
     report, result, _ = lied("federated", wire.STEP, LIES[lie], more=noised)
     assert report["environment"]["excluded_nodes"].keys() == {str(LIAR)}
-    _, failed, _ = lied("federated", wire.STEP, LIES["fails"], "failed", more=noised)
-    assert figures(result) == figures(failed)
+    assert figures(result) == figures_without(lied, "federated", wire.STEP, noised)
 
 
 @pytest.mark.hostile
@@ -194,8 +204,7 @@ def test_nor_by_a_lie_in_every_message_it_sends(lied, seed, trial):
     assert excluded.keys() <= {str(LIAR)}
     if excluded and grid.asked <= 1 + len(nodes_module.PAUSES_S):
         trial("of these, with the figures of a run in which that node failed", mode)
-        _, failed, _ = lied(mode, excluded[str(LIAR)].partition(":")[0], LIES["fails"], "failed")
-        assert figures(result) == figures(failed)
+        assert figures(result) == figures_without(lied, mode, excluded[str(LIAR)].partition(":")[0])
 
 
 @pytest.mark.parametrize(
@@ -264,8 +273,7 @@ def test_a_node_that_is_refused_at_the_start_is_not_waited_for(lied, lie, line, 
     assert report["environment"]["devices"] == (NODES - 1) * DEVICES
     (refused,) = (record.getMessage() for record in caplog.records if "the node is refused" in record.getMessage())
     assert line in refused
-    _, failed, _ = lied("clear", wire.JOIN, LIES["fails"], "failed")
-    assert figures(result) == figures(failed)
+    assert figures(result) == figures_without(lied, "clear", wire.JOIN)
 
 
 @pytest.mark.slow

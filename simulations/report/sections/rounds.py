@@ -108,7 +108,7 @@ def refinement(result: RunResult) -> Section:
 
 
 def acceptance_views(result: RunResult) -> list[TableView]:
-    """Return how many user groups accepted how many rounds, and why; nothing where no device was asked."""
+    """Return how many user groups accepted how many rounds; nothing where no device was asked."""
     stage = result.refinement
     if stage is None:
         return []

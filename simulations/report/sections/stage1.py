@@ -65,6 +65,9 @@ def stage1_views(result: RunResult) -> list[TableView]:
         note += (
             f" No sum of fewer than {least} devices was opened: {stage1.items:,} items have at least {least} owners."
         )
+    void = sum(step.void or 0 for step in stage1.steps)
+    if void:
+        note += f" {void} sums were void: somebody spoiled them, and nothing was taken of them."
     per_class = "Insufficient memory: share of the rounds in which the device had less memory than the step needs."
     title = "Stage 1, fully federated" if not _share(result) else "Stage 1 by federation"
     return [

@@ -23,6 +23,7 @@ from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import on_remaining_machines
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments
@@ -103,19 +104,24 @@ def audit(
         with owned_store(frame.out / CHECKPOINTS) as store:
             checkpoints = Checkpoints(store, frame.options.on_event, fresh=frame.options.fresh)
             keys = {row.name: row_key(row, paths, settings, names) for row in chosen}
-            done_rows = checkpoints.read(keys)
-            missing = [row for row in chosen if row.name not in done_rows]
 
             def save(row: dict[str, Any], seconds: float) -> Any:
                 return checkpoints.write(row["mechanism"], keys[row["mechanism"]], row, seconds)
 
-            def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
-                run = Run.connect(grid, missing[0].scenario, paths, on_event)
-                rows = audited(run, missing, settings, names, save)
-                return {row["mechanism"]: row for row in rows}
+            def all_rows(_: bool) -> dict[str, Any]:
+                rows = checkpoints.read(keys)
+                missing = [row for row in chosen if row.name not in rows]
 
-            if missing:
-                done_rows |= simulated(scenario, paths, frame.options.on_event, server=server)
+                def server(grid: Grid, _: Scenario, paths: RunPaths, on_event: OnEvent) -> dict[str, Any]:
+                    run = Run.connect(grid, missing[0].scenario, paths, on_event)
+                    done = audited(run, missing, settings, names, save)
+                    return {row["mechanism"]: row for row in done}
+
+                if missing:
+                    rows |= simulated(scenario, paths, frame.options.on_event, server=server)
+                return rows
+
+            done_rows = on_remaining_machines(all_rows)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
     result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
     write_audit(result, frame.out)
@@ -131,9 +137,7 @@ def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequ
 
 
 def compared(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
-    """The rows with intervals of their recall in place of replicates and, where a row protects nothing (``none``), the
-    recall of the others over its: ``to_none``, paired.
-    """
+    """The rows with intervals in place of replicates, and recall relative to the row without protection."""
     shown = [{key: value for key, value in row.items() if value is not None or key != REPLICATES} for row in rows]
     none = next((row for row in shown if row["mechanism"] == "none"), None)
     lines = []

@@ -257,9 +257,7 @@ def _group_epsilon(base: Scenario, epsilon: float) -> dict[str, float]:
 
 
 def _private(bare: Scenario) -> Scenario:
-    """The protections of the shipped scenario ``private``, and the memory of its controller, which is chosen for the
-    noise, on this scenario's data.
-    """
+    """The protections of the scenario ``private``, and its controller's memory, on this scenario's data."""
     content = yaml.safe_load(shipped_scenarios()["private"].read_text(encoding="utf-8"))
     sections = {key: content[key] for key in ("privacy", "secure_aggregation") if key in content}
     changed = bare.model_dump(mode="json") | sections

@@ -486,9 +486,7 @@ class UnmaskedFigures:
 
 
 def answer_alone(cohort: Cohort, request: RoundRequest, announced: Mapping[int, int] | None = None) -> RoundReply:
-    """The reply for the request's devices. announced: where sums are masked, how many devices of each user group
-    announced keys, which their shares of noise are of.
-    """
+    """The reply for the request's devices. announced: of masked groups, how many their shares of noise are of."""
     shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
     numbers = (announced or {}).items() if shared else ()
     return clear_round(cohort, request, {group: noise_devices_of(cohort.scenario, number) for group, number in numbers})

@@ -111,9 +111,7 @@ def _advantage(figures: AttackFigures) -> str:
 
 @drawing.in_both_forms
 def audit_plot(rows: Sequence[AuditedRow]) -> Plot:
-    """Plot privacy against utility: a panel for each attack and one for recall, a dot with its interval for each
-    mechanism; grey where the attack does no better than chance.
-    """
+    """Plot privacy against utility: a panel for each attack and for recall; grey: no better than chance."""
     names = list(dict.fromkeys(name for row in rows for name in row.attacks))
     places = list(range(len(rows), 0, -1))
     panel_rows = math.ceil((len(names) + 1) / PANELS)

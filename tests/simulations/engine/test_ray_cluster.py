@@ -16,10 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._private import services
 
 from fl_peel.errors import EngineError
 from fl_peel.events import Callback
 from simulations import run
+from simulations.engine import ray_machines
 from simulations.engine.inputs import checked, require_cluster
 from simulations.engine.memory import WORKERS, lasting_objects
 from simulations.engine.ray_engine import RayletWatch, environment, own_token
@@ -258,6 +260,47 @@ def test_a_killed_one_is_told_once_and_a_living_one_not():
         process.kill()
         assert lost.wait(10)
     assert len(calls) == 1
+
+
+def test_a_start_that_ray_gave_up_is_tried_again_aloud_until_patience_ends(monkeypatch, caplog):
+    """Whatever else ends a start is not."""
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_machines, "TELL_S", 0.01)
+    busy, tries = RuntimeError("The current node timed out during startup."), []
+
+    def start():
+        tries.append(time.sleep(0.05))
+        if len(tries) < 3:
+            raise busy
+        return "started"
+
+    def start_patiently(start, patience_s, alive=False):
+        return ray_machines.start_patiently(start, patience_s, lambda: alive)
+
+    assert start_patiently(start, 60) == "started"
+    assert len(tries) == 3
+    assert any("the start of Ray: waited for since" in record.getMessage() for record in caplog.records)
+    tries.clear()
+    with pytest.raises(EngineError, match=r"within engine\.patience_s, 0\.02 s: the machine is too busy"):
+        start_patiently(start, 0.02)
+    tries.clear()
+    busy = RuntimeError("no such address")
+    with pytest.raises(RuntimeError, match="no such address"):
+        start_patiently(start, 60)
+    assert len(tries) == 1
+    looks = []
+
+    def look(address):
+        looks.append(address)
+        if len(looks) < 4:
+            raise RuntimeError("no such node yet")
+        return "there"
+
+    monkeypatch.setattr(services, "get_node", look)
+    with pytest.raises(RuntimeError, match="no such node yet"):
+        start_patiently(lambda: services.get_node("gcs"), 60)
+    assert start_patiently(lambda: services.get_node("gcs"), 60, alive=True) == "there"
+    assert len(looks) == 4, "one that is alive is looked for until it is there"
 
 
 def test_none_is_waited_for():

@@ -14,6 +14,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
+from simulations.engine.inputs import LostMachineError
 from simulations.scenario_files import load_scenario
 from simulations.studies.audit import audit as module
 from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
@@ -339,13 +340,17 @@ def test_noise_that_does_not_repeat_cannot_be_audited(tiny):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Rows that were run, on nodes in this process; the second of the first try is stopped."""
+    """Rows that were run, on nodes in this process; the second of the first try is stopped, and of the third one a
+    machine leaves.
+    """
     rows = []
 
     def spied(run, trial):
         rows.append(trial.name)
         if rows == ["none", "clipping"]:
             raise KeyboardInterrupt
+        if rows == ["none", "clipping", "clipping", "none", "clipping"]:
+            raise LostMachineError("machine 10.0.0.2 has left")
         return run_trial(run, trial)
 
     monkeypatch.setattr(module, "run_trial", spied)
@@ -363,7 +368,7 @@ def test_an_audit_that_is_stopped_goes_on_with_the_next_row(tiny, tmp_path, star
     assert started == ["none", "clipping", "clipping"]
     assert (events[0].stage, events[0].text) == ("none", "resumed from an earlier run")
     whole = audit(load_scenario(tiny), out=tmp_path / "out", settings=settings, fresh=True)
-    assert started[3:] == ["none", "clipping"], "fresh: all anew"
+    assert started[3:] == ["none", "clipping", "clipping"], "fresh: all anew, and the second once more elsewhere"
     assert json.dumps(result) == json.dumps(whole)
 
 

@@ -18,7 +18,7 @@ from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
 from simulations.cli.console import read_budgets
-from simulations.engine.inputs import absolute
+from simulations.engine.inputs import LostMachineError, absolute
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
@@ -72,12 +72,20 @@ CEILINGS = (Ease(ridges=(10.0, 30.0)),)
 
 @pytest.fixture
 def counts(monkeypatch):
-    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete."""
+    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete. With
+    ``leaves``, a machine leaves in the second trial.
+    """
     counted = {"simulated": 0, "pretrain": 0, "compete": 0}
 
     def simulated(scenario, place, on_event, *, server):
         counted["simulated"] += 1
-        return server(LoopbackGrid(2), scenario, place, on_event)
+
+        def leaving(event):
+            on_event(event)
+            if (event.stage, event.done) == ("trials", 2) and counted.pop("leaves", False):
+                raise LostMachineError("machine 10.0.0.2 has left")
+
+        return server(LoopbackGrid(2), scenario, place, leaving)
 
     def counting(name, module):
         original = getattr(module, name)
@@ -110,6 +118,7 @@ def compared(scenario, out, **kwargs):
 @pytest.mark.slow
 def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp_path, counts):
     out = tmp_path / "out"
+    counts["leaves"] = True
     result = compared(scenario, out)
     check_issue_keys(result)
     methods = {(row["method"], row["precision"]) for row in result["rows"]}
@@ -137,7 +146,7 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
         *(f"compare.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
         "checkpoints",
     }
-    assert counts["simulated"] == 1
+    assert counts["simulated"] == 2, "once more for the machine that left"
     assert counts["compete"] == len(RIVALS) + 1
     (ceiling,) = result["ceilings"]
     assert (ceiling["method"], ceiling["server_bytes"], ceiling["trials"]) == ("ease", 4 * 59 * 59, 2)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_peel.object_codec import from_nodes, to_nodes
 from strategies.rounds.suspects import Suspects
 from tests.helpers.examples import examples
 
@@ -52,6 +53,29 @@ def test_of_several_liars_nobody_else_is_left_out(data, seed):
     there = devices[suspects.may_be_in(0, devices, devices % NODES)]
     assert not liars & set(there.tolist())
     assert {device % NODES for device in liars} >= suspects.nodes
+
+
+@examples(100)
+@given(data=st.data(), number=st.integers(12, 70))
+def test_of_sums_without_a_device_in_common_one_is_right_in_every_step_but_the_first(data, number):
+    """As under a mechanism, where a device is in one sum of a step; what is known of the search is kept between."""
+    devices, suspects, steps = np.arange(number), Suspects(3, step=3), 0
+    liar = data.draw(st.sampled_from(devices.tolist()))
+    while liar not in suspects.devices:
+        left, right, more = devices, [], True
+        while more and (there := suspects.may_be_in(0, left, left % NODES)).sum() >= suspects.least:
+            more = suspects.searching
+            one = left[there]
+            right.append(liar not in one)
+            if right[-1]:
+                suspects.right(0, one, one % NODES, apart=len(left) < number)
+            else:
+                suspects.spoiled(0, one, one % NODES)
+            left = left[~there]
+        assert any(right) == (steps > 0)
+        suspects, steps = from_nodes(*to_nodes(suspects)), steps + 1
+    assert steps <= np.ceil(np.log2(number)) + 1
+    assert len(suspects.devices) < 6
 
 
 @pytest.mark.parametrize("silent", [False, True])

@@ -21,7 +21,7 @@ from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import served
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
 from tests.strategies.steps.test_masked_steps import prepared as any_prepared
-from tests.strategies.steps.test_masked_steps import secure
+from tests.strategies.steps.test_masked_steps import same, secure
 
 
 @pytest.fixture
@@ -292,3 +292,48 @@ class Halved(Stage1Scales):
 
     def scale(self, part: str) -> float:
         return super().scale(part) / 2
+
+
+class VoidSums(PooledSums):
+    """Whose sum of some step, so many of them in, is void: zeros."""
+
+    step, left = "", 0
+
+    def ask(self, step, sent, opened=None):
+        void = step.name == self.step and not self.left
+        self.left -= step.name == self.step
+        for part, sums in super().ask(step, sent, opened):
+            yield part, {name: np.zeros_like(one) for name, one in sums.items()} if void else sums
+
+
+def without(scenario, folder, step, left=0):
+    """The start of stage 1 without a step."""
+    sums = pooled(scenario, folder)
+    void = VoidSums(sums.rows, sums.terms, sums.validation)
+    void.step, void.left = step, left
+    return start_of(scenario, void)
+
+
+FIXED = {"count_exponent": 0.4, "value_exponent": 0.2}
+
+
+@pytest.mark.parametrize(("step", "key", "left"), [("pass", "passes", 1), ("groups", "group_rounds", 1)])
+def test_a_last_step_that_is_void_is_as_one_that_was_never_asked(scenario, tmp_path, step, key, left):
+    whole = changed(scenario, pretraining=FIXED)
+    void, fewer = without(whole, tmp_path / "run", step, left), changed(whole, pretraining={key: left})
+    wanted = start_of(fewer, pooled(fewer, tmp_path / "run"))
+    assert same(type("Start", (), {"start": void}), type("Start", (), {"start": wanted}))
+
+
+@pytest.mark.parametrize("step", ["counts", "pass", "choice", "groups", "moments"])
+def test_a_void_step_leaves_what_was_known_before_it(scenario, tmp_path, step):
+    start = without(scenario, tmp_path / "run", step)
+    for group in start.groups:
+        assert np.isfinite(group.table).all()
+        assert group.table.any(axis=0).all()
+        assert np.isfinite(group.users).all()
+    if step == "counts":
+        assert (start.counts == 1).all()
+    if step == "moments":
+        assert np.array_equal(start.groups[0].table, start.groups[1].table)
+        assert sum(group.items for group in start.groups) == pytest.approx(start.counts)
