@@ -177,8 +177,9 @@ def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]
         )
         started.set()
         try:
-            require_shared(run_dir)
+            require_shared(run_dir, engine.patience_s)
         except EngineError:
+            started.clear()  # its end is ours, and says nothing of memory
             ray.shutdown()
             raise
         return context

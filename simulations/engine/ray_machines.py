@@ -22,8 +22,6 @@ from simulations.engine.passing_grid import TELL_S
 logger = logging.getLogger("fl_peel")
 
 Started = TypeVar("Started")
-SHARED_S = 60.0
-"""Seconds that a machine may take to look into the run's folder."""
 LOOK_S = 1.0
 """Seconds between two looks for machines."""
 TIMED_OUT = "timed out during startup"
@@ -112,8 +110,9 @@ def watched_machines(
     return _in_thread(watch)
 
 
-def require_shared(folder: str) -> None:
-    """Have every machine read a nonce in the run's folder, in which nodes keep what devices know between messages.
+def require_shared(folder: str, patience_s: float) -> None:
+    """Have every machine read a nonce in the run's folder, in which nodes keep what devices know between messages. On a
+    busy one the worker that reads it takes minutes to start: ``patience_s`` at most.
 
     Raises:
         EngineError: a machine does not see it.
@@ -140,7 +139,7 @@ def require_shared(folder: str) -> None:
         for machine, answer in answers.items():
             address = machines[machine]
             try:
-                seen = ray.get(answer, timeout=SHARED_S) == nonce
+                seen = ray.get(answer, timeout=patience_s) == nonce
             except ray.exceptions.RayError as error:
                 line = " ".join(str(error).split())[:200]
                 raise EngineError(f"machine {address} of the Ray cluster does not work: {line}") from None

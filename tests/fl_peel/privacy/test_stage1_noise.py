@@ -8,10 +8,11 @@ import pytest
 
 from fl_peel.privacy.accounting import Schedule, event_of, privacy_cost
 from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
-from fl_peel.privacy.noise_plan import NOISED_PARTS, Stage1Scales, make_plan, stage1_releases
+from fl_peel.privacy.noise_plan import NOISED_PARTS, Stage1Scales, contribution_bounds, make_plan, stage1_releases
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import SeededNoise
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps.base import ContributionBounds
 from fl_peel.steps.choice import CHOICE_BOUND
 
 GAUSSIAN = {"mechanism": "central-gaussian", "noise_multiplier": 3.0, "clipping": {"kind": "flat"}, "counts_norm": 0.7}
@@ -100,10 +101,16 @@ def test_noise_is_by_seed_device_part_and_piece(make):
     assert close.max() < 0.1
 
 
+def test_devices_keep_to_bounds_where_a_mechanism_adds_noise_and_they_take_part():
+    collected = Scenario.model_validate({"name": "x", "data": {"path": "pairs.csv"}, "privacy": GAUSSIAN})
+    assert contribution_bounds(scenario()) == ContributionBounds(0.7, False)
+    assert contribution_bounds(scenario(LAPLACE)) == ContributionBounds(0.7, True)
+    assert contribution_bounds(scenario({})) is contribution_bounds(collected) is None
+
+
 # ---------------------------------------------------------------- what it costs and what is told
 
 
-@pytest.mark.slow
 def test_stage_1_is_in_the_plan_and_in_the_report():
     given = scenario(GAUSSIAN | {"group_epsilon": 0.5})
     plan = make_plan(given, asks_groups=True)
