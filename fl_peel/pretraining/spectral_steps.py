@@ -241,12 +241,14 @@ class Compression:
     def group(
         self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
     ) -> GroupStart:
-        """Return a user group's start. num_users: S, embeddings to draw; scale: units of moments' vectors in one."""
+        """Return a user group's start; of one whose sums are void or withheld as if its devices were alike in all
+        directions. num_users: S, embeddings to draw; scale: units of moments' vectors in one.
+        """
         import scipy.linalg
 
         columns, used = self.scored.shape[1], self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
-        mean = second / (scale**2 * max(moments.size, 1))
+        mean = second / (scale**2 * max(moments.size, 1)) if second.any() else np.eye(len(used))
         rank = min(dim, len(used))
         values, turn = leading_of(self.factor, mean, rank, moments.size)
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)

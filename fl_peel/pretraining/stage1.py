@@ -336,9 +336,8 @@ def moments_by_group(sums: StepChannel, centroids: Floats, counts: Counts, colum
     alone explains, others of items that nobody has according to ``counts`` (I,).
     """
     for moments in MomentsStep.ask(sums, centroids, columns):
-        if sums.terms.bounded and not moments.second.any():  # of a void sum: as if devices were alike in all directions
-            second = np.eye(columns) * (UNIT_SCALE**2 / columns)
-            yield Moments(1, moments.first, second.astype(np.int64), np.asarray(counts) / len(centroids))
+        if sums.terms.bounded and not moments.second.any():  # of a void sum
+            yield Moments(1, moments.first, moments.second, np.asarray(counts) / len(centroids))
         elif sums.terms.bounded:
             stds = {part: sums.std(part) for part in ("moment products", "moment items")}
             yield cleaned(moments, np.asarray(counts, np.float64), stds)

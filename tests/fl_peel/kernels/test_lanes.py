@@ -99,12 +99,10 @@ def runs_here(needed):
 @pytest.mark.slow
 @pytest.mark.skipif(not runs_here("avx2 fma"), reason="needs the code of other x86-64 processors to run here")
 def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(compiled_for_others):
-    """As compiled for this one, and for one without fused multiplication; ``tests/fl_peel/test_cpu_dispatch.py`` does a
-    whole run as compiled for haswell.
-    """
+    """As compiled for this one and for haswell, with which ``tests/fl_peel/test_cpu_dispatch.py`` does a whole run."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_CPU")}
     digests = []
-    for environment in ({}, {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CACHE_DIR": compiled_for_others}):
+    for environment in ({}, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": compiled_for_others}):
         done = subprocess.run(
             [sys.executable, "-c", WORK],
             env=kept | environment,

@@ -26,7 +26,7 @@ from fl_peel.steps.units import (
     unit_vectors,
     weighted_matrix,
 )
-from fl_peel.steps.user_groups import GroupsStep, MomentsStep, added_products
+from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep, added_products
 from tests.helpers.settings import SPECTRAL
 
 NUM_ITEMS = 50
@@ -164,6 +164,20 @@ def test_with_room_for_all_columns_nothing_is_lost(rows):
         scores, exact = spectral_steps.embeddings(some, it.map) @ it.table.T, some @ start.scored.T
         ratio = scores.ravel() @ exact.ravel() / (exact.ravel() @ exact.ravel())
         assert np.abs(scores - ratio * exact).max() < 1e-3 * np.abs(scores).max()
+
+
+def test_a_group_whose_sums_are_withheld_has_the_leading_directions_of_the_table(rows):
+    """As of a group of which too few devices are there when moments are asked for."""
+    scored = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, PLAN).scored
+    columns, dim = scored.shape[1], 4
+    nothing = Moments(0, np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64), np.zeros(NUM_ITEMS))
+    compression = spectral_steps.Compression.from_scored(scored)
+    start = compression.group(nothing, dim, num_users=5, rng=np.random.default_rng(0))
+    leading = np.linalg.svd(scored.astype(np.float64), full_matrices=False)[0][:, :dim]
+    assert 0 < np.abs(start.table).max() < 100
+    assert start.table == pytest.approx(leading @ leading.T @ start.table, abs=1e-4)
+    assert np.isfinite(start.map).all()
+    assert np.isfinite(start.users).all()
 
 
 @pytest.mark.parametrize("min_size", [1, 27, 80])
