@@ -113,7 +113,7 @@ def test_a_run_that_is_stopped_again_and_again_goes_on_to_the_same_figures(kind,
     rng = np.random.default_rng(len(kind))
     kept, most = tmp_path / "kept", 2 * messages // 3
     for number in range(messages):  # each time at least joining and one stage, one step of a stage or one round
-        least = min(16, most)
+        least = min(16, messages // 2)
         stop_at = least if number < 2 else int(rng.integers(least, most + 1))
         result, count, _ = served(scenario, tmp_path / str(number), kept, stop_at=stop_at)
         assert count <= messages
