@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -114,6 +115,7 @@ def main() -> None:
 def _usage_line(mistake: click.ClickException) -> str:
     """Say what is wrong with what was typed, and what to type: of an option that is a scenario's key, the key."""
     what = " ".join(mistake.format_message().split()).removesuffix(".")
+    what = " ".join(dict.fromkeys(re.split(r"(?<=[.?]) ", what)))  # click and typer both guess what was meant
     if isinstance(mistake, click.NoSuchOption):
         from fl_peel.problems import keys_named
         from fl_peel.scenario.scenario import Scenario
