@@ -265,8 +265,7 @@ class NoisedSteps(ChannelWrapper):
             return
         draw = self._scales.whole("server", self.taken[step.noised[0].name])
         for part, each in sums:
-            void = isinstance(self.channel, MaskedSteps) and self.channel.records[-1].void
-            noise = {} if void else step.noise(draw, self.terms, part)
+            noise = step.noise(draw, self.terms, part)
             yield part, each | {name: each[name] + noise[name] for name in noise}
 
     @property
