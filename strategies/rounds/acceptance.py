@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class AcceptanceTest:
         budgets = np.array([least + rows * whole for rows in PRICED_ROWS], np.int64)
         confidence = 1 - (1 - scenario.refinement.acceptance.confidence) / len(SLICE_PRICES)
         num_bytes = LIST_BYTES * int(budgets[-1])
-        plain = self._lists(strategy.weights(CONTROLLER), strategy.states, num_bytes)
+        plain = cache(self._lists(strategy.weights(CONTROLLER), strategy.states, num_bytes))  # the same for every price
         best, most = controller.slice_price.clone(), 0.0
         for price in SLICE_PRICES:
             controller.slice_price.fill_(price)
