@@ -211,7 +211,7 @@ class Cohort:
 
     @property
     def held_file(self) -> Path:
-        """Return the file of what devices hold between periods; see :mod:`clients.serving.following`."""
+        """Return the file of what devices hold between periods; see :mod:`clients.node.following`."""
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 
     def save_layout(self, layout: BlockLayout) -> None:

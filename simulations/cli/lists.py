@@ -387,6 +387,6 @@ def profiles_schema() -> None:
 
     Save it, and start a fleet file with `# yaml-language-server: $schema=FILE`.
     """
-    from clients.fleet.reference import fleet_schema
+    from clients.fleet.files import fleet_schema
 
     typer.echo(json.dumps(fleet_schema(), indent=2, ensure_ascii=False))

@@ -112,6 +112,6 @@ def _quiet_flower() -> Iterator[None]:
 
 def _variables() -> dict[str, str]:
     """Return environment variables of workers: how they use memory, and the key of devices' secrets."""
-    from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE
+    from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE
 
     return WORKERS | {KEY_VARIABLE: secrets.token_hex(FILE_KEY_BYTES)}

@@ -323,7 +323,7 @@ def _check_honest(scenario: Scenario, splits: Splits) -> None:
     if share > 0:
         import numpy as np
 
-        from clients.round.poisoning import malicious
+        from clients.node.poisoning import malicious
 
         tested = np.flatnonzero(splits.test.counts() > 0)
         if malicious(scenario, tested, share).all():
@@ -373,7 +373,7 @@ def check_plug_ins(scenario: Scenario) -> None:
         assert mechanism is not None, "a mechanism that adds noise has a name"
         check_keys(scenario, mechanism)
     if scenario.refinement.contribution is not None:
-        from clients.round.round_context import contents_kind as device_kind
+        from clients.node.round_context import contents_kind as device_kind
         from strategies.run.refinement import contents_kind as server_kind
 
         device_kind(scenario)

@@ -6,7 +6,7 @@ A recording is a text file of snapshots one after the other, each with a line of
     while true; do date +%s; cat /proc/meminfo; sleep 5; done > phone.txt
 
 Of a snapshot the line ``MemAvailable`` alone is used, so ``grep MemAvailable /proc/meminfo`` will do. The trace has the
-columns that :mod:`clients.keys.tabular` reads: ``device`` (the file's name without its ending), ``time_s`` since the
+columns that :mod:`clients.fleet.tabular` reads: ``device`` (the file's name without its ending), ``time_s`` since the
 first snapshot, ``memory_bytes``.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from clients.keys.tabular import LONGEST_S
+from clients.fleet.tabular import LONGEST_S
 from fl_peel.errors import ProfileError
 from fl_peel.file_kind import file_kind
 from fl_peel.safe_yaml import kind_of

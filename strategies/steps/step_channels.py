@@ -1,7 +1,7 @@
 """How a step is asked of nodes: in the clear, masked, noised, with contributors counted first.
 
 The server adds the noise once, to each sum, where the mechanism says so and it sees the sum without it; elsewhere noise
-is in the sums when they come (:mod:`clients.steps.step_round`).
+is in the sums when they come (:mod:`clients.node.step_round`).
 
 A step is one group of all devices that are there in one of its windows. It takes the exchanges of a round of refinement
 (:mod:`strategies.rounds.masked`): keys, sealed shares, masked vectors, opened shares. A step whose sum somebody spoiled

@@ -25,13 +25,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from clients.node.channel import clear_round
 from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
-from clients.round.channel import clear_round
-from clients.round.masked import announce_keys
-from clients.round.members import train_members
-from clients.round.round_context import RoundContext, extra_bytes
-from clients.steps.step_round import StepParticipants, contribute
+from clients.node.masked import announce_keys
+from clients.node.members import train_members
+from clients.node.round_context import RoundContext, extra_bytes
+from clients.node.step_round import StepParticipants, contribute
 from fl_peel import wire
 from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct

@@ -9,11 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.fleet.contracts import BudgetContract
-from clients.fleet.files import shipped_names
-from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet
-from clients.keys.tabular import load_traces
-from clients.processes.budgets import (
+from clients.fleet.budgets import (
     BudgetProcess,
     Clock,
     ConstantBudget,
@@ -23,6 +19,10 @@ from clients.processes.budgets import (
     ShockBudget,
     TraceBudget,
 )
+from clients.fleet.contracts import BudgetContract
+from clients.fleet.files import shipped_names
+from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet
+from clients.fleet.tabular import load_traces
 from fl_peel.errors import ProfileError
 from tests.helpers.examples import examples
 

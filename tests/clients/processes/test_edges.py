@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from clients.fleet.fleet import fleet_from_mapping
-from clients.keys.tabular import load_traces
-from clients.processes.budgets import (
+from clients.fleet.budgets import (
     BudgetProcess,
     Clock,
     ConstantBudget,
@@ -16,6 +14,8 @@ from clients.processes.budgets import (
     ShockBudget,
     TraceBudget,
 )
+from clients.fleet.fleet import fleet_from_mapping
+from clients.fleet.tabular import load_traces
 from fl_peel.errors import ProfileError
 from tests.clients.processes.test_budgets import CLOCK, series
 from tests.helpers.fleets import fleet_of, ids, one_line
@@ -274,9 +274,7 @@ def test_whatever_number_is_drawn_no_transition_of_probability_nought_is_taken(m
     rows = [[float(entry) for entry in row] for row in rows]
     given = {"states": {str(place): 1.0 for place in range(len(rows))}, "transitions_per_step": rows, "first": "1"}
     process = MarkovBudget.model_validate(given)
-    monkeypatch.setattr(
-        "clients.processes.budgets.device_uniforms", lambda *name, devices: np.full(len(devices), number)
-    )
+    monkeypatch.setattr("clients.fleet.budgets.device_uniforms", lambda *name, devices: np.full(len(devices), number))
     for state, row in enumerate(rows):
         assert row[process.advance(np.array([state], np.int8), 0, ids(1), 1)[0]] > 0
     reached = process.start(0, ids(1))

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from clients.round import members
-from clients.round.round_context import contents_kind
+from clients.node import members
+from clients.node.round_context import contents_kind
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.counters import RoundCounts

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.round.round_context import answering
+from clients.node.round_context import answering
 from fl_peel import wire
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.exchange.release import update_bits

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from clients.fleet.fleet import FleetBudgets, fleet_from_mapping
-from clients.round import round_context as module
-from clients.round.round_context import RoundMemory, WorkingMemory
-from clients.serving.evaluate import Holdings
+from clients.node import round_context as module
+from clients.node.evaluate import Holdings
+from clients.node.round_context import RoundMemory, WorkingMemory
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.errors import BudgetError

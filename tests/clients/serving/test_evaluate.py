@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.serving.evaluate import evaluate_budgets
+from clients.node.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from clients.node.following import _FollowedGroup, follow
 from clients.node.joining import PreviousHoldings
-from clients.serving.following import _FollowedGroup, follow
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes

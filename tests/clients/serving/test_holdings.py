@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clients.serving.evaluate import Holdings, evaluation_items, scaled
+from clients.node.evaluate import Holdings, evaluation_items, scaled
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.stored import overhead_bytes

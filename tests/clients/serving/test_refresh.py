@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import clients.serving.following as module
+import clients.node.following as module
+from clients.node.following import PresentBlocks, _sent_bytes, refresh
 from clients.node.joining import NEVER, PreviousHoldings
-from clients.serving.following import PresentBlocks, _sent_bytes, refresh
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes

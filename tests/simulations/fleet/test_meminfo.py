@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
+from clients.fleet.budgets import TraceBudget
 from clients.fleet.fleet import load_fleet
-from clients.processes.budgets import TraceBudget
 from simulations.fleet.meminfo import read_recording, read_recordings, trace_bytes, trace_table
 from tests.helpers.fleets import TABLE, ids, one_line
 from tests.helpers.root import ROOT

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.round.contents import buckets_of
-from clients.round.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
+from clients.node.contents import buckets_of
+from clients.node.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.kernels import FIXED_POINT

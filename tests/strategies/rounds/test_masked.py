@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
+from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits

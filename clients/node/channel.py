@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from clients.node.cohort import Cohort
-from clients.round.contents import MembersReply, StateUpdate
-from clients.round.members import ChannelTerms, train_members
-from clients.round.round_context import RoundContext
+from clients.node.contents import MembersReply, StateUpdate
+from clients.node.members import ChannelTerms, train_members
+from clients.node.round_context import RoundContext
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import RoundCounts

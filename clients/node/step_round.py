@@ -5,7 +5,7 @@ the time alone, so a step that is sent in several messages has the same devices 
 
 The contribution of a device is what a node that hosted it alone would answer in the clear: the same function of its one
 row, with a word for whatever it might have contributed. All devices that are there in one of the step's windows are one
-group. Keys, shares and their opening are those of a round of refinement (:mod:`clients.round.masked`).
+group. Keys, shares and their opening are those of a round of refinement (:mod:`clients.node.masked`).
 
 A vector goes in parts, to spare whoever simulates many devices the memory; each part is sent once. Who vanishes or is
 late sends none.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from clients.node.clock import RoundCost, spend
 from clients.node.cohort import Cohort
-from clients.round.masked import MaskedGroup, SecretStore, known_of, make_keys
+from clients.node.masked import MaskedGroup, SecretStore, known_of, make_keys
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.errors import EngineError, MessageError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts

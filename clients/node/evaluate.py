@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
-from clients.round.poisoning import malicious, pretended, target_items
-from clients.round.round_context import extra_bytes
+from clients.node.poisoning import malicious, pretended, target_items
+from clients.node.round_context import extra_bytes
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.settings import PRECISIONS, Precision

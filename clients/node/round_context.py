@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort, DeviceState
-from clients.round.contents import BoundedDeviceContents, BucketedDeviceContents, DeviceContents, OpenDeviceContents
+from clients.node.contents import BoundedDeviceContents, BucketedDeviceContents, DeviceContents, OpenDeviceContents
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.data.interactions import IntArray

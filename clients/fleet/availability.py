@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PlainValidator, ValidationError, ValidationInfo, model_validator
 
-from clients.keys.distributions import Constant, NonNegative, Positive, Share
-from clients.keys.specs import PositiveFloat, ShareFloat, Spec, as_schema, folder_of
-from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
-from clients.processes.budgets import Devices, Moment
+from clients.fleet.budgets import Devices, Moment
+from clients.fleet.distributions import Constant, NonNegative, Positive, Share
+from clients.fleet.specs import PositiveFloat, ShareFloat, Spec, as_schema, folder_of
+from clients.fleet.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.problems import problems

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.keys.specs import Folder, number
+from clients.fleet.specs import Folder, number
 from fl_peel.errors import FieldError, shortened
 from fl_peel.file_kind import file_kind
 from fl_peel.plugins import did_you_mean

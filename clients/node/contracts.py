@@ -2,7 +2,6 @@
 
 ::
 
-    from clients.round.contracts import DeviceContentsContract
     from my_package import Proximal
 
     class TestProximal(DeviceContentsContract):
@@ -18,7 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from clients.round.contents import DeviceContents
+from clients.node.contents import DeviceContents
 from fl_peel.contracts import example_devices
 from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.bounded_statistic import TrainedDevices

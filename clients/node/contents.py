@@ -2,7 +2,7 @@
 
 To add one, subclass :class:`DeviceContents` (or one that ships, :class:`OpenDeviceContents`), register it under the
 entry point group ``fl_peel.device_contents`` and name it as ``refinement.contribution``.
-:class:`clients.round.contracts.DeviceContentsContract` tests it; docs/contents.md has examples.
+:class:`clients.node.contracts.DeviceContentsContract` tests it; docs/contents.md has examples.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.cohort import Cohort
+from clients.node.evaluate import Holdings
 from clients.node.joining import NEVER, PreviousHoldings
-from clients.serving.evaluate import Holdings
 from fl_peel.blocks.precision import has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.settings import PRECISIONS, Precision

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator, ValidationInfo, WithJsonSchema
 
-from clients.keys.specs import Folder, folder_of, in_bounds, number
-from clients.keys.tabular import checked_file, is_blank, read_columns, sizes
+from clients.fleet.specs import Folder, folder_of, in_bounds, number
+from clients.fleet.tabular import checked_file, is_blank, read_columns, sizes
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
 from fl_peel.safe_yaml import kind_of

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.node.clock import DeviceRates, RoundCost, never_within_deadline, spend
-from clients.round.contents import MembersReply, StateUpdate
-from clients.round.poisoning import Adversary
-from clients.round.round_context import RoundContext, RoundMemory
+from clients.node.contents import MembersReply, StateUpdate
+from clients.node.poisoning import Adversary
+from clients.node.round_context import RoundContext, RoundMemory
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.columns import SUM_SCALE
 from fl_peel.data.interactions import FloatArray, IntArray, UserItems

@@ -29,8 +29,8 @@ from pydantic import (
     model_validator,
 )
 
-from clients.keys.distributions import FloatArray, Share
-from clients.keys.specs import (
+from clients.fleet.distributions import FloatArray, Share
+from clients.fleet.specs import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -42,7 +42,7 @@ from clients.keys.specs import (
     number,
     whole,
 )
-from clients.keys.tabular import AtEnd, RecordedTraces, checked_file, load_traces
+from clients.fleet.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from fl_peel.errors import FieldError, PathPart
 from fl_peel.plugins import Registry
 from fl_peel.randomness import device_uniforms
@@ -366,7 +366,7 @@ class TraceBudget(BudgetProcess):
 
     ``scale`` "relative": base * memory / (largest memory of that recording). "absolute": memory * ``recommender_share``
     bytes, independent of the profile's ``memory`` (which may then be left out). Which recorded device a simulated one
-    replays: see :mod:`clients.keys.tabular`.
+    replays: see :mod:`clients.fleet.tabular`.
     """
 
     file: Annotated[RecordedTraces, PlainValidator(lambda value, info: _read_trace(value, info)), as_schema("string")]
@@ -495,6 +495,6 @@ def read_budget(value: object, info: ValidationInfo) -> BudgetProcess:
     except FieldError as error:
         raise FieldError(str(error), "process") from None
     if not (isinstance(process, type) and issubclass(process, BudgetProcess)):
-        raise FieldError(f"{value['process']!r} is no subclass of clients.processes.budgets.BudgetProcess", "process")
+        raise FieldError(f"{value['process']!r} is no subclass of clients.fleet.budgets.BudgetProcess", "process")
     keys = {key: entry for key, entry in value.items() if key != "process"}
     return process.model_validate(keys, context=info.context)
