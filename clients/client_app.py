@@ -27,7 +27,7 @@ from clients.node.step_round import announce_step, masked_sums, step_round
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
 from fl_peel.mmap_arrays import release_memory
-from fl_peel.package_check import check_one_root, code_digest
+from fl_peel.packages import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
 app = ClientApp()

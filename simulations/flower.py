@@ -16,7 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_peel.errors import ScenarioError
-from fl_peel.package_check import check_one_root
+from fl_peel.packages import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import ProgressLines, show
 from simulations.engine.folders import default_cache_dir

@@ -22,9 +22,9 @@ from fl_peel.errors import ReportError
 from fl_peel.events import Event, OnEvent, stages_under
 from fl_peel.json_codec import to_plain
 from fl_peel.model.model import load
-from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import from_nodes, to_nodes
 from simulations.engine.embedded_engine import helper_ahead
 from simulations.engine.engine import simulated
 from simulations.engine.folders import data_folder, run_folder

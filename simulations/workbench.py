@@ -22,7 +22,7 @@ from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.events import Callback, Event, OnEvent
 from fl_peel.figures import Figures
 from fl_peel.json_codec import laid_flat
-from fl_peel.lazy_imports import optional
+from fl_peel.packages import optional
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations.cli.console import shown

@@ -13,7 +13,7 @@ import pytest
 import fl_peel
 import simulations
 from fl_peel.errors import EngineError
-from fl_peel.package_check import PACKAGES, check_one_root, code_digest, own_root
+from fl_peel.packages import PACKAGES, check_one_root, code_digest, own_root
 from tests.helpers.imports import imports, modules
 from tests.helpers.light import loaded_by
 from tests.helpers.root import ROOT

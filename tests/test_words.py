@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_peel.package_check import PACKAGES
+from fl_peel.packages import PACKAGES
 from tests.helpers.root import ROOT
 
 UNCLEAR = {"found", "told", "said", "begun", "beside"}

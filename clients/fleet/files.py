@@ -21,7 +21,7 @@ from clients.fleet.profile import DeviceProfile
 from clients.fleet.specs import Folder, Spec
 from clients.fleet.tabular import DATA_ENDINGS
 from fl_peel.errors import FieldError, ProfileError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.plugins import Registry, did_you_mean
 from fl_peel.problems import explain
 from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file

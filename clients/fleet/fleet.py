@@ -31,7 +31,7 @@ from clients.fleet.files import (
 )
 from clients.fleet.profile import DeviceProfile
 from fl_peel.errors import ProfileError
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.problems import explain
 from fl_peel.randomness import device_uniforms, seed_for

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clients.fleet.specs import Folder, number
 from fl_peel.errors import FieldError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.randomness import device_uniforms
 from fl_peel.safe_yaml import kind_of

@@ -29,8 +29,8 @@ from fl_peel.privacy.noise_plan import in_masked_sums
 from fl_peel.privacy.sources import source_of, with_device_noise, with_noise_shares
 from fl_peel.randomness import device_seeds
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import signals_of_group, train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import GroupUpdate, LocalWork, holders_of
 from fl_peel.wire import Arrays, RoundRequest
 

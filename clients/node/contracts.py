@@ -24,8 +24,8 @@ from fl_peel.exchange.bounded_statistic import TrainedDevices
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import dense
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.secure.vector import Values
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 from fl_peel.wire import RoundRequest, RunSetting
 

@@ -12,13 +12,12 @@ from clients.node.poisoning import malicious, pretended, target_items
 from clients.node.round_context import extra_bytes
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.resizing import ElasticEmbedding
-from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
 from fl_peel.ranking.top import MetricSums, Ranker, Tiles
-from fl_peel.training.settings import torch_device
+from fl_peel.scenario.settings import PRECISIONS, Precision, torch_device
 from fl_peel.wire import (
     EVERYBODY,
     OWN_BUDGET,

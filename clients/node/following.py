@@ -22,12 +22,12 @@ from clients.node.evaluate import Holdings
 from clients.node.joining import NEVER, PreviousHoldings
 from fl_peel.blocks.precision import has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks
-from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.columns import SUM_SCALE
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import RefreshCounts, StepCounts, StepTraces
 from fl_peel.ranking.top import Ranker
+from fl_peel.scenario.settings import PRECISIONS, Precision
 from fl_peel.wire import NEW, RESCALED, MovingReply, MovingRequest, RefreshReply, RefreshRequest
 
 FloatArray = NDArray[np.float64]

@@ -46,9 +46,17 @@ from fl_peel.exchange.release import Release, dense, layout_of
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.secure import device_protocol as protocol
-from fl_peel.secure.device_protocol import HeldShares, Neighbour, Secrets
+from fl_peel.secure.device_protocol import (
+    EXCHANGES,
+    DeviceBytes,
+    DropoutStage,
+    HeldShares,
+    Neighbour,
+    Secrets,
+    needed_of,
+    vanishing,
+)
 from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, SHARE_BYTES, Occasion
-from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes, DropoutStage, needed_of, vanishing
 from fl_peel.secure.vector import CHECK, MaskWords, Values, VectorLayout
 from fl_peel.wire import (
     Inbox,

@@ -26,8 +26,8 @@ from fl_peel.privacy.sources import source_of
 from fl_peel.randomness import device_seeds
 from fl_peel.scenario import registered
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.memory import TrainingMemory
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
+from fl_peel.training.update import TrainingMemory
 from fl_peel.wire import RoundRequest
 
 

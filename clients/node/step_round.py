@@ -31,8 +31,8 @@ from fl_peel.errors import EngineError, MessageError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.privacy.noise_plan import Stage1Scales, in_masked_sums, noise_devices_of
 from fl_peel.randomness import device_uniforms
+from fl_peel.secure.device_protocol import DropoutStage, vanishing
 from fl_peel.secure.keys import Occasion
-from fl_peel.secure.protocol_plan import DropoutStage, vanishing
 from fl_peel.secure.vector import CHECK, Values
 from fl_peel.steps.base import Arrays, ContributorsStep, Draw, Step, StepVector, unpacked_rows
 from fl_peel.steps.step_cost import AnswerCost, HeldItems, StepCost, hidden

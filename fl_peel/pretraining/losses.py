@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.pretraining.propagation import SparseMatrix, csr_tensor
-from fl_peel.scenario.pretraining_settings import DiversityForm, PretrainingConfig
+from fl_peel.scenario.settings import DiversityForm, PretrainingConfig
 from fl_peel.training.workers import ALONE, Workers
 
 

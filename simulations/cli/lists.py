@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fl_peel.errors import ProfileError, ReportError, ScenarioError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from simulations.cli.console import (
     AsJson,
     DataDir,

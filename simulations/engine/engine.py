@@ -12,8 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.scenario.measurement import Engine
-from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.scenario import Engine, Scenario
 from simulations.engine.embedded_engine import run_embedded, workers_ahead
 from simulations.engine.memory import WORKERS, lasting_objects, reuse_memory
 

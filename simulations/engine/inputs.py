@@ -13,14 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import DataError, EngineError, ReportError, ScenarioError
-from fl_peel.file_kind import file_kind
-from fl_peel.package_check import check_one_root
+from fl_peel.files import file_kind
+from fl_peel.packages import check_one_root
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.settings import require_device
-from fl_peel.weighting.settings import CONTROLLER, SELECTORS
+from fl_peel.scenario.settings import CONTROLLER, PRECISIONS, SELECTORS, require_device
 from simulations.listing import require_ours
 
 if TYPE_CHECKING:
@@ -139,9 +137,9 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
         ScenarioError: naming the key.
         DataError: nothing is collected.
     """
-    from fl_peel.grouping.clusters import check_count
+    from fl_peel.data.interactions import check_collected
+    from fl_peel.pretraining.clusters import check_count
     from fl_peel.privacy.noise_plan import check_delta
-    from fl_peel.scenario.pretraining_settings import check_collected
     from strategies.run.stage1_outcome import given_data
 
     check_delta(scenario, splits.num_users)

@@ -22,8 +22,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fl_peel.errors import EngineError
-from fl_peel.scenario.measurement import Engine
-from fl_peel.training.settings import is_gpu
+from fl_peel.scenario.scenario import Engine
+from fl_peel.scenario.settings import is_gpu
 from simulations.engine.inputs import LostMachineError, require_cluster
 from simulations.engine.passing_grid import StoppableGrid
 

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from fl_peel.errors import EngineError
-from fl_peel.package_check import own_root
+from fl_peel.packages import own_root
 from simulations.engine.worker import WANTED
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from clients.fleet.tabular import LONGEST_S
 from fl_peel.errors import ProfileError
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
 from simulations.report.result_files import csv_bytes

@@ -19,7 +19,7 @@ import numpy as np
 
 from fl_peel.errors import ReportError
 from fl_peel.figures import Figures
-from fl_peel.file_lock import locked, owned_folder, remove_abandoned
+from fl_peel.files import locked, owned_folder, remove_abandoned
 from simulations.listing import LIST, listed
 
 STAGING = ".report-"

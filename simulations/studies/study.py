@@ -31,7 +31,7 @@ from fl_peel.errors import BudgetError, ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain as keys_of
-from fl_peel.package_check import PACKAGES, code_digest, own_root
+from fl_peel.packages import PACKAGES, code_digest, own_root
 from fl_peel.plugins import all_added
 from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fl_peel.lazy_imports import optional
+from fl_peel.packages import optional
 from fl_peel.randomness import seed_for
 from simulations.sweep.space import ListedValues, Setting, Space, Varied
 

@@ -15,8 +15,8 @@ from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
-from fl_peel.blocks.settings import Precision
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import Precision
 from strategies.nodes.members import EVALUATED_BYTES, Members, bounds_of, packed_batches
 from strategies.nodes.nodes import Content, NodeRequest
 from strategies.rounds.federation import Federation

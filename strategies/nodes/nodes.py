@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fl_peel import errors, wire
 from fl_peel.array_specs import MOST, TOTAL, MessageContext, check
 from fl_peel.errors import EngineError, FlPeelError, MessageError, SecureAggregationError
-from fl_peel.package_check import code_digest, own_root
+from fl_peel.packages import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import MessageKind
 

@@ -25,16 +25,15 @@ from torch import Tensor
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event
-from fl_peel.grouping.clusters import UserGroups, choose_group
-from fl_peel.kernels.pooled import pooled_epoch
+from fl_peel.kernels.rivals import pooled_epoch
 from fl_peel.pretraining.central_training import PretrainedEmbeddings
+from fl_peel.pretraining.clusters import UserGroups, choose_group
 from fl_peel.pretraining.losses import CandidateSampler, UserBatch, bpr_loss, sampled_softmax_loss
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking.top import MetricSums
-from fl_peel.scenario.pretraining_settings import PretrainingConfig
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining, PretrainingConfig
 from fl_peel.training.workers import fixed_threads, threads_for
 from strategies.rivals.base import FloatArray, Material, Split, chosen_quality, ranked_blocks, sample_of_groups
 

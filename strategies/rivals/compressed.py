@@ -37,9 +37,9 @@ from torch import Tensor
 
 from fl_peel.blocks.compression import DenseTable, SparseTable, most_entries, number_type
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import HEADER_BYTES
 from fl_peel.randomness import rng_for, seed_for
+from fl_peel.scenario.settings import Precision
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, quality, whole_table
 from strategies.rivals.central import BatchLoss, PrunedTable, descend, generator_for, training

@@ -12,7 +12,7 @@ from fl_peel import wire
 from fl_peel.data.catalogue import read_catalogue
 from fl_peel.device_storage import enrol
 from fl_peel.events import OnEvent, silent
-from fl_peel.package_check import own_root
+from fl_peel.packages import own_root
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.nodes.nodes import Nodes

@@ -36,6 +36,7 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.privacy.noise_plan import Plan, Stage1Scales, contribution_bounds, in_masked_sums, noise_devices_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import MaskWords, Values, added
+from fl_peel.steps import STEPS
 from fl_peel.steps.base import (
     Arrays,
     Bools,
@@ -50,7 +51,6 @@ from fl_peel.steps.base import (
     opened_rows,
     packed_rows,
 )
-from fl_peel.steps.registry import STEPS
 from strategies.nodes import nodes
 from strategies.nodes.members import bounds_of
 from strategies.nodes.nodes import NodeRequest, Nodes

@@ -44,12 +44,12 @@ from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import DropoutStage, needed_of, vanishing
+from fl_peel.secure.device_protocol import DropoutStage, needed_of, vanishing
 from fl_peel.steps.base import ContributorsStep
 from fl_peel.steps.choice import ChoiceStep
-from fl_peel.steps.device_vectors import MapsStep, VectorsStep
 from fl_peel.steps.passes import PassStep
 from fl_peel.steps.units import UNIT_SCALE
+from fl_peel.steps.user_groups import MapsStep, VectorsStep
 from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 from simulations.engine.passing_grid import PassingGrid
 

@@ -16,11 +16,10 @@ import yaml
 
 from clients.fleet.fleet import load_fleet
 from fl_peel.blocks.layout import share_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
-from fl_peel.grouping.clusters import choose_group
+from fl_peel.pretraining.clusters import choose_group
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.settings import pretraining_device
+from fl_peel.scenario.settings import Precision, pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments

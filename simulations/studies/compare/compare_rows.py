@@ -17,13 +17,12 @@ import numpy as np
 from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel.blocks.compression import largest_dim
 from fl_peel.blocks.layout import share_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.errors import ScenarioError
 from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import holm
-from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision
 from simulations.run_options import StudyArguments
 from simulations.studies.compare.report import write_leaderboard
 from simulations.studies.study import (

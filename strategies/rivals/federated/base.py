@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.blocks.precision import dequantize, quantize
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.kernels.on_devices import add_updates
+from fl_peel.kernels.rivals import add_updates
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.top import recall_ndcg, top_rows
+from fl_peel.scenario.settings import Precision
 from strategies.rivals.base import TOP_N, DeviceQuality, Request, Split, replicates, whole_table
 
 FloatArray = NDArray[np.float32]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fl_peel.kernels.on_devices import bpr_devices
+from fl_peel.kernels.rivals import bpr_devices
 from fl_peel.randomness import device_seeds, rng_for
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,

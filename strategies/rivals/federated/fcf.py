@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.kernels.on_devices import add_gradients, solve_users
+from fl_peel.kernels.rivals import add_gradients, solve_users
 from strategies.rivals.federated.base import (
     NUMBER_BYTES,
     UNITS,

@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from fl_peel.kernels.on_devices import bce_devices
+from fl_peel.kernels.rivals import bce_devices
 from fl_peel.randomness import device_seeds
 from strategies.rivals.federated.base import (
     FederatedContext,

@@ -17,7 +17,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.errors import BudgetError, EngineError
-from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import (

@@ -17,7 +17,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noise_plan import make_plan, noise_devices_of
 from fl_peel.privacy.sources import SeededNoise, with_noise_shares
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import needed_of
+from fl_peel.secure.device_protocol import needed_of
 from simulations.scenario_files import load_scenario
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds

@@ -13,8 +13,8 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.errors import BudgetError
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.memory import TrainingMemory
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
+from fl_peel.training.update import TrainingMemory
 from fl_peel.wire import OWN_BUDGET
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
-from fl_peel.grouping.clusters import (
+from fl_peel.pretraining.central_training import pretrain
+from fl_peel.pretraining.clusters import (
     Interests,
     Neighbourhood,
     choose_group,
@@ -22,7 +23,6 @@ from fl_peel.grouping.clusters import (
     unit_rows,
     user_groups,
 )
-from fl_peel.pretraining.central_training import pretrain
 from fl_peel.randomness import rng_for
 from tests.helpers.examples import examples
 from tests.helpers.settings import PRETRAINING

@@ -65,7 +65,7 @@ from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import signals_of_group
 from fl_peel.training.update import LocalWork
 

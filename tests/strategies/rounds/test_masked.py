@@ -12,7 +12,7 @@ from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import DropoutStage, vanishing
+from fl_peel.secure.device_protocol import DropoutStage, vanishing
 from fl_peel.secure.vector import MaskWords
 from fl_peel.wire import OpenedShares
 from simulations.scenario_files import load_scenario

@@ -6,8 +6,8 @@ from fl_peel.device_storage import device_splits
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.privacy.noise_plan import contribution_bounds, make_plan
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps import STEPS
 from fl_peel.steps.base import StepTerms
-from fl_peel.steps.registry import STEPS
 from strategies.steps.step_channels import CountedSteps, NoisedSteps
 from tests.strategies.steps.test_clear_steps import AWAY, SPECTRAL, changed, fleet
 from tests.strategies.steps.test_masked_steps import prepared, same, secure

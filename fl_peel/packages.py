@@ -1,18 +1,25 @@
-"""Which copy of the packages runs: all four must come from one folder, and server and nodes must run the same code.
+"""The packages: which copy of them runs, and names that are imported when they are first asked for.
 
-A folder called ``clients`` in the working directory of Flower's SuperLink or of a Ray worker hides ours. Better to
-say so than to run half of another program.
+All four must come from one folder, and server and nodes must run the same code. A folder called ``clients`` in the
+working directory of Flower's SuperLink or of a Ray worker hides ours. Better to say so than to run half of another
+program.
+
+Public names are imported when they are asked for, so that importing a package costs nothing.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from fl_peel.errors import EngineError
+from fl_peel.errors import EngineError, MissingExtraError
 
 PACKAGES = ("fl_peel", "clients", "strategies", "simulations")
 
@@ -80,3 +87,41 @@ def code_digest(root: Path) -> str:
         for path in sorted((root / name).rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def imported_when_asked(package: str, file: str) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__`` (PEP 562). Its public names, ``__all__``, are those that its ``__init__``,
+    ``file``, imports under ``TYPE_CHECKING``, which type checkers read, too: one list for all.
+    """
+    homes = {
+        alias.name: str(node.module)
+        for block in ast.parse(Path(file).read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    def public_name(name: str) -> Any:
+        if name == "__all__":
+            return sorted(homes)
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return public_name
+
+
+# ---- Packages that only some users need: imported when they are asked for
+
+
+def optional(module: str, extra: str, what: str) -> Any:
+    """A module of a package that ``pip install 'fl-peel[extra]'`` brings. what: needs it, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed, or cannot be imported.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f"{what} needs {module} ({error}); pip install 'fl-peel[{extra}]'") from None

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fl_peel import kernels
-from fl_peel.blocks.settings import ItemGroupKind
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.randomness import seed_for
+from fl_peel.scenario.settings import ItemGroupKind
 
 FloatArray = NDArray[np.float32]
 

@@ -1,4 +1,8 @@
-"""Locks between processes, held by the operating system: a lock ends with its process, however that ends."""
+"""Files: what lies at a path that a user names, and locks between processes.
+
+A path is looked at before it is opened, since a pipe may wait and a device never end. Locks are held by the operating
+system: a lock ends with its process, however that ends.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,26 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
+
+FileKind = Literal["file", "folder", "other", "nothing"]
+
+
+def file_kind(path: Path) -> FileKind:
+    """A file of bytes; a folder; a pipe, socket or device; or nothing: there is none, or none can have such a name."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return "nothing"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "folder" if stat.S_ISDIR(mode) else "other"
+
 
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 """Errors of a file system that has no locks, or none of folders."""
