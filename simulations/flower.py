@@ -23,10 +23,10 @@ from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import checked, require_absolute
 from simulations.engine.passing_grid import deployment_grid
 from simulations.report.run_files import summary
+from simulations.report.timeline_report import timeline_summary
 from simulations.run_options import RunOptions
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
-from simulations.timeline.report import timeline_summary
 from strategies.figures.schema import RunResult
 
 PLAIN_KEYS = {

@@ -314,7 +314,7 @@ def profiles_sample(
     """Sample devices from a fleet; print their properties, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
     from simulations.engine.inputs import check_out
-    from simulations.fleet.fleet_view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
+    from simulations.report.fleet_view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
     from simulations.report.result_files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
@@ -356,7 +356,7 @@ def profiles_from_meminfo(
 ) -> None:
     """Convert recordings of /proc/meminfo to a trace that fleets replay (docs/profiles.md explains how to record)."""
     from simulations.engine.inputs import check_file
-    from simulations.fleet.meminfo import read_recordings, trace_bytes, trace_table
+    from simulations.meminfo import read_recordings, trace_bytes, trace_table
     from simulations.report.result_files import write_files
 
     if out is not None:

@@ -17,8 +17,7 @@ from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.ranking.bootstrap import Effects, PairedSums
 from fl_peel.scenario.settings import CONTROLLER
 from strategies.groups.state import UserGroupState, copied_states
-from strategies.nodes.members import EVALUATED_BYTES, batches
-from strategies.nodes.nodes import Content
+from strategies.nodes import EVALUATED_BYTES, Content, batches
 from strategies.rounds.strategy import PeelStrategy
 
 Lists = Callable[[int], wire.Arrays]

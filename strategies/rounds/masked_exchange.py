@@ -27,7 +27,7 @@ from fl_peel.secure.device_protocol import SEALED_BYTES, needed_of, neighbour_gr
 from fl_peel.secure.keys import Occasion, are_usable
 from fl_peel.secure.vector import CHECK, Mask, MaskedParties, MaskWords, Values, VectorLayout, left_over, without
 from fl_peel.wire import Directory, Inbox, OpenedShares, SealedShares, ShareRequests
-from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies.nodes import NodeRequest, Nodes
 from strategies.rounds.suspects import Suspects
 
 BoolArray = NDArray[np.bool_]

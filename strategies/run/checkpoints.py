@@ -33,9 +33,9 @@ from fl_peel.steps.user_groups import MapsStep, MomentsStep, VectorsStep
 from fl_peel.store import DAMAGED, Content, Entry, Live, Store, from_nodes, to_nodes
 from strategies.groups.state import FloatArray
 from strategies.rounds.acceptance import AcceptanceTest
+from strategies.rounds.step_channels import ClearSteps, NoisedSteps
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import StageTimes
-from strategies.steps.step_channels import ClearSteps, NoisedSteps
 
 Result = TypeVar("Result")
 

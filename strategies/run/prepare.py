@@ -47,12 +47,12 @@ from strategies.groups.start import (
     starting_tables,
 )
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.members import Members
+from strategies.nodes import Members
+from strategies.rounds.step_channels import ClearSteps, CountedSteps, MaskedSteps, NoisedSteps, SumsRecord
 from strategies.run.checkpoints import CheckpointedSteps
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
-from strategies.steps.step_channels import ClearSteps, CountedSteps, MaskedSteps, NoisedSteps, SumsRecord
 
 if TYPE_CHECKING:
     from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings

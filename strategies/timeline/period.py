@@ -39,14 +39,14 @@ from fl_peel.steps.user_groups import VectorsStep
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.members import EVALUATED_BYTES, Members, packed_batches
+from strategies.nodes import EVALUATED_BYTES, Members, packed_batches
 from strategies.rounds.federation import RoundRecord
+from strategies.rounds.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
 from strategies.run.refinement import Refiner, join, put_together, try_rounds, with_rounds
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-from strategies.steps.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.timeline.published_tables import PublishedTables
 from strategies.timeline.timeline_figures import (
     Cohort,

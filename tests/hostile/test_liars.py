@@ -10,8 +10,8 @@ from fl_peel.steps.units import UNIT_SCALE
 from simulations.report.result_files import to_plain
 from simulations.report.run_files import report_contents, summary
 from simulations.scenario_files import load_scenario
+from strategies import nodes as nodes_module
 from strategies.figures.schema import from_json, to_json
-from strategies.nodes import nodes as nodes_module
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid

@@ -14,7 +14,7 @@ from flwr.app import Array, Error, Message
 from fl_peel import wire
 from fl_peel.secure.keys import _SMALL_ORDER
 from simulations.scenario_files import load_scenario
-from strategies.nodes import nodes as nodes_module
+from strategies import nodes as nodes_module
 from strategies.rounds.masked_exchange import MaskedExchange, VoidSumError
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve

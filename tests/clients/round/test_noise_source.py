@@ -16,7 +16,7 @@ from fl_peel.privacy.noise_plan import make_plan
 from fl_peel.privacy.sources import SeededNoise, SystemNoise, randomized_groups, source_of, whole_scale
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
-from strategies.nodes.nodes import Nodes
+from strategies.nodes import Nodes
 from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve

@@ -11,9 +11,9 @@ from scipy import stats
 from fl_peel.errors import ReportError
 from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
-from simulations.differences.diff import diff, diff_page, diff_views, missing_note
-from simulations.differences.seeds import SeedRuns
-from simulations.report.templates.base import SCRIPT
+from simulations.report.diff import diff, diff_page, diff_views, missing_note
+from simulations.report.seeds import SeedRuns
+from simulations.report.templates import SCRIPT
 from strategies.figures.per_device import PerDevice
 from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import run_result

@@ -8,7 +8,7 @@ import pytest
 
 from clients.fleet.budgets import TraceBudget
 from clients.fleet.fleet import load_fleet
-from simulations.fleet.meminfo import read_recording, read_recordings, trace_bytes, trace_table
+from simulations.meminfo import read_recording, read_recordings, trace_bytes, trace_table
 from tests.helpers.fleets import TABLE, ids, one_line
 from tests.helpers.root import ROOT
 
@@ -175,7 +175,7 @@ def test_the_most_that_a_trace_holds_is_read(record):
 def test_files_that_are_none(tmp_path, record, monkeypatch):
     one_line(lambda: read_recordings([tmp_path / "no.txt"]), "no.txt: no such file; give recordings of /proc/meminfo")
     one_line(lambda: read_recordings([tmp_path]), ": is a folder; give the recordings in it")
-    monkeypatch.setattr("simulations.fleet.meminfo.MAX_DATA_BYTES", 2**20)
+    monkeypatch.setattr("simulations.meminfo.MAX_DATA_BYTES", 2**20)
     read_recordings([record(b"1\nMemAvailable: 1 kB\n#" + b" " * (2**20 - 23))])
     path = record(b" " * (2**20 + 1))
     one_line(

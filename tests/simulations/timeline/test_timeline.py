@@ -16,11 +16,11 @@ from fl_peel.store import Store
 from simulations import flower, runner
 from simulations.listing import LIST
 from simulations.report.table_view import format_ratio
+from simulations.report.timeline_plots import LABELS
+from simulations.report.timeline_report import timeline_summary
 from simulations.resumable import CHECKPOINTS
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario, shipped_scenarios
-from simulations.timeline.report import timeline_summary
-from simulations.timeline.timeline_plots import LABELS
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.helpers.runs import run
@@ -128,7 +128,7 @@ def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, 
 
 def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
     """In place of measuring at the first moment without a word."""
-    from simulations.studies.ablate.ablate import ablate
+    from simulations.studies.ablate import ablate
     from strategies.server_app import serve
 
     scenario = load_scenario(file)

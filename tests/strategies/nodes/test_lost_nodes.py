@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
-from strategies.nodes import nodes as nodes_module
-from strategies.nodes.members import batches, packed_batches
-from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies import nodes as nodes_module
+from strategies.nodes import NodeRequest, Nodes, batches, packed_batches
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.lossy import LossyGrid

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given
 from fl_peel import wire
 from fl_peel.errors import EngineError, MessageError
 from simulations.scenario_files import load_scenario
-from strategies.nodes import nodes as asking
-from strategies.nodes.nodes import Nodes
+from strategies import nodes as asking
+from strategies.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.examples import examples

@@ -232,7 +232,7 @@ def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
 
 
 def _again(grid, kind, content):
-    from strategies.nodes.nodes import failure
+    from strategies.nodes import failure
 
     (reply,) = grid.send_and_receive([Message(content, dst_node_id=next(iter(grid.get_node_ids())), message_type=kind)])
     raise failure(reply, "node")

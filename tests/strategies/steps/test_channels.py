@@ -8,7 +8,7 @@ from fl_peel.privacy.noise_plan import contribution_bounds, make_plan
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps import STEPS
 from fl_peel.steps.base import StepTerms
-from strategies.steps.step_channels import CountedSteps, NoisedSteps
+from strategies.rounds.step_channels import CountedSteps, NoisedSteps
 from tests.strategies.steps.test_clear_steps import AWAY, SPECTRAL, changed, fleet
 from tests.strategies.steps.test_masked_steps import prepared, same, secure
 from tests.strategies.steps.test_noised_steps import LOCAL, private
@@ -87,7 +87,7 @@ def test_parts_change_nothing(scenario, tmp_path, monkeypatch, mode):
     whole, grid = prepared(one, tmp_path / "whole")
     for step in STEPS.values():
         monkeypatch.setattr(step, "part_bytes", 5 * 8 * 59)
-    monkeypatch.setattr("strategies.steps.step_channels.PART_BYTES", 5 * 8 * 59)
+    monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 5 * 8 * 59)
     parts, several = prepared(one, tmp_path / "parts")
     assert same(whole, parts)
     assert len(several.crossed) > 1.3 * len(grid.crossed)

@@ -16,7 +16,7 @@ from fl_peel.secure.device_protocol import DeviceBytes, DropoutStage, vanishing
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.passes import PassStep
 from fl_peel.steps.step_cost import AnswerCost, HeldItems, hidden
-from strategies.nodes.nodes import failure
+from strategies.nodes import failure
 from strategies.run.prepare import prepare
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
@@ -115,7 +115,7 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path):
 @pytest.mark.slow
 def test_a_node_that_fails_between_two_parts_has_dropped_out(clear, tmp_path, monkeypatch):
     """What its devices sent before is in no sum, and it is asked no more."""
-    monkeypatch.setattr("strategies.steps.step_channels.PART_BYTES", 2500)
+    monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 2500)
     scenario = secure(clear, neighbours=16)
 
     failed = []
@@ -148,7 +148,7 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
     """40 nodes with a device each: what one says in the clear is in no masked reply, which looks drawn at random. No
     mask is used for two parts or steps: their difference would be that of what was said.
     """
-    monkeypatch.setattr("strategies.steps.step_channels.PART_BYTES", 9000)
+    monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 9000)
     masked, grid = prepared(secure(clear), tmp_path / "masked", 40)
     plain, open_grid = prepared(secure(clear, masked=False), tmp_path / "clear", 40)
     assert same(masked, plain)

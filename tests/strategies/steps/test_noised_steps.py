@@ -16,7 +16,7 @@ from fl_peel.privacy.noise_plan import Stage1Scales, contribution_bounds, make_p
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.user_groups import GroupsStep
-from strategies.steps.step_channels import NoisedSteps
+from strategies.rounds.step_channels import NoisedSteps
 from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import served
 from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared

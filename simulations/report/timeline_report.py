@@ -16,10 +16,10 @@ from fl_peel.errors import ScenarioError
 from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain as in_plain
 from fl_peel.ranking.bootstrap import Sample
-from simulations.differences.seeds import METHOD
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, to_plain, write_results
 from simulations.report.section import Chart, Section
+from simulations.report.seeds import METHOD
 from simulations.report.table_view import (
     ABSENT,
     TableColumn,
@@ -35,8 +35,7 @@ from simulations.report.table_view import (
     format_thousandths,
     table_of,
 )
-from simulations.report.verdict import LEARNING_RATE, seen_data, significance
-from simulations.timeline.timeline_plots import (
+from simulations.report.timeline_plots import (
     KINDS,
     LABELS,
     classes_plot,
@@ -45,6 +44,7 @@ from simulations.timeline.timeline_plots import (
     line_label,
     recall_plot,
 )
+from simulations.report.verdict import LEARNING_RATE, seen_data, significance
 from strategies.figures.schema import OverTime
 from strategies.timeline.timeline_figures import ClassResult, PeriodResult, TimelineResult
 
@@ -364,7 +364,7 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
 
 
 def timeline_seeds_verdicts(result: TimelineSeeds) -> tuple[str, ...]:
-    """Say what :func:`simulations.timeline.report.timeline_verdicts` says, of means over seeds."""
+    """Say what :func:`simulations.report.timeline_report.timeline_verdicts` says, of means over seeds."""
     return timeline_verdicts(result.scenario, {one.line: one.over for one in result.lines})
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fl_peel.randomness import rng_for
 from fl_peel.training.workers import fixed_threads
-from strategies.rivals.federated.base import (
+from strategies.rivals.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
+from strategies.rivals.federated import (
     NUMBER_BYTES,
     FederatedContext,
     FederatedRound,
@@ -31,7 +32,6 @@ from strategies.rivals.federated.base import (
     RowSums,
     ServedTables,
 )
-from strategies.rivals.federated.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
 
 DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)

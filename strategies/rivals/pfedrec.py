@@ -16,7 +16,8 @@ import numpy as np
 
 from fl_peel.kernels.rivals import bce_devices
 from fl_peel.randomness import device_seeds
-from strategies.rivals.federated.base import (
+from strategies.rivals.bpr import SharedTable, start_vectors
+from strategies.rivals.federated import (
     FederatedContext,
     FederatedRound,
     FloatArray,
@@ -25,7 +26,6 @@ from strategies.rivals.federated.base import (
     RowUpdates,
     ServedTables,
 )
-from strategies.rivals.federated.bpr import SharedTable, start_vectors
 
 BATCH_SIZE = 256
 

@@ -24,7 +24,7 @@ from fl_peel.ranking.bootstrap import holm
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision
 from simulations.run_options import StudyArguments
-from simulations.studies.compare.report import write_leaderboard
+from simulations.studies.compare_report import write_leaderboard
 from simulations.studies.study import (
     REPLICATES,
     Frame,
@@ -38,14 +38,13 @@ from simulations.studies.study import (
 )
 from strategies.evaluation.trials import Trial
 from strategies.rivals.base import Request, Rival, empty_row
+from strategies.rivals.bpr import FedAvgBpr
 from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
-from strategies.rivals.federated.base import Effort, Federated, FederatedContext, IntArray, trial_row, tuned
-from strategies.rivals.federated.bpr import FedAvgBpr
-from strategies.rivals.federated.fcf import Fcf
-from strategies.rivals.federated.hetefedrec import HeteFedRec
-from strategies.rivals.federated.pfedrec import PFedRec
-from strategies.rivals.federated.popularity import Popularity
+from strategies.rivals.fcf import Fcf
+from strategies.rivals.federated import Effort, Federated, FederatedContext, IntArray, Popularity, trial_row, tuned
 from strategies.rivals.groups import PerGroup
+from strategies.rivals.hetefedrec import HeteFedRec
+from strategies.rivals.pfedrec import PFedRec
 from strategies.rivals.rule import Rule
 from strategies.rivals.server import CachedList, Ease, ItemNeighbours
 from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.kernels.rivals import add_gradients, solve_users
-from strategies.rivals.federated.base import (
+from strategies.rivals.federated import (
     NUMBER_BYTES,
     UNITS,
     FederatedContext,

@@ -132,8 +132,7 @@ _RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps")
 
 def fleet_figure(sample: SampledFleet) -> Plot:
     """Budgets of a few devices of each class over rounds (top), and the share of devices below each budget."""
-    from simulations.report.drawing import LABEL_PT, PALETTE, finish, new_figure, short_bytes, styled
-    from simulations.report.theme import darker
+    from simulations.report.drawing import LABEL_PT, PALETTE, darker, finish, new_figure, short_bytes, styled
 
     with styled():
         figure, (top, bottom) = new_figure(5.6, 2)

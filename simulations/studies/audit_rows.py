@@ -30,7 +30,7 @@ from fl_peel.randomness import rng_for
 from fl_peel.scenario.protection import Privacy, SecureAggregation
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import shipped_scenarios, validated
-from simulations.studies.audit.observer import Observer, WatchedDevices
+from simulations.studies.observer import Observer, WatchedDevices
 
 
 def attacked(observer: Observer, names: Iterable[str], seed: int) -> dict[str, dict[str, Any]]:

@@ -51,9 +51,8 @@ from fl_peel.steps.base import (
     opened_rows,
     packed_rows,
 )
-from strategies.nodes import nodes
-from strategies.nodes.members import bounds_of
-from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies import nodes
+from strategies.nodes import NodeRequest, Nodes, bounds_of
 from strategies.rounds.masked_exchange import MaskedExchange, MaskedPart, VoidSumError
 from strategies.rounds.suspects import Suspects
 
@@ -125,7 +124,7 @@ class ClearSteps:
         return self._time + self.windows
 
     def std(self, part: str) -> float:
-        """Nothing is noised on the way; see :class:`strategies.steps.step_channels.NoisedSteps`."""
+        """Nothing is noised on the way; see :class:`strategies.rounds.step_channels.NoisedSteps`."""
         return 0.0
 
     def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:

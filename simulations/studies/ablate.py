@@ -19,8 +19,8 @@ from fl_peel.errors import ScenarioError
 from fl_peel.scenario.scenario import Scenario
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
-from simulations.studies.ablate.report import write_ablate
-from simulations.studies.compare.compare import budget_of, flat
+from simulations.studies.ablate_report import write_ablate
+from simulations.studies.compare import budget_of, flat
 from simulations.studies.study import Frame, Study, aggregated, decisive, ratio_of, ratios_in_json, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.run.stage1_outcome import given_data

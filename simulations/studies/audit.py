@@ -1,7 +1,7 @@
 """`fl-peel audit`: what each privacy mechanism leaks, measured by attacks, beside what it costs in recall.
 
 Every row is a run of its own on the engine, measured like a trial; while it goes its way, an observer records what a
-server sees of single devices (:mod:`simulations.studies.audit.observer`), and every attack is tried on that. Where a
+server sees of single devices (:mod:`simulations.studies.observer`), and every attack is tried on that. Where a
 mechanism adds noise, canary devices bound its epsilon from below. A row that is done is kept by content
 (:mod:`simulations.studies.study`): an audit that was stopped goes on with the next one.
 """
@@ -27,9 +27,9 @@ from simulations.engine.inputs import on_remaining_machines
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments
-from simulations.studies.audit.audit_rows import EPSILONS, AuditRow, added_rows, attacked, chosen_rows, control
-from simulations.studies.audit.observer import Observer, TapGrid
-from simulations.studies.audit.report import write_audit
+from simulations.studies.audit_report import write_audit
+from simulations.studies.audit_rows import EPSILONS, AuditRow, added_rows, attacked, chosen_rows, control
+from simulations.studies.observer import Observer, TapGrid
 from simulations.studies.study import (
     REPLICATES,
     Checkpoints,
@@ -76,7 +76,7 @@ def audit(
 ) -> dict[str, Any]:
     """Audit every row and write audit.json, audit.csv, audit.html and audit.svg.
 
-    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit.audit_rows.added_rows`; arguments:
+    rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`simulations.studies.audit_rows.added_rows`; arguments:
     :class:`simulations.run_options.StudyArguments`.
 
     Raises:

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
-from simulations.report.drawing import Plot
+from simulations.report.drawing import INK, Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
@@ -21,7 +21,6 @@ from simulations.report.table_view import (
     format_ratio,
     format_share,
 )
-from simulations.report.theme import INK
 from simulations.studies.schema import AblateResult, AblateRow, typed, write_study
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fl_peel.kernels.rivals import bpr_devices
 from fl_peel.randomness import device_seeds, rng_for
-from strategies.rivals.federated.base import (
+from strategies.rivals.federated import (
     NUMBER_BYTES,
     FederatedContext,
     FederatedRound,

@@ -14,8 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
-from simulations.report.drawing import Plot
-from simulations.report.labels import metric_name
+from simulations.report.drawing import BLUE, INK, VERMILLION, Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
@@ -30,9 +29,9 @@ from simulations.report.table_view import (
     format_point,
     format_ratio,
     format_share,
+    metric_name,
     table_of,
 )
-from simulations.report.theme import BLUE, INK, VERMILLION
 from simulations.report.verdict import significance
 from simulations.studies.schema import (
     CompareResult,

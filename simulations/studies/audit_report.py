@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
-from simulations.report.drawing import Plot
+from simulations.report.drawing import BLUE, INK, MUTED, Plot
 from simulations.report.render import page
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
@@ -23,7 +23,6 @@ from simulations.report.table_view import (
     format_ratio,
     format_share,
 )
-from simulations.report.theme import BLUE, INK, MUTED
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed, write_study
 
 SUCCEEDS, HOLDS = 0.2, 0.02
