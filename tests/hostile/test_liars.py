@@ -17,7 +17,7 @@ from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import RESHAPED, extreme, parts_of, put_together, replying
 from tests.helpers.runs import figures
-from tests.strategies.nodes.test_wrong_answers import MODES
+from tests.strategies.test_wrong_answers import MODES
 
 LIAR, NODES = 1, 4
 DEVICES = 10

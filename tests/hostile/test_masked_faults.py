@@ -21,7 +21,7 @@ from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import parts_of, put_together, replying
 from tests.helpers.root import ROOT
-from tests.strategies.nodes.test_wrong_answers import MODES
+from tests.strategies.test_wrong_answers import MODES
 
 DEVICE, NODE, NODES = 5, 1, 4
 ROUNDS = 8

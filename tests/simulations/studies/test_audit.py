@@ -29,7 +29,7 @@ from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import hosted_by
 from tests.helpers.without_ray import simulated
-from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
 

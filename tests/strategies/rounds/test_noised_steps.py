@@ -19,9 +19,9 @@ from fl_peel.steps.user_groups import GroupsStep
 from strategies.rounds.step_channels import NoisedSteps
 from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import served
-from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
-from tests.strategies.steps.test_masked_steps import prepared as any_prepared
-from tests.strategies.steps.test_masked_steps import same, secure
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
+from tests.strategies.rounds.test_masked_steps import prepared as any_prepared
+from tests.strategies.rounds.test_masked_steps import same, secure
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps import STEPS
 from fl_peel.steps.base import StepTerms
 from strategies.rounds.step_channels import CountedSteps, NoisedSteps
-from tests.strategies.steps.test_clear_steps import AWAY, SPECTRAL, changed, fleet
-from tests.strategies.steps.test_masked_steps import prepared, same, secure
-from tests.strategies.steps.test_noised_steps import LOCAL, private
+from tests.strategies.rounds.test_clear_steps import AWAY, SPECTRAL, changed, fleet
+from tests.strategies.rounds.test_masked_steps import prepared, same, secure
+from tests.strategies.rounds.test_noised_steps import LOCAL, private
 
 LEAST = 5
 """More owners than some items of the planted data have."""

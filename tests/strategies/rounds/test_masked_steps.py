@@ -22,7 +22,7 @@ from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.runs import connected
-from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet
 
 MASKED = ("counts", "pass", "choice", "groups", "moments")
 CHEAP = {"passes": 2, "group_rounds": 1}

@@ -11,8 +11,8 @@ from fl_peel.errors import DataError
 from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.steps.base import opened_rows, packed_rows, unpacked_rows
 from fl_peel.steps.passes import pass_sums
-from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
-from tests.strategies.steps.test_masked_steps import CHEAP, secure
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
+from tests.strategies.rounds.test_masked_steps import CHEAP, secure
 
 LEAST = 5
 """More owners than some items of the planted data have, and more members than its smallest groups."""

@@ -17,7 +17,7 @@ from clients.fleet.budgets import (
 from clients.fleet.fleet import fleet_from_mapping
 from clients.fleet.tabular import load_traces
 from fl_peel.errors import ProfileError
-from tests.clients.processes.test_budgets import CLOCK, series
+from tests.clients.fleet.test_budgets import CLOCK, series
 from tests.helpers.fleets import fleet_of, ids, one_line
 
 P = "profiles[0]"
