@@ -26,7 +26,7 @@ from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import from_nodes, to_nodes
 from simulations.engine.embedded_engine import helper_ahead
-from simulations.engine.engine import simulated
+from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
     ARTIFACTS,
@@ -35,7 +35,6 @@ from simulations.engine.inputs import (
     checked,
     data_to_run,
     given_folder,
-    on_remaining_machines,
     require_folders,
 )
 from simulations.engine.memory import PeakMemory

@@ -21,9 +21,8 @@ from fl_peel.attacks.canary import one_run_audit, worst_canary
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.engine import simulated
+from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import on_remaining_machines
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments

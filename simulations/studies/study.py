@@ -36,7 +36,7 @@ from fl_peel.plugins import all_added
 from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
-from simulations.engine.engine import simulated
+from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
     STUDY_RESULTS,
@@ -44,7 +44,6 @@ from simulations.engine.inputs import (
     check_devices,
     checked,
     given_folder,
-    on_remaining_machines,
     require_items,
 )
 from simulations.engine.versions import versions

@@ -10,11 +10,10 @@ import pytest
 
 from fl_peel import wire
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import LostMachineError, ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.inputs import LostMachineError
 from simulations.scenario_files import load_scenario
 from simulations.studies import audit as module
 from simulations.studies.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared

@@ -12,13 +12,13 @@ import pytest
 from fl_peel import plugins
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.data.interactions import UserItems
-from fl_peel.errors import BudgetError, ReportError, ScenarioError
+from fl_peel.errors import BudgetError, LostMachineError, ReportError, ScenarioError
 from fl_peel.json_codec import from_plain
 from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
 from simulations.cli.console import read_budgets
-from simulations.engine.inputs import LostMachineError, absolute
+from simulations.engine.inputs import absolute
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
