@@ -14,6 +14,7 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError, ScenarioError
 from fl_peel.pretraining.central_training import EpochFigures, pretrain
 from fl_peel.pretraining.losses import (
+    BatchLoss,
     Candidates,
     CandidateSampler,
     UserBatch,
@@ -28,7 +29,6 @@ from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.workers import Workers, fixed_threads, own_threads
-from strategies.rivals.central import BatchLoss
 from tests.helpers.settings import PRETRAINING
 
 SMALL = replace(

@@ -31,6 +31,7 @@ from fl_peel.data.interactions import collected, split
 from fl_peel.kernels.rivals import pooled_epoch
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.pretraining.clusters import user_groups
+from fl_peel.pretraining.losses import BatchLoss
 from fl_peel.scenario.settings import PRECISIONS, LocalTraining
 from strategies.rivals import compressed as pep_module
 from strategies.rivals import server
@@ -49,7 +50,6 @@ from strategies.rivals.base import (
     whole_table,
 )
 from strategies.rivals.central import (
-    BatchLoss,
     CentralTraining,
     PrunedTable,
     Rates,
