@@ -38,7 +38,7 @@ from fl_peel.pretraining.losses import BatchLoss, UserBatch, evenly_drawn, slice
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for
-from fl_peel.scenario.settings import PretrainingConfig, check_negatives
+from fl_peel.scenario.settings import PretrainingConfig
 from fl_peel.store import Store
 from fl_peel.training.adam import EagerAdam
 from fl_peel.training.workers import Workers, own_threads, threads_for
@@ -84,11 +84,10 @@ def pretrain(
     one code path (:mod:`fl_peel.cpu_dispatch`).
 
     Raises:
-        ScenarioError: a setting is out of range.
+        ScenarioError: training diverged.
         DataError: no interaction was collected.
     """
     check_collected(collected)
-    _check(config)
     num_threads = config.num_threads or threads_for(collected.num_interactions)
     with own_threads(num_threads) as workers:
         trainer = _Trainer(collected, num_items, config, seed, device, workers)
@@ -114,18 +113,6 @@ def _check_finite(*results: float | FloatArray) -> None:
         raise ScenarioError(
             "pretraining: training diverged; lower pretraining.learning_rate or initial_norm, or raise temperature"
         )
-
-
-def _check(config: PretrainingConfig) -> None:
-    if config.embedding_dim % config.num_slices:
-        raise ScenarioError(
-            f"pretraining.num_slices: {config.num_slices} does not divide embedding_dim "
-            f"{config.embedding_dim}; choose a divisor"
-        )
-    for name in ("embedding_dim", "batch_size", "num_slices", "temperature", "learning_rate"):
-        if getattr(config, name) <= 0:
-            raise ScenarioError(f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value")
-    check_negatives(config.loss, config.num_negatives, config.negatives_exponent)
 
 
 def scaled_tables(

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fl_peel.errors import ScenarioError, shortened
+from fl_peel.errors import shortened
 from fl_peel.plugins import did_you_mean
 from fl_peel.scenario.base import (
     MOST_DEVICES,
@@ -50,7 +50,6 @@ from fl_peel.scenario.settings import (
     PretrainingConfig,
     SpectralConfig,
     SplitOrder,
-    check_negatives,
 )
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check), OneOf(SELECTORS)]
@@ -319,10 +318,13 @@ class Pretraining(Keys):
 
     @model_validator(mode="after")
     def _losses(self) -> Pretraining:
-        try:
-            check_negatives(self.loss, self.num_negatives, self.negatives_exponent)
-        except ScenarioError as error:
-            raise ValueError(str(error).removeprefix("pretraining.")) from error
+        if self.loss == "bpr" and self.num_negatives < 1:
+            raise ValueError("num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
+        if self.negatives_exponent and (self.loss == "bpr" or not self.num_negatives):
+            doing = "bpr, which draws evenly" if self.loss == "bpr" else "num_negatives 0, which takes all items"
+            raise ValueError(
+                f"negatives_exponent: {self.negatives_exponent:g} does nothing under {doing}; leave it out"
+            )
         if self.diversity_weight and (self.diversity_form in ("axes", "none") or self.diversity_slices == 1):
             raise ValueError(
                 f"diversity_weight {self.diversity_weight:g} has no effect with diversity_form {self.diversity_form} "

@@ -54,19 +54,6 @@ class PretrainingConfig:
 DiversityForm = Literal["axes", "none", "cosine", "distance"]
 
 
-def check_negatives(loss: str, num_negatives: int, exponent: float) -> None:
-    """Refuse BPR without anything to compare with, and an exponent that nothing is drawn by.
-
-    Raises:
-        ScenarioError: naming the setting and the remedy.
-    """
-    if loss == "bpr" and num_negatives < 1:
-        raise ScenarioError("pretraining.num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
-    if exponent and (loss == "bpr" or not num_negatives):
-        doing = "bpr, which draws evenly" if loss == "bpr" else "num_negatives 0, which takes all items"
-        raise ScenarioError(f"pretraining.negatives_exponent: {exponent:g} does nothing under {doing}; leave it out")
-
-
 COUNT_EXPONENTS = (0.3, 0.4, 0.5)
 VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
 

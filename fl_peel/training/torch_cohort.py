@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +22,7 @@ from torch import Tensor
 
 from fl_peel import kernels
 from fl_peel.kernels import FIXED_POINT
-
-if TYPE_CHECKING:
-    from fl_peel.scenario.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 
 IntArray = NDArray[np.int64]
