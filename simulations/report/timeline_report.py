@@ -14,10 +14,10 @@ import numpy as np
 
 from fl_peel.errors import ScenarioError
 from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
-from fl_peel.json_codec import to_plain as in_plain
+from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Sample
 from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents, to_plain, write_results
+from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Chart, Section
 from simulations.report.seeds import METHOD
 from simulations.report.table_view import (
@@ -64,7 +64,7 @@ def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, byt
     Raises:
         ReportError: the folder cannot be written.
     """
-    plain, plot = to_plain(in_plain(result, top_n=20), "timeline"), recall_plot(result.periods)
+    plain, plot = to_plain(result, "timeline", top_n=20), recall_plot(result.periods)
     contents = result_contents("timeline", plain, result.figures, timeline_page(result), plot.svg)
     return write_results(out_dir, {**contents, **(more or {})})
 
@@ -250,7 +250,7 @@ def timeline_page(result: TimelineResult) -> str:
             ("Recall@20, last three", format_point(last.lines["all"].recall)),
             ("relative to static list", ABSENT if cached is None else f"{cached.value:.2f}"),
         ],
-        source={"command": f"fl-peel run {name}", **in_plain(result, top_n=20)},
+        source={"command": f"fl-peel run {name}", **to_plain(result, top_n=20)},
     )
 
 
@@ -375,6 +375,6 @@ def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
         title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, recall over time",
         lead="\n".join(timeline_seeds_verdicts(result)),
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
-        source=in_plain(result) | {"seed": None},
+        source=to_plain(result) | {"seed": None},
     )
-    return write_results(out, result_contents(NAME, in_plain(result), result.figures, content))
+    return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
