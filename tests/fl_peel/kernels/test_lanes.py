@@ -53,7 +53,7 @@ def test_columns_far_apart_are_refused():
 
 def test_no_loop_lets_the_compiler_reorder():
     sources = sorted((ROOT / "fl_peel" / "kernels").glob("*.py"))
-    assert len(sources) > 10
+    assert len(sources) > 5
     assert [path.name for path in sources if "fastmath" in path.read_text() and path.name != "lanes.py"] == []
 
 
