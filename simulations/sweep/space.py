@@ -17,7 +17,6 @@ from typing import Any
 
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.packages import optional
-from fl_peel.randomness import seed_for
 from fl_peel.scenario.base import as_share
 
 MAX_FOLDER = 100
@@ -282,6 +281,8 @@ def search(
     """
     library = optuna()
     library.logging.set_verbosity(library.logging.WARNING)
+    from fl_peel.randomness import seed_for  # with NumPy, which the start of every command would wait for
+
     sampler = library.samplers.TPESampler(seed=seed_for(seed, "search") % 2**32)
     study = library.create_study(direction="maximize", sampler=sampler)
     first = {one.path: _as_suggested(one, own.get(one.path)) for one in space.varied}
