@@ -477,6 +477,11 @@ def _panel_class() -> type[Axes]:
             panel = self.get_position(original=True).transformed(figure.transFigure)
             return Bbox.from_extents(*(panel.extents + self.room))
 
+    def columns_of(panel: Panel) -> range:
+        place = panel.get_subplotspec()
+        assert place is not None
+        return place.colspan
+
     def measure(panels: Sequence[Panel], renderer: Any, figure: Figure) -> None:
         ticks = {}
         for panel in panels:
@@ -486,12 +491,12 @@ def _panel_class() -> type[Axes]:
             both = (panel.xaxis, panel.yaxis)
             ticks[panel] = [axis.get_tightbbox(renderer, for_layout_only=True) or panel.bbox for axis in both]
         for panel, (under, beside) in ticks.items():
-            column = [other for other in panels if other.get_subplotspec().colspan == panel.get_subplotspec().colspan]
+            column = [other for other in panels if columns_of(other) == columns_of(panel)]
             left = min(ticks[other][1].x0 - other.bbox.x0 for other in column) / figure.dpi - panel.yaxis.labelpad / 72
             down = (under.y0 - panel.bbox.y0) / figure.dpi - panel.xaxis.labelpad / 72
             names = []
-            for axis, x, y, away in ((panel.yaxis, 0.0, 0.5, (left, 0.0)), (panel.xaxis, 0.5, 0.0, (0.0, down))):
-                axis.set_label_coords(x, y, panel.transAxes + ScaledTranslation(*away, figure.dpi_scale_trans))
+            for axis, x, y, right, up in ((panel.yaxis, 0.0, 0.5, left, 0.0), (panel.xaxis, 0.5, 0.0, 0.0, down)):
+                axis.set_label_coords(x, y, panel.transAxes + ScaledTranslation(right, up, figure.dpi_scale_trans))
                 names.append(axis.label.get_window_extent(renderer) if axis.get_label_text() else panel.bbox)
             for artist in (panel.xaxis, panel.yaxis, *panel.spines.values()):
                 artist.set_in_layout(False)  # measured already
