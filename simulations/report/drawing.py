@@ -490,10 +490,10 @@ def _panel_class() -> type[Axes]:
                     axis.set_label_coords(0.5, 0.5)  # within the panel, where a name needs no room
             both = (panel.xaxis, panel.yaxis)
             ticks[panel] = [axis.get_tightbbox(renderer, for_layout_only=True) or panel.bbox for axis in both]
-        for panel, (under, beside) in ticks.items():
+        for panel, (x_ticks, y_ticks) in ticks.items():
             column = [other for other in panels if columns_of(other) == columns_of(panel)]
             left = min(ticks[other][1].x0 - other.bbox.x0 for other in column) / figure.dpi - panel.yaxis.labelpad / 72
-            down = (under.y0 - panel.bbox.y0) / figure.dpi - panel.xaxis.labelpad / 72
+            down = (x_ticks.y0 - panel.bbox.y0) / figure.dpi - panel.xaxis.labelpad / 72
             names = []
             for axis, x, y, right, up in ((panel.yaxis, 0.0, 0.5, left, 0.0), (panel.xaxis, 0.5, 0.0, 0.0, down)):
                 axis.set_label_coords(x, y, panel.transAxes + ScaledTranslation(right, up, figure.dpi_scale_trans))
@@ -502,7 +502,7 @@ def _panel_class() -> type[Axes]:
                 artist.set_in_layout(False)  # measured already
             rest = Axes.get_tightbbox(panel, renderer, for_layout_only=True)
             assert rest is not None
-            x0, y0, x1, y1 = Bbox.union([rest, under, beside]).extents
+            x0, y0, x1, y1 = Bbox.union([rest, x_ticks, y_ticks]).extents
             panel.room = np.subtract((min(x0, names[0].x0), min(y0, names[1].y0), x1, y1), panel.bbox.extents)
 
     return Panel
