@@ -367,7 +367,7 @@ class Pretraining(Keys):
         return SpectralConfig(**self.model_dump(include=set(_SPECTRAL)))
 
 
-_SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name != "oversampling")
+_SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name not in ("oversampling", "num_threads"))
 
 
 class UserGroupsPart(Keys):

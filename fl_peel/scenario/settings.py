@@ -65,7 +65,7 @@ class SpectralConfig:
     :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
     None as an exponent: about ``filter_devices`` choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``;
-    oversampling: columns more in passes, which find the others better.
+    oversampling: columns more in passes, which find the others better; num_threads: as in :class:`PretrainingConfig`.
     """
 
     columns: int
@@ -79,6 +79,7 @@ class SpectralConfig:
     group_rounds: int
     sum_bits: Literal[32, 64]
     oversampling: int = 32
+    num_threads: int = 2
 
     @property
     def chooses(self) -> bool:
