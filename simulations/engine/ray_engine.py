@@ -220,8 +220,16 @@ def _own_search_path() -> Iterator[None]:
 
 @contextmanager
 def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
-    """Give the Ray that is started here its token and its workers' environment; a cluster has its own."""
-    with environment(**({} if engine.ray_address else variables)), own_token(engine.ray_address):
+    """Give the Ray that is started here its token, its workers' environment and the scenario's patience with both its
+    agents and its workers: of itself it ends when an agent takes 30 s to start, and ends a worker that takes a minute.
+    Workers without the run's environment, whom nobody would use, are not started beforehand. A cluster has its own.
+    """
+    settings = {
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_agent_register_timeout_ms": str(int(engine.patience_s * 1000)),
+        "RAY_worker_register_timeout_seconds": str(int(engine.patience_s)),
+    }
+    with environment(**({} if engine.ray_address else {**settings, **variables})), own_token(engine.ray_address):
         yield
 
 
