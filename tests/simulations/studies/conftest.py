@@ -2,8 +2,7 @@
 
 import pytest
 
-from simulations.studies import study
-from simulations.studies.audit import audit
+from simulations.studies import audit, study
 from tests.helpers.without_ray import simulated
 
 
