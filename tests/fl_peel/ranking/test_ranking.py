@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel import kernels
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.stored import overhead_bytes, stored_user
-from fl_peel.columns import SUM_SCALE
 from fl_peel.ranking.bootstrap import NUM_BINS, Effects, Histogram, PairedSums
 from fl_peel.ranking.top import MetricSums, Ranker, Tiles, evaluate, recall_ndcg, top_rows
 from tests.helpers import readable_twins as reference
