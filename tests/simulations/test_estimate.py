@@ -76,8 +76,9 @@ def test_a_dry_run_tells_and_writes_nothing(tiny, tmp_path, monkeypatch):
     before = sorted(os.walk(tmp_path))
     ran = fl_peel("run", tiny, "--dry-run", "--out", tmp_path / "out")
     assert ran.exit_code == 0
-    assert "40 devices, 59 items" in ran.stdout
-    assert f"within a factor of {WITHIN:g}" in " ".join(ran.stdout.split())
+    words = " ".join(ran.stdout.split())  # lines break where the folder's name is long
+    assert "40 devices, 59 items" in words
+    assert f"within a factor of {WITHIN:g}" in words
     result = json.loads(fl_peel("run", tiny, "--dry-run", "--seeds", 3, "--json", "--out", tmp_path / "out").stdout)
     assert result["total_seconds"] == pytest.approx(3 * sum(result["seconds"].values()))
     assert result["total_bytes"] == pytest.approx(40 * result["bytes_per_device"])
