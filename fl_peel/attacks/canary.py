@@ -17,7 +17,7 @@ show.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,11 +36,13 @@ FloatArray = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 CANARIES = 4000
 """Canary devices of a run."""
-GUESSED = (0.01, 0.05, 0.25)
+GUESSED = (0.05, 0.25)
 """Shares of the canaries that are guessed: the fewer, the more are right, and the less they show."""
 CONFIDENCE = 0.95
 MOST_EPSILON = 50.0
 """Largest bound that is looked for: 1,000 right guesses show at most 5.5."""
+EVERYTHING = "everything"
+"""Name of the likelihood ratio of all parts together; others are of one part alone, whose noise is small among all."""
 
 
 def canary_epsilon(scenario: Scenario, plan: Plan | None, *, seed: int) -> float:
@@ -50,23 +52,32 @@ def canary_epsilon(scenario: Scenario, plan: Plan | None, *, seed: int) -> float
     rng = rng_for(seed, "canaries")
     present = rng.random(CANARIES) < 0.5
     if plan is None:
-        return shown_epsilon(np.where(present, 1.0, -1.0), present, scenario.privacy.delta)
-    scores, l1, by_server = np.zeros(CANARIES), plan.mechanism.norm == "l1", plan.mechanism.where == "server"
+        return shown_epsilon({EVERYTHING: np.where(present, 1.0, -1.0)}, present, scenario.privacy.delta)
+    scores: dict[str, FloatArray] = {}
+    l1, by_server = plan.mechanism.norm == "l1", plan.mechanism.where == "server"
     for one in _releases(scenario, plan, seed):
         takes_part = present & (rng.random(CANARIES) < one.sampling)
-        ratios = np.zeros(CANARIES)
+        ratios: dict[str, FloatArray] = {EVERYTHING: np.zeros(CANARIES)}
         for part, noise_of_part in one.noise.items():
             canary, scale = one.bounds[part], one.scales[part]
             without = 0.0 if by_server else -canary
             seen = noise_of_part + np.where(takes_part, canary, without)
             if l1:  # Laplace: density exp(-|x| / b)
-                ratios += (np.abs(seen - without) - np.abs(seen - canary)) / scale
+                ratios[part] = (np.abs(seen - without) - np.abs(seen - canary)) / scale
             else:
-                ratios += ((seen - without) ** 2 - (seen - canary) ** 2) / (2 * scale**2)
-        if one.sampling < 1:
-            ratios = np.logaddexp(math.log1p(-one.sampling), math.log(one.sampling) + ratios)
-        scores += ratios
+                ratios[part] = ((seen - without) ** 2 - (seen - canary) ** 2) / (2 * scale**2)
+            ratios[EVERYTHING] = ratios[EVERYTHING] + ratios[part]
+        for name, ratio in ratios.items():
+            scores[name] = scores.get(name, 0.0) + _sampled(ratio, one.sampling)
     return shown_epsilon(scores, present, scenario.privacy.delta)
+
+
+def _sampled(ratios: FloatArray, sampling: float) -> FloatArray:
+    """Return log likelihood ratios (C,) of a release in which a device takes part with probability ``sampling``."""
+    if sampling >= 1:
+        return ratios
+    mixed: FloatArray = np.logaddexp(math.log1p(-sampling), math.log(sampling) + ratios)
+    return mixed
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def _releases(scenario: Scenario, plan: Plan, seed: int) -> Iterator[_Release]:
     limits, server_round = bounds(scenario, scenario.privacy.clipping.norm), 0
     for times, share in plan.schedule.rounds:
         parts = released(plan.shares, signals=share >= 1.0)
-        sizes = dict.fromkeys(parts, (CANARIES,))
+        sizes: dict[Part, tuple[int, ...]] = dict.fromkeys(parts, (CANARIES,))
         scales = {part: plan.scale(part, limits[part]) for part in parts}
         for _ in range(times):
             server_round += 1
@@ -112,18 +123,18 @@ def _releases(scenario: Scenario, plan: Plan, seed: int) -> Iterator[_Release]:
             yield _Release(noised, scales, limits, plan.schedule.sampling)
 
 
-def shown_epsilon(scores: FloatArray, present: Bools, delta: float) -> float:
+def shown_epsilon(scores: Mapping[str, FloatArray], present: Bools, delta: float) -> float:
     """Return the bound that scores (C,) of canaries prove, of which those at ``present`` (C,) took part: the larger a
-    score, the likelier it did; 0: it is as likely as not. The best of several numbers of guesses, each with its part of
-    the error that ``CONFIDENCE`` leaves.
+    score, the likelier it did; 0: it is as likely as not. The best of several scores and numbers of guesses, each with
+    its part of the error that ``CONFIDENCE`` leaves.
     """
-    surest = np.argsort(-np.abs(scores), kind="stable")
-    right = ((scores > 0) == present)[surest]
-    confidence = 1 - (1 - CONFIDENCE) / len(GUESSED)
-    numbers = [max(int(len(scores) * share), 1) for share in GUESSED]
-    return max(
-        guessed_epsilon(len(scores), number, int(right[:number].sum()), delta, confidence) for number in numbers
-    )
+    confidence, best = 1 - (1 - CONFIDENCE) / (len(scores) * len(GUESSED)), 0.0
+    for one in scores.values():
+        right = ((one > 0) == present)[np.argsort(-np.abs(one), kind="stable")]
+        for guesses in (max(int(len(one) * share), 1) for share in GUESSED):
+            correct = int(right[:guesses].sum())
+            best = max(best, guessed_epsilon(len(one), guesses, correct, delta, confidence))
+    return best
 
 
 def guessed_epsilon(canaries: int, guesses: int, correct: int, delta: float, confidence: float) -> float:

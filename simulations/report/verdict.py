@@ -98,7 +98,7 @@ def significance(ratio: Estimate, p_value: float | None = None) -> str:
         return ""
     if not ratio.low <= 1 <= ratio.high if p_value is None else p_value < SIGNIFICANT:
         return f": significantly {'better' if ratio.value > 1 else 'worse'}"
-    if 1 - EQUAL < ratio.low and ratio.high < 1 / (1 - EQUAL):
+    if ratio.low > 1 - EQUAL and ratio.high < 1 / (1 - EQUAL):
         return f": equal within {EQUAL:.0%}"
     return f": no significant difference, and not shown to be equal within {EQUAL:.0%}"
 

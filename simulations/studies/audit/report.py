@@ -65,10 +65,10 @@ def audit_view(result: AuditResult) -> TableView:
         if (one := row.reconstruction) is not None
     ]
     decoded += [
-        f"{row.mechanism}: differences of two rounds of K-means are the vectors of {one.devices} devices, F1 "
-        f"{one.f1:.3f} (guessing by popularity: {one.popularity_f1:.3f})."
+        f"{row.mechanism}: differences of two rounds of K-means are the vectors of {alone.devices} devices, F1 "
+        f"{alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
         for row in rows
-        if (one := row.differencing) is not None
+        if (alone := row.differencing) is not None
     ]
     note = " ".join((note, *decoded))
     return TableView("Leakage of each mechanism", columns, tuple(body), 2, note)

@@ -172,8 +172,8 @@ def compare_verdicts(result: CompareResult) -> tuple[str, ...]:
         if row.method == "cached-list" and row.chosen and row.peel_over and shown and row.share == shown[-1].share:
             sentences.append(
                 f"On a static split as here it has at {format_share(row.share)} {format_ratio(row.peel_over)} times "
-                f"the recall of a cached list of 20 item ids{significance(row.peel_over, row.p_holm)}; over time the list falls "
-                "behind (docs/timeline.md)."
+                f"the recall of a cached list of 20 item ids{significance(row.peel_over, row.p_holm)}; over time the "
+                "list falls behind (docs/timeline.md)."
             )
     return tuple(sentences)
 
