@@ -138,7 +138,7 @@ def scenario_page() -> str:
 
 def fleet_page() -> str:
     """Every key of a fleet file."""
-    from clients.fleet.reference import fleet_parts
+    from clients.fleet.files import fleet_parts
 
     lines = [
         "# Keys of a fleet",

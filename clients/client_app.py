@@ -12,7 +12,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
-from clients.node import joining
+from clients.node import channel, evaluate, following, joining, masked
 from clients.node.cohort import Cohort, OwnData, open_cohort, open_own_cohort
 from clients.node.requests import (
     DATA_DIR,
@@ -23,13 +23,11 @@ from clients.node.requests import (
     refuse_paths,
     refuse_seeded_noise,
 )
-from clients.round import channel, masked
-from clients.serving import evaluate, following
-from clients.steps.step_round import announce_step, masked_sums, step_round
+from clients.node.step_round import announce_step, masked_sums, step_round
 from fl_peel import wire
 from fl_peel.errors import EngineError, FlPeelError, MessageError
 from fl_peel.mmap_arrays import release_memory
-from fl_peel.package_check import check_one_root, code_digest
+from fl_peel.packages import check_one_root, code_digest
 from fl_peel.scenario.scenario import Scenario
 
 app = ClientApp()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fl_peel import cpu_dispatch
-from fl_peel.lazy_imports import imported_when_asked
+from fl_peel.packages import imported_when_asked
 
 cpu_dispatch.pin()  # before anything loads the libraries that read it
 
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
     if name not in _OF_OTHER_PACKAGES:
         return _own(name)
     from fl_peel.errors import FieldError
-    from fl_peel.package_check import check_one_root
+    from fl_peel.packages import check_one_root
     from fl_peel.plugins import Registry
 
     api: Registry[Any] = Registry("name", "fl_peel.api")

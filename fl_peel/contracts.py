@@ -44,8 +44,8 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.accounting import Schedule, calibrated, event_of, privacy_cost
 from fl_peel.privacy.mechanisms import Mechanism, SystemBits
 from fl_peel.ranking.top import top_rows
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.selectors import BlockSelector

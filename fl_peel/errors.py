@@ -1,19 +1,4 @@
-"""What can go wrong, as one tree.
-
-::
-
-    FlPeelError                 every mistake a user can correct; the command line prints its one line
-    ├── ScenarioError           a scenario key is unknown, of the wrong type or out of range
-    ├── DataError               a data set cannot be found, fetched, verified or read
-    ├── ProfileError            a device profile or a budget trace makes no sense
-    ├── BudgetError             a memory budget cannot hold what it must hold
-    ├── ArtifactError           a stored elastic embedding is not what it claims to be
-    ├── ModelError              a saved model cannot be read, or has not what is asked of it
-    ├── ReportError             a result is incomplete or its files cannot be written
-    ├── SecureAggregationError  a device or the server refuses a message of secure aggregation
-    ├── MessageError            a message is not what it must be: names, types, shapes or ranges
-    ├── MissingExtraError       something needs a package of an extra that is not installed
-    └── EngineError             the Flower engine failed: no nodes, no replies, mixed-up packages
+"""What can go wrong: every mistake that a user can correct is an :class:`FlPeelError`.
 
 Messages are one line, name the place (file and line, key path, profile name) and the remedy.
 """
@@ -81,6 +66,10 @@ class MissingExtraError(FlPeelError):
 
 class EngineError(FlPeelError):
     """The Flower engine failed: no nodes, no replies, or packages from two roots."""
+
+
+class LostMachineError(EngineError):
+    """A machine has left the cluster during a run; the same run may go on on the others."""
 
 
 class ReportError(FlPeelError):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, SupportsFloat, TypeVar, cast, get_args, get_origin
 
 from fl_peel.json_codec import UNWRITTEN, bare_type, fields_of
-from fl_peel.lazy_imports import optional
+from fl_peel.packages import optional
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,9 +8,11 @@ so that a newer report can be read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path as FilePath
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
@@ -65,8 +67,13 @@ def laid_flat(content: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def to_plain(value: Any, **names: object) -> Any:
-    """Return dataclasses as dictionaries and tuples as lists, fields in order. names: of placeholders in keys."""
+def to_plain(value: Any, where: str = "result", **names: object) -> Any:
+    """Return a value in plain JSON types: dataclasses as dictionaries, fields in order; tuples as lists; numbers of
+    NumPy as Python's; paths as text. where: names the value in messages; names: of placeholders in keys.
+
+    Raises:
+        ReportError: with the key's path, for NaN, infinity and anything that JSON cannot express.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         plain: dict[str, Any] = {}
         owner: type = type(value)
@@ -77,15 +84,34 @@ def to_plain(value: Any, **names: object) -> Any:
             if one.layout is not None:
                 estimates = {key: part} if one.inline is None else part
                 for name, estimate in estimates.items():
-                    plain |= _prefixed(one.inline or "", one.layout.write(name, estimate))
+                    laid = _prefixed(one.inline or "", one.layout.write(name, estimate))
+                    plain |= to_plain(laid, where, **names)
                 continue
-            content = to_plain(part, **names)
+            content = to_plain(part, f"{where}.{key}", **names)
             plain |= {key: content} if one.inline is None else _prefixed(one.inline, content)
         return plain
     if isinstance(value, Mapping):
-        return {key: to_plain(part, **names) for key, part in value.items()}
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise ReportError(f"{where} has the key {wrong!r}: keys must be text; use str(key)")
+        return {key: to_plain(part, f"{where}.{key}", **names) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(part, **names) for part in value]
+        return [to_plain(part, f"{where}.{index}", **names) for index, part in enumerate(value)]
+    return _plain_leaf(value.item() if getattr(value, "shape", None) == () else value, where)
+
+
+def _plain_leaf(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, FilePath):
+        return str(value)
+    if not isinstance(value, float):
+        raise ReportError(f"{where} is a {type(value).__name__}: use numbers, text, lists and dictionaries only")
+    if not math.isfinite(value):
+        raise ReportError(
+            f"{where} is {value}: a reported number must be finite; use None for what was not measured, "
+            "and look for a diverged training (lower the learning rate) otherwise"
+        )
     return value
 
 

@@ -15,7 +15,7 @@ import yaml
 from yaml.nodes import MappingNode, ScalarNode
 
 from fl_peel.errors import shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 
 MAX_YAML_BYTES = 2**20
 MAX_ENTRIES = 100_000

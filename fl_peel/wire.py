@@ -24,7 +24,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl_peel.array_specs import TOTAL, ArraySpec, fields_of, hosted, metric_of, name_of, plain_of
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.columns import SUM_SCALE, IntColumns
 from fl_peel.errors import MessageError
 from fl_peel.exchange.counters import (
@@ -38,8 +37,9 @@ from fl_peel.exchange.counters import (
 )
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
 from fl_peel.ranking.top import MetricSums
+from fl_peel.scenario.settings import PRECISIONS
+from fl_peel.steps import STEPS
 from fl_peel.steps.base import Step
-from fl_peel.steps.registry import STEPS
 
 USER_MISTAKE = 1001
 """Code of an error reply whose reason is a :class:`NodeError`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from fl_peel.lazy_imports import imported_when_asked
+from fl_peel.packages import imported_when_asked
 
 if TYPE_CHECKING:
     from simulations.report.contracts import SectionContract as SectionContract

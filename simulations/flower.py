@@ -16,17 +16,17 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fl_peel.errors import ScenarioError
-from fl_peel.package_check import check_one_root
+from fl_peel.packages import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import ProgressLines, show
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import checked, require_absolute
 from simulations.engine.passing_grid import deployment_grid
 from simulations.report.run_files import summary
+from simulations.report.timeline_report import timeline_summary
 from simulations.run_options import RunOptions
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
-from simulations.timeline.report import timeline_summary
 from strategies.figures.schema import RunResult
 
 PLAIN_KEYS = {

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
 from simulations.report.render import policy, render
-from simulations.report.templates.live import LIVE_SCRIPT
+from simulations.report.templates import LIVE_SCRIPT
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")

@@ -15,12 +15,12 @@ from simulations.engine.inputs import DEMO
 from simulations.report.drawing import PaperFigures, for_paper
 from simulations.report.result_files import write_files
 from simulations.report.run_files import run_page
-from simulations.studies.ablate.report import ablate_page, ablate_plot
-from simulations.studies.audit.report import audit_page, audit_plot
-from simulations.studies.compare.report import compare_page, compare_plot, leaderboard_page
+from simulations.report.timeline_report import timeline_page
+from simulations.studies.ablate_report import ablate_page, ablate_plot
+from simulations.studies.audit_report import audit_page, audit_plot
+from simulations.studies.compare_report import compare_page, compare_plot, leaderboard_page
 from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, typed
 from simulations.sweep.report import SweepResult, sweep_page
-from simulations.timeline.report import timeline_page
 from strategies.figures.schema import from_json
 from strategies.timeline.timeline_figures import TimelineResult
 

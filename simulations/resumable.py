@@ -23,9 +23,9 @@ from fl_peel.data.interactions import Splits
 from fl_peel.data.timeline import Timeline
 from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.errors import ReportError
-from fl_peel.file_lock import NO_LOCKS
+from fl_peel.files import NO_LOCKS
 from fl_peel.json_codec import laid_flat
-from fl_peel.package_check import code_digest, own_root
+from fl_peel.packages import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import LOCK, Content, Entry, Store
 from simulations.engine.folders import data_folder, run_folder

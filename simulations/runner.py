@@ -22,11 +22,11 @@ from fl_peel.errors import ReportError
 from fl_peel.events import Event, OnEvent, stages_under
 from fl_peel.json_codec import to_plain
 from fl_peel.model.model import load
-from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import from_nodes, to_nodes
 from simulations.engine.embedded_engine import helper_ahead
-from simulations.engine.engine import simulated
+from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
     ARTIFACTS,
@@ -35,7 +35,6 @@ from simulations.engine.inputs import (
     checked,
     data_to_run,
     given_folder,
-    on_remaining_machines,
     require_folders,
 )
 from simulations.engine.memory import PeakMemory
@@ -59,8 +58,8 @@ from strategies.run.run_paths import RunPaths
 from strategies.timeline.timeline_figures import TimelineResult
 
 if TYPE_CHECKING:
-    from simulations.differences.seeds import SeedsResult
-    from simulations.timeline.report import TimelineSeeds
+    from simulations.report.seeds import SeedsResult
+    from simulations.report.timeline_report import TimelineSeeds
     from strategies.run.run import Run
 
 RESULT = "result"
@@ -201,12 +200,12 @@ def _over_seeds(out: Path, results: dict[int, Any], command: str | None) -> Seed
     """Put the results of all seeds together, and write what they show."""
     first = next(iter(results.values()))
     if isinstance(first, TimelineResult):
-        from simulations.timeline.report import timeline_seeds, write_timeline_seeds
+        from simulations.report.timeline_report import timeline_seeds, write_timeline_seeds
 
         over_time = timeline_seeds(list(results.values()), command)
         write_timeline_seeds(out, over_time)
         return over_time
-    from simulations.differences.seeds import SeedRuns, seeds_result, write_seeds
+    from simulations.report.seeds import SeedRuns, seeds_result, write_seeds
 
     devices = tuple(PerDevice.read(out / f"{SEED}{number}" / FILE) for number in results)
     runs = SeedRuns.from_reports(str(out), tuple(results.values()), devices)
@@ -231,7 +230,7 @@ def save(
     """
     content: dict[str, bytes | Path] = {"scenario.yaml": scenario.to_yaml().encode()}
     if isinstance(result, TimelineResult):
-        from simulations.timeline.report import write_timeline
+        from simulations.report.timeline_report import write_timeline
 
         write_timeline(result, out, content)
         return
@@ -277,7 +276,7 @@ def _demo(
 
 def finished(result: RunResult, scenario: Scenario, peak_bytes: int, command: str | None) -> RunResult:
     """Add what identifies the run: versions, machine, fleet, command."""
-    from simulations.fleet.fleet_view import fleet_summary
+    from simulations.report.fleet_view import fleet_summary
 
     environment = result.environment
     assert environment is not None, "serve tells how large the run was"

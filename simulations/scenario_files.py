@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fl_peel.errors import ScenarioError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean, nearest
 from fl_peel.problems import explain
 from fl_peel.safe_yaml import MAX_DEPTH, YamlFault, read_yaml, read_yaml_file

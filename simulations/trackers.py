@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fl_peel.errors import FieldError, ScenarioError, shortened
 from fl_peel.events import Callback, Event, OnEvent, plain_name
 from fl_peel.json_codec import laid_flat
-from fl_peel.lazy_imports import optional
+from fl_peel.packages import optional
 from fl_peel.plugins import Registry
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.inputs import check_out

@@ -22,11 +22,10 @@ from fl_peel.errors import ReportError, ScenarioError
 from fl_peel.events import Callback, Event, OnEvent
 from fl_peel.figures import Figures
 from fl_peel.json_codec import laid_flat
-from fl_peel.lazy_imports import optional
+from fl_peel.packages import optional
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations.cli.console import shown
-from simulations.differences.seeds import SEEDS_FILE
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder
 from simulations.report.drawing import styled
@@ -34,6 +33,7 @@ from simulations.report.render import render, scenario_name
 from simulations.report.result_files import write_results
 from simulations.report.run_files import read_report, report_contents
 from simulations.report.sections.quality import budgets_figure, budgets_plot, budgets_view
+from simulations.report.seeds import SEEDS_FILE
 from simulations.report.table_view import format_share
 from simulations.report.verdict import own_rows
 from simulations.run_options import RunArguments, RunOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fl_peel.lazy_imports import imported_when_asked
+from fl_peel.packages import imported_when_asked
 
 if TYPE_CHECKING:
     from strategies.groups.aggregation import mean_update as mean_update

@@ -69,7 +69,7 @@ LONGEST = tuple(
         *("simulations/deployment/test_deployment", "golden/test_reports", "test_first_hour"),
         *("simulations/studies/test_frame", "simulations/test_run", "simulations/test_killed"),
         *("simulations/engine/test_flwr_run", "fl_peel/kernels/test_lanes", "simulations/studies/test_compare"),
-        *("hostile/test_masked_faults", "strategies/steps/test_channels", "fl_peel/attacks/test_canary"),
+        *("hostile/test_masked_faults", "strategies/rounds/test_channels", "fl_peel/attacks/test_canary"),
     )
 )
 """Files of half a minute and more in ``make test-all``, the longest first."""

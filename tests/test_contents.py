@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from clients.round.contents import BoundedDeviceContents, OpenDeviceContents
-from clients.round.contracts import DeviceContentsContract
+from clients.node.contents import BoundedDeviceContents, OpenDeviceContents
+from clients.node.contracts import DeviceContentsContract
 from fl_peel import plugins
 from fl_peel.contracts import StatisticContract
 from fl_peel.errors import ScenarioError

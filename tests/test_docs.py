@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from fl_peel.package_check import PACKAGES
+from fl_peel.packages import PACKAGES
 from tests.helpers.root import ROOT
 
 DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]

@@ -13,7 +13,7 @@ import pytest
 import fl_peel
 import simulations
 from fl_peel.errors import EngineError
-from fl_peel.package_check import PACKAGES, check_one_root, code_digest, own_root
+from fl_peel.packages import PACKAGES, check_one_root, code_digest, own_root
 from tests.helpers.imports import imports, modules
 from tests.helpers.light import loaded_by
 from tests.helpers.root import ROOT
@@ -60,7 +60,7 @@ KINDS = {
     "file",
     [
         *(f"strategies/rounds/{name}.py" for name in ("channel", "federation", "strategy")),
-        *(f"clients/round/{name}.py" for name in ("channel", "members")),
+        *(f"clients/node/{name}.py" for name in ("channel", "members")),
     ],
 )
 def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import fl_peel
-from fl_peel.package_check import PACKAGES
+from fl_peel.packages import PACKAGES
 from tests.helpers.root import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

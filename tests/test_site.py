@@ -11,7 +11,7 @@ import yaml
 from site_pages import OPTIONAL, commands_page, fleet_page, pages, python_page, relinked, scenario_page
 
 import fl_peel
-from clients.fleet.reference import fleet_parts
+from clients.fleet.files import fleet_parts
 from fl_peel.scenario.reference import keys_of, scenario_schema
 from tests.helpers.browser import browser, needs_chromium
 from tests.helpers.root import ROOT

@@ -3,7 +3,7 @@
 import ast
 from collections import defaultdict
 
-from fl_peel.package_check import PACKAGES
+from fl_peel.packages import PACKAGES
 from tests.helpers.root import ROOT
 
 NAMING = {"rng_for", "seed_for", "device_seeds", "device_uniforms"}

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from fl_peel.package_check import PACKAGES
+from fl_peel.packages import PACKAGES
 from tests.helpers.root import ROOT
 
 UNCLEAR = {"found", "told", "said", "begun", "beside"}
 """Participles that say nothing of the value that they would name."""
 CONVENTIONAL = {"__init__", "base", "contracts", "page", "reference", "report", "schema", "settings"}
 """Files that lie in several folders of a package, the same thing of each."""
-NAMED_AFTER = ("simulations/cli/", "simulations/report/sections/", "simulations/report/templates/")
-"""Folders whose files are named after what they are for: a command, a section, the page that a template makes."""
+NAMED_AFTER = ("simulations/cli/", "simulations/report/sections/")
+"""Folders whose files are named after what they are for: a command, a section."""
 
 
 @cache

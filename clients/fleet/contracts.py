@@ -20,10 +20,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.fleet.budgets import BudgetProcess, Clock, Devices, State
+from clients.fleet.distributions import FloatArray
 from clients.fleet.fleet import Fleet, FleetBudgets
 from clients.fleet.profile import DeviceProfile
-from clients.keys.distributions import FloatArray
-from clients.processes.budgets import BudgetProcess, Clock, Devices, State
 
 _FULL_TABLE_BYTES = 10_000_000
 

@@ -1,25 +1,32 @@
-"""Loading of a fleet, from its name, file, mapping or Python object to its checked profiles."""
+"""Loading of a fleet, from its name, file, mapping or Python object to its checked profiles; and the JSON Schema of its
+file, made from the classes that read it: lists of its keys are made from the schema.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from pydantic import ValidationError, field_validator
 
+from clients.fleet.availability import DiurnalAvailability, TraceAvailability
+from clients.fleet.budgets import BUDGETS, BudgetProcess, Clock, Shock
+from clients.fleet.distributions import distribution_schema
 from clients.fleet.profile import DeviceProfile
-from clients.keys.specs import Folder, Spec
-from clients.keys.tabular import DATA_ENDINGS
-from clients.processes.budgets import Clock, Shock
+from clients.fleet.specs import Folder, Spec
+from clients.fleet.tabular import DATA_ENDINGS
 from fl_peel.errors import FieldError, ProfileError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.plugins import Registry, did_you_mean
 from fl_peel.problems import explain
 from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file
 from fl_peel.scenario.fleet_files import FleetFile
+from fl_peel.scenario.reference import DRAFT, Part, parts_of
 
 SHIPPED_FOLDER = Path(__file__).parent / "shipped"
 _SUFFIXES = (".yaml", ".yml")
@@ -212,3 +219,95 @@ def _load_yaml(path: Path) -> object:
     if data is None:
         raise ProfileError(f"{path.name}: is empty; it needs profiles")
     return data
+
+
+_DEFS = "#/$defs/"
+_PLACE = "profiles[]"
+
+
+def fleet_schema() -> dict[str, Any]:
+    """Return the JSON schema of fleet files, for editors. It covers budget processes of installed packages; it does not
+    cover what only a whole fleet shows, such as that shares sum to 1.
+    """
+    schema = FleetDocument.model_json_schema()
+    parts: dict[str, Any] = schema["$defs"]
+    processes = budget_schemas()
+    for name, process in processes.items():
+        parts |= process.pop("$defs", {})
+        parts[_part_name(name)] = process
+    plain = [name for name, process in processes.items() if process["required"] == ["process"]]
+    parts["Budget"] = {"anyOf": [{"enum": plain}, *({"$ref": _DEFS + _part_name(name)} for name in processes)]}
+    parts["Availability"] = _availability(parts)
+    budget, availability = {"$ref": f"{_DEFS}Budget"}, {"$ref": f"{_DEFS}Availability"}
+    profile = parts["DeviceProfile"]["properties"]
+    profile["budget"] |= budget | {"default": "constant"}
+    profile["availability"] |= availability | {"default": 1.0}
+    parts[_part_name("shock")]["properties"]["of"] |= budget | {"default": "constant"}
+    used = {"type": "object", "required": ["use"], "properties": {"use": {"type": "string"}}}
+    schema["properties"]["profiles"] |= {
+        "items": {"anyOf": [{"$ref": f"{_DEFS}DeviceProfile"}, used]},
+        "minItems": 1,
+        "maxItems": 1000,
+    }
+    typed: dict[str, Any] = _as_typed({"$schema": DRAFT, **schema})
+    return typed
+
+
+def fleet_parts() -> list[Part]:
+    """Return every key of a fleet file, by the mapping that holds it; processes and availability by name."""
+    schema = _as_typed(FleetDocument.model_json_schema())
+    profile = schema["$defs"]["DeviceProfile"]["properties"]
+    profile["budget"] |= {"type": "object", "title": "process", "default": "constant"}
+    profile["availability"] |= {"type": "object", "title": "probability, diurnal or trace", "default": 1.0}
+    parts = parts_of(schema)
+    for name, process in budget_schemas().items():
+        if "of" in process["properties"]:
+            process["properties"]["of"] |= {"type": "object", "title": "process", "default": "constant"}
+        parts += [replace(part, path=f"{_PLACE}.budget, process: {name}") for part in parts_of(process)]
+    for name, kind in availability_schemas().items():
+        parts += [replace(part, path=f"{_PLACE}.availability.{name}") for part in parts_of(kind)]
+    return parts
+
+
+def budget_schemas() -> dict[str, dict[str, Any]]:
+    """Keys of every budget process, by its name, ``process`` among them."""
+    schemas = {}
+    for name in BUDGETS.names():
+        kind = BUDGETS.get(name)
+        if isinstance(kind, type) and issubclass(kind, BudgetProcess):
+            schema = kind.model_json_schema()
+            keys = {"process": {"const": name, "description": "Name of the process."}, **schema.get("properties", {})}
+            schemas[name] = schema | {"properties": keys, "required": ["process", *schema.get("required", ())]}
+    return {name: _as_typed(schema) for name, schema in schemas.items()}
+
+
+def availability_schemas() -> dict[str, dict[str, Any]]:
+    """Keys below ``diurnal`` and ``trace``."""
+    schemas = {"diurnal": DiurnalAvailability.model_json_schema(), "trace": TraceAvailability.model_json_schema()}
+    return {name: _as_typed(schema) for name, schema in schemas.items()}
+
+
+def _availability(parts: dict[str, Any]) -> dict[str, Any]:
+    share = distribution_schema(minimum=0, maximum=1)
+    kinds = {"probability": share}
+    for name, schema in availability_schemas().items():
+        parts[f"availability-{name}"] = schema
+        kinds[name] = {"$ref": f"{_DEFS}availability-{name}"}
+    choices = [
+        {"type": "object", "properties": {name: kind}, "required": [name], "additionalProperties": False}
+        for name, kind in kinds.items()
+    ]
+    return {"anyOf": [*share["anyOf"], *choices]}
+
+
+def _part_name(process: str) -> str:
+    return f"budget-{process}"
+
+
+def _as_typed(node: Any, *, default: bool = False) -> Any:
+    """A schema whose defaults are as one would type them: a constant is its number."""
+    if isinstance(node, dict):
+        if default and set(node) == {"value"}:
+            return node["value"]
+        return {key: _as_typed(value, default=default or key == "default") for key, value in node.items()}
+    return [_as_typed(value, default=default) for value in node] if isinstance(node, list) else node

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from clients.fleet.budgets import BudgetProcess, Clock, Devices, ShockBudget, State
+from clients.fleet.distributions import FloatArray, cumulative
 from clients.fleet.files import (
     PROFILES,
     FleetDocument,
@@ -28,10 +30,8 @@ from clients.fleet.files import (
     shipped_names,
 )
 from clients.fleet.profile import DeviceProfile
-from clients.keys.distributions import FloatArray, cumulative
-from clients.processes.budgets import BudgetProcess, Clock, Devices, ShockBudget, State
 from fl_peel.errors import ProfileError
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
 from fl_peel.problems import explain
 from fl_peel.randomness import device_uniforms, seed_for

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
-from clients.keys.distributions import (
+from clients.fleet.availability import Availability, RandomAvailability, read_availability
+from clients.fleet.budgets import BudgetProcess, ConstantBudget, Devices, Moment, read_budget
+from clients.fleet.distributions import (
     Constant,
     Distribution,
     FloatArray,
@@ -20,9 +22,7 @@ from clients.keys.distributions import (
     Positive,
     PositiveShare,
 )
-from clients.keys.specs import PositiveInt, ShareFloat, Spec
-from clients.processes.availability import Availability, RandomAvailability, read_availability
-from clients.processes.budgets import BudgetProcess, ConstantBudget, Devices, Moment, read_budget
+from clients.fleet.specs import PositiveInt, ShareFloat, Spec
 from fl_peel.errors import FieldError
 from fl_peel.randomness import device_uniforms
 from fl_peel.safe_yaml import kind_of

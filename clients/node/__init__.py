@@ -1,1 +1,1 @@
-"""The hosts of devices: a node's cohort of devices, their state, their virtual clock."""
+"""What a node does: it hosts devices, which take part in rounds and in steps, and rank what they keep."""

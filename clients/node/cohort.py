@@ -25,7 +25,7 @@ from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits, hosted_splits, keep_catalogue, own_splits
 from fl_peel.errors import EngineError
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.privacy.noise_plan import contribution_bounds
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
@@ -211,7 +211,7 @@ class Cohort:
 
     @property
     def held_file(self) -> Path:
-        """Return the file of what devices hold between periods; see :mod:`clients.serving.following`."""
+        """Return the file of what devices hold between periods; see :mod:`clients.node.following`."""
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 
     def save_layout(self, layout: BlockLayout) -> None:

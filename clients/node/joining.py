@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from clients.node.cohort import Cohort, DeviceState
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import check_budget
-from fl_peel.blocks.settings import Precision
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError, EngineError, MessageError
-from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
 from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings
 from fl_peel.privacy.sources import randomized_groups, source_of
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import Precision
 from fl_peel.steps.units import nearest, unit_vectors
-from fl_peel.training.memory import TrainingMemory
+from fl_peel.training.update import TrainingMemory
 from fl_peel.wire import OWN_BUDGET, JoinReply, JoinRequest
 
 NEVER = np.iinfo(np.int32).max

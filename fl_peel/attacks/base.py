@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.plugins import Registry
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

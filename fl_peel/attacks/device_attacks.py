@@ -133,9 +133,9 @@ class ReportedSignals(_RowAttack):
 # was right. Those guesses are kept, the others are drawn anew, and so on.
 # What is particular here: the shadow starts from the table that the server sent and does one pass of plain steps, as
 # devices do; its user embedding is fitted to the guess (weighted least squares on the frozen table, as a device that
-# joins alone fits its own, :func:`fl_peel.grouping.clusters.fit_user_embeddings`). Only the direction of the shadow's
-# rows is compared, since their length depends on numbers that the server does not know. How many of a device's rows
-# are positives, the attacker learns from accomplices.
+# joins alone fits its own, :func:`fl_peel.pretraining.clusters.fit_user_embeddings`). Only the direction of the
+# shadow's rows is compared, since their length depends on numbers that the server does not know. How many of a
+# device's rows are positives, the attacker learns from accomplices.
 
 
 class InteractionMembership(Attack):

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
-from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.blocks.stored import HEADER_BYTES, sealed
+from fl_peel.scenario.settings import PRECISIONS, Precision
 
 FloatArray = NDArray[np.float32]
 Encoding = Literal["pairs", "counts", "rows", "bitmap"]

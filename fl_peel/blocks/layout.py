@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.precision import row_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
+from fl_peel.scenario.settings import Precision
 
 
 def number_dtype(num_items: int, num_blocks: int) -> np.dtype[np.unsignedinteger]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.settings import Precision
 from fl_peel.errors import ScenarioError
+from fl_peel.scenario.settings import Precision
 
 SCALE_BYTES = 2
 """Bytes of the fp16 scale that each row of an int8 or int4 block carries."""

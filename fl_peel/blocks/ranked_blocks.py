@@ -27,10 +27,10 @@ from fl_peel.blocks.precision import (
     quantize,
     scale_divisors,
 )
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, MessageError
+from fl_peel.scenario.settings import Precision
 
 
 def ranking(weights: NDArray[np.floating], first: int | None = None) -> NDArray[np.int64]:

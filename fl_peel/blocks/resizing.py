@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks, prefix_length
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes, user_bytes, user_slices
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ArtifactError, BudgetError
+from fl_peel.scenario.settings import Precision
 
 
 @dataclass(frozen=True)

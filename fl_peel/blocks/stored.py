@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout, number_dtype
 from fl_peel.blocks.precision import Codes, code_columns, code_dtype, dequantize, has_scales, quantize, row_bytes
-from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.errors import ArtifactError
+from fl_peel.scenario.settings import PRECISIONS, Precision
 
 HEADER_BYTES = 44
 """Bytes of the header, checksum included."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.settings import CollectedMode, SplitOrder
 from fl_peel.errors import DataError
 from fl_peel.mmap_arrays import drop_pages
 from fl_peel.randomness import device_seeds, device_uniforms, mix64, rng_for
+from fl_peel.scenario.settings import CollectedMode, SplitOrder
 
 SELECTED = 1 << 18
 """Users whose items are looked up at a time."""
@@ -101,6 +101,16 @@ class UserItems:
         """Each user's items of both, this one's first."""
         users = np.concatenate([self.users(), other.users()])
         return UserItems.from_pairs(users, np.concatenate([self.items, other.items]), self.num_users)
+
+
+def check_collected(collected: UserItems) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        DataError: no interaction was collected.
+    """
+    if collected.num_interactions == 0:
+        raise DataError("pretraining: no interactions were collected; raise pretraining.collected.share")
 
 
 @dataclass(frozen=True)

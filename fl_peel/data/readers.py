@@ -31,7 +31,6 @@ from numpy.typing import NDArray
 
 from fl_peel.data.catalogue import MAX_ID, read_lists
 from fl_peel.data.interactions import Interactions, UserItems
-from fl_peel.data.settings import HEADED, DataFormat, Dialect
 from fl_peel.data.text_tables import (
     TEXT_FORMATS,
     FileColumns,
@@ -43,7 +42,8 @@ from fl_peel.data.text_tables import (
 )
 from fl_peel.data.timeline import MAX_TIME, REMEDY, is_date, local_seconds, seconds_of, time_fault, whole_seconds
 from fl_peel.errors import DataError
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
+from fl_peel.scenario.settings import HEADED, DataFormat, Dialect
 
 _BY_SUFFIX: dict[str, DataFormat] = {
     ".data": "movielens-tab",

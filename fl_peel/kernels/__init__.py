@@ -18,9 +18,8 @@ from fl_peel.kernels.compile_cache import choose_cache_folder
 
 choose_cache_folder(Path(__file__).parent)
 
-from fl_peel.kernels.batches import count_examples, draw_batches  # noqa: E402
 from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
-from fl_peel.kernels.random import draw_items, weighted_sums  # noqa: E402
+from fl_peel.kernels.random import count_examples, draw_batches, draw_items, weighted_sums  # noqa: E402  # noqa: E402
 from fl_peel.kernels.ranking import (  # noqa: E402
     block_signals,
     bounded_hits,

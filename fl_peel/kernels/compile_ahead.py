@@ -21,7 +21,7 @@ from numba import types
 
 from fl_peel import kernels
 from fl_peel.kernels.compile_cache import VARIABLE
-from fl_peel.package_check import own_environment
+from fl_peel.packages import own_environment
 
 LOOPS = {
     "train_devices": "float32.2 int32.2 int64.1 int64.1 float32.2 int64.1 int32.1 uint64.1 int64 int64 int64 float64 "

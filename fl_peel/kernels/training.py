@@ -7,9 +7,8 @@ import math
 import numpy as np
 from numba import njit
 
-from fl_peel.kernels.lanes import UNIT, dot, fixed, fma
+from fl_peel.kernels.lanes import UNIT, add_fixed, dot, fetch, fixed, fma, step_row
 from fl_peel.kernels.random import STEP, below, next_below, next_number
-from fl_peel.kernels.rows import add_fixed, fetch, step_row
 
 _ROOM = 2147483647.0  # largest int32
 _LIKED = np.int32(-(2**31))  # in a device's note of a row: it is among the train items

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.errors import ModelError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 
 ABOUT = "model.json"
 FORMAT = "fl-peel model"

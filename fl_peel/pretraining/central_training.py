@@ -7,32 +7,39 @@ softmax. A diversity regularizer between an item's slices, as in PEEL (arXiv 230
 LightGCN as published propagates for every small batch over hundreds of epochs, which takes hours on a CPU.
 Here the tables start from a truncated SVD (:mod:`fl_peel.pretraining.spectral`), a step takes thousands of whole users
 against many shared negatives (:mod:`fl_peel.pretraining.losses`), and so a few hundred propagations are enough.
+
+Tables and their user groups are cached by content: studies that differ only in their federated part pretrain and
+cluster once.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_peel.data.interactions import UserItems
+from fl_peel import __version__
+from fl_peel.cpu_dispatch import code_paths
+from fl_peel.data.interactions import UserItems, check_collected
 from fl_peel.errors import ScenarioError
-from fl_peel.pretraining.losses import (
-    CandidateSampler,
-    UserBatch,
-    bpr_loss,
-    evenly_drawn,
-    sampled_softmax_loss,
-    slice_diversity,
-)
+from fl_peel.pretraining.clusters import UserGroups
+from fl_peel.pretraining.losses import BatchLoss, UserBatch, evenly_drawn, slice_diversity
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for
-from fl_peel.scenario.pretraining_settings import PretrainingConfig, check_collected, check_negatives
+from fl_peel.scenario.settings import PretrainingConfig
+from fl_peel.store import Store
 from fl_peel.training.adam import EagerAdam
 from fl_peel.training.workers import Workers, own_threads, threads_for
 
@@ -77,11 +84,10 @@ def pretrain(
     one code path (:mod:`fl_peel.cpu_dispatch`).
 
     Raises:
-        ScenarioError: a setting is out of range.
+        ScenarioError: training diverged.
         DataError: no interaction was collected.
     """
     check_collected(collected)
-    _check(config)
     num_threads = config.num_threads or threads_for(collected.num_interactions)
     with own_threads(num_threads) as workers:
         trainer = _Trainer(collected, num_items, config, seed, device, workers)
@@ -109,16 +115,14 @@ def _check_finite(*results: float | FloatArray) -> None:
         )
 
 
-def _check(config: PretrainingConfig) -> None:
-    if config.embedding_dim % config.num_slices:
-        raise ScenarioError(
-            f"pretraining.num_slices: {config.num_slices} does not divide embedding_dim "
-            f"{config.embedding_dim}; choose a divisor"
-        )
-    for name in ("embedding_dim", "batch_size", "num_slices", "temperature", "learning_rate"):
-        if getattr(config, name) <= 0:
-            raise ScenarioError(f"pretraining.{name}: {getattr(config, name)} is not above 0; set a positive value")
-    check_negatives(config.loss, config.num_negatives, config.negatives_exponent)
+def scaled_tables(
+    rows: UserItems, num_items: int, dim: int, norm: float, *, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Spectral tables (U, d), (I, d) of mean row length ``norm`` over items that have data."""
+    users, items = spectral_tables(rows, num_items, dim, seed=seed)
+    lengths = np.linalg.norm(items, axis=1)
+    scale = norm / max(float(lengths[lengths > 0].mean()), 1e-12)
+    return (users * scale).astype(np.float32), (items * scale).astype(np.float32)
 
 
 class _Trainer:
@@ -130,34 +134,22 @@ class _Trainer:
         self._config, self._seed, self._device, self._workers = config, seed, device, workers
         collected = collected.by_item()  # tables do not depend on the order of a user's items, to the last bit
         self._rows, self._num_items = collected, num_items
-        self._active = np.flatnonzero(collected.counts() > 0)
         self._graph = InteractionGraph.build(collected, num_items, device)
         self._num_layers = config.num_layers if config.model == "lightgcn" else 0
         users, items = self._initial()
         self._users = torch.from_numpy(users).to(device).requires_grad_()
         self._items = torch.from_numpy(items).to(device).requires_grad_()
         self._optimizer = EagerAdam([self._users, self._items], lr=config.learning_rate, fused=True)
-        popularity = collected.popularity(num_items).astype(np.float64)
-        self._sampler = CandidateSampler.from_config(config, popularity)
-        self._user_l2 = self._l2_shares(collected.counts())
-        self._item_l2 = self._l2_shares(popularity)
-
-    def _l2_shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
-        """Share of every row in the l2 penalty, sums to 1."""
-        shares = interactions.astype(np.float64) ** self._config.l2_exponent * (interactions > 0)
-        return torch.from_numpy((shares / shares.sum()).astype(np.float32)).to(self._device)
+        self._loss_of = BatchLoss(collected, num_items, config, device, workers)
 
     def _initial(self) -> tuple[FloatArray, FloatArray]:
-        """Layer-0 tables: (U, d), (I, d), mean row length ``initial_norm`` over items that have data."""
-        dim = self._config.embedding_dim
+        """Layer-0 tables: (U, d), (I, d)."""
+        dim, norm = self._config.embedding_dim, self._config.initial_norm
         if self._config.initialization == "spectral":
-            users, items = spectral_tables(self._rows, self._num_items, dim, seed=self._seed)
-            lengths = np.linalg.norm(items, axis=1)
-            scale = self._config.initial_norm / max(float(lengths[lengths > 0].mean()), 1e-12)
-            return (users * scale).astype(np.float32), (items * scale).astype(np.float32)
+            return scaled_tables(self._rows, self._num_items, dim, norm, seed=self._seed)
         generator = self._generator("initialization")
         size = (self._rows.num_users + self._num_items, dim)
-        both = torch.randn(size, generator=generator).numpy() * np.float32(self._config.initial_norm / dim**0.5)
+        both = torch.randn(size, generator=generator).numpy() * np.float32(norm / dim**0.5)
         return both[: self._rows.num_users].copy(), both[self._rows.num_users :].copy()
 
     def _generator(self, *identity: str | int) -> torch.Generator:
@@ -167,38 +159,23 @@ class _Trainer:
     def epochs(self) -> Iterator[EpochFigures]:
         """Train; one figure per epoch."""
         config = self._config
-        num_batches = -(-len(self._active) // config.batch_size)
-        num_steps, step = config.epochs * num_batches, 0
+        num_steps, step = config.epochs * self._loss_of.num_batches, 0
         for epoch in range(1, config.epochs + 1):
             generator = self._generator("epoch", epoch)
-            order = self._active[torch.randperm(len(self._active), generator=generator).numpy()]
             total = 0.0
-            for users in np.array_split(order, num_batches):
+            for batch in self._loss_of.batches(generator):
                 for group in self._optimizer.param_groups:
                     group["lr"] = config.learning_rate * (1.0 - step / num_steps)
-                total += self._step(users, generator) * len(users)
+                total += self._step(batch, generator) * len(batch.users)
                 step += 1
-            yield EpochFigures(epoch, total / len(order))
+            yield EpochFigures(epoch, total / len(self._loss_of.active))
 
-    def _step(self, users: NDArray[np.int64], generator: torch.Generator) -> float:
-        batch = self._batch(users)
+    def _step(self, batch: UserBatch, generator: torch.Generator) -> float:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch, generator)
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         return float(loss.detach())
-
-    def _batch(self, users: NDArray[np.int64]) -> UserBatch:
-        rows = self._rows.select(users)
-        counts = rows.counts()
-        weights = np.repeat(counts.astype(np.float64) ** (self._config.user_weight_exponent - 1.0), counts)
-        return UserBatch(
-            torch.from_numpy(users).to(self._device),
-            torch.from_numpy(rows.indptr).to(self._device),
-            torch.from_numpy(rows.users()).to(self._device),
-            torch.from_numpy(rows.items.astype(np.int64)).to(self._device),
-            torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self._device),
-        )
 
     def _final(self, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The tables that score: (U, d) or, of the users that are wanted, (B, d); (I, d)."""
@@ -207,22 +184,9 @@ class _Trainer:
     def _loss(self, batch: UserBatch, generator: torch.Generator) -> Tensor:
         config = self._config
         users, items = self._final(batch.users)
-        if config.loss == "bpr":
-            shape = (len(batch.items), config.num_negatives)
-            negatives = torch.randint(self._num_items, shape, generator=generator).to(self._device)
-            loss = bpr_loss(users, items, batch, negatives, config.temperature)
-        else:
-            loss = sampled_softmax_loss(
-                users,
-                items,
-                batch,
-                temperature=config.temperature,
-                candidates=self._sampler.draw(generator, self._device),
-                workers=self._workers,
-            )
+        loss = self._loss_of(users, items, batch, generator)
         if config.l2 > 0:
-            squares = self._user_l2 @ self._users.square().sum(dim=1) + self._item_l2 @ self._items.square().sum(1)
-            loss = loss + 0.5 * config.l2 * squares
+            loss = loss + self._loss_of.penalty(self._users, self._items)
         if config.diversity_weight > 0:
             chosen = evenly_drawn(self._num_items, _DIVERSITY_SAMPLE, generator, self._device)
             table = items if chosen is None else items[chosen]
@@ -236,3 +200,65 @@ class _Trainer:
             users = users.clone()
             users[torch.from_numpy(self._rows.counts() == 0).to(self._device)] = 0.0
         return users.cpu().numpy(), items.detach().clone().cpu().numpy()
+
+
+logger = logging.getLogger("fl_peel")
+NAME, GROUPS, TABLES = "pretrained", "groups", "tables"
+
+
+def pretraining_key(collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str) -> Any:
+    """Return everything that decides the tables: the collected interactions, the settings, the seed, the versions of
+    this package, torch, NumPy and SciPy, and the code paths that libraries run.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(np.ascontiguousarray(collected.indptr).tobytes())
+    digest.update(np.ascontiguousarray(collected.items).tobytes())
+    return {
+        "interactions": digest.hexdigest(),
+        "users": collected.num_users,
+        "items": num_items,
+        "seed": seed,
+        "device": device,
+        **dataclasses.asdict(config),
+        "versions": [__version__, torch.__version__, np.__version__, scipy.__version__, code_paths()],
+    }
+
+
+def read_tables(folder: Path, key: Any) -> PretrainedEmbeddings | None:
+    """Return the cached tables, or None where there are none, or, with a warning, where they are damaged."""
+    entry = Store(folder, lambda line: logger.warning("%s; pretraining again", line)).read(NAME, key)
+    if entry is None:
+        return None
+    tables, history = entry.arrays(TABLES), enumerate(entry.value["loss"], start=1)
+    figures = tuple(EpochFigures(epoch, loss) for epoch, loss in history)
+    return PretrainedEmbeddings(tables["users"], tables["items"], entry.value["temperature"], figures)
+
+
+def write_tables(folder: Path, key: Any, tables: PretrainedEmbeddings) -> None:
+    """Cache tables, whole or, with a warning, not at all: a run that has trained them goes on with them."""
+    value = {"temperature": tables.temperature, "loss": [figures.loss for figures in tables.history]}
+    _write(folder, NAME, key, value, {"users": tables.users, "items": tables.items})
+
+
+def cached_groups(
+    folder: str, key: Any, num_groups: int, min_size: int, cluster: Callable[[], UserGroups]
+) -> UserGroups:
+    """Return the user groups of pretrained tables from the cache, or make and cache them: scikit-learn alone takes a
+    second to import. folder: "" caches nothing; key: of the tables; num_groups, min_size: what ``cluster`` is given.
+    """
+    if not folder:
+        return cluster()
+    key = {**key, "user_groups": [num_groups, min_size], "scikit-learn": version("scikit-learn")}
+    entry = Store(Path(folder), lambda line: logger.warning("%s; grouping again", line)).read(GROUPS, key)
+    if entry is not None:
+        return UserGroups(**entry.arrays(TABLES))
+    groups = cluster()
+    _write(Path(folder), GROUPS, key, None, {"assignment": groups.assignment, "centroids": groups.centroids})
+    return groups
+
+
+def _write(folder: Path, name: str, key: Any, value: Any, arrays: dict[str, NDArray[Any]]) -> None:
+    try:
+        Store(folder).write(name, key, value, {TABLES: arrays})
+    except OSError as error:
+        logger.warning("%s: %s tables cannot be cached (%s); the next run makes them again", folder, name, error)

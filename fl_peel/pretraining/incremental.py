@@ -43,13 +43,12 @@ from fl_peel.pretraining.stage1 import (
     require_items,
 )
 from fl_peel.randomness import rng_for
-from fl_peel.scenario.pretraining_settings import SpectralConfig
+from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import StepChannel
 from fl_peel.steps.choice import FilterGrid, FilterRequest, freshness
-from fl_peel.steps.device_vectors import VectorsStep
 from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
-from fl_peel.steps.user_groups import GroupsStep, Moments
+from fl_peel.steps.user_groups import GroupsStep, Moments, VectorsStep
 from fl_peel.training.workers import fixed_threads
 
 

@@ -12,6 +12,7 @@ the softmax over *all* items cheap.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,8 +23,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_peel.data.interactions import UserItems
 from fl_peel.pretraining.propagation import SparseMatrix, csr_tensor
-from fl_peel.scenario.pretraining_settings import DiversityForm, PretrainingConfig
+from fl_peel.scenario.settings import DiversityForm, PretrainingConfig
 from fl_peel.training.workers import ALONE, Workers
 
 
@@ -296,3 +298,64 @@ def slice_diversity(items: Tensor, num_slices: int, form: DiversityForm) -> Tens
     diagonal = gram.diagonal(dim1=1, dim2=2).square().sum(dim=1)
     pairs = num_slices * (num_slices - 1)
     return ((gram.square().sum(dim=(1, 2)) - diagonal) / pairs).mean()
+
+
+class BatchLoss:
+    """Loss of a batch of users, of whatever tables it is given, and the batches of a pass. device: of the tables."""
+
+    def __init__(
+        self,
+        given: UserItems,
+        num_items: int,
+        config: PretrainingConfig,
+        device: str = "cpu",
+        workers: Workers = ALONE,
+    ) -> None:
+        self.given, self.num_items, self.config = given, num_items, config
+        self.active = np.flatnonzero(given.counts() > 0)
+        self.num_batches = max(-(-len(self.active) // config.batch_size), 1)
+        self._device, self._workers = device, workers
+        popularity = given.popularity(num_items).astype(np.float64)
+        self._sampler = CandidateSampler.from_config(config, popularity)
+        self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
+
+    def _shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
+        """Share of every row in the l2 penalty; they sum to 1."""
+        shares = interactions.astype(np.float64) ** self.config.l2_exponent * (interactions > 0)
+        return torch.from_numpy((shares / shares.sum()).astype(np.float32)).to(self._device)
+
+    def penalty(self, users: Tensor, items: Tensor) -> Tensor:
+        """The l2 penalty on tables (U, d), (I, d)."""
+        squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
+        return 0.5 * self.config.l2 * squares
+
+    def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
+        """One pass over the users who gave data, in random order."""
+        order = self.active[torch.randperm(len(self.active), generator=generator).numpy()]
+        for users in np.array_split(order, self.num_batches):
+            rows = self.given.select(users)
+            counts = rows.counts()
+            weights = np.repeat(counts.astype(np.float64) ** (self.config.user_weight_exponent - 1.0), counts)
+            yield UserBatch(
+                torch.from_numpy(users).to(self._device),
+                torch.from_numpy(rows.indptr).to(self._device),
+                torch.from_numpy(rows.users()).to(self._device),
+                torch.from_numpy(rows.items.astype(np.int64)).to(self._device),
+                torch.from_numpy((weights / weights.sum()).astype(np.float32)).to(self._device),
+            )
+
+    def __call__(self, users: Tensor, items: Tensor, batch: UserBatch, generator: torch.Generator) -> Tensor:
+        """Loss of users (B, d) of the batch against items (I, d)."""
+        config = self.config
+        if config.loss == "bpr":
+            shape = (len(batch.items), config.num_negatives)
+            negatives = torch.randint(self.num_items, shape, generator=generator).to(self._device)
+            return bpr_loss(users, items, batch, negatives, config.temperature)
+        return sampled_softmax_loss(
+            users,
+            items,
+            batch,
+            temperature=config.temperature,
+            candidates=self._sampler.draw(generator, self._device),
+            workers=self._workers,
+        )

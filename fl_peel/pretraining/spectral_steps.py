@@ -7,7 +7,7 @@ for Recommendation?", CIKM 2021). They are found by block power iteration (Halko
 its items, adds them up, and sends the result back for the rows of its items (:mod:`fl_peel.steps.passes`). The server
 makes the sum orthonormal; Rayleigh and Ritz's step gives the singular values.
 
-A device's vector in that space is a sum of rows of its own items (:mod:`fl_peel.steps.device_vectors`). User groups are
+A device's vector in that space is a sum of rows of its own items (:mod:`fl_peel.steps.user_groups`). User groups are
 K-means on these, again sums (:mod:`fl_peel.steps.user_groups`); and as a table has d columns and not K, each group gets
 the d directions in which its devices' scores differ most (:class:`Compression`), from second moments, sums once more
 (:mod:`fl_peel.steps.user_groups`).

@@ -18,7 +18,7 @@ import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only 
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
-from fl_peel.grouping.clusters import k_means
+from fl_peel.pretraining.clusters import k_means
 from fl_peel.pretraining.spectral import above_noise, cleaned, known, moved, popular_directions, symmetric
 from fl_peel.pretraining.spectral_steps import (
     WIDEST,
@@ -36,13 +36,12 @@ from fl_peel.pretraining.spectral_steps import (
     starting_directions,
 )
 from fl_peel.randomness import rng_for, seed_for
-from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
-from fl_peel.steps.device_vectors import VectorsStep
 from fl_peel.steps.passes import CountsStep, PassStep
 from fl_peel.steps.units import UNIT_SCALE, Counts, Doubles, Floats, Ints, add_rows, inverse_power, unit_vectors
-from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep
+from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep, VectorsStep
 from fl_peel.training.workers import fixed_threads
 
 Progress = Callable[[int, int, str], None]
@@ -354,7 +353,7 @@ def find_centroids(
     step: Callable[[str], None],
 ) -> Floats:
     """Lloyd's algorithm from centroids of items, of which the server has vectors already; then, as long as a group is
-    smaller than allowed, the smallest is dissolved: the rule of :func:`fl_peel.grouping.clusters.user_groups`.
+    smaller than allowed, the smallest is dissolved: the rule of :func:`fl_peel.pretraining.clusters.user_groups`.
     """
     columns = min(config.group_columns, shape.own.shape[1])
     # where each item's devices are: an item's row, seen from a device that has nothing else

@@ -20,9 +20,9 @@ from fl_peel.privacy.accounting import PrivacyCost, Schedule, calibrated, cost_o
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.sources import NoiseSource, source_of, whole_scale
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import answers_needed
+from fl_peel.secure.device_protocol import answers_needed
+from fl_peel.steps import STEPS
 from fl_peel.steps.base import ContributionBounds, Draw, NoisedPart
-from fl_peel.steps.registry import STEPS
 from fl_peel.steps.units import Ints
 
 NOISED_PARTS = MappingProxyType({part.name: part for step in STEPS.values() for part in step.noised})

@@ -17,7 +17,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.columns import SUM_SCALE, Counters
 from fl_peel.data.interactions import UserItems
-from fl_peel.training.settings import torch_device
+from fl_peel.scenario.settings import torch_device
 
 TILE_ROWS = 64
 """Rows that the compiled loop scores side by side."""

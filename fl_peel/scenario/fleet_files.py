@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fl_peel.errors import MessageError, ProfileError
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from fl_peel.safe_yaml import MAX_YAML_BYTES, YamlFault, read_yaml
 
 MAX_DATA_BYTES = 256 * 2**20

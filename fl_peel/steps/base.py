@@ -37,9 +37,9 @@ from fl_peel.array_specs import ArraySpec, summed
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, counts_within
-from fl_peel.scenario.pretraining_settings import SpectralConfig
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import EXCHANGES, DeviceBytes
+from fl_peel.scenario.settings import SpectralConfig
+from fl_peel.secure.device_protocol import EXCHANGES, DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
 from fl_peel.steps.step_cost import AnswerCost, HeldItems, StepCost
 from fl_peel.steps.units import UNIT_SCALE, Floats, Ints, Units

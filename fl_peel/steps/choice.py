@@ -12,7 +12,7 @@ import numpy as np
 from fl_peel.array_specs import ArraySpec
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
-from fl_peel.scenario.pretraining_settings import SpectralConfig
+from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
     Arrays,
     Bools,

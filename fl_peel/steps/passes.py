@@ -17,7 +17,7 @@ from fl_peel.array_specs import ArraySpec
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import add_passed_rows
-from fl_peel.scenario.pretraining_settings import SpectralConfig
+from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
     Arrays,
     Bools,

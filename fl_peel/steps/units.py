@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import sum_rows
-from fl_peel.scenario.pretraining_settings import SpectralConfig
+from fl_peel.scenario.settings import SpectralConfig
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -22,7 +22,7 @@ from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ScenarioError
-from fl_peel.training.settings import torch_device
+from fl_peel.scenario.settings import torch_device
 from fl_peel.training.update import GroupUpdate, LocalWork, holders_of, in_two_parts
 
 _FP16_MAX = 65504.0

@@ -2,7 +2,7 @@
 
 The compiled loop takes devices one after the other; here they go side by side. In step t every device trains on its
 t-th mini-batch, if it has one. Which items a device draws is up to its own random stream, which a small compiled loop
-follows (:mod:`fl_peel.kernels.batches`), so that the two differ by the rounding of float32 alone.
+follows (:mod:`fl_peel.kernels.random`), so that the two differ by the rounding of float32 alone.
 
 Three words. A *slot* is a row that a device touches: it is copied once, and no table is built per device. A *touch* is
 a slot in a step, a *visit* a device in a step. Slots are numbered device by device, and touches are sorted by step and
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +22,7 @@ from torch import Tensor
 
 from fl_peel import kernels
 from fl_peel.kernels import FIXED_POINT
-
-if TYPE_CHECKING:
-    from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 
 IntArray = NDArray[np.int64]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.weighting.settings import FeatureName
+from fl_peel.scenario.settings import FeatureName
 
 FloatArray = NDArray[np.float32]
 LEAST_SHOWN = 1e-3

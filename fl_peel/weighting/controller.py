@@ -30,10 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from fl_peel.randomness import seed_for
+from fl_peel.scenario.settings import ControllerConfig
 from fl_peel.training.adam import EagerAdam
 from fl_peel.training.workers import fixed_threads
 from fl_peel.weighting.block_statistics import LEAST_SHOWN, BlockStatistics, FloatArray
-from fl_peel.weighting.settings import ControllerConfig
 
 _THREADS = threading.Lock()
 

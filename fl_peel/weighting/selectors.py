@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.randomness import rng_for
+from fl_peel.scenario.settings import CONTROLLER, SELECTORS
 from fl_peel.weighting.block_statistics import BlockStatistics
-from fl_peel.weighting.settings import CONTROLLER, SELECTORS
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

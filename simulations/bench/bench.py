@@ -33,13 +33,13 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.package_check import own_environment
+from fl_peel.packages import own_environment
 from fl_peel.pretraining.central_training import pretrain
 from fl_peel.randomness import device_seeds
 from fl_peel.ranking.top import MetricSums, Ranker
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import LocalTraining, is_gpu, require_device, torch_device
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining, is_gpu, require_device, torch_device
 from fl_peel.training.update import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import (

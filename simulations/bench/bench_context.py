@@ -20,9 +20,9 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.data.population import Population
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
-from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.pretraining.central_training import PretrainedEmbeddings
+from fl_peel.pretraining.clusters import UserGroups
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics

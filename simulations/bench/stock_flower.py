@@ -21,8 +21,8 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_seeds
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 
 HOW = LocalTraining(epochs=1, batch_size=64, num_negatives=1, learning_rate=0.05, user_learning_rate=0.05, loss="bpr")

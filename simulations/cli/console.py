@@ -273,7 +273,7 @@ def print_table(table: Table | TableView, *, wide: bool = False) -> None:
 def print_json(value: Any) -> None:
     """Write one JSON document to stdout: what a command found, dataclasses included."""
     plain = to_plain(value)
-    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False, default=_in_json))
+    typer.echo(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def show(
@@ -297,11 +297,6 @@ def show(
             print_table(part, wide=wide)
     if page is not None:
         typer.echo(f"report: {page}", err=as_json)
-
-
-def _in_json(value: Any) -> Any:
-    """A path as text, a NumPy scalar as Python's own."""
-    return str(value) if isinstance(value, Path) else value.item()
 
 
 def one_line(mistake: FlPeelError) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fl_peel.errors import ProfileError, ReportError, ScenarioError, shortened
-from fl_peel.file_kind import file_kind
+from fl_peel.files import file_kind
 from simulations.cli.console import (
     AsJson,
     DataDir,
@@ -314,7 +314,7 @@ def profiles_sample(
     """Sample devices from a fleet; print their properties, and plot their budgets over time (to a file with --out)."""
     from clients.fleet.fleet import load_fleet
     from simulations.engine.inputs import check_out
-    from simulations.fleet.fleet_view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
+    from simulations.report.fleet_view import fleet_figure, fleet_lines, fleet_table, in_json, sample_fleet
     from simulations.report.result_files import write_files
 
     if out is not None and (out.is_dir() or out.suffix.lower() != ".svg"):
@@ -356,7 +356,7 @@ def profiles_from_meminfo(
 ) -> None:
     """Convert recordings of /proc/meminfo to a trace that fleets replay (docs/profiles.md explains how to record)."""
     from simulations.engine.inputs import check_file
-    from simulations.fleet.meminfo import read_recordings, trace_bytes, trace_table
+    from simulations.meminfo import read_recordings, trace_bytes, trace_table
     from simulations.report.result_files import write_files
 
     if out is not None:
@@ -387,6 +387,6 @@ def profiles_schema() -> None:
 
     Save it, and start a fleet file with `# yaml-language-server: $schema=FILE`.
     """
-    from clients.fleet.reference import fleet_schema
+    from clients.fleet.files import fleet_schema
 
     typer.echo(json.dumps(fleet_schema(), indent=2, ensure_ascii=False))

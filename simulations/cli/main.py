@@ -21,12 +21,11 @@ import typer
 
 from fl_peel import __version__
 from fl_peel.errors import FlPeelError
-from simulations.cli.bench import bench
 from simulations.cli.console import one_line
 from simulations.cli.lists import cache, data_app, profiles_app, scenarios_app
 from simulations.cli.model import demo, export, export_onnx, plot, report, serve_device
 from simulations.cli.run import deploy, run
-from simulations.cli.studies import ablate, audit, compare, diff, reproduce, sweep
+from simulations.cli.studies import ablate, audit, bench, compare, diff, reproduce, sweep
 
 USER_ERROR = 2
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

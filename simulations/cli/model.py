@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fl_peel.blocks.settings import PRECISIONS, Precision
 from fl_peel.errors import ArtifactError, FlPeelError, ModelError, ReportError, shortened
+from fl_peel.scenario.settings import PRECISIONS, Precision
 from simulations.cli.console import AsJson, DataDir, one_line, path_option, print_json, read_size
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _lines(file: Path | None) -> list[str]:
     """
     if file is None:
         return []
-    from fl_peel.file_kind import file_kind
+    from fl_peel.files import file_kind
 
     if file_kind(file) != "file":
         raise ModelError(f"{file}: no such file; correct --items-file")

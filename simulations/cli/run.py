@@ -234,14 +234,14 @@ def _summary(result: Any) -> Iterable[TableView | str]:
 
         return summary(result)
     if isinstance(result, TimelineResult):
-        from simulations.timeline.report import timeline_summary
+        from simulations.report.timeline_report import timeline_summary
 
         return timeline_summary(result)
-    from simulations.differences.seeds import SeedsResult, seeds_verdicts, seeds_view
+    from simulations.report.seeds import SeedsResult, seeds_verdicts, seeds_view
 
     if isinstance(result, SeedsResult):
         return [*seeds_verdicts(result), seeds_view(result)]
-    from simulations.timeline.report import timeline_seeds_verdicts, timeline_seeds_view
+    from simulations.report.timeline_report import timeline_seeds_verdicts, timeline_seeds_view
 
     return [*timeline_seeds_verdicts(result), timeline_seeds_view(result)]
 

@@ -1,12 +1,14 @@
-"""The commands about many runs: `fl-peel compare`, `ablate`, `audit`, `reproduce`, `sweep` and `diff`."""
+"""The commands about many runs: `fl-peel compare`, `ablate`, `audit`, `reproduce`, `sweep`, `diff` and `bench`."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fl_peel.errors import ScenarioError
 from simulations.cli.console import (
@@ -81,9 +83,9 @@ def compare(
     shares = read_budgets(budgets, full_table_bytes=whole)
     single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
-    from simulations.studies.compare import compare as comparison
-    from simulations.studies.compare.compare_rows import compare_federated, nothing_is_collected, some
-    from simulations.studies.compare.report import compare_tables, leaderboard_tables
+    from simulations.studies import compare as comparison
+    from simulations.studies.compare_report import compare_tables, leaderboard_tables
+    from simulations.studies.compare_rows import compare_federated, nothing_is_collected, some
 
     words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
     command = command_line(["compare", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
@@ -135,8 +137,8 @@ def ablate(
     loaded = load_scenario(scenario, overrides or [])
     shares = read_budgets(budgets, full_table_bytes=_full_table_bytes(loaded, data_dir))
 
-    from simulations.studies.ablate import ablate as ablation
-    from simulations.studies.ablate.report import ablate_tables
+    from simulations.studies import ablate as ablation
+    from simulations.studies.ablate_report import ablate_tables
 
     words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
     command = command_line(["ablate", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
@@ -199,8 +201,8 @@ def audit(
         raise ScenarioError(f"--epsilons {epsilons}: not a list of numbers; write e.g. 1,2,4,8") from error
     loaded = load_scenario(scenario, overrides or [])
 
-    from simulations.studies.audit import audit as auditing
-    from simulations.studies.audit.report import audit_tables
+    from simulations.studies import audit as auditing
+    from simulations.studies.audit_report import audit_tables
 
     settings = auditing.AuditSettings(
         devices,
@@ -313,9 +315,9 @@ def diff(
             check_file(file, option)
 
     from fl_peel.json_codec import to_plain
-    from simulations.differences.diff import diff as compared
-    from simulations.differences.diff import diff_page, diff_views, missing_note
     from simulations.engine.versions import versions
+    from simulations.report.diff import diff as compared
+    from simulations.report.diff import diff_page, diff_views, missing_note
     from simulations.report.result_files import json_bytes, write_files
 
     result = compared(runs)
@@ -369,8 +371,7 @@ def sweep(
     """
     # before the heavy imports
     if searched:
-        from simulations.sweep.search import optuna
-        from simulations.sweep.space import space_of
+        from simulations.sweep.space import optuna, space_of
 
         space_of(searched, asked or [])
         optuna()
@@ -409,3 +410,54 @@ def sweep(
         as_json=as_json,
         wide=wide,
     )
+
+
+def bench(
+    data_dir: DataDir = None,
+    out: Annotated[Path | None, path_option("--out", "Output folder for bench.json or population.json.")] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Device on which cohorts train: cpu, cuda, cuda:N, torch-cpu.")
+    ] = "cpu",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Leave out synthetic populations, time fewer rounds: 90 s."),
+    ] = False,
+    stock_devices: Annotated[
+        int, typer.Option("--stock-devices", min=1, help="Number of nodes of the stock Flower app.")
+    ] = 1000,
+    pfl_python: Annotated[
+        Path | None, typer.Option("--pfl-python", help="Python with pfl and torch, to measure pfl too.")
+    ] = None,
+    population: Annotated[
+        int | None,
+        typer.Option(
+            "--population", min=100, max=100_000_000, help="Measure instead one round of this many synthetic devices."
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON (always; accepted for consistency).")] = False,
+) -> None:
+    """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
+    from simulations.cli.console import shown
+
+    if population is not None:
+        from simulations.bench.bench import large
+
+        with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
+            figures = large(population, out, on_event=on_event)
+        print_json(figures)
+        return
+    from simulations.bench.bench import bench as measure
+    from simulations.bench.bench_context import BenchPlan
+
+    plan = BenchPlan(device=device, stock_devices=stock_devices)
+    folder = data_dir or os.environ.get("FL_PEEL_DATA", "")
+    with shown(Console(stderr=True, highlight=False), quiet=quiet) as on_event:
+        figures = measure(
+            folder and Path(folder).absolute(),
+            out,
+            plan.quick() if quick else plan,
+            pfl_python=pfl_python,
+            on_event=on_event,
+        )
+    print_json(figures)

@@ -22,10 +22,10 @@ from pathlib import Path
 import psutil
 
 import fl_peel
-from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE
+from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE
 from fl_peel.data.readers import read_interactions
 from fl_peel.errors import EngineError, ScenarioError
-from fl_peel.file_lock import OWNED, owned_folder, remove_abandoned
+from fl_peel.files import OWNED, owned_folder, remove_abandoned
 from fl_peel.scenario.scenario import Scenario
 from simulations.deployment.keys import KeyFolder, make_keys
 from simulations.engine.folders import data_folder

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from fl_peel.errors import EngineError
-from fl_peel.scenario.measurement import Engine
+from fl_peel.scenario.scenario import Engine
 from simulations.engine.worker_pool import WorkerPool
 
 if TYPE_CHECKING:

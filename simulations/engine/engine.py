@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from fl_peel.errors import EngineError, LostMachineError
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.scenario.measurement import Engine
-from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.scenario import Engine, Scenario
 from simulations.engine.embedded_engine import run_embedded, workers_ahead
 from simulations.engine.memory import WORKERS, lasting_objects, reuse_memory
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from strategies.run.run_paths import RunPaths
 
+logger = logging.getLogger("fl_peel")
 Result = TypeVar("Result")
 Server = Callable[["Grid", Scenario, "RunPaths", OnEvent], Result]
 """The server's side of whatever is run on the nodes."""
@@ -72,7 +73,6 @@ def simulated(
     outcome: list[Result] = []
 
     def serve(grid: Grid, stop: threading.Event) -> None:
-        from fl_peel.errors import EngineError
         from fl_peel.mmap_arrays import release_memory
 
         def on_server_event(event: Event) -> None:
@@ -98,20 +98,33 @@ def simulated(
     return outcome[0]
 
 
+def on_remaining_machines(work: Callable[[bool], Result]) -> Result:
+    """Return the result of work that goes on from what it has kept; it is started again whenever a machine of a cluster
+    has left, so that devices are hosted on others. work: is given whether it starts for the first time.
+    """
+    first = True
+    while True:
+        try:
+            return work(first)
+        except LostMachineError as error:
+            logger.warning("%s", error)
+            first = False
+
+
 @contextmanager
 def _quiet_flower() -> Iterator[None]:
     """Flower without chatter and tracebacks: what failed is raised."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    flower = logging.getLogger("flwr")
+    level = flower.level
+    flower.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        flower.setLevel(level)
 
 
 def _variables() -> dict[str, str]:
     """Return environment variables of workers: how they use memory, and the key of devices' secrets."""
-    from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE
+    from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE
 
     return WORKERS | {KEY_VARIABLE: secrets.token_hex(FILE_KEY_BYTES)}

@@ -13,7 +13,7 @@ from pathlib import Path
 import platformdirs
 
 from fl_peel.errors import ReportError
-from fl_peel.file_lock import owned_folder, remove_abandoned
+from fl_peel.files import owned_folder, remove_abandoned
 
 PREFIX = "fl-peel-"
 """Prefix of the name of a run's folder."""

@@ -5,22 +5,18 @@ What needs NumPy is imported when a fleet is checked: a mistake that shows witho
 
 from __future__ import annotations
 
-import logging
 import os
-import socket
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
-from fl_peel.blocks.settings import PRECISIONS
-from fl_peel.errors import DataError, EngineError, ReportError, ScenarioError
-from fl_peel.file_kind import file_kind
-from fl_peel.package_check import check_one_root
+from fl_peel.errors import DataError, ReportError, ScenarioError
+from fl_peel.files import file_kind
+from fl_peel.packages import check_one_root
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.training.settings import require_device
-from fl_peel.weighting.settings import CONTROLLER, SELECTORS
+from fl_peel.scenario.settings import CONTROLLER, PRECISIONS, SELECTORS, require_device
 from simulations.listing import require_ours
 
 if TYPE_CHECKING:
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     from fl_peel.data.interactions import Splits
     from fl_peel.data.timeline import Timeline
 
-Result = TypeVar("Result")
-logger = logging.getLogger("fl_peel")
 MOST_ROUNDS_LOOKED_AT = 1000
 """Rounds looked at for a device that is available: in a usual fleet the first round has one."""
 STUDIES = ("compare", "ablate", "audit")
@@ -81,6 +75,8 @@ def checked(
     check_one_root()
     require_device(scenario.engine.device)
     if scenario.engine.ray_address:
+        from simulations.engine.ray_machines import require_cluster
+
         require_cluster(scenario.engine.ray_address)
     if out is not None:
         check_out(out, place, run_results(scenario) if writes is None else writes)
@@ -139,9 +135,9 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
         ScenarioError: naming the key.
         DataError: nothing is collected.
     """
-    from fl_peel.grouping.clusters import check_count
+    from fl_peel.data.interactions import check_collected
+    from fl_peel.pretraining.clusters import check_count
     from fl_peel.privacy.noise_plan import check_delta
-    from fl_peel.scenario.pretraining_settings import check_collected
     from strategies.run.stage1_outcome import given_data
 
     check_delta(scenario, splits.num_users)
@@ -323,7 +319,7 @@ def _check_honest(scenario: Scenario, splits: Splits) -> None:
     if share > 0:
         import numpy as np
 
-        from clients.round.poisoning import malicious
+        from clients.node.poisoning import malicious
 
         tested = np.flatnonzero(splits.test.counts() > 0)
         if malicious(scenario, tested, share).all():
@@ -373,7 +369,7 @@ def check_plug_ins(scenario: Scenario) -> None:
         assert mechanism is not None, "a mechanism that adds noise has a name"
         check_keys(scenario, mechanism)
     if scenario.refinement.contribution is not None:
-        from clients.round.round_context import contents_kind as device_kind
+        from clients.node.round_context import contents_kind as device_kind
         from strategies.run.refinement import contents_kind as server_kind
 
         device_kind(scenario)
@@ -506,62 +502,3 @@ def require_absolute(scenario: Scenario, folders: dict[str, str]) -> None:
     for key, path in paths.items():
         if path and not Path(path).expanduser().is_absolute():
             raise ScenarioError(f"{key}: {path} is a relative path; give an absolute path under flwr run")
-
-
-CONNECT_S = 10.0
-"""Seconds that a Ray cluster may take to answer."""
-
-
-class LostMachineError(EngineError):
-    """A machine has left the cluster during a run; the same run may go on on the others."""
-
-
-def on_remaining_machines(work: Callable[[bool], Result]) -> Result:
-    """Return the result of work that goes on from what it has kept; it is started again whenever a machine of a cluster
-    has left, so that devices are hosted on others. work: is given whether it starts for the first time.
-    """
-    first = True
-    while True:
-        try:
-            return work(first)
-        except LostMachineError as error:
-            logger.warning("%s", error)
-            first = False
-
-
-def require_cluster(address: str) -> None:
-    """Look whether a cluster answers at ``host:port`` or ``ray://host:port``; Ray itself would try for many minutes.
-
-    Raises:
-        EngineError: that is no address, nobody answers there, or somebody who is no Ray.
-    """
-    if address == "auto":
-        return  # Ray looks for the cluster of this machine, and finds none at once
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65_535 or "/" in host:
-        raise EngineError(
-            f"engine.ray_address: {address!r} is not an address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or "
-            "auto"
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
-    except OSError as error:
-        raise EngineError(
-            f"engine.ray_address: no Ray cluster answers at {address} ({error}); start one with "
-            "`ray start --head` or correct the address"
-        ) from error
-    if os.environ.get("RAY_USE_TLS", "0") in ("0", "", "false"):
-        _require_grpc(address, f"{host}:{port}")
-
-
-def _require_grpc(address: str, target: str) -> None:
-    """Whoever listens there must greet as gRPC does: a web server, or one that stays silent, is no Ray."""
-    import grpc
-
-    with grpc.insecure_channel(target, (("grpc.enable_http_proxy", 0),)) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
-        except grpc.FutureTimeoutError as error:
-            raise EngineError(
-                f"engine.ray_address: the server at {address} is not a Ray cluster; correct the address"
-            ) from error

@@ -21,10 +21,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from fl_peel.errors import EngineError
-from fl_peel.scenario.measurement import Engine
-from fl_peel.training.settings import is_gpu
-from simulations.engine.inputs import LostMachineError, require_cluster
+from fl_peel.errors import EngineError, LostMachineError
+from fl_peel.scenario.scenario import Engine
+from fl_peel.scenario.settings import is_gpu
 from simulations.engine.passing_grid import StoppableGrid
 
 
@@ -116,6 +115,8 @@ def run_on_ray(
 def _backend_config(engine: Engine) -> dict[str, Any]:
     init_args: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
     if engine.ray_address:
+        from simulations.engine.ray_machines import require_cluster
+
         require_cluster(engine.ray_address)
         init_args["address"] = engine.ray_address
     else:

@@ -1,9 +1,13 @@
-"""How long Ray may take to start on a busy machine, and what the machines of a cluster share, while they are there."""
+"""Whether a Ray cluster answers, how long Ray may take to start on a busy machine, and what the machines of a cluster
+share, while they are there.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +28,8 @@ logger = logging.getLogger("fl_peel")
 Started = TypeVar("Started")
 LOOK_S = 1.0
 """Seconds between two looks for machines."""
+CONNECT_S = 10.0
+"""Seconds that a Ray cluster may take to answer."""
 TIMED_OUT = "timed out during startup"
 """What Ray says when it has counted half a minute, however busy the machine is."""
 
@@ -84,6 +90,44 @@ def start_patiently(start: Callable[[], Started], patience_s: float, is_alive: C
                         f"Ray did not start within engine.patience_s, {patience_s:g} s: the machine is too busy; "
                         "raise it, or run with fewer nodes"
                     ) from error
+
+
+def require_cluster(address: str) -> None:
+    """Look whether a cluster answers at ``host:port`` or ``ray://host:port``; Ray itself would try for many minutes.
+
+    Raises:
+        EngineError: that is no address, nobody answers there, or somebody who is no Ray.
+    """
+    if address == "auto":
+        return  # Ray looks for the cluster of this machine, and finds none at once
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535 or "/" in host:
+        raise EngineError(
+            f"engine.ray_address: {address!r} is not an address of a Ray cluster; write HOST:PORT, ray://HOST:PORT or "
+            "auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise EngineError(
+            f"engine.ray_address: no Ray cluster answers at {address} ({error}); start one with "
+            "`ray start --head` or correct the address"
+        ) from error
+    if os.environ.get("RAY_USE_TLS", "0") in ("0", "", "false"):
+        _require_grpc(address, f"{host}:{port}")
+
+
+def _require_grpc(address: str, target: str) -> None:
+    """Whoever listens there must greet as gRPC does: a web server, or one that stays silent, is no Ray."""
+    import grpc
+
+    with grpc.insecure_channel(target, (("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
+        except grpc.FutureTimeoutError as error:
+            raise EngineError(
+                f"engine.ray_address: the server at {address} is not a Ray cluster; correct the address"
+            ) from error
 
 
 def alive_machines() -> dict[str, str]:

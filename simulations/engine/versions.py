@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fl_peel import __version__
 from fl_peel.cpu_dispatch import code_paths
-from fl_peel.package_check import own_root
+from fl_peel.packages import own_root
 
 LOCK = "requirements.lock"
 """Name of the lock file in the root of the source: one ``name==version`` a line. It is not in wheels."""

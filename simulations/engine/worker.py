@@ -18,10 +18,13 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
 
 WANTED = b"w"
 """Byte that comes with the socket of a worker that is wanted."""
+FAILED = 0
+"""Flower's code of errors that it knows no other code for."""
 
 
 def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] = ()) -> NoReturn:
@@ -49,8 +52,6 @@ def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] 
 
 def answer_all(connection: Connection, app: ClientApp) -> NoReturn:
     """Say which process this is; answer messages, or call what comes instead, until nobody sends any more."""
-    from simulations.engine.answering import answer
-
     connection.send(os.getpid())
     while True:
         try:
@@ -61,6 +62,21 @@ def answer_all(connection: Connection, app: ClientApp) -> NoReturn:
         del request
         connection.send(reply)
         del reply
+
+
+def answer(client: ClientApp, message: Message, context: Context) -> Message:
+    """Return the ClientApp's reply to a message; one that raises gives an error reply, as on Flower's engines."""
+    try:
+        return client(message, context)
+    except Exception as error:
+        return error_reply(message, f"{type(error).__name__}: {error}")
+
+
+def error_reply(message: Message, reason: str) -> Message:
+    """Return the reply of a node that failed."""
+    from flwr.app import Error, Message
+
+    return Message(Error(FAILED, reason), reply_to=message)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from fl_peel.errors import EngineError
-from fl_peel.package_check import own_root
-from simulations.engine.worker import WANTED
+from fl_peel.packages import own_root
+from simulations.engine.worker import WANTED, error_reply
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -157,8 +157,6 @@ class _Worker:
             self._connection.close()
 
     def _reply(self, question: _Question) -> Message:
-        from simulations.engine.answering import error_reply
-
         started = False
         try:
             if self._connection is None:

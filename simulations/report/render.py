@@ -11,11 +11,10 @@ import yaml
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from simulations.report.drawing import css, themed
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import TableView
-from simulations.report.templates import TEMPLATES
-from simulations.report.templates.base import SCRIPT
-from simulations.report.theme import css, themed
+from simulations.report.templates import SCRIPT, TEMPLATES
 
 
 def policy(script: str, *more: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,41 +14,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fl_peel.errors import ReportError
 from fl_peel.figures import Figures
-from fl_peel.file_lock import locked, owned_folder, remove_abandoned
+from fl_peel.files import locked, owned_folder, remove_abandoned
 from simulations.listing import LIST, listed
 
 STAGING = ".report-"
 """Prefix of the name of a folder in which files are written before they are moved."""
-
-
-def to_plain(value: Any, where: str = "result") -> Any:
-    """Copy `value` as plain JSON types; NumPy scalars become Python's, tuples become lists.
-
-    Raises `ReportError` with the key's path for NaN, infinity and anything that JSON cannot express.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ReportError(
-                f"{where} is {value}: a reported number must be finite; use None for what was not measured, "
-                "and look for a diverged training (lower the learning rate) otherwise"
-            )
-        return value
-    if isinstance(value, Mapping):
-        wrong = next((key for key in value if not isinstance(key, str)), None)
-        if wrong is not None:
-            raise ReportError(f"{where} has the key {wrong!r}: keys must be text; use str(key)")
-        return {key: to_plain(part, f"{where}.{key}") for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(part, f"{where}.{index}") for index, part in enumerate(value)]
-    raise ReportError(f"{where} is a {type(value).__name__}: use numbers, text, lists and dictionaries only")
 
 
 def json_bytes(plain: Any) -> bytes:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from fl_peel.errors import ReportError
 from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents, to_plain
+from simulations.report.result_files import result_contents
 from simulations.report.section import run_sections
 from simulations.report.sections.classes import device_classes_view
-from simulations.report.sections.costs import costs_view
+from simulations.report.sections.costs import costs_view, stage1_views
 from simulations.report.sections.quality import budgets_view, full_table_view, missing_nodes
 from simulations.report.sections.rounds import acceptance_views
-from simulations.report.sections.stage1 import stage1_views
 from simulations.report.table_view import TableView, format_bytes
 from simulations.report.verdict import verdicts
 from strategies.figures.schema import RunResult, from_json, to_json
@@ -29,7 +28,7 @@ def report_contents(result: RunResult, demo: str | None = None) -> dict[str, byt
     Raises:
         ReportError: naming the key's path, for a value out of range or of the wrong type, NaN or infinity.
     """
-    plain = to_plain(to_json(result))
+    plain = to_json(result)
     checked = from_json(plain)
     return result_contents("report", plain, checked.figures, run_page(checked, demo), table="metrics")
 

@@ -52,9 +52,9 @@ SECTIONS: Registry[Callable[[RunResult], Section]] = Registry(
         {
             name: f"simulations.report.sections.{file}:{name}"
             for file, name in (
-                *(("quality", "quality"), ("stage1", "stage1"), ("rounds", "refinement"), ("rounds", "traces")),
+                *(("quality", "quality"), ("costs", "stage1"), ("rounds", "refinement"), ("rounds", "traces")),
                 *(("classes", "classes"), ("quality", "groups"), ("rounds", "learning"), ("rounds", "times")),
-                *(("fairness", "fairness"), ("elasticity", "elasticity"), ("costs", "privacy"), ("costs", "costs")),
+                *(("classes", "fairness"), ("elasticity", "elasticity"), ("costs", "privacy"), ("costs", "costs")),
                 ("costs", "environment"),
             )
         }

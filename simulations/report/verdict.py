@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fl_peel.figures import Estimate
-from simulations.report.labels import FULL_TABLES, selector_name
-from simulations.report.table_view import format_bytes, format_estimate, format_ratio, format_share
+from simulations.report.table_view import (
+    FULL_TABLES,
+    format_bytes,
+    format_estimate,
+    format_ratio,
+    format_share,
+    selector_name,
+)
 from strategies.figures.schema import FULL_REFINED, BudgetRow, RunResult
 
 FAR_BELOW = 0.9

@@ -9,10 +9,10 @@ from typing import Annotated, Any, TypeVar
 
 from fl_peel.attacks.decoder import Differencing, Reconstruction
 from fl_peel.figures import SETTING, Beside, Column, Estimate, Figures
-from fl_peel.json_codec import Inline, JsonKey, from_plain
+from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
 from simulations.report.drawing import Plot
 from simulations.report.render import scenario_name
-from simulations.report.result_files import result_contents, to_plain, write_results
+from simulations.report.result_files import result_contents, write_results
 from strategies.figures.schema import Bytes, Count, Mean, Metric, Seconds, Share
 
 ENDS = Beside(Metric, form="list")
@@ -123,7 +123,7 @@ class RefinementComparison:
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """PEEL at a budget: its recall relative to others', see
-    :func:`simulations.studies.compare.compare_rows.summary`."""
+    :func:`simulations.studies.compare_rows.summary`."""
 
     share: Annotated[Share, Column("budget_share")]
     precision: Annotated[str, Column("precision")]

@@ -30,13 +30,13 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import BudgetError, ReportError, ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.figures import Estimate
-from fl_peel.json_codec import to_plain as keys_of
-from fl_peel.package_check import PACKAGES, code_digest, own_root
+from fl_peel.json_codec import to_plain
+from fl_peel.packages import PACKAGES, code_digest, own_root
 from fl_peel.plugins import all_added
 from fl_peel.ranking.bootstrap import Sample
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
-from simulations.engine.engine import simulated
+from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
     STUDY_RESULTS,
@@ -44,11 +44,9 @@ from simulations.engine.inputs import (
     check_devices,
     checked,
     given_folder,
-    on_remaining_machines,
     require_items,
 )
 from simulations.engine.versions import versions
-from simulations.report.result_files import to_plain
 from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
 from simulations.run_options import RunOptions, StudyArguments
 from simulations.scenario_files import load_scenario
@@ -415,7 +413,7 @@ def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int)
 
 def ratios_in_json(name: str, ratio: Estimate | None) -> Row:
     """Return a ratio as rows of a study's JSON have it; nothing where there is none."""
-    return {} if ratio is None else {name: keys_of(ratio)}
+    return {} if ratio is None else {name: to_plain(ratio)}
 
 
 def _sample(row: Mapping[str, Any], metric: str, num_devices: int) -> Sample:

@@ -15,14 +15,14 @@ import numpy as np
 from fl_peel.errors import ReportError
 from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain
-from simulations.differences.diff import Difference, DiffRow, corrected, rows_of
-from simulations.differences.seeds import FULL_TABLES, METHOD, SeedRuns, require_same
 from simulations.report import drawing
+from simulations.report.diff import Difference, DiffRow, corrected, rows_of
 from simulations.report.drawing import Plot
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.run_files import read_report
 from simulations.report.section import Chart, Section
+from simulations.report.seeds import FULL_TABLES, METHOD, SeedRuns, require_same
 from simulations.report.table_view import TableView, format_estimate, format_metric
 from simulations.sweep.space import Setting, short_names
 from strategies.figures.per_device import METRICS, OWN_BUDGET

@@ -20,8 +20,7 @@ from simulations.run_options import RunArguments, RunOptions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
 from simulations.sweep.report import MeasuredSetting, SweepResult, shared_tables, sweep_rows, write_sweep
-from simulations.sweep.search import optuna, search
-from simulations.sweep.space import TRIALS, Setting, Space, settings_of, space_of
+from simulations.sweep.space import TRIALS, Setting, Space, optuna, search, settings_of, space_of
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
-from fl_peel.blocks.settings import Precision
 from fl_peel.scenario.scenario import Scenario
-from strategies.nodes.members import EVALUATED_BYTES, Members, bounds_of, packed_batches
-from strategies.nodes.nodes import Content, NodeRequest
+from fl_peel.scenario.settings import Precision
+from strategies.nodes import EVALUATED_BYTES, Content, Members, NodeRequest, bounds_of, packed_batches
 from strategies.rounds.federation import Federation
 from strategies.rounds.strategy import PeelStrategy
 

@@ -32,8 +32,7 @@ from strategies.figures.schema import (
     FollowedMoment,
     OverTime,
 )
-from strategies.nodes.members import EVALUATED_BYTES, bounds_of, packed_batches
-from strategies.nodes.nodes import Content, NodeRequest
+from strategies.nodes import EVALUATED_BYTES, Content, NodeRequest, bounds_of, packed_batches
 from strategies.run.refinement import Refine
 
 IntArray = NDArray[np.int64]

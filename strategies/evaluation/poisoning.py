@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from fl_peel.blocks.layout import budget_bytes
+from fl_peel.scenario.method import Robust
 from fl_peel.scenario.protection import Poisoning
-from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator, overall_recall
 from strategies.figures.schema import PoisoningResult, PoisoningRow

@@ -33,7 +33,7 @@ from strategies.figures.schema import (
     UserGroupRow,
 )
 from strategies.figures.stage_figures import class_costs, round_clock
-from strategies.nodes.members import Members, some_devices
+from strategies.nodes import Members, some_devices
 from strategies.rounds.acceptance import AcceptanceTest, Comparison
 from strategies.rounds.federation import RoundRecord
 

@@ -18,12 +18,12 @@ from flwr.serverapp import Grid
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked_blocks import smallest_budget_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.errors import BudgetError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import Precision
 from strategies.evaluation.evaluator import BudgetRequest, Evaluator
 from strategies.figures.per_device import qualities
 from strategies.figures.schema import Quality

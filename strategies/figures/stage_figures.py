@@ -31,9 +31,9 @@ from strategies.figures.schema import (
     TimeToRecall,
     VoidGroup,
 )
-from strategies.nodes.members import Members
+from strategies.nodes import Members
 from strategies.rounds.federation import RoundRecord, SecureRecord
-from strategies.steps.step_channels import SumsRecord
+from strategies.rounds.step_channels import SumsRecord
 
 TARGETS = (0.9, 0.95, 0.99)
 """Shares of the best validation recall for which the time is reported."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import UserItems
-from fl_peel.grouping.clusters import Interests, Neighbourhood, UserGroups, item_covariance, item_groups, user_groups
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.pretraining.clusters import Interests, Neighbourhood, UserGroups, item_covariance, item_groups, user_groups
 from fl_peel.pretraining.spectral_steps import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
 from fl_peel.ranking.top import top_rows
@@ -74,7 +74,7 @@ def starting_tables(
 ) -> Callable[[int], FloatArray]:
     """Return the function that gives each user group, by number, the item table (I, d) it starts with: a copy of the
     global one or, with ``user_groups.neighbour_weight``, its own correction of it
-    (:mod:`fl_peel.grouping.clusters`). To be called under ``fixed_threads(1)``, so that it is the same to the last
+    (:mod:`fl_peel.pretraining.clusters`). To be called under ``fixed_threads(1)``, so that it is the same to the last
     bit.
     """
     weight, ridge = scenario.user_groups.neighbour_weight, scenario.user_groups.neighbour_ridge

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
-from fl_peel.blocks.settings import Precision
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.mmap_arrays import drop_pages_now, lies_in_file
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import Precision
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums, ServerOptimizer

@@ -25,18 +25,22 @@ from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder, ranked_as_numbered
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.grouping.clusters import fit_user_embeddings
-from fl_peel.pretraining.cache import pretraining_key, read_tables, write_tables
-from fl_peel.pretraining.central_training import PretrainedEmbeddings, pretrain
+from fl_peel.pretraining.central_training import (
+    PretrainedEmbeddings,
+    pretrain,
+    pretraining_key,
+    read_tables,
+    write_tables,
+)
+from fl_peel.pretraining.clusters import fit_user_embeddings
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.bootstrap import REPLICATES, Replicates
 from fl_peel.ranking.top import MetricSums, evaluate, top_rows
 from fl_peel.scenario.method import ControllerPart
-from fl_peel.scenario.pretraining_settings import PretrainingConfig
+from fl_peel.scenario.settings import Precision, PretrainingConfig
 from strategies.groups.start import shown_in_lists
 
 FloatArray = NDArray[np.float32]

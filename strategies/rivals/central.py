@@ -25,16 +25,14 @@ from torch import Tensor
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event
-from fl_peel.grouping.clusters import UserGroups, choose_group
-from fl_peel.kernels.pooled import pooled_epoch
-from fl_peel.pretraining.central_training import PretrainedEmbeddings
-from fl_peel.pretraining.losses import CandidateSampler, UserBatch, bpr_loss, sampled_softmax_loss
+from fl_peel.kernels.rivals import pooled_epoch
+from fl_peel.pretraining.central_training import PretrainedEmbeddings, scaled_tables
+from fl_peel.pretraining.clusters import UserGroups, choose_group
+from fl_peel.pretraining.losses import BatchLoss
 from fl_peel.pretraining.propagation import InteractionGraph, propagate
-from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking.top import MetricSums
-from fl_peel.scenario.pretraining_settings import PretrainingConfig
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining, PretrainingConfig
 from fl_peel.training.workers import fixed_threads, threads_for
 from strategies.rivals.base import FloatArray, Material, Split, chosen_quality, ranked_blocks, sample_of_groups
 
@@ -182,60 +180,9 @@ def generator_for(seed: int, *what: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(seed, *what) >> 1)
 
 
-class BatchLoss:
-    """The pretraining's loss of a batch of users, of whatever tables it is given."""
-
-    def __init__(self, given: UserItems, num_items: int, config: PretrainingConfig) -> None:
-        self.given, self.num_items, self.config = given, num_items, config
-        self.active = np.flatnonzero(given.counts() > 0)
-        popularity = given.popularity(num_items).astype(np.float64)
-        self._sampler = CandidateSampler.from_config(config, popularity)
-        self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
-
-    def _shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
-        """Share of every row in the l2 penalty, as in pretraining: they sum to 1."""
-        shares = interactions.astype(np.float64) ** self.config.l2_exponent * (interactions > 0)
-        return torch.from_numpy((shares / shares.sum()).astype(np.float32))
-
-    def penalty(self, users: Tensor, items: Tensor) -> Tensor:
-        """The l2 penalty on tables (U, d), (I, d)."""
-        squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
-        return 0.5 * self.config.l2 * squares
-
-    def generators(self, steps: int, seed: int, *what: int | str) -> list[torch.Generator]:
-        """Return a generator for each pass over the users, of at least ``steps`` batches together."""
-        passes = -(-steps // max(-(-len(self.active) // self.config.batch_size), 1))
-        return [generator_for(seed, *what, number) for number in range(passes)]
-
-    def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
-        """One pass over the users who gave data, in random order."""
-        order = self.active[torch.randperm(len(self.active), generator=generator).numpy()]
-        for users in np.array_split(order, -(-len(order) // self.config.batch_size)):
-            rows = self.given.select(users)
-            counts = rows.counts()
-            weights = np.repeat(counts.astype(np.float64) ** (self.config.user_weight_exponent - 1.0), counts)
-            yield UserBatch(
-                torch.from_numpy(users),
-                torch.from_numpy(rows.indptr),
-                torch.from_numpy(rows.users()),
-                torch.from_numpy(rows.items.astype(np.int64)),
-                torch.from_numpy((weights / weights.sum()).astype(np.float32)),
-            )
-
-    def __call__(self, users: Tensor, items: Tensor, batch: UserBatch, generator: torch.Generator) -> Tensor:
-        """Loss of users (B, d) of the batch against items (I, d)."""
-        config = self.config
-        if config.loss == "bpr":
-            shape = (len(batch.items), config.num_negatives)
-            negatives = torch.randint(self.num_items, shape, generator=generator)
-            return bpr_loss(users, items, batch, negatives, config.temperature)
-        return sampled_softmax_loss(
-            users,
-            items,
-            batch,
-            temperature=config.temperature,
-            candidates=self._sampler.draw(generator),
-        )
+def generators_for(loss_of: BatchLoss, steps: int, seed: int, *what: int | str) -> list[torch.Generator]:
+    """Return a generator for each pass over the users, of at least ``steps`` batches together."""
+    return [generator_for(seed, *what, number) for number in range(-(-steps // loss_of.num_batches))]
 
 
 def train_nested(
@@ -251,11 +198,8 @@ def train_nested(
         loss_of = BatchLoss(given, num_items, config)
         graph = InteractionGraph.build(given, num_items)
         num_layers = config.num_layers if config.model == "lightgcn" else 0
-        users_0, items_0 = spectral_tables(given, num_items, dim, seed=seed)
-        lengths = np.linalg.norm(items_0, axis=1)
-        scale = config.initial_norm / max(float(lengths[lengths > 0].mean()), 1e-12)
-        users = torch.from_numpy((users_0 * scale).astype(np.float32)).requires_grad_()
-        items = torch.from_numpy((items_0 * scale).astype(np.float32)).requires_grad_()
+        start = scaled_tables(given, num_items, dim, config.initial_norm, seed=seed)
+        users, items = (torch.from_numpy(table).requires_grad_() for table in start)
 
         def prefixes() -> list[tuple[Tensor, Tensor]]:
             all_users, all_items = propagate(graph, users, items, num_layers)

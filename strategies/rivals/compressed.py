@@ -37,12 +37,13 @@ from torch import Tensor
 
 from fl_peel.blocks.compression import DenseTable, SparseTable, most_entries, number_type
 from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import HEADER_BYTES
+from fl_peel.pretraining.losses import BatchLoss
 from fl_peel.randomness import rng_for, seed_for
+from fl_peel.scenario.settings import Precision
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, quality, whole_table
-from strategies.rivals.central import BatchLoss, PrunedTable, descend, generator_for, training
+from strategies.rivals.central import PrunedTable, descend, generator_for, generators_for, training
 from strategies.rivals.table_rivals import narrowed
 
 Operation = Literal["add", "multiply"]
@@ -156,7 +157,7 @@ class Hashing(Rival):
             lambda tables: composed(tables, place, operation),
             loss_of,
             learning_rate=rate * material.config.learning_rate,
-            generators=loss_of.generators(self.steps, material.seed, *identity),
+            generators=generators_for(loss_of, self.steps, material.seed, *identity),
         )
         first, other = (DenseTable.from_table(part, request.precision) for part in parts)
         stored = HashedTable(first, other, operation, number)
@@ -221,7 +222,7 @@ class Pep(Rival):
             lambda parts: parts[0] * mask,
             loss_of,
             learning_rate=factor * material.config.learning_rate,
-            generators=loss_of.generators(self.steps, material.seed, "pep-retraining"),
+            generators=generators_for(loss_of, self.steps, material.seed, "pep-retraining"),
         )
         return users, np.where(kept, table, np.float32(0))
 

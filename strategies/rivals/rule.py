@@ -20,10 +20,10 @@ from torch import nn
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import row_bytes
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
-from fl_peel.grouping.clusters import item_groups
+from fl_peel.pretraining.clusters import item_groups
 from fl_peel.randomness import rng_for, seed_for
+from fl_peel.scenario.settings import Precision
 from strategies.rivals.base import (
     FloatArray,
     Material,

@@ -15,10 +15,9 @@ from fl_peel import wire
 from fl_peel.blocks.ranked_blocks import smallest_budget_bytes
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.ranking.bootstrap import Effects, PairedSums
-from fl_peel.weighting.settings import CONTROLLER
+from fl_peel.scenario.settings import CONTROLLER
 from strategies.groups.state import UserGroupState, copied_states
-from strategies.nodes.members import EVALUATED_BYTES, batches
-from strategies.nodes.nodes import Content
+from strategies.nodes import EVALUATED_BYTES, Content, batches
 from strategies.rounds.strategy import PeelStrategy
 
 Lists = Callable[[int], wire.Arrays]

@@ -16,7 +16,7 @@ import numpy as np
 from fl_peel import wire
 from fl_peel.array_specs import MessageContext
 from fl_peel.wire import RoundReply, RoundRequest
-from strategies.nodes.members import bounds_of
+from strategies.nodes import bounds_of
 from strategies.rounds.federation import Federation, SecureRecord, SentRound
 from strategies.rounds.masked_exchange import IntArray
 

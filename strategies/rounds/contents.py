@@ -28,7 +28,7 @@ from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.exchange.release import IN_BUCKETS, SIGNAL_ARRAYS, UPDATE_ARRAYS
 from fl_peel.privacy.noise_plan import Plan
-from fl_peel.scenario.refinement import Robust
+from fl_peel.scenario.method import Robust
 from fl_peel.wire import Arrays
 from strategies.groups.aggregation import CHUNK_ROWS, BlockSums, Denominator, apply_mean, mean_update
 from strategies.groups.state import UserGroupState

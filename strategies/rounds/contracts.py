@@ -27,7 +27,7 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays, RunSetting
 from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.state import UserGroupState
-from strategies.nodes.members import Members
+from strategies.nodes import Members
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, SentRound
 

@@ -17,8 +17,7 @@ from fl_peel.events import known
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
-from strategies.nodes.members import Members, bounds_of
-from strategies.nodes.nodes import Content, NodeRequest, Nodes
+from strategies.nodes import Content, Members, NodeRequest, Nodes, bounds_of
 
 Result = TypeVar("Result")
 

@@ -20,9 +20,9 @@ from fl_peel.blocks.ranked_blocks import RowOrder
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
 from fl_peel.exchange.release import layout_of, sparse
-from fl_peel.secure.protocol_plan import DeviceBytes
+from fl_peel.secure.device_protocol import DeviceBytes
 from fl_peel.secure.vector import MaskWords, Values, VectorLayout
-from strategies.nodes.nodes import NodeRequest
+from strategies.nodes import NodeRequest
 from strategies.rounds.channel import Expects, OpenedSum, RoundDevices, ServerChannel
 from strategies.rounds.federation import Federation, SecureRecord, SentRound
 from strategies.rounds.masked_exchange import (

@@ -23,12 +23,11 @@ from fl_peel.errors import MessageError, SecureAggregationError
 from fl_peel.exchange.counters import ClassCounts
 from fl_peel.randomness import device_uniforms, rng_for
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.device_protocol import SEALED_BYTES
+from fl_peel.secure.device_protocol import SEALED_BYTES, needed_of, neighbour_graph
 from fl_peel.secure.keys import Occasion, are_usable
-from fl_peel.secure.protocol_plan import needed_of, neighbour_graph
 from fl_peel.secure.vector import CHECK, Mask, MaskedParties, MaskWords, Values, VectorLayout, left_over, without
 from fl_peel.wire import Directory, Inbox, OpenedShares, SealedShares, ShareRequests
-from strategies.nodes.nodes import NodeRequest, Nodes
+from strategies.nodes import NodeRequest, Nodes
 from strategies.rounds.suspects import Suspects
 
 BoolArray = NDArray[np.bool_]

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from fl_peel.array_specs import MessageContext, summed
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder
-from fl_peel.blocks.settings import Precision
 from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
 from fl_peel.exchange.release import BUILT_IN, SIGNALS, NamedSums, Part, Release, TrafficPadding, bounds, shapes
 from fl_peel.kernels import FIXED_POINT
@@ -34,6 +33,7 @@ from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrunk, tilted
 from fl_peel.privacy.sources import noise, source_of
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import Precision
 from fl_peel.wire import EVERYBODY, Arrays
 from strategies.groups.state import UserGroupState, block_energy
 from strategies.rounds.channel import OpenedSum

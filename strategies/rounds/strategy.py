@@ -30,8 +30,7 @@ from fl_peel.exchange.release import wants_signals
 from fl_peel.privacy.sources import NoiseSource, SeededNoise, source_of
 from fl_peel.randomness import device_uniforms
 from fl_peel.weighting.selectors import block_weights
-from strategies.nodes.members import batches
-from strategies.nodes.nodes import NodeReply, NodeRequest, raise_or_log
+from strategies.nodes import NodeReply, NodeRequest, batches, raise_or_log
 from strategies.rounds.channel import ServerChannel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups

@@ -28,16 +28,14 @@ from numpy.typing import NDArray
 
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.mmap_arrays import drop_pages_now
-from fl_peel.object_codec import Live, from_nodes, to_nodes
 from fl_peel.steps.base import Arrays, Bools, ChannelWrapper, PartSums, Step
-from fl_peel.steps.device_vectors import MapsStep, VectorsStep
-from fl_peel.steps.user_groups import MomentsStep
-from fl_peel.store import DAMAGED, Content, Entry, Store
+from fl_peel.steps.user_groups import MapsStep, MomentsStep, VectorsStep
+from fl_peel.store import DAMAGED, Content, Entry, Live, Store, from_nodes, to_nodes
 from strategies.groups.state import FloatArray
 from strategies.rounds.acceptance import AcceptanceTest
+from strategies.rounds.step_channels import ClearSteps, NoisedSteps
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.run_paths import StageTimes
-from strategies.steps.step_channels import ClearSteps, NoisedSteps
 
 Result = TypeVar("Result")
 

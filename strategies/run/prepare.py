@@ -15,9 +15,9 @@ from fl_peel import wire
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.events import Event, OnEvent, silent
-from fl_peel.grouping.clusters import UserGroups
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.model.device import FittedJoining, MappedJoining
+from fl_peel.pretraining.clusters import UserGroups
 from fl_peel.pretraining.spectral import Axes, turned
 from fl_peel.pretraining.stage1 import (
     GroupPlan,
@@ -30,10 +30,10 @@ from fl_peel.pretraining.stage1 import (
 )
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import pretraining_device
 from fl_peel.steps.base import StepChannel, StepTerms
-from fl_peel.steps.device_vectors import MapsStep, VectorsStep
 from fl_peel.steps.units import Ints
-from fl_peel.training.settings import pretraining_device
+from fl_peel.steps.user_groups import MapsStep, VectorsStep
 from fl_peel.training.workers import fixed_threads
 from strategies.figures.schema import Stage1Result
 from strategies.figures.stage_figures import stage1_result
@@ -47,12 +47,12 @@ from strategies.groups.start import (
     starting_tables,
 )
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.members import Members
+from strategies.nodes import Members
+from strategies.rounds.step_channels import ClearSteps, CountedSteps, MaskedSteps, NoisedSteps, SumsRecord
 from strategies.run.checkpoints import CheckpointedSteps
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
-from strategies.steps.step_channels import ClearSteps, CountedSteps, MaskedSteps, NoisedSteps, SumsRecord
 
 if TYPE_CHECKING:
     from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
@@ -150,9 +150,12 @@ def prepare_collected(
         on_event(Event("pretraining", figures.epoch, config.epochs, f"loss {figures.loss:.4f}", figures_by_name))
 
     with stages("pretraining"):
-        from fl_peel.pretraining.cache import cached_groups, pretraining_key, read_tables, write_tables
         from fl_peel.pretraining.central_training import (
+            cached_groups,
             pretrain,  # with torch, of which nodes' first answers need nothing
+            pretraining_key,
+            read_tables,
+            write_tables,
         )
 
         device = pretraining_device(scenario.engine.device)

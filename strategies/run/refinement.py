@@ -24,20 +24,19 @@ from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario import registered
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
-from strategies.nodes.members import Members, some_devices
-from strategies.nodes.nodes import NodeRequest
+from strategies.nodes import Members, NodeRequest, some_devices
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.channel import ClearServerChannel
 from strategies.rounds.contents import BucketedServerContents, OpenServerContents, ServerContents
 from strategies.rounds.federation import Federation, RoundRecord
 from strategies.rounds.masked import MaskedServerChannel
 from strategies.rounds.noised import NoisedServerContents
+from strategies.rounds.step_channels import SumsRecord
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.checkpoints import RoundCheckpoints
 from strategies.run.prepare import ChosenFilter, choose_by_sums, prepare
 from strategies.run.run import Run
 from strategies.run.stage1_outcome import Stage1Outcome
-from strategies.steps.step_channels import SumsRecord
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

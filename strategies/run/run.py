@@ -12,10 +12,10 @@ from fl_peel import wire
 from fl_peel.data.catalogue import read_catalogue
 from fl_peel.device_storage import enrol
 from fl_peel.events import OnEvent, silent
-from fl_peel.package_check import own_root
+from fl_peel.packages import own_root
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
-from strategies.nodes.nodes import Nodes
+from strategies.nodes import Nodes
 from strategies.run.checkpoints import RunCheckpoints
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
@@ -37,7 +37,7 @@ class Run:
         they have, which the run's folder knows from then on.
 
         Raises:
-            FlPeelError: as for :meth:`strategies.nodes.nodes.Nodes.connect`; or the catalogue cannot be read.
+            FlPeelError: as for :meth:`strategies.nodes.Nodes.connect`; or the catalogue cannot be read.
         """
         catalogue, stages = "", StageTimes()
         with stages("start"):

@@ -19,10 +19,10 @@ from fl_peel.privacy.noise_plan import Plan, check_delta, make_plan
 from fl_peel.scenario.scenario import Scenario
 from strategies.figures.schema import Stage1Result
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.members import Members
+from strategies.nodes import Members
+from strategies.rounds.step_channels import SumsRecord
 from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
-from strategies.steps.step_channels import SumsRecord
 
 
 @dataclass(frozen=True)

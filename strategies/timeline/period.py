@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import Splits
-from fl_peel.data.settings import Phase
 from fl_peel.data.timeline import Timeline
 from fl_peel.device_storage import device_timeline
 from fl_peel.errors import ScenarioError
@@ -29,26 +28,25 @@ from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import ClassCounts, RefreshCounts
 from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
-from fl_peel.scenario.method import TimelinePart
-from fl_peel.scenario.pretraining_settings import COUNT_EXPONENTS, VALUE_EXPONENTS
-from fl_peel.scenario.refinement import Robust
+from fl_peel.scenario.method import Robust, TimelinePart
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Phase
 from fl_peel.steps.base import StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep
-from fl_peel.steps.device_vectors import VectorsStep
 from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Ints
+from fl_peel.steps.user_groups import VectorsStep
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.state import FloatArray, UserGroupState
-from strategies.nodes.members import EVALUATED_BYTES, Members, packed_batches
+from strategies.nodes import EVALUATED_BYTES, Members, packed_batches
 from strategies.rounds.federation import RoundRecord
+from strategies.rounds.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.rounds.strategy import PeelStrategy
 from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
 from strategies.run.refinement import Refiner, join, put_together, try_rounds, with_rounds
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
-from strategies.steps.step_channels import ClearSteps, CountedSteps, SumsRecord
 from strategies.timeline.published_tables import PublishedTables
 from strategies.timeline.timeline_figures import (
     Cohort,

@@ -4,7 +4,7 @@ import pytest
 
 from clients import client_app
 from simulations.scenario_files import load_scenario
-from strategies.nodes.nodes import Nodes
+from strategies.nodes import Nodes
 from tests.helpers.light import loaded_by
 from tests.helpers.loopback import LoopbackGrid
 

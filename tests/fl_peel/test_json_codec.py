@@ -18,8 +18,8 @@ from pydantic import Field
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
 from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
-from fl_peel.object_codec import from_nodes, to_nodes
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.store import from_nodes, to_nodes
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
 from tests.helpers.settings import CONTROLLER
@@ -188,7 +188,7 @@ class Number(int):
 
 @pytest.mark.parametrize("value", [print, np, io.BytesIO(), Point(1, 2), Slotted(), Number(3), np.array(["a"]), 1j])
 def test_what_is_no_value_is_refused(value, monkeypatch):
-    monkeypatch.setattr("fl_peel.object_codec._roots", lambda: frozenset({"strategies", "tests"}))
+    monkeypatch.setattr("fl_peel.store._roots", lambda: frozenset({"strategies", "tests"}))
     with pytest.raises(TypeError, match="is not kept"):
         again([value])
 

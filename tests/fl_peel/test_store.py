@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fl_peel import store as module
-from fl_peel.file_lock import locked
+from fl_peel.files import locked
 from fl_peel.store import ENTRY, Store
 from tests.helpers.root import ROOT
 

@@ -23,10 +23,10 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
 from fl_peel.columns import IntColumns
 from fl_peel.errors import MessageError
 from fl_peel.exchange.counters import RoundTotals
+from fl_peel.steps import STEPS
 from fl_peel.steps.base import ContributorsStep, Step
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import PassStep
-from fl_peel.steps.registry import STEPS
 from tests.helpers.examples import examples
 
 KINDS = [

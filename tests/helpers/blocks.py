@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
+from fl_peel.scenario.settings import PRECISIONS
 
 LAYOUT_KINDS = ("single", "contiguous", "unequal")
 

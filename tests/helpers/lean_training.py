@@ -1,4 +1,4 @@
-"""Local training of one device in as little memory as :mod:`fl_peel.training.memory` counts: plain NumPy in fp32.
+"""Local training of one device in as little memory as :mod:`fl_peel.training.update` counts: plain NumPy in fp32.
 
 It does what the compiled loop does, one interaction at a time: logits change between batches only, so that nothing of
 an interaction need be kept once its coefficients are added.
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.ranked_blocks import RankedBlocks
-from fl_peel.training.memory import TrainingMemory
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
+from fl_peel.training.update import TrainingMemory
 from tests.helpers.readable_twins import DeviceRandom
 
 FloatArray = NDArray[np.float32]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from simulations.engine.answering import answer
 from simulations.engine.embedded_grid import EmbeddedGrid
+from simulations.engine.worker import answer
 
 Interfere = Callable[[int, Message], "Message | None"]
 """(partition, message) -> a reply instead of the node's own, or None to let the node answer."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.kernels.lanes import LANES
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
 
 
 class DeviceRandom:

@@ -12,7 +12,7 @@ from fl_peel import wire
 from fl_peel.errors import DataError
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
-from strategies.nodes.nodes import failure
+from strategies.nodes import failure
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_own_data import OwnGrid, held, own  # noqa: F401

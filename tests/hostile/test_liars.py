@@ -7,17 +7,16 @@ from flwr.app import Array, Error, Message
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.steps.units import UNIT_SCALE
-from simulations.report.result_files import to_plain
 from simulations.report.run_files import report_contents, summary
 from simulations.scenario_files import load_scenario
+from strategies import nodes as nodes_module
 from strategies.figures.schema import from_json, to_json
-from strategies.nodes import nodes as nodes_module
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import RESHAPED, extreme, parts_of, put_together, replying
 from tests.helpers.runs import figures
-from tests.strategies.nodes.test_wrong_answers import MODES
+from tests.strategies.test_wrong_answers import MODES
 
 LIAR, NODES = 1, 4
 DEVICES = 10
@@ -122,7 +121,7 @@ def lied(tiny, tmp_path):
     def run(mode, kind, lie, folder="lied", honest=0, more=()):
         grid = Lying(kind, lie, honest)
         result = serve(grid, load_scenario(tiny, [*MODES[mode], *more]), RunPaths("", str(tmp_path / folder)))
-        plain = to_plain(to_json(result))
+        plain = to_json(result)
         from_json(plain)  # all that is refused when a report is written
         return plain, result, grid
 

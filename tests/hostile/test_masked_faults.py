@@ -14,14 +14,14 @@ from flwr.app import Array, Error, Message
 from fl_peel import wire
 from fl_peel.secure.keys import _SMALL_ORDER
 from simulations.scenario_files import load_scenario
-from strategies.nodes import nodes as nodes_module
+from strategies import nodes as nodes_module
 from strategies.rounds.masked_exchange import MaskedExchange, VoidSumError
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import parts_of, put_together, replying
 from tests.helpers.root import ROOT
-from tests.strategies.nodes.test_wrong_answers import MODES
+from tests.strategies.test_wrong_answers import MODES
 
 DEVICE, NODE, NODES = 5, 1, 4
 ROUNDS = 8

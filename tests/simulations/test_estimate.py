@@ -97,7 +97,7 @@ def test_a_line_before_a_study(study, tiny, tmp_path, monkeypatch):
         typer.echo("measured", err=True)
         return {"rows": []}
 
-    monkeypatch.setattr(f"simulations.studies.{study}.{study}.{study}", measure)
+    monkeypatch.setattr(f"simulations.studies.{study}.{study}", measure)
     lines = fl_peel(study, tiny, "--out", tmp_path / "out", "--json").stderr.splitlines()
     assert lines[0].startswith("estimate: about ")
     assert lines[0].endswith(f"within a factor of {WITHIN:g}")

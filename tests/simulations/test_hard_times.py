@@ -15,10 +15,10 @@ from flwr.app import Error, Message
 
 from fl_peel import wire
 from fl_peel.errors import EngineError
-from fl_peel.package_check import PACKAGES
+from fl_peel.packages import PACKAGES
 from fl_peel.randomness import rng_for
 from simulations.scenario_files import load_scenario
-from strategies.nodes import nodes as asking
+from strategies import nodes as asking
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers import without_ray

@@ -6,7 +6,7 @@ import pytest
 
 from fl_peel.errors import ReportError
 from simulations.result_pages import rebuild_pages
-from simulations.studies.compare.report import write_compare
+from simulations.studies.compare_report import write_compare
 from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import compare_result, run_result
 

@@ -23,8 +23,8 @@ from simulations import resumable, run, runner
 from simulations.listing import listed
 from simulations.report.run_files import read_report
 from simulations.scenario_files import load_scenario
+from strategies import nodes
 from strategies.figures.schema import to_json
-from strategies.nodes import nodes
 from strategies.rounds import strategy as peel
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve

@@ -19,9 +19,9 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize
 from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.blocks.resizing import grow, listed, shrink
-from fl_peel.blocks.settings import Precision
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError
+from fl_peel.scenario.settings import Precision
 
 FOLDER = Path(__file__).parent
 REFUSED = "refused.json"

@@ -10,10 +10,10 @@ import numpy as np
 from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain
 from simulations.report import drawing
-from simulations.report.drawing import EndLabel, Plot
-from simulations.report.labels import METHODS
+from simulations.report.drawing import BLUE, INK, MUTED, VERMILLION, EndLabel, Plot
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
+    METHODS,
     TableColumn,
     TableView,
     format_bytes,
@@ -26,7 +26,6 @@ from simulations.report.table_view import (
     nested_views,
     table_of,
 )
-from simulations.report.theme import BLUE, INK, MUTED, VERMILLION
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFollowed, Fall, RunResult
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import numpy as np
 
 from fl_peel.figures import Estimate
 from simulations.report import drawing
-from simulations.report.drawing import Plot, Series
-from simulations.report.labels import FULL_TABLES, selector_name
+from simulations.report.drawing import GREEN, INK, MUTED, PAPER, Plot, Series, darker
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import (
+    FULL_TABLES,
     TableView,
     format_bytes,
     format_estimate,
@@ -22,8 +22,8 @@ from simulations.report.table_view import (
     format_metric,
     format_ratio,
     format_share,
+    selector_name,
 )
-from simulations.report.theme import GREEN, INK, MUTED, PAPER, darker
 from simulations.report.verdict import own_rows
 from strategies.figures.schema import BudgetRow, RunResult, UserGroupRow
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simulations.report import drawing
-from simulations.report.drawing import EndLabel, Plot
+from simulations.report.drawing import BLUE, GREEN, INK, MUTED, PAPER, EndLabel, Plot, darker
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     TableColumn,
@@ -21,7 +21,6 @@ from simulations.report.table_view import (
     format_share,
     table_of,
 )
-from simulations.report.theme import BLUE, GREEN, INK, MUTED, PAPER, darker
 from strategies.figures.schema import ComparisonRow, HistoryRow, RunResult, TimeToRecall
 
 if TYPE_CHECKING:

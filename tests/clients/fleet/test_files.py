@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from clients.fleet.fleet import fleet_from_mapping, load_fleet
-from clients.keys.tabular import sizes
+from clients.fleet.tabular import sizes
 from tests.helpers.fleets import PHONES, TABLE, ids, one_line
 from tests.helpers.root import ROOT
 

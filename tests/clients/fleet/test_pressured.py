@@ -10,7 +10,7 @@ import yaml
 
 from clients.fleet.files import SHIPPED_FOLDER
 from clients.fleet.fleet import Fleet, FleetBudgets, fleet_from_mapping, load_fleet
-from clients.keys.tabular import load_traces
+from clients.fleet.tabular import load_traces
 from tests.helpers.fleets import TABLE, ids
 from tests.helpers.root import ROOT
 

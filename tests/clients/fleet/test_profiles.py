@@ -234,9 +234,7 @@ def test_a_registered_profile_is_found_by_name_and_within_a_file():
 def test_a_plug_in_that_fails_says_so_in_one_line():
     one_line(lambda: fleet_of(budget="lost"), "budget process 'lost' of shop:Nothing cannot be imported")
     for no_process in ("constant-too", "kiosk-too"):  # a function, and a class of something else
-        one_line(
-            lambda name=no_process: fleet_of(budget=name), "no subclass of clients.processes.budgets.BudgetProcess"
-        )
+        one_line(lambda name=no_process: fleet_of(budget=name), "no subclass of clients.fleet.budgets.BudgetProcess")
     one_line(lambda: load_fleet("broken"), "the profile 'broken' cannot be made: RuntimeError: no luck today")
     one_line(lambda: fleet_from_mapping({"profiles": [{"use": "kiosks"}]}), "profiles[0].use: 'kiosks' is a list")
 

@@ -6,10 +6,17 @@ import jsonschema
 import pytest
 import yaml
 
-from clients.fleet.files import SHIPPED_FOLDER, FleetDocument, read_document
+from clients.fleet.budgets import BUDGETS, Clock
+from clients.fleet.files import (
+    SHIPPED_FOLDER,
+    FleetDocument,
+    availability_schemas,
+    budget_schemas,
+    fleet_parts,
+    fleet_schema,
+    read_document,
+)
 from clients.fleet.profile import Compute, DeviceProfile, Energy, Memory, Network
-from clients.fleet.reference import availability_schemas, budget_schemas, fleet_parts, fleet_schema
-from clients.processes.budgets import BUDGETS, Clock
 from fl_peel.errors import ProfileError
 
 SCHEMA = jsonschema.Draft202012Validator(fleet_schema())

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from flwr.common.serde import recorddict_to_proto
 
+from clients.node.channel import clear_round
 from clients.node.cohort import Cohort, open_cohort
+from clients.node.evaluate import evaluate_budgets
 from clients.node.joining import join
-from clients.round.channel import clear_round
-from clients.serving.evaluate import evaluate_budgets
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RowOrder, pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes, stored_user
 from fl_peel.errors import BudgetError, EngineError
-from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
+from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.wire import (

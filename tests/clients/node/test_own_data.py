@@ -12,7 +12,7 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, EngineError, FlPeelError
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
-from strategies.nodes.nodes import Nodes
+from strategies.nodes import Nodes
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.loopback import LoopbackGrid

@@ -12,7 +12,7 @@ from strategies.server_app import serve
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.mutating import mutated
-from tests.strategies.nodes.test_wrong_answers import MODES
+from tests.strategies.test_wrong_answers import MODES
 
 KINDS = {
     "clear": [wire.HELLO, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP, wire.JOIN],

@@ -6,8 +6,8 @@ from hypothesis import given
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import row_bytes
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import layouts, precisions
 from tests.helpers.examples import examples
 

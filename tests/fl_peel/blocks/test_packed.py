@@ -6,8 +6,8 @@ import pytest
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import has_scales
 from fl_peel.blocks.ranked_blocks import check_packed, pack_blocks, rank_blocks, ranked_as_numbered
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import MessageError, ScenarioError
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 
 LAYOUT = layout_of("unequal", 9, 3, 2, 2, 0)

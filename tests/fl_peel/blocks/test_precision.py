@@ -17,8 +17,8 @@ from fl_peel.blocks.precision import (
     scale_divisors,
 )
 from fl_peel.blocks.ranked_blocks import pack_blocks
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.errors import ScenarioError
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import seeds
 from tests.helpers.examples import examples
 

@@ -12,11 +12,11 @@ from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed, shrink
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.columns import SUM_SCALE
 from fl_peel.errors import ArtifactError, BudgetError
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
 

@@ -15,9 +15,9 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import quantize
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, _rows_agree, overhead_bytes, stored_user
 from fl_peel.errors import ArtifactError
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import layout_of, layouts, precisions, random_table, seeds
 from tests.helpers.examples import examples
 from tests.helpers.root import ROOT

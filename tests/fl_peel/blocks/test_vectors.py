@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.resizing import grow
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.examples import examples
 from tests.vectors import make
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fl_peel.data.catalogue import read_titles
 from fl_peel.data.readers import read_interactions
-from fl_peel.data.settings import Dialect
 from fl_peel.data.timeline import local_seconds, seconds_of
 from fl_peel.errors import DataError
+from fl_peel.scenario.settings import Dialect
 
 
 def rows_of(user_items):

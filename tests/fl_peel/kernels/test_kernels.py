@@ -13,10 +13,10 @@ from fl_peel.blocks.precision import code_dtype, quantize
 from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.kernels.rows import add_fixed
+from fl_peel.kernels.lanes import add_fixed
 from fl_peel.ranking.top import top_rows
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 from tests.helpers import readable_twins as reference
 from tests.helpers.examples import examples

@@ -53,7 +53,7 @@ def test_columns_far_apart_are_refused():
 
 def test_no_loop_lets_the_compiler_reorder():
     sources = sorted((ROOT / "fl_peel" / "kernels").glob("*.py"))
-    assert len(sources) > 10
+    assert len(sources) > 5
     assert [path.name for path in sources if "fastmath" in path.read_text() and path.name != "lanes.py"] == []
 
 
@@ -65,7 +65,7 @@ from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.population import Population
 from fl_peel.ranking.top import top_rows
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import signals_of_group
 from fl_peel.training.update import LocalWork
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding
-from fl_peel.model.delta import MAGIC, _packed, delta_of
+from fl_peel.model.device import MAGIC, _packed, delta_of
+from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.deltas import applied, unpacked
 

@@ -12,7 +12,7 @@ from fl_peel.blocks.resizing import listed
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes
 from fl_peel.errors import BudgetError, ModelError
 from fl_peel.model import model as module
-from fl_peel.model.delta import MAGIC
+from fl_peel.model.device import MAGIC
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.deltas import applied
 from tests.helpers.examples import examples

@@ -8,9 +8,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
-from fl_peel.grouping.clusters import fit_user_embeddings
 from fl_peel.model import device as module
 from fl_peel.model.device import FittedJoining, MappedJoining, as_halves
+from fl_peel.pretraining.clusters import fit_user_embeddings
 from tests.helpers.models import LAYOUT, fitted, mapped
 
 

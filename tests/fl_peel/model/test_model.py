@@ -14,17 +14,16 @@ import fl_peel
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ModelError
-from fl_peel.grouping.clusters import choose_group, fit_user_embeddings
 from fl_peel.model import model as module
-from fl_peel.model.coded_blocks import changed_blocks
 from fl_peel.model.device import KINDS, FittedJoining, MappedJoining
-from fl_peel.model.model import ModelContent
+from fl_peel.model.model import ModelContent, changed_blocks
 from fl_peel.model.model_files import ABOUT, Catalogue
+from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
 from fl_peel.pretraining.spectral import turned
 from fl_peel.pretraining.spectral_steps import embeddings, halves
+from fl_peel.scenario.settings import PRECISIONS
 from fl_peel.steps.units import add_rows, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples

@@ -6,9 +6,15 @@ import json
 import numpy as np
 import pytest
 
-from fl_peel.grouping.clusters import UserGroups
-from fl_peel.pretraining.cache import cached_groups, pretraining_key, read_tables, write_tables
-from fl_peel.pretraining.central_training import EpochFigures, PretrainedEmbeddings
+from fl_peel.pretraining.central_training import (
+    EpochFigures,
+    PretrainedEmbeddings,
+    cached_groups,
+    pretraining_key,
+    read_tables,
+    write_tables,
+)
+from fl_peel.pretraining.clusters import UserGroups
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import PRETRAINING
 
@@ -51,7 +57,9 @@ def test_everything_that_decides_the_tables_changes_the_key():
 def test_so_does_what_computes_them(name, monkeypatch):
     before = key()
     other = "another"
-    monkeypatch.setattr(f"fl_peel.pretraining.cache.{name}", (lambda: other) if name == "code_paths" else other)
+    monkeypatch.setattr(
+        f"fl_peel.pretraining.central_training.{name}", (lambda: other) if name == "code_paths" else other
+    )
     assert key() != before
 
 

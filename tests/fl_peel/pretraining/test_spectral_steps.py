@@ -12,7 +12,6 @@ from fl_peel.pretraining import spectral_steps, stage1
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, num_steps, run_stage1
 from fl_peel.steps import units
 from fl_peel.steps.base import StepTerms, StepVector
-from fl_peel.steps.device_vectors import MapsStep, VectorsStep
 from fl_peel.steps.passes import CountsStep, PassStep, pass_sums
 from fl_peel.steps.step_cost import HeldItems
 from fl_peel.steps.units import (
@@ -26,7 +25,7 @@ from fl_peel.steps.units import (
     unit_vectors,
     weighted_matrix,
 )
-from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep, added_products
+from fl_peel.steps.user_groups import GroupsStep, MapsStep, Moments, MomentsStep, VectorsStep, added_products
 from tests.helpers.settings import SPECTRAL
 
 NUM_ITEMS = 50

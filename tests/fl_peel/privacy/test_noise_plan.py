@@ -31,7 +31,7 @@ from fl_peel.privacy.noise_plan import (
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import SeededNoise, noise, with_device_noise, with_noise_shares
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import answers_needed
+from fl_peel.secure.device_protocol import answers_needed
 
 DELTA = 1e-5
 CENTRAL = {"mechanism": "central-gaussian", "noise_multiplier": 5.0, "clipping": {"kind": "flat"}, "delta": DELTA}

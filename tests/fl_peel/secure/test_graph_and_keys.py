@@ -7,6 +7,7 @@ import pytest
 
 from fl_peel.errors import SecureAggregationError
 from fl_peel.secure import device_protocol as protocol
+from fl_peel.secure.device_protocol import answers_needed, neighbour_graph, num_neighbours
 from fl_peel.secure.keys import (
     KEY_BYTES,
     NONCE_BYTES,
@@ -24,7 +25,6 @@ from fl_peel.secure.keys import (
     split,
     unseal,
 )
-from fl_peel.secure.protocol_plan import answers_needed, neighbour_graph, num_neighbours
 from fl_peel.secure.vector import MaskedParties, MaskWords, added, left_over
 
 OCCASION = Occasion(3, 1)

@@ -13,8 +13,7 @@ from fl_peel.errors import SecureAggregationError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure import device_protocol as protocol
-from fl_peel.secure.keys import _SMALL_ORDER, Occasion, are_usable, combine, pair_key, private_key, public_key, split
-from fl_peel.secure.protocol_plan import (
+from fl_peel.secure.device_protocol import (
     DeviceBytes,
     DropoutStage,
     answers_needed,
@@ -23,6 +22,7 @@ from fl_peel.secure.protocol_plan import (
     num_neighbours,
     vanishing,
 )
+from fl_peel.secure.keys import _SMALL_ORDER, Occasion, are_usable, combine, pair_key, private_key, public_key, split
 from fl_peel.secure.vector import (
     Field,
     Mask,

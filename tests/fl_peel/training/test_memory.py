@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
-from fl_peel.training.memory import TrainingMemory
-from fl_peel.training.settings import LocalTraining
-from fl_peel.training.update import LocalWork
+from fl_peel.training.update import LocalWork, TrainingMemory
 from tests.fl_peel.training.test_twins import small_world
 from tests.helpers.examples import examples
 from tests.helpers.lean_training import train_lean

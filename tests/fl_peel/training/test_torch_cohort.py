@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.round import poisoning as poison
+from clients.node import poisoning as poison
 from fl_peel import kernels
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
@@ -23,9 +23,9 @@ from fl_peel.errors import ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking import torch_ranking
 from fl_peel.ranking.top import Ranker, evaluate, top_rows
+from fl_peel.scenario.settings import LocalTraining, pretraining_device, require_device, torch_device
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining, pretraining_device, require_device, torch_device
 from fl_peel.training.update import LocalWork, in_two_parts
 from simulations.bench import bench as bench_device
 from simulations.bench.bench_context import BenchPlan, bench_scenario

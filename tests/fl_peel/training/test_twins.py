@@ -10,8 +10,8 @@ from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking.top import MetricSums, evaluate, recall_ndcg, top_rows
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import signals_of_group, train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import LocalWork, holders_of
 from tests.helpers import readable_twins as reference
 from tests.helpers.examples import examples

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fl_peel.scenario.settings import FeatureName
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
-from fl_peel.weighting.settings import FeatureName
 from tests.helpers.settings import CONTROLLER
 
 FEATURES = get_args(FeatureName)

@@ -10,11 +10,11 @@ from fl_peel import plugins
 from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.contracts import SelectorContract, example_statistics
 from fl_peel.errors import FieldError, ScenarioError
+from fl_peel.scenario.settings import SELECTORS
 from fl_peel.weighting import selectors
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
 from fl_peel.weighting.selectors import block_weights
-from fl_peel.weighting.settings import SELECTORS
 from tests.helpers.blocks import seeds
 from tests.helpers.examples import examples
 from tests.helpers.settings import CONTROLLER

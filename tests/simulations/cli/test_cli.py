@@ -18,7 +18,7 @@ from fl_peel.errors import EngineError, FlPeelError
 from fl_peel.events import Event
 from simulations.cli import console
 from simulations.cli import main as cli
-from simulations.fleet.fleet_view import bars
+from simulations.report.fleet_view import bars
 from tests.helpers.light import loaded_by
 
 ERROR = "fl-peel: error: "

@@ -112,7 +112,7 @@ def test_figures_or_tables_and_never_both(capsys):
 def test_studies(study, tmp_path, monkeypatch):
     """What they measure takes minutes, and is tested where it is made."""
     result = {"rows": [{"recall@20": 0.25}]}
-    monkeypatch.setattr(f"simulations.studies.{study}.{study}.{study}", lambda *args, **kwargs: result)
+    monkeypatch.setattr(f"simulations.studies.{study}.{study}", lambda *args, **kwargs: result)
     shown, err = fl_peel(study, "ml-100k", "--out", tmp_path)
     assert shown == result
     assert err.splitlines()[-1] == f"report: {tmp_path / study}.html"

@@ -88,7 +88,7 @@ def test_all_that_a_deployment_started_ends_with_it_and_nothing_else(tmp_path, m
 KILLED = """
 import os, subprocess, sys, tempfile
 from pathlib import Path
-from fl_peel.file_lock import owned_folder
+from fl_peel.files import owned_folder
 from simulations.deployment import processes
 from simulations.deployment import processes
 

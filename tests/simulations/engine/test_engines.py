@@ -237,7 +237,7 @@ def test_workers_end_with_a_run_that_is_killed(tmp_path):
     """Also while they work."""
     program = (
         "import sys, time\nfrom simulations.engine.embedded_engine import run_embedded\n"
-        "from fl_peel.scenario.measurement import Engine\nfrom tests.simulations.engine.clients import *\n"
+        "from fl_peel.scenario.scenario import Engine\nfrom tests.simulations.engine.clients import *\n"
         "def serve(grid, stop):\n"
         "    nodes = sorted(grid.get_node_ids())\n"
         "    list(grid.send_and_receive([asking('echo', node) for node in nodes]))\n"

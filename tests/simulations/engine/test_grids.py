@@ -13,7 +13,7 @@ from fl_peel.errors import EngineError
 from simulations.engine import passing_grid
 from simulations.engine.flower_identity import RUN_ID, identify_server, number_message
 from simulations.engine.passing_grid import PassingGrid, StoppableGrid
-from simulations.studies.audit.observer import TapGrid
+from simulations.studies.observer import TapGrid
 
 
 class Recorder(Grid):

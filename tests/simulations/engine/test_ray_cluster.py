@@ -22,9 +22,10 @@ from fl_peel.errors import EngineError
 from fl_peel.events import Callback
 from simulations import run
 from simulations.engine import ray_machines
-from simulations.engine.inputs import checked, require_cluster
+from simulations.engine.inputs import checked
 from simulations.engine.memory import WORKERS, lasting_objects
 from simulations.engine.ray_engine import RayletWatch, environment, own_token
+from simulations.engine.ray_machines import require_cluster
 from simulations.scenario_files import load_scenario
 from tests.helpers.runs import figures, served
 
@@ -164,7 +165,7 @@ def test_ray_looks_for_the_cluster_of_this_machine_itself():
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_somebody_who_listens_and_says_nothing_is_no_ray(scheme, monkeypatch):
-    monkeypatch.setattr("simulations.engine.inputs.CONNECT_S", 0.5)
+    monkeypatch.setattr("simulations.engine.ray_machines.CONNECT_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

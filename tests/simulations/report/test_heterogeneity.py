@@ -10,12 +10,17 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from simulations import run
-from simulations.fleet.fleet_view import fleet_summary
 from simulations.report.drawing import styled
+from simulations.report.fleet_view import fleet_summary
 from simulations.report.run_files import read_report
-from simulations.report.sections.classes import fleet_budgets, fleet_table
+from simulations.report.sections.classes import (
+    dot_limits,
+    fairness_by_class,
+    fairness_tables,
+    fleet_budgets,
+    fleet_table,
+)
 from simulations.report.sections.elasticity import elasticity_tables, moving_budgets, recall_after_falls
-from simulations.report.sections.fairness import dot_limits, fairness_by_class, fairness_tables
 from simulations.report.sections.rounds import time_table
 from simulations.runner import finished
 from simulations.scenario_files import load_scenario

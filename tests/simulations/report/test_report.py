@@ -24,13 +24,12 @@ from rich.console import Console
 from fl_peel.errors import ReportError
 from fl_peel.figures import Estimate
 from fl_peel.privacy.report import PrivacyReport
-from simulations.report.drawing import Plot, spread
+from simulations.report.drawing import Plot, spread, themed
 from simulations.report.result_files import write_files
 from simulations.report.run_files import read_report, summary
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
-from simulations.report.theme import themed
 from simulations.report.verdict import verdicts
-from simulations.studies.compare.report import (
+from simulations.studies.compare_report import (
     ceilings_view,
     compare_alt,
     compare_details_view,

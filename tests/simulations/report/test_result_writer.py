@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fl_peel.errors import ReportError
-from fl_peel.file_lock import OWNED, owned_folder
+from fl_peel.files import OWNED, owned_folder
 from simulations.engine.inputs import RUN_RESULTS, check_out, require_folders
 from simulations.listing import LIST, listed
 from simulations.report.result_files import STAGING, write_results

@@ -9,7 +9,7 @@ import pytest
 from fl_peel import plugins
 from fl_peel.figures import Estimate
 from simulations.report.contracts import SectionContract, example_results
-from simulations.report.drawing import EndLabel, label_ends, new_figure, styled
+from simulations.report.drawing import INK, EndLabel, label_ends, new_figure, styled
 from simulations.report.render import page
 from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
@@ -17,7 +17,6 @@ from simulations.report.sections.classes import device_classes_view, recall_by_c
 from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
-from simulations.report.theme import INK
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness
 from tests.simulations.report.test_report import NASTY, Page, run_result
 

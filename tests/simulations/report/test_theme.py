@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.report.theme import GRAPHICS, PLAIN, css, themed, variables
+from simulations.report.drawing import GRAPHICS, PLAIN, css, themed, variables
 from tests.simulations.report.test_report import drawn_figures
 
 LIGHT, DARK = 0, 1

@@ -10,26 +10,25 @@ import pytest
 
 from fl_peel import wire
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.errors import ScenarioError
+from fl_peel.errors import LostMachineError, ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.inputs import LostMachineError
 from simulations.scenario_files import load_scenario
-from simulations.studies.audit import audit as module
-from simulations.studies.audit.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
-from simulations.studies.audit.audit_rows import AuditRow, added_rows, attacked, chosen_rows, control
-from simulations.studies.audit.observer import Observer, TapGrid, figures_of
-from simulations.studies.audit.report import audit_verdicts, audit_view, write_audit
+from simulations.studies import audit as module
+from simulations.studies.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
+from simulations.studies.audit_report import audit_verdicts, audit_view, write_audit
+from simulations.studies.audit_rows import AuditRow, added_rows, attacked, chosen_rows, control
+from simulations.studies.observer import Observer, TapGrid, figures_of
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed
 from strategies.evaluation.trials import Trial, run_trial
-from strategies.nodes.nodes import Nodes
+from strategies.nodes import Nodes
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import hosted_by
 from tests.helpers.without_ray import simulated
-from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, attacks=("touched-rows", "reported-class"))
 
@@ -322,7 +321,7 @@ def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tm
         shares.append(trial.shares)
         return run_trial(run, trial)
 
-    monkeypatch.setattr("simulations.studies.audit.audit.run_trial", spied)
+    monkeypatch.setattr("simulations.studies.audit.run_trial", spied)
     settings = replace(SETTINGS, share=0.6)
     paths = RunPaths("", str(tmp_path / "audit"))
     run = Run.connect(LoopbackGrid(2), tiny_scenario, paths)

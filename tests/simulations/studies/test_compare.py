@@ -12,23 +12,23 @@ import pytest
 from fl_peel import plugins
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.data.interactions import UserItems
-from fl_peel.errors import BudgetError, ReportError, ScenarioError
+from fl_peel.errors import BudgetError, LostMachineError, ReportError, ScenarioError
 from fl_peel.json_codec import from_plain
 from fl_peel.pretraining import central_training
 from fl_peel.ranking.bootstrap import Replicates, interval
 from fl_peel.store import Store
 from simulations.cli.console import read_budgets
-from simulations.engine.inputs import LostMachineError, absolute
+from simulations.engine.inputs import absolute
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
+from simulations.studies import ablate as ablation
+from simulations.studies import compare as comparison
+from simulations.studies import compare_rows
 from simulations.studies import study as studies
-from simulations.studies.ablate import ablate as ablation
-from simulations.studies.ablate.report import ablate_view, ratios_view
-from simulations.studies.compare import compare as comparison
-from simulations.studies.compare import compare_rows
-from simulations.studies.compare.compare_rows import summary, with_intervals
-from simulations.studies.compare.report import peel_over_view
+from simulations.studies.ablate_report import ablate_view, ratios_view
+from simulations.studies.compare_report import peel_over_view
+from simulations.studies.compare_rows import summary, with_intervals
 from simulations.studies.schema import AblateResult, CompareRow, typed
 from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial

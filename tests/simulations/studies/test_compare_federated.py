@@ -9,17 +9,16 @@ from fl_peel.errors import ScenarioError
 from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
+from simulations.studies import compare as comparison
+from simulations.studies import compare_rows
 from simulations.studies import study as studies
-from simulations.studies.compare import compare as comparison
-from simulations.studies.compare import compare_rows
-from simulations.studies.compare.report import leaderboard_view
+from simulations.studies.compare_report import leaderboard_view
 from simulations.studies.schema import Leaderboard, typed
-from strategies.rivals.federated.base import Effort
-from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr
-from strategies.rivals.federated.fcf import Fcf, FcfSetting
-from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting
-from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting
-from strategies.rivals.federated.popularity import Popularity
+from strategies.rivals.bpr import BprSetting, FedAvgBpr
+from strategies.rivals.fcf import Fcf, FcfSetting
+from strategies.rivals.federated import Effort, Popularity
+from strategies.rivals.hetefedrec import HeteFedRec, HeteSetting
+from strategies.rivals.pfedrec import PFedRec, PFedRecSetting
 from tests.helpers.loopback import LoopbackGrid
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -9,14 +9,14 @@ from fl_peel.errors import BudgetError, EngineError, ScenarioError
 from fl_peel.json_codec import from_plain
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
+from simulations.studies import ablate as ablation
+from simulations.studies import audit as auditing
+from simulations.studies import compare as comparison
 from simulations.studies import study as studies
-from simulations.studies.ablate import ablate as ablation
-from simulations.studies.ablate.report import population_plot
-from simulations.studies.audit import audit as auditing
-from simulations.studies.audit.audit import AuditSettings, audited
-from simulations.studies.audit.audit_rows import AuditRow, added_rows, chosen_rows
-from simulations.studies.audit.report import audit_view, write_audit
-from simulations.studies.compare import compare as comparison
+from simulations.studies.ablate_report import population_plot
+from simulations.studies.audit import AuditSettings, audited
+from simulations.studies.audit_report import audit_view, write_audit
+from simulations.studies.audit_rows import AuditRow, added_rows, chosen_rows
 from simulations.studies.schema import AblateRow, AuditResult, typed
 from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial

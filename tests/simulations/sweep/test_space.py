@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from fl_peel.errors import EngineError, ScenarioError
 from simulations import runner
 from simulations.sweep.report import sweep_page, sweep_plot
-from simulations.sweep.search import search
-from simulations.sweep.space import ListedValues, Range, settings_of, space_of, split_values
+from simulations.sweep.space import ListedValues, Range, search, settings_of, space_of, split_values
 from simulations.sweep.sweep import sweep
 from tests.simulations.conftest import QUICK
 

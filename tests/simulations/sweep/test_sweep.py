@@ -10,8 +10,8 @@ import pytest
 from fl_peel import Callback
 from fl_peel.errors import EngineError
 from simulations import runner
-from simulations.differences.diff import diff
 from simulations.listing import LIST
+from simulations.report.diff import diff
 from simulations.report.run_files import read_report
 from simulations.result_pages import rebuild_pages
 from simulations.resumable import CHECKPOINTS

@@ -12,11 +12,11 @@ from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clients.node.channel import clear_round
 from clients.node.cohort import open_cohort
-from clients.round.channel import clear_round
-from clients.round.members import work_samples
-from clients.round.round_context import RoundMemory
-from clients.serving.following import follow
+from clients.node.following import follow
+from clients.node.members import work_samples
+from clients.node.round_context import RoundMemory
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked_blocks import rank_blocks

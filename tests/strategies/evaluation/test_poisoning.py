@@ -5,16 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.round.contents import buckets_of
-from clients.round.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
+from clients.node.contents import buckets_of
+from clients.node.poisoning import Adversary, malicious, pretended, target_items, train_poisoned
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.scenario.method import Robust
 from fl_peel.scenario.protection import Poisoning
-from fl_peel.scenario.refinement import Robust
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import LocalWork
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json

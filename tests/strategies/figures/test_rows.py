@@ -25,7 +25,7 @@ from strategies.evaluation.run_figures import (
     user_group_rows,
 )
 from strategies.figures.per_device import MeasuredQuality, digest
-from strategies.nodes.members import Members
+from strategies.nodes import Members
 from strategies.rounds.acceptance import Comparison
 from strategies.rounds.federation import RoundRecord
 from tests.helpers.blocks import rows_of

@@ -22,7 +22,7 @@ from strategies.evaluation.run_figures import (
     full_table,
 )
 from strategies.figures.schema import Gain, Quality
-from strategies.nodes.members import Members, some_devices
+from strategies.nodes import Members, some_devices
 
 LAYOUT = BlockLayout(np.arange(10, dtype=np.int32), 10, 1)  # the table: 400 B
 MEMBERS = Members(np.arange(7), np.zeros(7, np.int32), np.full(1, 100), ("phone",))

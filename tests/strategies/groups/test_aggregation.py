@@ -10,8 +10,8 @@ from fl_peel.blocks.ranked_blocks import RowOrder, rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
-from fl_peel.training.settings import LocalTraining
 from fl_peel.training.update import GroupUpdate, LocalWork, holders_of
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.aggregation import BlockSums, ServerOptimizer, apply_mean, mean_update

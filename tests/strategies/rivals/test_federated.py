@@ -9,12 +9,15 @@ import pytest
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.data.interactions import Splits, UserItems, split
 from fl_peel.pretraining.central_training import pretrain
-from strategies.rivals.federated.base import (
+from strategies.rivals.bpr import BprSetting, FedAvgBpr, bpr_steps
+from strategies.rivals.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
+from strategies.rivals.federated import (
     UNITS,
     Effort,
     FederatedContext,
     FederatedRound,
     PaddedUpdates,
+    Popularity,
     RowSums,
     RowUpdates,
     ServedTables,
@@ -24,11 +27,8 @@ from strategies.rivals.federated.base import (
     tuned,
     with_own_rows,
 )
-from strategies.rivals.federated.bpr import BprSetting, FedAvgBpr, bpr_steps
-from strategies.rivals.federated.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
-from strategies.rivals.federated.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
-from strategies.rivals.federated.pfedrec import PFedRec, PFedRecSetting, personal_steps
-from strategies.rivals.federated.popularity import Popularity
+from strategies.rivals.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
+from strategies.rivals.pfedrec import PFedRec, PFedRecSetting, personal_steps
 from tests.helpers.planted import planted_interactions
 from tests.helpers.settings import PRETRAINING
 

@@ -26,13 +26,13 @@ from fl_peel.blocks.compression import (
     to_bytes,
 )
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.settings import PRECISIONS
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.data.interactions import collected, split
-from fl_peel.grouping.clusters import user_groups
-from fl_peel.kernels.pooled import pooled_epoch
+from fl_peel.kernels.rivals import pooled_epoch
 from fl_peel.pretraining.central_training import pretrain
-from fl_peel.training.settings import LocalTraining
+from fl_peel.pretraining.clusters import user_groups
+from fl_peel.pretraining.losses import BatchLoss
+from fl_peel.scenario.settings import PRECISIONS, LocalTraining
 from strategies.rivals import compressed as pep_module
 from strategies.rivals import server
 from strategies.rivals.base import (
@@ -50,7 +50,6 @@ from strategies.rivals.base import (
     whole_table,
 )
 from strategies.rivals.central import (
-    BatchLoss,
     CentralTraining,
     PrunedTable,
     Rates,

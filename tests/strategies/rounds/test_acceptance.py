@@ -18,7 +18,7 @@ from strategies.rounds.acceptance import AcceptanceTest
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
 from tests.helpers.runs import connected, figures, hosted_by, served
-from tests.strategies.steps.test_clear_steps import changed
+from tests.strategies.rounds.test_clear_steps import changed
 
 DATA = {"validation_share": 0.3}
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message
 
-from clients.round.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
+from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.protocol_plan import DropoutStage, vanishing
+from fl_peel.secure.device_protocol import DropoutStage, vanishing
 from fl_peel.secure.vector import MaskWords
 from fl_peel.wire import OpenedShares
 from simulations.scenario_files import load_scenario
@@ -232,7 +232,7 @@ def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
 
 
 def _again(grid, kind, content):
-    from strategies.nodes.nodes import failure
+    from strategies.nodes import failure
 
     (reply,) = grid.send_and_receive([Message(content, dst_node_id=next(iter(grid.get_node_ids())), message_type=kind)])
     raise failure(reply, "node")

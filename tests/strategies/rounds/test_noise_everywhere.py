@@ -13,8 +13,8 @@ from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
 from strategies.rounds import noised
 from strategies.rounds.noised import GroupRelease, NoisedServerContents, PrivateRounds, take_release, take_signals
+from tests.clients.node.test_bounded import CENTRAL
 from tests.clients.node.test_cohort import LAYOUT
-from tests.clients.round.test_bounded import CENTRAL
 from tests.helpers.runs import served
 
 RAW = (*CENTRAL, "privacy.shrinkage=false", "privacy.shares.counts=0.3")

@@ -15,7 +15,7 @@ from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
 from tests.helpers.examples import examples
 from tests.helpers.loopback import LoopbackGrid
-from tests.strategies.steps.test_clear_steps import changed
+from tests.strategies.rounds.test_clear_steps import changed
 
 DEVICES = np.arange(100, dtype=np.int64)
 shares = st.floats(0.01, 1.0)

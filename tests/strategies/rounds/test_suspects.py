@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.object_codec import from_nodes, to_nodes
+from fl_peel.store import from_nodes, to_nodes
 from strategies.rounds.suspects import Suspects
 from tests.helpers.examples import examples
 

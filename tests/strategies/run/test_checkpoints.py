@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from fl_peel import wire
 from fl_peel.events import Event
-from fl_peel.object_codec import from_nodes, to_nodes
-from fl_peel.store import Store
+from fl_peel.store import Store, from_nodes, to_nodes
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
 from strategies.groups import state

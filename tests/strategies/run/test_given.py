@@ -11,7 +11,7 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.run.prepare import prepare
 from strategies.run.stage1_outcome import given_data
 from tests.helpers.runs import connected
-from tests.strategies.steps.test_clear_steps import SPECTRAL, changed
+from tests.strategies.rounds.test_clear_steps import SPECTRAL, changed
 
 HALF = {
     "users": {"mode": "users", "share": 0.5},

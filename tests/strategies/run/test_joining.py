@@ -11,8 +11,8 @@ from fl_peel.blocks.stored import StoredEmbedding
 from fl_peel.data import interactions
 from fl_peel.errors import FlPeelError
 from simulations.scenario_files import load_scenario
-from strategies.nodes import nodes as nodes_module
-from strategies.nodes.members import Members
+from strategies import nodes as nodes_module
+from strategies.nodes import Members
 from strategies.run import refinement
 from strategies.run.refinement import warn_of_small_groups
 from strategies.run.run_paths import RunPaths

@@ -9,7 +9,7 @@ from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.refinement import kept_by_most
 from tests.helpers.runs import figures, served
-from tests.strategies.steps.test_clear_steps import AT_HOME, SPECTRAL, changed
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""Readers of the numbers in a fleet file: checked keys, distributions, tables and traces."""

@@ -1,1 +1,0 @@
-"""Movement of memory budgets and availability over time."""

@@ -1,1 +1,0 @@
-"""A round on a node: devices are reached, train, and contribute what the scenario lets them contribute."""

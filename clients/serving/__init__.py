@@ -1,1 +1,0 @@
-"""Ranking on devices under a budget, and while budgets move."""

@@ -1,0 +1,250 @@
+"""Names and settings that a scenario's keys are read with: of data, pretraining, blocks, local training, selectors.
+
+Imports no torch and no NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from fl_peel.errors import ScenarioError
+from fl_peel.plugins import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class PretrainingConfig:
+    """How the server trains the full table: what :class:`fl_peel.scenario.method.Pretraining` says under each key. See
+    :class:`PretrainedEmbeddings` for what comes out.
+
+    diversity_*: see :func:`fl_peel.pretraining.losses.slice_diversity`; num_slices is ``diversity_slices``.
+    num_threads: torch threads, fixed since sums of more add up in another order (what else decides it:
+        :mod:`fl_peel.cpu_dispatch`); 0: two from 300,000 interactions on, else one (threads on small tables wait for
+        each other more than they work).
+    """
+
+    model: Literal["lightgcn", "matrix-factorization"]
+    embedding_dim: int
+    num_layers: int
+    loss: Literal["sampled-softmax", "bpr"]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    l2: float
+    l2_exponent: float
+    num_negatives: int
+    negatives_exponent: float
+    temperature: float
+    user_weight_exponent: float
+    initialization: Literal["spectral", "normal"]
+    initial_norm: float
+    diversity_form: DiversityForm
+    diversity_weight: float
+    num_slices: int
+    num_threads: int = 0
+
+
+DiversityForm = Literal["axes", "none", "cosine", "distance"]
+
+
+COUNT_EXPONENTS = (0.3, 0.4, 0.5)
+VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """How tables are made of sums over devices (:mod:`fl_peel.pretraining.spectral_steps`): what
+    :class:`fl_peel.scenario.method.Pretraining` says under each key.
+
+    None as an exponent: about ``filter_devices`` choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``;
+    oversampling: columns more in passes, which find the others better; num_threads: as in :class:`PretrainingConfig`.
+    """
+
+    columns: int
+    filter_devices: int
+    passes: int
+    user_exponent: float
+    item_exponent: float
+    count_exponent: float | None
+    value_exponent: float | None
+    group_columns: int
+    group_rounds: int
+    sum_bits: Literal[32, 64]
+    oversampling: int = 32
+    num_threads: int = 2
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an exponent is left to the devices."""
+        return self.count_exponent is None or self.value_exponent is None
+
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+ItemGroupKind = Literal["contiguous", "popularity", "interest-popularity", "single"]
+
+
+DataFormat = Literal["auto", "movielens-tab", "movielens-dat", "lightgcn", "recbole", "csv", "tsv", "parquet"]
+
+
+HEADED: tuple[DataFormat, ...] = ("recbole", "csv", "tsv", "parquet")
+"""Formats whose files name their columns."""
+
+
+ZONE_UTC = "UTC"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the files of a user are written. columns: their names by what they mean (user, item, rating, timestamp),
+    where they are none of the usual ones; time_zone: of times that have no offset, None where it is not known.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    time_zone: str | None = None
+
+
+SplitOrder = Literal["auto", "time", "random"]
+
+
+CollectedMode = Literal["users", "oldest"]
+
+
+Phase = Literal["choose", "earlier", "recent", "learn", "join"]
+"""Phase of a period of a timeline, see :meth:`fl_peel.data.timeline.Timeline.splits`."""
+
+
+TORCH_CPU = "torch-cpu"
+"""Device name for GPU training computed by the processor: slow, for tests."""
+
+
+def check_device_name(device: str) -> str:
+    """Return the name of a device after checking it.
+
+    Raises:
+        ScenarioError: there is no such device.
+    """
+    if not re.fullmatch(rf"cpu|{TORCH_CPU}|cuda(:\d+)?", device):
+        raise ScenarioError(f"device {device!r} is unknown; use cpu, cuda, cuda:N or {TORCH_CPU}")
+    return device
+
+
+def is_gpu(device: str) -> bool:
+    """Return whether the device is a GPU."""
+    return device.startswith("cuda")
+
+
+LocalLoss = Literal["bpr", "sampled-softmax"]
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """Settings of a device's local training.
+
+    max_norm: bound of one device's block update, infinite for none; clip_blocks: instead, each of the K blocks sent is
+    bounded by max_norm / sqrt(K), so that all together are bounded as well; clip_l1: norms are L1 (then max_norm / K).
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    num_negatives: int = 1
+    learning_rate: float = 0.05
+    user_learning_rate: float = 0.05
+    l2: float = 0.0
+    loss: LocalLoss = "bpr"
+    temperature: float = 1.0
+    max_norm: float = float("inf")
+    clip_blocks: bool = False
+    clip_l1: bool = False
+
+    def bound(self, num_blocks: int) -> float:
+        """Return the bound on what is clipped as one: the update, or each of the ``num_blocks`` blocks sent."""
+        if not self.clip_blocks:
+            return self.max_norm
+        return self.max_norm / (num_blocks if self.clip_l1 else math.sqrt(num_blocks))
+
+
+# ---- Where cohorts compute: compiled loops on the processor, or torch on a GPU. The values of ``engine.device``
+# Torch is imported where it is needed: that a device is ``cpu`` is known without.
+
+
+def require_device(device: str) -> str:
+    """The device, if it is here.
+
+    Raises:
+        ScenarioError: no such device, or a GPU that torch does not find on this machine.
+    """
+    check_device_name(device)
+    if is_gpu(device):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            here = f"{count} GPU{'s' if count > 1 else ''}" if count else "no GPU"
+            raise ScenarioError(f"engine.device: torch finds {here} for {device!r} on this machine; use cpu")
+    return device
+
+
+def torch_device(device: str) -> torch.device | None:
+    """Where torch trains and ranks cohorts; None where the compiled loops do, on ``cpu``.
+
+    Raises:
+        ScenarioError: as for :func:`require_device`.
+    """
+    require_device(device)
+    if device == "cpu":
+        return None
+
+    import torch
+
+    return torch.device(pretraining_device(device))
+
+
+def pretraining_device(device: str) -> str:
+    """Torch's own name of the device, on which the server pretrains."""
+    return "cpu" if device == TORCH_CPU else device
+
+
+CONTROLLER = "controller"
+"""The selector that is no fixed order: a network, learned during refinement."""
+
+SELECTORS: Registry[Any] = Registry(
+    "selector",
+    "fl_peel.selectors",
+    MappingProxyType(
+        {
+            "popularity": "fl_peel.weighting.selectors:popularity",
+            "exposure": "fl_peel.weighting.selectors:exposure",
+            "global-popularity": "fl_peel.weighting.selectors:global_popularity",
+            "energy": "fl_peel.weighting.selectors:energy",
+            "random": "fl_peel.weighting.selectors:random_blocks",
+        }
+    ),
+    reserved=(CONTROLLER,),
+)
+"""Functions from statistics to weights: the values of ``selector`` and of ``evaluation.selectors``."""
+
+FeatureName = Literal["exposure", "popularity", "global-popularity", "loss", "energy"]
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """How the controller learns: what :class:`fl_peel.scenario.method.ControllerPart` says under each key."""
+
+    features: tuple[FeatureName, ...]
+    hidden: tuple[int, ...]
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    signal_momentum: float

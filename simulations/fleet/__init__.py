@@ -1,1 +1,0 @@
-"""Fleets as reports and terminals show them."""

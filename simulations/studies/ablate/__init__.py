@@ -1,1 +1,0 @@
-"""Worth of each part of the method."""

@@ -1,1 +1,0 @@
-"""Attacks on what devices send, under every privacy mechanism."""

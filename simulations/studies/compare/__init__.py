@@ -1,1 +1,0 @@
-"""PEEL against every other way of fitting a budget."""

@@ -1,1 +1,0 @@
-"""Runs over a timeline, and their reports."""

@@ -1,1 +1,0 @@
-"""The nodes of a run, and who is where."""

@@ -1,1 +1,0 @@
-"""Federated rivals: methods of other papers in which no interaction leaves a device, simulated in one process."""

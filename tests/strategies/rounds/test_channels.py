@@ -1,0 +1,108 @@
+"""Whatever the channel, all steps together end in the tables of pooled data, to the last digit."""
+
+import pytest
+
+from fl_peel.device_storage import device_splits
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
+from fl_peel.privacy.noise_plan import contribution_bounds, make_plan
+from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps import STEPS
+from fl_peel.steps.base import StepTerms
+from strategies.rounds.step_channels import CountedSteps, NoisedSteps
+from tests.strategies.rounds.test_clear_steps import AWAY, SPECTRAL, changed, fleet
+from tests.strategies.rounds.test_masked_steps import prepared, same, secure
+from tests.strategies.rounds.test_noised_steps import LOCAL, private
+
+LEAST = 5
+"""More owners than some items of the planted data have."""
+CHOOSING = {"passes": 3, "group_rounds": 1, "count_exponent": 0.4, "value_exponent": None}
+MODES = ("clear", "counted", "32 bits", "noised", "noised by devices", "masked")
+MODES += ("masked and counted", "masked, 32 bits", "masked and noised")
+
+
+@pytest.fixture
+def scenario(tiny_scenario, tmp_path) -> Scenario:
+    """Nothing is collected, everybody is there, nothing is refined, and devices choose the filter."""
+    (tmp_path / "home.yaml").write_text("profiles: [{name: large, memory: {table_share: 1.0}}]\n")
+    keys = {"pretraining": SPECTRAL | CHOOSING, "fleet": str(tmp_path / "home.yaml"), "refinement": {"rounds": 0}}
+    return changed(tiny_scenario, **keys, privacy={"min_owners": 1})
+
+
+def in_mode(scenario: Scenario, mode: str) -> Scenario:
+    """The scenario in which steps are asked in a mode."""
+    if "counted" in mode:
+        scenario = changed(scenario, privacy={"min_owners": LEAST})
+    if "32 bits" in mode:
+        scenario = changed(scenario, pretraining={"sum_bits": 32})
+    if "masked" in mode:
+        scenario = secure(scenario)
+    if "noised" in mode:
+        scenario = private(scenario, **(LOCAL if "devices" in mode else {}))
+    return scenario
+
+
+def pooled(scenario: Scenario, folder):
+    """The same stage 1 over data that one party holds, with the server's share of the channel."""
+    splits = device_splits(scenario, "", str(folder))
+    terms = StepTerms.from_scenario(scenario, 59, 40, contribution_bounds(scenario))
+    sums = PooledSums(splits.train, terms, splits.validation)
+    counted = CountedSteps(sums, scenario.privacy.min_owners)
+    asked = NoisedSteps(sums, scenario, make_plan(scenario)) if scenario.privacy.noised else counted
+    return run_stage1(asked, scenario.pretraining.spectral(), GroupPlan(8, 2, 4, 0))
+
+
+ON_EIGHT = ("clear", "noised by devices", "masked, 32 bits", "masked and noised")
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes"),
+    [*((mode, 1) for mode in MODES), *(pytest.param(mode, 8, marks=pytest.mark.slow) for mode in ON_EIGHT)],
+)
+def test_tables_are_those_of_pooled_data(scenario, tmp_path, mode, nodes):
+    """Noise of devices, or in shares, is not that of the server: it is the same on any nodes, and without masks."""
+    one = in_mode(scenario, mode)
+    found, _ = prepared(one, tmp_path / "run", nodes)
+    if mode == "noised by devices":
+        assert same(found, prepared(one, tmp_path / "other", 5)[0])
+        return
+    if mode == "masked and noised":
+        assert same(found, prepared(changed(one, secure_aggregation={"masked": False}), tmp_path / "bare", nodes)[0])
+        return
+    start = pooled(one, tmp_path / "data")
+    assert same(found, type("Pooled", (), {"start": start}))
+    closed = device_splits(one, "", str(tmp_path / "data")).train.popularity(59) < one.privacy.min_owners
+    if "counted" in mode:
+        assert 0 < closed.sum() < 59
+        assert not start.own[closed].any()
+        assert not any(group.table[closed].any() or group.items[closed].any() for group in start.groups)
+
+
+SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("masked", "masked, 32 bits")]
+
+
+@pytest.mark.parametrize("mode", ["clear", "noised", "noised by devices", *SLOW])
+def test_parts_change_nothing(scenario, tmp_path, monkeypatch, mode):
+    """However many messages a step goes in; what it takes is the same, too."""
+    one = in_mode(scenario, mode)
+    whole, grid = prepared(one, tmp_path / "whole")
+    for step in STEPS.values():
+        monkeypatch.setattr(step, "part_bytes", 5 * 8 * 59)
+    monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 5 * 8 * 59)
+    parts, several = prepared(one, tmp_path / "parts")
+    assert same(whole, parts)
+    assert len(several.crossed) > 1.3 * len(grid.crossed)
+    moved = [[one.counts.classes.stacked().tolist() for one in each.steps] for each in (whole, parts)]
+    assert moved[0] == moved[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["noised by devices", "masked"])
+def test_devices_that_are_away_are_in_no_sum_on_any_nodes(scenario, tmp_path, mode):
+    away = changed(scenario, fleet=fleet(tmp_path, AWAY), secure_aggregation={"neighbours": 16})
+    one, other = (prepared(in_mode(away, mode), tmp_path / str(nodes), nodes)[0] for nodes in (1, 8))
+    assert same(one, other)
+    asked = [record for record in one.steps if record.step != "choice"]
+    devices = sum(record.counts.classes.devices.sum() for record in asked)
+    there = sum(record.counts.clock.unavailable.sum() + record.counts.clock.excluded.sum() for record in asked)
+    assert 20 * len(asked) < devices < 40 * len(asked)
+    assert devices + there == 40 * len(asked)

@@ -1,0 +1,128 @@
+"""No sum of few devices is opened: what stage 1 leaves out, in the clear and masked, and what an attacker finds."""
+
+import numpy as np
+import pytest
+
+from fl_peel import wire
+from fl_peel.attacks.decoder import PassView, difference, lone_vectors, reconstruct
+from fl_peel.data.interactions import UserItems
+from fl_peel.device_storage import device_splits
+from fl_peel.errors import DataError
+from fl_peel.pretraining.spectral_steps import halves
+from fl_peel.steps.base import opened_rows, packed_rows, unpacked_rows
+from fl_peel.steps.passes import pass_sums
+from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, unit_vectors
+from fl_peel.steps.user_groups import GroupSums
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
+from tests.strategies.rounds.test_masked_steps import CHEAP, secure
+
+LEAST = 5
+"""More owners than some items of the planted data have, and more members than its smallest groups."""
+
+
+@pytest.fixture
+def scenario(tiny_scenario, tmp_path):
+    (tmp_path / "home.yaml").write_text(AT_HOME)
+    keys = SPECTRAL | CHEAP | {"count_exponent": None}
+    home = str(tmp_path / "home.yaml")
+    least = {"min_owners": LEAST}
+    return changed(tiny_scenario, pretraining=keys, fleet=home, refinement={"rounds": 0}, privacy=least)
+
+
+def test_the_rule_by_hand():
+    opened = opened_rows(np.array([0, 1, 4, 5, 6, 0, 0, 0, 9]), 5)
+    assert opened.tolist() == [False, False, False, True, True, False, False, False, True]
+    assert unpacked_rows(packed_rows(opened), 9).tolist() == opened.tolist()
+    assert not unpacked_rows(np.zeros(0, np.uint8), 9).any(), "what the server does not name stays closed"
+    assert unpacked_rows(packed_rows(opened), 4).tolist() == opened[:4].tolist()
+
+
+def test_no_row_of_few_owners_and_no_small_group_is_ever_added_up(scenario, tmp_path):
+    many = changed(scenario, user_groups={"count": 12, "min_size": 4})
+    grid = prepared(many, tmp_path / "run", nodes=1)[1].grid
+    owners = device_splits(scenario, "", str(tmp_path / "run")).train.popularity(59)
+    passes, closed = 0, 0
+    asked = None
+    for kind, record in grid.crossed:
+        if kind == wire.STEP:
+            asked = wire.unpack(wire.StepRequest, record).step.name
+        if kind != f"reply to {wire.STEP}":
+            continue
+        sums = wire.unpack(wire.StepReply, record).sums
+        if asked == "pass":
+            passes += 1
+            assert not sums["columns"][owners < LEAST].any()
+            assert sums["columns"][owners >= LEAST].any(axis=1).all()
+        elif asked in ("groups", "moments"):
+            small = sums["sizes"] < LEAST
+            closed += int(small.sum())
+            assert not any(array[small].any() for array in sums.values())
+    assert passes == 2
+    assert closed, "twelve groups of forty devices: some are small"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_choice_that_few_answer_is_not_opened(scenario, tmp_path, masked):
+    few = changed(scenario, pretraining={"filter_devices": 5}, privacy={"min_owners": 6})  # five devices are asked
+    with pytest.raises(DataError, match=r"privacy\.min_owners.*filter_devices"):
+        prepared(secure(few) if masked else few, tmp_path / "run")
+
+
+def test_the_decoder_finds_whole_histories_of_single_owners_and_nothing_of_rows_that_stay_closed(tmp_path):
+    """The planted run: every device alone has one item, so that sums which are opened all the same tell everything."""
+    rng = np.random.default_rng(0)
+    rows = [[*sorted(rng.permutation(60)[:12].tolist()), 60 + user] for user in range(20)]
+    data = UserItems(np.arange(21) * 13, np.array(rows, np.int32).reshape(-1))
+    tables = [halves(rng.standard_normal((80, 50)).astype(np.float32)) for _ in range(2)]
+
+    def attacked(least: int):
+        opened = opened_rows(data.popularity(80), least)
+        views = [PassView(table, pass_sums(table, data, 0.3, opened=opened)) for table in tables]
+        return reconstruct(views, data, 0.3)
+
+    before, after = attacked(1), attacked(2)
+    assert (before.single_owners, before.exact) == (20, 20)
+    assert (after.single_owners, after.exact) == (20, 0)
+    assert after.f1 < before.f1
+    # an item with several owners still tells the union of their histories, more than popularity does
+    alone = reconstruct(
+        [PassView(table, pass_sums(table, data, 0.3)) for table in tables],
+        data.keep(data.items < 60),
+        0.3,
+    )
+    assert alone.f1 > alone.popularity_f1
+
+
+def test_who_alone_changes_its_user_group_is_the_difference_of_two_rounds():
+    """The planted run: of 40 devices one leaves the first group for the third, two leave the second for the fourth."""
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.permuted(np.tile(np.arange(40, dtype=np.int32), (40, 1)), axis=1)[:, :6], axis=1)
+    data = UserItems(np.arange(41) * 6, items.reshape(-1))
+    own = rng.standard_normal((40, 24)).astype(np.float32)
+    units = in_units(unit_vectors(add_rows(own, data))).astype(np.int64)
+    before = np.repeat(np.arange(5), 8)
+    after = before.copy()
+    after[[3, 8, 9]] = 2, 3, 3
+
+    def opened(groups):
+        sums = np.zeros((5, 24), np.int64)
+        np.add.at(sums, groups, units)
+        return GroupSums(np.bincount(groups, minlength=5), sums)
+
+    rounds = [opened(before), opened(after), opened(after)]
+    assert lone_vectors(rounds) == pytest.approx(units[3:4] / UNIT_SCALE)
+    found = difference(rounds, own, data)
+    assert (found.devices, found.f1) == (1, 1.0), "six of forty items, from 24 numbers"
+    assert found.popularity_f1 < 0.6
+    assert difference(rounds[1:], own, data).devices == 0
+    assert len(lone_vectors([rounds[0], GroupSums(rounds[1].sizes[:4], rounds[1].sums[:4])])) == 0
+
+
+def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):
+    grid = prepared(scenario, tmp_path / "run", nodes=1)[1].grid
+    counting = [
+        record["config"]["step.step"]
+        for kind, record in grid.crossed
+        if kind == wire.STEP and record["config"]["step"] == "contributors"
+    ]
+    assert set(counting) == {"pass", "choice", "groups", "moments"}
