@@ -453,32 +453,59 @@ def new_figure(
         rows, columns = math.ceil(rows * columns / narrow_columns), narrow_columns
         kwargs.pop("width_ratios", None)
     figure = Figure(figsize=(float(matplotlib.rcParams["figure.figsize"][0]), height_in), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": _measured_once()}, **kwargs)
+    grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": _panel_class()}, **kwargs)
     return figure, [axes for line in grid for axes in line]
 
 
 @cache
-def _measured_once() -> type[Axes]:
-    """Return a kind of panel whose names and tick labels are measured once: the layout, which asks twice, would spend
-    half of the time of a page on that. The room that they take does not depend on the panel's size.
+def _panel_class() -> type[Axes]:
+    """Return a kind of panel that is measured once, and then has the names of its axes beside the tick labels, those of
+    panels above one another in line: layout and drawing would measure all tick labels eight times. The room that they
+    take does not depend on the panel's size.
     """
     from matplotlib.axes import Axes
-    from matplotlib.transforms import Bbox
+    from matplotlib.transforms import Bbox, ScaledTranslation
 
-    class MeasuredOnce(Axes):
-        room: tuple[float, ...] = ()
+    class Panel(Axes):
+        room: Any = None
 
-        def get_tightbbox(self, *args: Any, **kwargs: Any) -> Any:
+        def get_tightbbox(self, renderer: Any = None, **kwargs: Any) -> Any:
             figure = self.get_figure(root=True)
             assert figure is not None
+            if self.room is None:
+                measure([axes for axes in figure.axes if isinstance(axes, Panel)], renderer, figure)
             panel = self.get_position(original=True).transformed(figure.transFigure)
-            if not self.room:
-                whole = super().get_tightbbox(*args, **kwargs)
-                assert whole is not None
-                self.room = tuple(a - b for a, b in zip(whole.extents, panel.extents, strict=True))
-            return Bbox.from_extents(*(a + b for a, b in zip(panel.extents, self.room, strict=True)))
+            return Bbox.from_extents(*(panel.extents + self.room))
 
-    return MeasuredOnce
+    def columns_of(panel: Panel) -> range:
+        place = panel.get_subplotspec()
+        assert place is not None
+        return place.colspan
+
+    def measure(panels: Sequence[Panel], renderer: Any, figure: Figure) -> None:
+        ticks = {}
+        for panel in panels:
+            for axes in (panel, *panel.child_axes):
+                for axis in (axes.xaxis, axes.yaxis):
+                    axis.set_label_coords(0.5, 0.5)  # within the panel, where a name needs no room
+            both = (panel.xaxis, panel.yaxis)
+            ticks[panel] = [axis.get_tightbbox(renderer, for_layout_only=True) or panel.bbox for axis in both]
+        for panel, (x_ticks, y_ticks) in ticks.items():
+            column = [other for other in panels if columns_of(other) == columns_of(panel)]
+            left = min(ticks[other][1].x0 - other.bbox.x0 for other in column) / figure.dpi - panel.yaxis.labelpad / 72
+            down = (x_ticks.y0 - panel.bbox.y0) / figure.dpi - panel.xaxis.labelpad / 72
+            names = []
+            for axis, x, y, right, up in ((panel.yaxis, 0.0, 0.5, left, 0.0), (panel.xaxis, 0.5, 0.0, 0.0, down)):
+                axis.set_label_coords(x, y, panel.transAxes + ScaledTranslation(right, up, figure.dpi_scale_trans))
+                names.append(axis.label.get_window_extent(renderer) if axis.get_label_text() else panel.bbox)
+            for artist in (panel.xaxis, panel.yaxis, *panel.spines.values()):
+                artist.set_in_layout(False)  # measured already
+            rest = Axes.get_tightbbox(panel, renderer, for_layout_only=True)
+            assert rest is not None
+            x0, y0, x1, y1 = Bbox.union([rest, x_ticks, y_ticks]).extents
+            panel.room = np.subtract((min(x0, names[0].x0), min(y0, names[1].y0), x1, y1), panel.bbox.extents)
+
+    return Panel
 
 
 def short_bytes(num_bytes: float) -> str:
@@ -574,12 +601,9 @@ def round_axis(axes: Axes, num_rounds: int) -> None:
 
 def finish(figure: Figure, name: str, title: str, alt: str) -> Plot:
     """Close a figure: its SVG with `alt` as text alternative; call it within `styled()`."""
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        if not axis.get_label_text():
-            axis.set_label_coords(0.5, 0.5)  # else matplotlib measures all tick labels again to place it
     if is_narrow():
         for axes in figure.axes:
-            axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))  # and its place stays
+            axes.xaxis.label.set_text(fill(axes.get_xlabel(), NARROW_CHARACTERS))
     paper = _PAPER.get()
     if paper is not None:
         paper.add(figure, name)

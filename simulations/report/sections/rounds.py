@@ -187,7 +187,6 @@ def device_traces(result: RunResult) -> Plot | None:
             f"{max(kept, default=0):,} blocks in {len(trace.budget_bytes)} rounds"
             + (f", offline in {len(away)} of them" if away else "")
         )
-    figure.align_ylabels(panels)
     for axes in panels[-1:] if drawing.is_narrow() else panels[-2:]:
         axes.set_xlabel("round")
         drawing.round_axis(axes, max(len(trace.budget_bytes) for trace in shown))

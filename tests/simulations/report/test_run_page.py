@@ -9,7 +9,7 @@ import pytest
 from fl_peel import plugins
 from fl_peel.figures import Estimate
 from simulations.report.contracts import SectionContract, example_results
-from simulations.report.drawing import INK, EndLabel, label_ends, new_figure, styled
+from simulations.report.drawing import INK, EndLabel, finish, label_ends, new_figure, styled
 from simulations.report.render import page
 from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
@@ -150,6 +150,27 @@ def test_no_two_leaders_cross():
     assert order == sorted(range(len(ends)), key=lambda place: leaders[place][1][1])
     assert len(axes.lines) == 3  # of those that end before the edge, level with their ends
     assert all(len(set(line.get_ydata())) == 1 for line in axes.lines)
+
+
+def test_names_of_axes_are_in_line_and_clear_of_tick_labels_within_the_figure():
+    """Of two panels, one above the other, whose tick labels are of different widths."""
+    with styled():
+        figure, panels = new_figure(3.0, 2, 1)
+        for axes, top in zip(panels, (1, 2_000_000), strict=True):
+            axes.set(ylim=(0, top), ylabel="name", xlabel="other name")
+            axes.ticklabel_format(style="plain")
+        finish(figure, "names", "Names", "Names.")
+        names = [axes.yaxis.label.get_window_extent() for axes in panels]
+        assert names[0].x0 == pytest.approx(names[1].x0)
+        for axes, name in zip(panels, names, strict=True):
+            assert 0 < name.x1 < min(label.get_window_extent().x0 for label in axes.get_yticklabels())
+            assert axes.xaxis.label.get_window_extent().y1 < min(
+                label.get_window_extent().y0 for label in axes.get_xticklabels()
+            )
+        over, under = (axes.xaxis.label.get_window_extent() for axes in panels)
+        assert names[1].x0 > 0
+        assert under.y0 > 0
+        assert over.y0 > panels[1].bbox.y1
 
 
 @pytest.fixture(params=SECTIONS.shipped)
