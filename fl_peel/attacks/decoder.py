@@ -125,16 +125,16 @@ def lone_vectors(rounds: Sequence[GroupSums], unit: float = UNIT_SCALE) -> Doubl
     """Return the vectors (M, c) of devices that alone came to a user group, or left it, between two rounds. unit: units
     of the sums in one.
     """
-    found = [np.zeros((0, rounds[0].sums.shape[1]), np.int64)]
+    steps = [np.zeros((0, rounds[0].sums.shape[1]), np.int64)]
     for before, after in pairwise(rounds):
         if before.sums.shape != after.sums.shape:  # groups were dissolved
             continue
         change, moved = after.sizes - before.sizes, after.sums - before.sums
         lengths = np.linalg.norm(moved / unit, axis=1)
         lone = (np.abs(change) == 1) & (np.abs(lengths - 1) < LENGTH_ERROR)
-        found.append(change[lone, None] * moved[lone])
+        steps.append(change[lone, None] * moved[lone])
     # who leaves one group for another shows in both
-    return np.unique(np.concatenate(found), axis=0) / unit
+    return np.unique(np.concatenate(steps), axis=0) / unit
 
 
 def difference(rounds: Sequence[GroupSums], own: Floats, rows: UserItems, unit: float = UNIT_SCALE) -> Differencing:

@@ -208,8 +208,8 @@ def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str])
         "control": control(observer, scenario.seed) if observer.views else None,
         "privacy": scenario.privacy.model_dump(mode="json"),
     }
-    found = {"reconstruction": observer.stage1.reconstruction(), "differencing": observer.stage1.differencing()}
-    row_content |= {name: asdict(one) for name, one in found.items() if one is not None}
+    of_sums = {"reconstruction": observer.stage1.reconstruction(), "differencing": observer.stage1.differencing()}
+    row_content |= {name: asdict(one) for name, one in of_sums.items() if one is not None}
     if not observer.views:  # under secure aggregation, where every user group is too small
         row_content["note"] = "no sum was opened: no user group had enough devices in any observed round"
     plan = privacy_plan(scenario, paths)
