@@ -241,6 +241,15 @@ def tiny(planted_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
+def own_folders(tmp_path: Path) -> Path:
+    """A folder in which somebody has packages with the names of ours."""
+    for name in ("clients", "strategies", "simulations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("MINE = True\n")
+    return tmp_path
+
+
+@pytest.fixture
 def tiny_scenario(tiny: Path) -> Scenario:
     """The same, read."""
     return load_scenario(tiny)

@@ -21,9 +21,9 @@ from strategies.rounds.contents import BucketedServerContents, OpenServerContent
 from strategies.rounds.contracts import ServerContentsContract
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
+from tests.helpers.examples import but_one_slow
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.root import ROOT
-from tests.helpers.slow import but_one_slow
 
 DOCUMENT = (ROOT / "docs" / "contents.md").read_text()
 EXAMPLES = [code for code in re.findall(r"```python\n(.*?)```", DOCUMENT, re.S) if "Contract" not in code]

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import pytest
 
@@ -229,27 +228,6 @@ def test_another_copy_of_the_same_code_is_no_second_program(tmp_path):
         file.write("\n")
     with pytest.raises(EngineError, match="is found in"):
         check_one_root(tmp_path)
-
-
-@pytest.fixture
-def own_folders(tmp_path):
-    """A folder in which somebody has packages with the names of ours."""
-    for name in ("clients", "strategies", "simulations"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("MINE = True\n")
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_the_command_works_beside_packages_with_the_names_of_ours(own_folders, tiny):
-    """Neither it nor Ray's workers look in the working directory; test_engines.py has those of one machine."""
-    command = Path(sys.executable).with_name("fl-peel")
-    changes = ("refinement.rounds=0", "evaluation.full_tables=false", "engine.backend=ray")
-    changed = [word for change in changes for word in ("--set", change)]
-    words = [command, "run", tiny, *changed, "--quiet", "--out", own_folders / "out"]
-    ran = subprocess.run(words, capture_output=True, text=True, cwd=own_folders)
-    assert ran.returncode == 0, ran.stderr
-    assert (own_folders / "out" / "report.json").is_file()
 
 
 def test_a_hidden_package_is_found_before_anything_runs(own_folders):

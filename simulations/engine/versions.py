@@ -5,6 +5,7 @@ run.
 from __future__ import annotations
 
 import platform
+from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,7 +55,9 @@ def locked(lock: Path) -> dict[str, str]:
     return dict(line.split("==", 1) for line in lines if "==" in line)
 
 
+@cache
 def _installed(name: str) -> str:
+    """Version of an installed package, looked up once a process: there are a hundred, and files of each to read."""
     try:
         return version(name)
     except PackageNotFoundError:

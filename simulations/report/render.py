@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from hashlib import sha256
 from typing import Any
 
@@ -37,8 +38,9 @@ def scenario_name(scenario: Mapping[str, Any] | str) -> str:
     return scenario if isinstance(scenario, str) else str(scenario.get("name", "scenario"))
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from a template, every value escaped. script, policy: where they are not the usual ones."""
+@cache
+def _environment() -> Environment:
+    """The templates, each compiled once a process."""
     environment = Environment(
         loader=DictLoader(dict(TEMPLATES)),
         autoescape=True,
@@ -49,9 +51,14 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["svg"] = lambda plot: Markup(themed(plot.svg))  # to_svg escapes names
     environment.filters["narrow_svg"] = lambda plot: Markup(themed(plot.narrow))
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template, every value escaped. script, policy: where they are not the usual ones."""
     colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
     usual = {"colors": colors, "script": Markup(SCRIPT), "policy": policy(SCRIPT)}
-    return environment.get_template(template).render(usual | values)
+    return _environment().get_template(template).render(usual | values)
 
 
 def page(

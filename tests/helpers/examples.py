@@ -4,8 +4,10 @@ as many of those about damaged files and bad inputs in ``make hostile``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from hypothesis import Phase, settings
 
 ALL, FEW = 100, 20
@@ -27,3 +29,11 @@ def register_profiles() -> None:
 def examples(count: int, **more: Any) -> settings:
     """Return the settings of a property that is tried on ``count`` examples, or on the profile's share of them."""
     return settings(max_examples=max(min(count, FEWEST), count * settings().max_examples // ALL), **more)
+
+
+# --- Parameters of a test of which one is for every day and the others for ``make test-all``.
+
+
+def but_one_slow(quick: str, names: Iterable[str]) -> list[Any]:
+    """Return the names as parameters, all of them marked slow but for one."""
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]

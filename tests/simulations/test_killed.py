@@ -71,7 +71,9 @@ def killed_at(reached: str, place: Path, module: str, words: list[str]) -> None:
     ],
     ids=["run", "timeline", "audit"],
 )
-def test_killed_again_and_again_it_ends_in_the_same_report_on_the_engine(words, kept, kills, name, folder):
+def test_killed_again_and_again_it_ends_in_the_same_report_on_the_engine(
+    words, kept, kills, name, folder, command_line
+):
     """As that of one whose nodes are in its own process, and which nobody kills."""
     out = folder / "out"
     for reached, module in kills:
@@ -81,7 +83,6 @@ def test_killed_again_and_again_it_ends_in_the_same_report_on_the_engine(words, 
     again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "resumed from " in again.stderr
-    command = [sys.executable, "-m", NONE, *words, "--out", str(folder / "whole")]
-    subprocess.run(command, check=True, capture_output=True, env=without_ray.environment())
+    assert command_line(*words, "--out", folder / "whole")[0] == 0
     assert report(out / name) == report(folder / "whole" / name)
     assert not (out / NAME).exists()

@@ -36,12 +36,10 @@ from tests.simulations.conftest import QUICK
 FL_PEEL = (sys.executable, "-m", "simulations.cli.main")
 
 
-def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_scenario, tmp_path):
+def test_same_seed_same_figures_on_1_2_or_8_nodes(tiny_run, tiny_scenario, tmp_path):
     one, _ = served(tiny_scenario, tmp_path / "1", nodes=1)
-    two, _ = served(tiny_scenario, tmp_path / "2", nodes=2)
-    again, _ = served(tiny_scenario, tmp_path / "2b", nodes=2)
     eight, _ = served(tiny_scenario, tmp_path / "8", nodes=8)
-    assert figures(two) == figures(again) == figures(one) == figures(eight)
+    assert figures(tiny_run[0]) == figures(one) == figures(eight)
 
 
 def test_kept_tables_give_the_figures_of_those_trained_now(tiny_scenario, tmp_path):
@@ -52,9 +50,9 @@ def test_kept_tables_give_the_figures_of_those_trained_now(tiny_scenario, tmp_pa
     assert warm.stages["pretraining"] < cold.stages["pretraining"]
 
 
-def test_groups_may_come_in_several_messages(tiny_scenario, tmp_path, monkeypatch):
+def test_groups_may_come_in_several_messages(tiny_run, tiny_scenario, tmp_path, monkeypatch):
     """One message a user group gives what one message for all of them gives; a lost one costs its group alone."""
-    whole, grid = served(tiny_scenario, tmp_path / "whole")
+    whole, grid = tiny_run
     monkeypatch.setattr(peel, "MESSAGE_BYTES", 1)
     apart, several = served(tiny_scenario, tmp_path / "apart")
     assert figures(apart) == figures(whole)
@@ -72,14 +70,13 @@ def test_groups_may_come_in_several_messages(tiny_scenario, tmp_path, monkeypatc
     assert [(row.devices, row.failures) for row in lossy.rounds] == [(sizes[1], sizes[0])] * 2
 
 
-def test_another_seed_gives_other_figures(tiny_scenario, tmp_path):
-    one, _ = served(tiny_scenario, tmp_path / "0")
+def test_another_seed_gives_other_figures(tiny_run, tiny_scenario, tmp_path):
     other, _ = served(tiny_scenario.model_copy(update={"seed": 1}), tmp_path / "1")
-    assert figures(one) != figures(other)
+    assert figures(tiny_run[0]) != figures(other)
 
 
-def test_every_device_of_every_class_and_group_is_counted_once(tiny_scenario, tmp_path):
-    result, _ = served(tiny_scenario, tmp_path / "run")
+def test_every_device_of_every_class_and_group_is_counted_once(tiny_run):
+    result, _ = tiny_run
     assert sum(row.devices for row in result.device_classes.values()) == 40
     assert sum(row.devices for row in result.user_groups) == 40
     assert [(row.devices, row.failures) for row in result.rounds] == [(40, 0), (40, 0)]

@@ -13,7 +13,7 @@ from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from tests.helpers.models import ran
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 def test_a_model_is_listed_and_a_later_run_leaves_nothing_of_it(tiny_scenario, tmp_path):

@@ -16,7 +16,7 @@ from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.helpers.lossy import LossyGrid
 from tests.helpers.root import ROOT
-from tests.helpers.runs import figures, served
+from tests.helpers.runs import figures
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ def test_a_partition_is_taken_over_once_its_holder_is_silent_and_not_before(tiny
 
 
 @pytest.mark.slow
-def test_nodes_that_claim_a_partition_in_turns_get_none_of_its_messages(tiny_scenario, tmp_path):
+def test_nodes_that_claim_a_partition_in_turns_get_none_of_its_messages(tiny_run, tiny_scenario, tmp_path):
     """A stranger comes with every message, until the others ask for another partition: no device has two answers."""
 
     def claim(partition, message):
@@ -151,11 +151,10 @@ def test_nodes_that_claim_a_partition_in_turns_get_none_of_its_messages(tiny_sce
     grid = LossyGrid(3, claim)
     result = serve(grid, tiny_scenario, RunPaths("", str(tmp_path / "run")))
     assert len(asked_who) > 10
-    whole, _ = served(tiny_scenario, tmp_path / "whole", nodes=3)
-    assert figures(whole) == figures(result)
+    assert figures(tiny_run[0]) == figures(result)
 
 
-def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_scenario, tmp_path):
+def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_run, tiny_scenario, tmp_path):
     """Its devices are those that failed; what it kept is there when it comes back."""
 
     def lose_one(partition, message: Message):
@@ -171,14 +170,12 @@ def test_a_round_goes_on_without_a_lost_node_and_with_it_when_it_is_back(tiny_sc
     result = serve(grid, tiny_scenario, RunPaths("", str(tmp_path / "run")))
     assert [row.failures for row in result.rounds] == [13, 13]  # of 40 devices; it is back after the second began
     assert sum(row.devices for row in result.device_classes.values()) == 40
-    whole, _ = served(tiny_scenario, tmp_path / "whole", nodes=3)
-    assert figures(whole) != figures(result)
+    assert figures(tiny_run[0]) != figures(result)
 
 
-def test_a_deployment_without_losses_has_the_figures_of_the_simulation(tiny_scenario, tmp_path):
+def test_a_deployment_without_losses_has_the_figures_of_the_simulation(tiny_run, tiny_scenario, tmp_path):
     deployed = serve(LossyGrid(3), tiny_scenario, RunPaths("", str(tmp_path / "deployed")))
-    simulated, _ = served(tiny_scenario, tmp_path / "simulated", nodes=2)
-    assert figures(deployed) == figures(simulated)
+    assert figures(deployed) == figures(tiny_run[0])
 
 
 def test_batches_by_hand():

@@ -1,6 +1,7 @@
 """Whatever a node answers: it is right, or the node has failed; never a traceback, never other figures in silence."""
 
 import logging
+from contextlib import chdir
 from functools import reduce
 from operator import add
 
@@ -30,7 +31,8 @@ MODES = {
     "secure": ["secure_aggregation={enabled: true, devices_per_group: null, min_devices: 3}", "elasticity.rounds=0"]
     + ["refinement.acceptance.rule=always"],
     "federated": ["pretraining={model: spectral, source: devices, columns: 8, group_columns: 4}", "elasticity.rounds=0"]
-    + ["pretraining.collected.share=0", "refinement.rounds=0", "evaluation.selectors=[popularity]"],
+    + ["pretraining.collected.share=0", "refinement.rounds=0", "evaluation.selectors=[popularity]"]
+    + ["pretraining.passes=2", "pretraining.group_rounds=1"],
 }
 MODES["masked steps"] = [*MODES["federated"], "secure_aggregation={enabled: true, min_devices: 3, neighbours: 4}"]
 KINDS = {
@@ -101,8 +103,12 @@ def try_answers(kind, nodes, sent, replies):
     check()
 
 
-def served(tiny, folder):
-    return serve(LoopbackGrid(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(folder)))
+@pytest.fixture(scope="module")
+def whole(planted_home, tmp_path_factory):
+    """The run in which every answer is right."""
+    with chdir(planted_home):
+        scenario = load_scenario("tiny.yaml", MODES["clear"])
+        return serve(LoopbackGrid(2), scenario, RunPaths("", str(tmp_path_factory.mktemp("whole"))))
 
 
 class Changing(LoopbackGrid):
@@ -163,8 +169,7 @@ def test_in_a_round_the_node_counts_as_failed_and_the_run_goes_on(tiny, tmp_path
         (wire.COMPARE, lambda content: with_array(content, "sums", lambda sums: sums[:1])),
     ],
 )
-def test_outside_the_rounds_a_node_is_asked_again(tiny, tmp_path, kind, change):
-    whole = served(tiny, tmp_path / "whole")
+def test_outside_the_rounds_a_node_is_asked_again(tiny, tmp_path, whole, kind, change):
     again = changed_run(tiny, tmp_path / "again", "clear", kind, change)
     assert figures(again) == figures(whole)
 
@@ -194,9 +199,9 @@ class Echoing(LoopbackGrid):
         return [*late, *replies, *replies] if replies and replies[0].metadata.group_id else replies
 
 
-def test_replies_that_come_late_or_twice_count_once(tiny, tmp_path):
+def test_replies_that_come_late_or_twice_count_once(tiny, tmp_path, whole):
     echoed = serve(Echoing(2), load_scenario(tiny, MODES["clear"]), RunPaths("", str(tmp_path / "echo")))
-    assert figures(echoed) == figures(served(tiny, tmp_path / "whole"))
+    assert figures(echoed) == figures(whole)
 
 
 def wrong_keys(content):

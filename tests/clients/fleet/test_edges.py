@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from clients.fleet.budgets import (
-    BudgetProcess,
     Clock,
-    ConstantBudget,
     MarkovBudget,
     Moment,
     PeriodicBudget,
@@ -46,23 +44,6 @@ def test_what_a_clock_is_without_keys_and_at_its_ends():
     assert CLOCK.step_of(0.9999999999) == 4  # rounding of a time is no step
     one_line(lambda: fleet_from_mapping({"profiles": [{"name": "a", "memory": {"table_share": 1}}], "clock":
              {"steps_per_round": 0}}), "steps_per_round: must be")  # fmt: skip
-
-
-def test_processes_without_a_history_have_no_state():
-    process = PeriodicBudget.model_validate({"period_hours": 1, "amplitude": 0.5})
-    assert process.start(0, ids(3)) is None
-    assert process.state_at(0, ids(3), 9) is None
-    assert process.needs_memory()
-    base = np.array([5.0, 7.0, 9.0])
-    for given in (
-        ConstantBudget().budget(None, 0, ids(3), base, CLOCK.moment(4)),
-        ConstantBudget().ceiling(0, ids(3), base),
-    ):
-        assert given.tolist() == base.tolist()
-    with pytest.raises(NotImplementedError):
-        BudgetProcess().budget(None, 0, ids(3), base, CLOCK.moment(0))
-    with pytest.raises(NotImplementedError):
-        BudgetProcess().ceiling(0, ids(3), base)
 
 
 # ---------------------------------------------------------------- budgets
@@ -379,26 +360,3 @@ def test_recorded_availability_is_there_from_a_half_on(tmp_path):
     (tmp_path / "wrong.csv").write_text("device,time_s,available\na,0,1.5\n")
     with pytest.raises(ProfileError, match="available must be between 0 and 1"):
         availability_of({"trace": {"file": "wrong.csv"}}, tmp_path)()
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (True, f"{P}.availability: must be a probability or one of probability, diurnal, trace (got True)"),
-        ([0.5], f"{P}.availability: must be a probability or one of"),
-        ({}, f"{P}.availability: unknown key ''"),
-        (
-            {"probability": 0.5, "diurnal": {"window_hours": 3}},
-            f"{P}.availability: must have one key (one of probability",
-        ),
-        ({"probability": 0.5, "window": 3}, f"{P}.availability: unknown key 'window'"),
-        ({"probability": 1.5}, f"{P}.availability.probability: must be <= 1 (got 1.5)"),
-        ({"uniform": [0.5, 1.5]}, f"{P}.availability: must be <= 1 (got 1.5)"),
-        ({"uniform": [0.5, "x"]}, f"{P}.availability.uniform[1]: must be a number (got 'x')"),
-        ({"trace": {"file": "nowhere.csv"}}, f"{P}.availability.trace.file"),
-        ({"diurnal": 3}, f"{P}.availability.diurnal: must be a mapping of keys to values (got 3)"),
-        (-0.5, f"{P}.availability: must be >= 0 (got -0.5)"),
-    ],
-)
-def test_availability_that_makes_no_sense_is_one_line(given, expected):
-    one_line(availability_of(given), expected)

@@ -254,6 +254,23 @@ MALFORMED = [
     ("budget: {process: shock, at_round: 5, factor: 0.1, of: {process: x}}", "of.process: unknown budget process 'x'"),
     # availability
     ("availability: often", "profiles[0].availability: must be a probability or one of"),
+    (
+        "availability: true",
+        "profiles[0].availability: must be a probability or one of probability, diurnal, trace",
+    ),
+    ("availability: [0.5]", "profiles[0].availability: must be a probability or one of"),
+    ("availability: {}", "profiles[0].availability: unknown key ''"),
+    (
+        "availability: {probability: 0.5, diurnal: {window_hours: 3}}",
+        "availability: must have one key (one of",
+    ),
+    ("availability: {probability: 0.5, window: 3}", "profiles[0].availability: unknown key 'window'"),
+    ("availability: {probability: 1.5}", "profiles[0].availability.probability: must be <= 1 (got 1.5)"),
+    ("availability: {uniform: [0.5, 1.5]}", "profiles[0].availability: must be <= 1 (got 1.5)"),
+    ("availability: {uniform: [0.5, x]}", "profiles[0].availability.uniform[1]: must be a number (got 'x')"),
+    ("availability: {trace: {file: nowhere.csv}}", "profiles[0].availability.trace.file"),
+    ("availability: {diurnal: 3}", "profiles[0].availability.diurnal: must be a mapping of keys to values (got 3)"),
+    ("availability: -0.5", "profiles[0].availability: must be >= 0 (got -0.5)"),
     ("availability: {diurnl: {}}", "did you mean 'diurnal'?"),
     ("availability: {diurnal: {}}", "profiles[0].availability.diurnal.window_hours: is missing"),
     ("availability: {diurnal: {window_hours: 30}}", "window_hours: must be <= period_hours 24 (got 30)"),

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from clients.node import channel as members
-from clients.node.round_context import contents_kind
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
-from fl_peel.exchange.counters import RoundCounts
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noise_plan import make_plan
 from simulations.report.sections.costs import privacy_views
@@ -60,8 +58,8 @@ def test_nodes_make_no_difference(tiny, tmp_path, variant):
     assert figures(one) == figures(three)
 
 
-def test_off_is_off(tiny, tmp_path):
-    plain, grid = run_of(tiny, tmp_path, ())
+def test_off_is_off(tiny_run):
+    plain, grid = tiny_run
     assert to_json(plain)["privacy"] == {
         "mechanism": "none",
         "epsilon": None,
@@ -167,20 +165,6 @@ def test_poisson_cohorts_are_coins():
     assert len(np.intersect1d(first, second)) == pytest.approx(800, abs=140)  # independent: 0.04
     assert first.tolist() == [d for d in range(20_000) if len(sample_cohort(3, 1, np.array([d]), 0.2, poisson=True))]
     assert len(sample_cohort(0, 1, np.arange(3), 1e-9, poisson=True)) == 0
-
-
-def test_withholding_is_for_privacy_alone(tiny):
-    counts = dataclasses.replace(RoundCounts.nothing(2), slowest_us=7)
-    counts.clock.sampled[:] = [3, 4]
-    for overrides, left in (((), 7), (CENTRAL, 0), ((*CENTRAL, "privacy.counters=measured"), 7)):
-        scenario = load_scenario(tiny, overrides)
-        setting = wire.RunSetting(scenario.to_json(), "", "")
-        nobody = np.zeros(0, np.int64)
-        output = contents_kind(scenario)(
-            scenario, wire.RoundRequest(setting, 1, True, 1.0, nobody, nobody, {})
-        ).counted(counts)
-        assert output.slowest_us == left
-        assert output.clock.sampled.tolist() == ([3, 4] if left else [7, 0])
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -21,8 +21,10 @@ from fl_peel.secure.device_protocol import needed_of
 from simulations.scenario_files import load_scenario
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds
+from tests.conftest import plant
 from tests.helpers.runs import figures, hosted_by, served
 from tests.simulations.studies.test_audit import observed
+from tests.strategies.rounds.test_clear_steps import changed
 
 PRIVATE = {
     "mechanism": "central-gaussian",
@@ -36,12 +38,8 @@ SECURE = {"enabled": True, "devices_per_group": None, "min_devices": 4, "neighbo
 
 
 def private(scenario: Scenario, privacy=(), secure=(), **sections) -> Scenario:
-    content = scenario.model_dump(mode="json")
-    content["privacy"] |= PRIVATE | dict(privacy)
-    content["secure_aggregation"] |= SECURE | dict(secure)
-    for section, keys in sections.items():
-        content[section] |= keys
-    return Scenario.model_validate(content)
+    parts = {"privacy": PRIVATE | dict(privacy), "secure_aggregation": SECURE | dict(secure)}
+    return changed(scenario, **parts, **sections)
 
 
 @pytest.fixture
@@ -144,10 +142,11 @@ def test_of_a_void_group_nothing_is_released(tiny_scenario, tmp_path, releases):
 
 @pytest.mark.slow
 def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
-    """40 nodes with a device each. Outside masks there are only numbers of devices, always in the same place."""
-    _, grid = served(private(tiny_scenario, refinement={"rounds": 1}), tmp_path / "run", nodes=40)
+    """12 nodes with a device each. Outside masks there are only numbers of devices, always in the same place."""
+    plant(tmp_path / "planted.csv", users_per_group=6, items_per_group=30, per_user=12, noise=0.1)
+    _, grid = served(private(tiny_scenario, refinement={"rounds": 1}), tmp_path / "run", nodes=12)
     joined = [wire.unpack(wire.JoinReply, content) for kind, content in grid.crossed if kind == f"reply to {wire.JOIN}"]
-    assert len(joined) == 40
+    assert len(joined) == 12
     assert len({tuple(reply.ceilings.tolist()) for reply in joined}) == 1  # not its own, which is its class's
     kinds = {str(kind): kind.reply for kind in (wire.SECURE_KEYS, wire.SECURE_ROUND)}
     result = dict.fromkeys(kinds, 0)
@@ -164,7 +163,7 @@ def test_no_message_of_a_lone_device_names_its_class(tiny_scenario, tmp_path):
             assert not reply.classes.stacked().any()
             assert reply.slowest_us == 0
         assert np.array_equal(reply.clock.stacked(), expected.stacked())
-    assert set(result.values()) == {40}
+    assert set(result.values()) == {12}
 
 
 def test_devices_of_all_classes_answer_equally_often(tiny, tmp_path):

@@ -21,9 +21,9 @@ from strategies.rounds.strategy import sample_cohort
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_bounded import CENTRAL, LOCAL, released_noise
+from tests.helpers.examples import but_one_slow
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import figures, node_reply, served
-from tests.helpers.slow import but_one_slow
 from tests.strategies.rounds.test_clear_steps import SPECTRAL
 
 SYSTEM = "privacy.noise_source=system"

@@ -15,7 +15,7 @@ from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed, shrink
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.errors import ArtifactError, BudgetError
-from fl_peel.ranking.bootstrap import NUM_BINS, Histogram
+from fl_peel.ranking.bootstrap import Histogram
 from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
 from tests.helpers.examples import examples
@@ -150,23 +150,6 @@ def test_no_violation_as_shipped_fleets_move(name):
 # ---------------------------------------------------------------- spread over devices
 
 
-def test_the_worst_tenth_from_a_histogram_by_hand():
-    """Ten devices with 0, 0.1, ... 0.9: the worst tenth is the 0, the worst quarter (0 + .1 + .2 / 2) / 2.5."""
-    values = np.arange(10) / 10
-    histogram = Histogram.from_devices(np.zeros(10, np.int64), 1, values, np.ones(10, bool))
-    one = Histogram(histogram.counts[0], histogram.sums[0])
-    assert one.worst_mean(0.1) == 0.0
-    assert one.worst_mean(0.25) == pytest.approx((0 + 0.1 + 0.2 / 2) / 2.5, abs=1e-9)
-    assert one.worst_mean(1.0) == pytest.approx(0.45, abs=1e-9)
-    assert one.zero_share() == 0.1
-
-
-def test_nobody_has_no_worst():
-    empty = Histogram(np.zeros(NUM_BINS, np.int64), np.zeros(NUM_BINS, np.int64))
-    assert empty.worst_mean(0.1) is None
-    assert empty.zero_share() is None
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(0, 5), st.sampled_from([0.1, 0.3, 0.5, 1.0]))
 @examples(60)
 def test_histograms_add_up_and_are_close_to_sorting(values, split, share):
@@ -185,9 +168,3 @@ def test_histograms_add_up_and_are_close_to_sorting(values, split, share):
     exact = float((np.sort(array) * weights).sum() / wanted)
     assert Histogram(whole.counts[0], whole.sums[0]).worst_mean(share) == pytest.approx(exact, abs=0.01 + 1e-6)
     assert whole.sums.sum() == np.rint(array * SUM_SCALE).sum()
-
-
-def test_devices_without_test_items_are_not_counted():
-    histogram = Histogram.from_devices(np.array([0, 1]), 2, np.array([0.5, 0.0]), np.array([True, False]))
-    assert histogram.counts.sum(axis=1).tolist() == [1, 0]
-    assert histogram.counts[0, 50] == 1  # (0.49, 0.50]

@@ -58,14 +58,6 @@ def test_prefix_by_hand():
     assert smallest_budget_bytes(layout, "int8") == 60
 
 
-def test_no_block_is_skipped_to_squeeze_in_a_smaller_one():
-    # groups of 3 items and of 1: 6 + 3 x 6 = 24 and 6 + 6 = 12 bytes; overhead 52
-    layout = BlockLayout(np.array([0, 0, 0, 1], np.int32), 4, 1)
-    assert layout.block_bytes("int8").tolist() == [24, 12]
-    ranked = rank_blocks(layout, "int8", np.array([2.0, 1.0]), np.ones((4, 4), np.float32))
-    assert ranked.cutoffs(np.array([52 + 12, 52 + 24, 52 + 36])).tolist() == [0, 1, 2]
-
-
 # ---------------------------------------------------------------- what is sent and what is kept
 
 
@@ -263,17 +255,6 @@ def test_equal_weights_go_by_block_number(seed, count, first):
     wanted = sorted(range(count), key=lambda block: (-weights[block], block))
     assert ranking(weights).tolist() == wanted
     assert ranking(weights, first=first).tolist() == wanted[:first]
-
-
-def test_row_pieces_of_a_list_by_hand():
-    layout = BlockLayout(np.array([0, 0, 1, 2, 2, 2], np.int32), 4, 2)
-    ranked = rank_blocks(layout, "fp32", np.array([1.0, 5, 0, 3, 2, 4]), np.ones((6, 4), np.float32))
-    assert ranked.blocks.tolist() == [1, 5, 3, 4, 0, 2]
-    assert ranked.row_pieces.tolist() == [0, 2, 5, 6, 9, 11, 12]
-    single = BlockLayout(np.arange(3, dtype=np.int32), 4, 2)
-    assert rank_blocks(single, "fp32", np.arange(6.0), np.ones((3, 4), np.float32)).row_pieces.tolist() == list(
-        range(7)
-    )
 
 
 @given(layout=layouts, precision=precisions, seed=seeds, share=st.floats(0, 1))

@@ -187,29 +187,6 @@ HUGE = b"\xff\xff\xff\xff"
 # :mod:`tests.fl_peel.blocks.test_vectors` has what else is refused, each for its reason
 
 
-def test_other_bytes_are_told():
-    assert "begins with b'PK" in refused(b"PK\x03\x04 not an artefact at all, rather long and rather wrong")
-
-
-@pytest.mark.parametrize("data", [GROUPED, SINGLE], ids=["grouped", "single"])
-@pytest.mark.parametrize(
-    ("place", "content"),
-    [
-        (6, b"\x00"),
-        (7, b"\x03"),
-        (12, HUGE),
-        (12, b"\x02"),
-        (16, b"\x05"),
-        (16, b"\xff\xff"),
-        (20, b"\x00"),
-        (24, b"\x00"),
-    ],
-)
-def test_a_header_that_contradicts_the_content_is_refused(data, place, content):
-    assert StoredEmbedding.from_bytes(resealed(data)).num_items == 9
-    refused(resealed(data, (place, content)))
-
-
 def test_a_block_without_rows_is_refused_though_rows_add_up():
     """Ids begin at 52, of six bytes each: number, first row, rows."""
     ids = np.frombuffer(GROUPED, "<u2", 18, 52).reshape(6, 3).copy()
@@ -247,10 +224,3 @@ def test_the_user_group_is_kept_from_the_list_to_the_file_and_back():
     assert StoredEmbedding.build(layout, "int8", user, blocks, table, 7).user_group == 7
     assert StoredEmbedding.build(layout, "int8", user, blocks, table).user_group == 0
     assert StoredEmbedding.from_pieces(layout, "int8", user, blocks, pieces).user_group == 0
-
-
-def test_numbers_are_checked_before_anything_is_allocated(monkeypatch):
-    """A header of 44 bytes that speaks of 2^32 blocks: the reader touches no array."""
-    data = resealed(SINGLE, (20, HUGE), (24, HUGE), cut=44)
-    monkeypatch.setattr(np, "frombuffer", None)
-    assert "44 bytes, where its header speaks of" in refused(data)

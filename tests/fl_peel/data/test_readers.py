@@ -83,6 +83,7 @@ SAMPLE_FILES = {
     "ratings.dat": U_DATA.replace("\t", "::"),
     "x.inter": HEADER + U_DATA,
     "windows.inter": (HEADER + U_DATA).replace("\n", "\r\n"),
+    "marked_windows.data": b"\xef\xbb\xbf" + U_DATA.replace("\n", "\r\n").encode(),
     "no_last_newline.data": U_DATA.rstrip("\n"),
     "marked.csv": b"\xef\xbb\xbfuser,item,rating,timestamp\n" + U_DATA.replace("\t", ",").encode(),
     "aliases.csv": "when,time,Item_Id,userId,rating\n" + "".join(f"x,{t},{i},{u},{r}\n" for u, i, r, t in SAMPLE),
@@ -184,7 +185,7 @@ def test_lists_keep_their_numbers(tmp_path):
 
 
 def test_one_list_alone_has_no_given_test(tmp_path):
-    path = write(tmp_path, "train.txt", b"1 2\r\n\r\n0\t1 1 0\r\n1 3 2")
+    path = write(tmp_path, "train.txt", b"\xef\xbb\xbf1 2\r\n\r\n0\t1 1 0\r\n1 3 2")
     data = read_interactions(path)
     assert (rows_of(data.pairs), data.given_test, data.num_items) == ([[1, 0], [2, 3]], None, 4)
     both = read_interactions(path, test_path=write(tmp_path, "held_out.txt", "0 3\n1 2\n"))
@@ -268,14 +269,6 @@ def test_what_may_never_end_is_told_without_waiting(tmp_path, format):
             read_interactions(path, format=format)
     with pytest.raises(DataError, match="no such file; check the path"):
         read_interactions("a" * 5000, format=format)
-
-
-def test_marks_of_byte_order_and_line_ends_of_windows_are_none_of_the_data(tmp_path):
-    for name, content in (("x.csv", "user,item\n1,2\n3,4\n"), ("train.txt", "0 1\n1 0\n"), ("u.data", U_DATA)):
-        plain = read_interactions(write(tmp_path, name, content))
-        typed = read_interactions(write(tmp_path, name, b"\xef\xbb\xbf" + content.replace("\n", "\r\n").encode()))
-        assert rows_of(plain.pairs) == rows_of(typed.pairs)
-        assert plain.user_labels == typed.user_labels
 
 
 def test_folder_without_test_list(tmp_path):

@@ -1,5 +1,6 @@
 """Sums in an order that is written down: those of the readable twin, on any processor."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from numba import njit
 from numba.core.errors import TypingError
 
+from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.data.population import Population
 from fl_peel.kernels.lanes import dot
+from fl_peel.ranking.top import top_rows
+from fl_peel.scenario.settings import LocalTraining
+from fl_peel.training.group import signals_of_group, train_group
+from fl_peel.training.update import LocalWork
 from tests.helpers import readable_twins as reference
 from tests.helpers.root import ROOT
 
@@ -57,36 +65,26 @@ def test_no_loop_lets_the_compiler_reorder():
     assert [path.name for path in sources if "fastmath" in path.read_text() and path.name != "lanes.py"] == []
 
 
-WORK = """
-import hashlib
-import numpy as np
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.data.population import Population
-from fl_peel.ranking.top import top_rows
-from fl_peel.training.group import train_group
-from fl_peel.scenario.settings import LocalTraining
-from fl_peel.training.group import signals_of_group
-from fl_peel.training.update import LocalWork
-
-rng, devices, items, dim = np.random.default_rng(0), 60, 200, 40
-train = Population(0, devices, items, 2).rows(0, devices)
-users = rng.standard_normal((devices, dim), np.float32)
-digest = hashlib.blake2b(digest_size=8)
-for slices in (1, 4):
-    layout = BlockLayout(np.arange(items, dtype=np.int32), dim, slices)
-    table = rng.standard_normal((items, dim), np.float32)
-    ranked = rank_blocks(layout, "int8", rng.random(layout.num_blocks), table)
-    cutoffs = rng.integers(50, len(ranked.blocks) + 1, devices)
-    for how in (LocalTraining(loss="sampled-softmax"), LocalTraining(loss="bpr", max_norm=0.1, clip_blocks=slices > 1)):
-        seeds = np.arange(devices, dtype=np.uint64)
-        trained, update = train_group(LocalWork(ranked, cutoffs, users, train, seeds, how))
-        best = top_rows(ranked, cutoffs, trained, train, 20)
-        signals = signals_of_group(ranked, cutoffs, trained, best, train)
-        for values in (trained, update.sums, update.tallies, update.norms, update.loss, best, *signals):
-            digest.update(np.ascontiguousarray(values).tobytes())
-print(digest.hexdigest())
-"""
+def digest_of_work():
+    """Of all that devices of two tables, and the server, compute in compiled loops."""
+    rng, devices, items, dim = np.random.default_rng(0), 60, 200, 40
+    train = Population(0, devices, items, 2).rows(0, devices)
+    users = rng.standard_normal((devices, dim), np.float32)
+    digest = hashlib.blake2b(digest_size=8)
+    for slices in (1, 4):
+        layout = BlockLayout(np.arange(items, dtype=np.int32), dim, slices)
+        table = rng.standard_normal((items, dim), np.float32)
+        ranked = rank_blocks(layout, "int8", rng.random(layout.num_blocks), table)
+        cutoffs = rng.integers(50, len(ranked.blocks) + 1, devices)
+        clipped = LocalTraining(loss="bpr", max_norm=0.1, clip_blocks=slices > 1)
+        for how in (LocalTraining(loss="sampled-softmax"), clipped):
+            seeds = np.arange(devices, dtype=np.uint64)
+            trained, update = train_group(LocalWork(ranked, cutoffs, users, train, seeds, how))
+            best = top_rows(ranked, cutoffs, trained, train, 20)
+            signals = signals_of_group(ranked, cutoffs, trained, best, train)
+            for values in (trained, update.sums, update.tallies, update.norms, update.loss, best, *signals):
+                digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def runs_here(needed):
@@ -101,15 +99,12 @@ def runs_here(needed):
 def test_training_ranking_and_signals_are_the_same_bits_for_every_processor(compiled_for_others):
     """As compiled for this one and for haswell, with which ``tests/fl_peel/test_cpu_dispatch.py`` does a whole run."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("NUMBA_CPU")}
-    digests = []
-    for environment in ({}, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": compiled_for_others}):
-        done = subprocess.run(
-            [sys.executable, "-c", WORK],
-            env=kept | environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        digests.append(done.stdout.strip())
-    assert digests[0] == digests[1] != ""
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import digest_of_work; print(digest_of_work())"],
+        env=kept | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": compiled_for_others},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == digest_of_work()

@@ -388,11 +388,6 @@ def test_an_id_of_no_item_is_one_line(given):
     assert Catalogue(SINGLE).find(str(given)) == -1
 
 
-def test_a_number_is_written_in_one_way():
-    catalogue = Catalogue(layout_of("single", 30, 30, 2, 1, 0))
-    assert (catalogue.find("3"), catalogue.find("03")) == (3, -1)
-
-
 @pytest.mark.parametrize("given", [True, 1.0, None, b"1"])
 def test_what_is_no_id_at_all_is_one_line(given):
     with pytest.raises(ModelError, match="is no id; give text or whole numbers"):

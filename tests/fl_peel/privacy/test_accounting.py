@@ -94,12 +94,6 @@ def test_laplace_is_at_most_the_sum_of_its_epsilons():
         assert privacy_cost(SelfComposedDpEvent(LaplaceDpEvent(parts), parts), DELTA).epsilon <= whole + 1e-3
 
 
-def test_rounds_without_signals_cost_their_share():
-    # 4 rounds in full and 4 with the share 0.36: precisions 4 / z^2 + 4 * 0.36 / z^2 = 5.44 / z^2
-    mixed = privacy_cost(event_of(CentralGaussian(), 5.0, Schedule(((4, 1.0), (4, 0.36)))), DELTA).epsilon
-    assert mixed == pytest.approx(privacy_cost(GaussianDpEvent(5.0 / math.sqrt(5.44)), DELTA).epsilon, rel=1e-3)
-
-
 def plan_of(*overrides, **how):
     return make_plan(load_scenario("ml-100k", [*CENTRAL, *overrides]), **how)
 

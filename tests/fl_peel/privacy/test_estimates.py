@@ -5,13 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from fl_peel.errors import ScenarioError
 from fl_peel.privacy.mechanisms import (
     CentralGaussian,
     Gaussian,
     LocalGaussian,
     LocalLaplace,
-    find_mechanism,
     noise_share,
 )
 from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrink_factor, shrunk, tilted
@@ -203,10 +201,3 @@ def test_a_share_of_noise_is_less_the_more_devices_there_are():
     assert drawn[0] / 2 == pytest.approx(drawn[1], abs=1)
     assert drawn[0] / 3 == pytest.approx(drawn[2], abs=1)
     assert drawn[0].std() / 2**20 == pytest.approx(6.0, rel=0.6)
-
-
-def test_a_name_that_no_mechanism_has_is_refused():
-    with pytest.raises(ScenarioError, match=r"^privacy\.mechanism: .*central-gausian"):
-        find_mechanism("central-gausian")
-    assert find_mechanism("none") is None
-    assert find_mechanism("local-laplace") == LocalLaplace()

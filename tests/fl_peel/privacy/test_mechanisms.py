@@ -1,7 +1,6 @@
 """Mechanisms keep their contract; clipping is exact for any cohort; what the server makes of noise."""
 
 import math
-from collections import Counter
 from fractions import Fraction
 from importlib.metadata import EntryPoint
 
@@ -35,7 +34,7 @@ from fl_peel.privacy.mechanisms import (
     uniforms,
 )
 from fl_peel.privacy.shrinkage import NoisedSignals, shrunk, tilted
-from fl_peel.privacy.sources import SeededNoise, randomized_groups, with_device_noise
+from fl_peel.privacy.sources import SeededNoise, with_device_noise
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.settings import MECHANISMS, LocalTraining
 from fl_peel.training.group import train_group
@@ -82,6 +81,8 @@ def test_the_names_that_scenarios_know_are_those_of_the_mechanisms():
     assert {name: MECHANISMS.make(name, Mechanism) for name in MECHANISMS.shipped} == mechanisms._BUILT_IN
     assert find_mechanism("none") is None
     assert find_mechanism("local-laplace") == LocalLaplace()
+    with pytest.raises(ScenarioError, match=r"^privacy\.mechanism: .*central-gausian"):
+        find_mechanism("central-gausian")
 
 
 def test_devices_that_add_noise_hide_which_of_two_contributions_they_sent():
@@ -89,13 +90,6 @@ def test_devices_that_add_noise_hide_which_of_two_contributions_they_sent():
     assert CentralGaussian().scale(3.0, 1.0, 1.0) == 3.0
     assert LocalGaussian().scale(3.0, 1.0, 1.0) == 6.0
     assert LocalLaplace().scale(3.0, 0.5, 1.0) == 12.0
-
-
-def test_whole_noise_is_drawn_by_mechanisms_that_say_how():
-    class Floats(CentralGaussian):
-        draw_whole = Mechanism.draw_whole
-
-    assert [one.draws_whole for one in (CentralGaussian(), LocalLaplace(), Floats())] == [True, True, False]
 
 
 def test_numbers_beyond_the_range_saturate_with_their_sign():
@@ -228,18 +222,6 @@ def test_counts_by_hand():
     np.testing.assert_allclose(l1, [0.25, 0.25, 0.25, 1.25], atol=1e-6)
     loose = bounded_counts(ranked, train, 9.0, l1=False) / FIXED_POINT  # a row counts once at most
     np.testing.assert_allclose(loose, [1, 1, 1, 2], atol=1e-6)
-
-
-def test_answers_which_user_group():
-    """epsilon ln 6 of 4 groups: the own one with probability 6 / 9, each other one with 1 / 9; odds are e^epsilon."""
-    devices = np.arange(90_000)
-    answers = randomized_groups(np.full(90_000, 2, np.int32), 4, math.log(6), SeededNoise(0), devices)
-    counts = Counter(answers.tolist())
-    assert counts[2] / 90_000 == pytest.approx(6 / 9, abs=0.01)
-    assert [counts[group] / 90_000 for group in (0, 1, 3)] == pytest.approx([1 / 9] * 3, abs=0.005)
-    assert (
-        randomized_groups(np.full(9, 2, np.int32), 4, math.log(6), SeededNoise(0), devices[:9]) == answers[:9]
-    ).all()
 
 
 # ---------------------------------------------------------------- what the server makes of it

@@ -270,18 +270,6 @@ def test_noise_of_devices_is_by_identity_added_to_what_was_there_and_leaves_it_a
     assert abs(np.corrcoef(one["updates"].ravel(), one["signals"])[0, 1]) < 0.1
 
 
-def test_who_has_the_seed_subtracts_the_noise():
-    output = NamedSums({"updates": np.arange(12).reshape(3, 4), "signals": np.arange(5)})
-    own = with_device_noise(output, {"updates": 1.0, "signals": 2.0}, LocalGaussian(), SeededNoise(5), 2, np.array([4]))
-    shared = with_noise_shares(output, {"updates": 3.0, "signals": 6.0}, 9, SeededNoise(5), 2, np.array([4]))
-    for part, scale in (("updates", 1.0), ("signals", 2.0)):
-        shape = output[part].shape
-        drawn = SeededNoise(5).noise(LocalGaussian(), shape, scale, FIXED_POINT, ("device-noise", 2, 4, part))
-        share = SeededNoise(5).share(shape, 3 * scale, 9, FIXED_POINT, ("noise-share", 2, 4, part))
-        assert (own[part] - drawn == output[part]).all()
-        assert (shared[part] - share == output[part]).all()
-
-
 # ---------------------------------------------------------------- what the report tells
 
 

@@ -9,7 +9,19 @@ import pytest
 from fl_peel import plugins
 from fl_peel.figures import Estimate
 from simulations.report.contracts import SectionContract, example_results
-from simulations.report.drawing import INK, EndLabel, finish, label_ends, new_figure, styled
+from simulations.report.drawing import (
+    GRAPHICS,
+    INK,
+    PLAIN,
+    EndLabel,
+    css,
+    finish,
+    label_ends,
+    new_figure,
+    styled,
+    themed,
+    variables,
+)
 from simulations.report.render import page
 from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
@@ -17,8 +29,10 @@ from simulations.report.sections.classes import device_classes_view, recall_by_c
 from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
-from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness
-from tests.simulations.report.test_report import NASTY, Page, run_result
+from simulations.report.verdict import best_budget, classes_below, own_rows, refinement_helped, seen_data, verdicts
+from simulations.scenario_files import load_scenario
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness, Gain, RefinementResult
+from tests.simulations.report.test_report import NASTY, Page, drawn_figures, run_result
 
 
 def better_than(result, *, strongest: bool, low: float = 1.001):
@@ -207,3 +221,167 @@ def test_sections_of_installed_packages_come_last_and_cost_no_report(monkeypatch
         *(record.message for record in caplog.records if "'missing'" in record.message),
     ]
     assert len(caplog.records) == 2
+
+
+# --- What a run says first, in words: who has seen what, and what its figures come to.
+
+
+OWN = {"blocks": {"precision": "int8"}, "selector": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("ml-100k", [], "Pretraining: on the server, from 100% of the interactions (as in the paper); in refinement"),
+        ("ml-100k", ["pretraining.collected.share=10%"], "on the server, from 10% of the interactions; in"),
+        ("ml-100k", ["pretraining.collected={mode: oldest, share: 20%}"], "on the server, from the oldest 20% of"),
+        ("nothing-collected", [], "Fully federated: no interaction leaves a device; the server sees sums over"),
+        ("nothing-collected", ["pretraining.collected.share=5%"], "from sums over devices, begun with 5% of the"),
+        ("secure-aggregation", [], "the server sees masked sums over each node's devices."),
+        ("nothing-collected-private", [], "no interaction leaves a device; the server sees masked sums"),
+        ("local-dp", [], "the server sees sums over each node's devices, with noise."),
+    ],
+)
+def test_who_has_seen_what(name, changes, words):
+    assert words in seen_data(load_scenario(name, changes).model_dump(mode="json"))
+
+
+def test_the_headline_is_of_what_devices_are_sent_whatever_is_best_on_the_test():
+    """An order of blocks that nobody chose is far better on the test; the sentence is not about it."""
+    mine, better = run_result().budgets[:2], []
+    for row in mine:
+        better.append(replace(row, selector="lucky", to_strongest=Estimate(1.5, 1.4, 1.6)))
+    result = replace(run_result(), budgets=(*better, *mine))
+    assert own_rows(result) == sorted(mine, key=lambda row: row.share) or len(own_rows(result)) == 1
+    assert "ranked by the controller have 0." in verdicts(result)[0]
+    assert "1.5" not in verdicts(result)[0]
+
+
+def test_the_smallest_budget_that_keeps_up_is_named():
+    ratios = {
+        "1%": Estimate(0.9, 0.85, 0.95),
+        "5%": Estimate(0.99, 0.97, 1.01),
+        "10%": Estimate(1.02, 1.01, 1.03),
+    }
+    assert best_budget(ratios, OWN, "refined") == (
+        "At 5%, int8 blocks ranked by “mine” have 0.990 [0.970, 1.010] times the Recall@20 of the full model (group "
+        "tables after refinement): equal within 5%."
+    )
+    del ratios["5%"]
+    assert best_budget(ratios, OWN, "start").endswith("before refinement): significantly better.")
+    del ratios["10%"]
+    assert best_budget(ratios, OWN, "global").endswith("(global table): significantly worse.")
+    assert "not measured" in best_budget({"1%": None}, OWN, None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_value", "words"),
+    [
+        (0.99, 1.01, None, ": equal within 5%"),
+        (0.95, 1.01, None, ": no significant difference, and not shown to be equal within 5%"),  # .95 is 5% below 1
+        (0.99, 1.053, None, ": no significant difference, and not shown to be equal within 5%"),  # 1 is 5% below
+        (1.01, 1.04, None, ": significantly better"),
+        (1.01, 1.04, 0.051, ": equal within 5%"),  # corrected for others
+        (1.01, 1.2, 0.051, ": no significant difference, and not shown to be equal within 5%"),
+        (0.8, 1.01, 0.049, ": significantly worse"),
+        (None, None, None, ""),
+    ],
+)
+def test_a_ratio_is_called_equal_only_where_its_whole_interval_is_near_1(low, high, p_value, words):
+    value = 1.0 if low is None else (low + high) / 2
+    assert significance(Estimate(value, low, high), p_value) == words
+
+
+@pytest.mark.parametrize(
+    ("gain", "rounds", "accepted", "words"),
+    [
+        (Estimate(0.01, 0.005, 0.015), 2, 3, "helped: +0.0100 [+0.0050, +0.0150] Recall@20."),
+        (Estimate(-0.125, -0.14, -0.11), 2, 3, "did harm: -0.1250 [-0.1400, -0.1100] Recall@20; lower"),
+        (Estimate(0.0, -0.01, 0.01), 2, None, "no significant difference: +0.0000 [-0.0100, +0.0100] Recall@20; lower"),
+        (Estimate(0.0, 0.0, 0.0), 2, 0, "no user group accepted it on validation; lower"),
+        (None, 0, None, "There was no federated refinement (refinement.rounds: 0)."),
+        (None, 2, 1, "was not measured"),
+    ],
+)
+def test_whether_refinement_helped_and_what_to_do_where_it_did_not(gain, rounds, accepted, words):
+    assert words in refinement_helped(gain, rounds, accepted)
+
+
+def test_classes_far_below_their_full_tables_are_named():
+    result = run_result()
+    (row, *_) = result.fairness.by_class
+    rows = tuple(
+        replace(row, device_class=name, ratio={FULL_REFINED: ratio})
+        for name, ratio in (("watch", 0.6), ("phone", 0.95))
+    )
+    said = classes_below(replace(result, fairness=replace(result.fairness, by_class=rows)))
+    assert said.startswith("Far below the recall of their own full tables: watch 0.60 times it; raise")
+    assert "phone" not in said
+    assert classes_below(replace(result, fairness=None)) == ""
+
+
+def test_a_run_says_all_of_it_in_this_order():
+    scenario = load_scenario("ml-100k").model_dump(mode="json")
+    stage = RefinementResult(groups=2, groups_kept=1, rounds_kept={}, bytes_down_mean=0.0, comparisons=())
+    full = replace(run_result().full_table, gain=Gain(Estimate(0.01, 0.005, 0.015), 9))
+    result = replace(run_result(), scenario=scenario, refinement=stage, full_table=full)
+    first, second, third = verdicts(result)
+    assert first == seen_data(scenario)
+    assert second.startswith("At 5% of the bytes (50.00 KB), int8 blocks ranked by the controller have 0.840 [")
+    assert third.startswith("Federated refinement helped")
+
+
+# --- Colours that can be read, on light paper and on dark, and figures that take those of their page.
+
+
+LIGHT, DARK = 0, 1
+
+
+def contrast(one, other):
+    """The contrast of two colours, 1 to 21, as WCAG 2.2 defines it."""
+    lighter, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (lighter + 0.05) / (dark + 0.05)
+
+
+def _luminance(color):
+    parts = (int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_contrast_is_that_of_wcag():
+    assert contrast("#ffffff", "#000000") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.478, abs=1e-3)  # the well-known grey that just fails
+
+
+@pytest.mark.parametrize("paper", ["paper", "code"])
+@pytest.mark.parametrize("mode", [LIGHT, DARK])
+@pytest.mark.parametrize("words", ["ink", "muted", "accent", *(name for name in variables() if name.endswith("-text"))])
+def test_words_stand_out_by_four_and_a_half(words, mode, paper):
+    assert contrast(variables()[words][mode], PLAIN[paper][mode]) >= 4.5
+
+
+@pytest.mark.parametrize("mode", [LIGHT, DARK])
+@pytest.mark.parametrize("name", [*GRAPHICS, "muted"])
+def test_graphics_stand_out_by_three(name, mode):
+    assert contrast(variables()[name][mode], PLAIN["paper"][mode]) >= 3
+
+
+@pytest.mark.parametrize("mode", [LIGHT, DARK])
+@pytest.mark.parametrize("bar", ["blue", "green-text"])
+def test_figures_at_the_foot_of_bars_can_be_read(bar, mode):
+    assert contrast(PLAIN["paper"][mode], variables()[bar][mode]) >= 4.5
+
+
+def test_every_colour_of_a_figure_is_one_of_the_pages():
+    for plot in drawn_figures():
+        for svg in (plot.svg, plot.narrow):
+            assert "#222222" in svg
+            assert ": #" not in themed(svg).replace("#000000", "")  # matplotlib's default of what is not drawn
+            assert "var(--paper, #ffffff)" in themed(svg)
+
+
+def test_no_two_variables_are_alike_on_light_paper():
+    """Or a figure's colour could be taken for another's."""
+    assert len({light for light, _ in variables().values()}) == len(variables())
+    assert css(dark=False).count("--") == css(dark=True).count("--") == len(variables())

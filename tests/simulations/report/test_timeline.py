@@ -45,12 +45,18 @@ SHORT = "data.timeline.periods=2"
 
 @pytest.fixture(scope="module")
 def two_seeds(tmp_path_factory):
-    """(seeds 0 and 1 of a short timeline, their folder, the scenario's file)."""
-    folder = tmp_path_factory.mktemp("two-seeds")
+    """(seeds 0 and 1 of a short timeline, their folder, the scenario's file, what each measured)."""
+    folder, each = tmp_path_factory.mktemp("two-seeds"), {}
     short = load_scenario(written(folder), [SHORT])
+
+    def kept(scenario, *args, **how):
+        each[scenario.seed] = simulated(scenario, *args, **how)
+        return each[scenario.seed]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "simulated", simulated)
-        return runner.run_seeds(short, 2, RunOptions(out=folder / "out", command="as typed")), folder / "out", folder
+        patch.setattr(runner, "simulated", kept)
+        result = runner.run_seeds(short, 2, RunOptions(out=folder / "out", command="as typed"))
+    return result, folder / "out", folder, each
 
 
 @pytest.mark.slow
@@ -144,7 +150,7 @@ def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
 @pytest.mark.slow
 def test_several_seeds_are_put_together(two_seeds):
     """Means over seeds, and intervals over devices and seeds: as wide as one seed's at least where seeds agree."""
-    result, out, _ = two_seeds
+    result, out, *_ = two_seeds
     alone = [json.loads((out / f"seed-{seed}" / "timeline.json").read_text()) for seed in (0, 1)]
     by_line = {one.line: one for one in result.lines}
     assert by_line.keys() == alone[0]["last"].keys()
@@ -167,7 +173,7 @@ def test_several_seeds_are_put_together(two_seeds):
 @pytest.mark.slow
 def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
     """The second seed fails the first time; what is damaged is replayed again."""
-    whole, _, folder = two_seeds
+    whole, _, folder, each = two_seeds
     short = load_scenario(folder / "timeline.yaml", [SHORT])
     started, events = [], []
 
@@ -175,7 +181,7 @@ def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
         started.append(scenario.seed)
         if started == [0, 1]:
             raise KeyboardInterrupt
-        return simulated(scenario, place, on_event, server=server)
+        return each[scenario.seed]
 
     monkeypatch.setattr(runner, "simulated", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -161,9 +161,8 @@ def test_watching_changes_nothing(tiny_scenario, tmp_path):
 
 
 def test_under_secure_aggregation_a_group_answers_as_one(tiny_scenario, tmp_path):
-    content = tiny_scenario.model_dump(mode="json")
-    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3}
-    observer, _, _ = observed(Scenario.model_validate(content), tmp_path / "run", sums_only=True)
+    secure = changed(tiny_scenario, secure_aggregation={"enabled": True, "min_devices": 3})
+    observer, _, _ = observed(secure, tmp_path / "run", sums_only=True)
     watched = observer.watched()
     first, second = watched.devices[watched.groups == 0][:2].tolist()
     assert observer.views[first][0].reply is observer.views[second][0].reply

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -521,13 +522,14 @@ def test_the_data_decides_too():
 
 
 @pytest.mark.engine
-def test_the_command_line_compares_on_the_engine(tiny, tmp_path):
+def test_the_command_line_compares_on_ray_beside_packages_with_the_names_of_ours(own_folders, tiny, tmp_path):
+    """Neither it nor Ray's workers look in the working directory; test_engines.py has those of one machine."""
     out = tmp_path / "out"
     words = ["compare", str(tiny), "--budgets", "60%", "--rivals", "cached-list", "--out", str(out)]
-    for change in ("refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}"):
+    for change in ("refinement.rounds=1", "blocks={item_groups: single, num_slices: 2}", "engine.backend=ray"):
         words += ["--set", change]
-    command = [sys.executable, "-m", "simulations.cli.main", *words]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [Path(sys.executable).with_name("fl-peel"), *words]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=own_folders)
     assert ran.returncode == 0, ran.stderr
     assert "Recall@20 by budget" in ran.stdout
     result = json.loads((out / "compare.json").read_text())

@@ -19,7 +19,6 @@ from strategies.rivals.fcf import Fcf, FcfSetting
 from strategies.rivals.federated import Effort, Popularity
 from strategies.rivals.hetefedrec import HeteFedRec, HeteSetting
 from strategies.rivals.pfedrec import PFedRec, PFedRecSetting
-from tests.helpers.loopback import LoopbackGrid
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -37,19 +36,6 @@ METHODS = (
     HeteFedRec(grid=(HeteSetting(BprSetting(0.1, 0.01, 0.2), 1.0, 1.0),)),
 )
 EFFORT = Effort(rounds=10, every=5)
-
-
-@pytest.fixture
-def started(monkeypatch):
-    """Nodes in this process, and how often they were started."""
-    count = []
-
-    def simulated(scenario, place, on_event, *, server):
-        count.append(1)
-        return server(LoopbackGrid(2), scenario, place, on_event)
-
-    monkeypatch.setattr(studies, "simulated", simulated)
-    return count
 
 
 def compared(tiny, out, *, changes=(), methods=METHODS, **kwargs):

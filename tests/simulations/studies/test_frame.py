@@ -43,20 +43,6 @@ FEW = {"devices": 40, "rounds": 2, "share": 0.5, "attacks": ("touched-rows", "re
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """Studies run on nodes in this process; which scenarios the engine was started for."""
-    scenarios = []
-
-    def simulated(scenario, place, on_event, *, server):
-        scenarios.append(scenario)
-        return server(LoopbackGrid(2), scenario, place, on_event)
-
-    monkeypatch.setattr(studies, "simulated", simulated)
-    monkeypatch.setattr(auditing, "simulated", simulated)
-    return scenarios
-
-
-@pytest.fixture
 def untouched(monkeypatch, started):
     """Nothing is trained, and no engine is started."""
 

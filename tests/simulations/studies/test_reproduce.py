@@ -88,7 +88,7 @@ def test_the_command_says_what_holds_and_fails_where_something_does_not(tmp_path
 @pytest.mark.slow
 def test_a_command_leaves_one_table_of_figures(tiny, tmp_path):
     words = " ".join(f"--set '{change}'" for change in QUICK)
-    one = Experiment(name="tiny", command=f"run {tiny} {words}", data="", seconds=1, claims=[claim()])
+    one = Experiment(name="tiny", command=f"run {tiny} {words} --nodes 1", data="", seconds=1, claims=[claim()])
     rows = module._run(one, tmp_path / "out", None)
     assert {"full_table.global", "budgets"} <= {row["part"] for row in rows}
     with pytest.raises(ReportError, match="no such scenario or file"):

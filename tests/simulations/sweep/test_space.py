@@ -15,6 +15,7 @@ from simulations.sweep.report import sweep_page, sweep_plot
 from simulations.sweep.space import ListedValues, Range, search, settings_of, space_of, split_values
 from simulations.sweep.sweep import sweep
 from tests.simulations.conftest import QUICK
+from tests.simulations.sweep.test_sweep import stop
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -197,7 +198,7 @@ def words(searched, changes=QUICK):
 
 
 @pytest.mark.slow
-def test_a_search_is_a_sweep_that_goes_by_validation(tiny, tmp_path, command_line, without_engine):
+def test_a_search_is_a_sweep_that_goes_by_validation(tiny, tmp_path, command_line, made_up):
     out = tmp_path / "out"
     typed = ("sweep", tiny, *words(LOOKED_FOR), "--trials", 4, "--seed", 3, "--out", out)
     code, shown, err = command_line(*typed)
@@ -208,9 +209,9 @@ def test_a_search_is_a_sweep_that_goes_by_validation(tiny, tmp_path, command_lin
     assert "--search 'refinement.local.learning_rate=0.001..1(log)'" in plain["command"]
     rows = plain["rows"]
     assert rows[0]["values"] == {"refinement.local.learning_rate": "0.05", "refinement.local.batch_size": "4"}
-    assert len(rows) == len({row["setting"] for row in rows}) == len(without_engine) > 1
+    assert len(rows) == len({row["setting"] for row in rows}) == len(made_up) > 1
     assert plain["chosen"] == max(rows, key=lambda row: row["validation"])["setting"]
-    assert [one.refinement.local.learning_rate for one in without_engine] == [
+    assert [one.refinement.local.learning_rate for one in made_up] == [
         float(row["values"]["refinement.local.learning_rate"]) for row in rows
     ]
     assert all((out / row["folder"] / "seeds.html").is_file() for row in rows)
@@ -222,31 +223,25 @@ def test_a_search_is_a_sweep_that_goes_by_validation(tiny, tmp_path, command_lin
     assert "search 4/4" in err or "[4/4]" in err
     assert all(f"validation {row['validation']:.4f}" in err for row in rows)
 
-    del without_engine[:]
+    del made_up[:]
     assert command_line(*typed)[0] == 0
-    assert not without_engine, "what is done is read"
+    assert not made_up, "what is done is read"
     assert json.loads((out / "sweep.json").read_text()) == plain
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, without_engine):
-    out, engine = tmp_path / "out", runner.simulated
+def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, made_up):
+    out = tmp_path / "out"
     looked_for = {"searched": LOOKED_FOR, "trials": 3}
     whole = sweep(tiny, QUICK, out=tmp_path / "whole", **looked_for)
-    settings = [one.refinement for one in without_engine]
-    del without_engine[:]
-
-    def stopping(scenario, *args, **kwargs):
-        if len(without_engine) == 2:
-            raise EngineError("pulled the plug")
-        return engine(scenario, *args, **kwargs)
-
-    monkeypatch.setattr(runner, "simulated", stopping)
+    settings = [one.refinement for one in made_up]
+    del made_up[:]
+    engine = stop(monkeypatch, lambda scenario: len(made_up) == 2)
     with pytest.raises(EngineError, match="plug"):
         sweep(tiny, QUICK, out=out, **looked_for)
     monkeypatch.setattr(runner, "simulated", engine)
     assert sweep(tiny, QUICK, out=out, **looked_for) == whole
-    assert [one.refinement for one in without_engine] == settings
+    assert [one.refinement for one in made_up] == settings
 
     many = replace(
         whole, rows=tuple(replace(whole.rows[0], setting=f"number {n}", validation=n / 9) for n in range(10))

@@ -32,7 +32,7 @@ def words(changes):
 
 
 @pytest.mark.slow
-def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engine):
+def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, made_up):
     out = tmp_path / "out"
     code, shown, err = command_line("sweep", tiny, *words([*QUICK, *VARIED]), "--seeds", 2, "--seed", 3, "--out", out)
     assert code == 0, err
@@ -43,7 +43,7 @@ def test_a_sweep_is_runs_side_by_side(tiny, tmp_path, command_line, without_engi
     ]
     files = {f"sweep.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")}
     assert {path.name for path in out.iterdir()} == {*folders, *files, LIST, CHECKPOINTS}
-    assert [(one.seed, one.refinement.local.batch_size, one.selector) for one in without_engine] == [
+    assert [(one.seed, one.refinement.local.batch_size, one.selector) for one in made_up] == [
         (seed, size, selector) for size in (2, 4) for selector in ("controller", "popularity") for seed in (3, 4)
     ]
     plain = json.loads((out / "sweep.json").read_text())
@@ -111,60 +111,59 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
     assert "2 more are in the table" in sweep_page(many)
 
 
-def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, without_engine):
+def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, made_up):
     result = sweep(tiny, [*QUICK, "data.test_share=25%,30%"], out=tmp_path / "out")
     assert all(one.less is None for row in result.rows for one in row.tables)
     assert "a setting with other test items" not in (tmp_path / "out" / "sweep.html").read_text()
 
 
-@pytest.mark.slow
-def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, without_engine):
-    out, engine = tmp_path / "out", runner.simulated
+def stop(monkeypatch, when):
+    """Runs end before they begin where ``when`` is true of their scenario; returns how they are begun otherwise."""
+    engine = runner.simulated
 
     def stopping(scenario, *args, **kwargs):
-        if len(without_engine) == 1:
+        if when(scenario):
             raise EngineError("pulled the plug")
         return engine(scenario, *args, **kwargs)
 
     monkeypatch.setattr(runner, "simulated", stopping)
+    return engine
+
+
+@pytest.mark.slow
+def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, made_up):
+    out, engine = tmp_path / "out", stop(monkeypatch, lambda scenario: len(made_up) == 1)
     asked = [*QUICK, "refinement.local.batch_size=2,4"]
     with pytest.raises(EngineError, match="plug"):
         sweep(tiny, asked, out=out)
     assert not (out / "sweep.json").exists()
     monkeypatch.setattr(runner, "simulated", engine)
     resumed = sweep(tiny, asked, out=out)
-    assert [one.refinement.local.batch_size for one in without_engine] == [2, 4]
+    assert [one.refinement.local.batch_size for one in made_up] == [2, 4]
     whole = sweep(tiny, asked, out=tmp_path / "whole")
     assert resumed == whole
 
-    del without_engine[:]
+    del made_up[:]
     more = sweep(tiny, [*QUICK, "refinement.local.batch_size=2,4,8"], out=out)
-    assert [one.refinement.local.batch_size for one in without_engine] == [8], "what a smaller sweep has left"
+    assert [one.refinement.local.batch_size for one in made_up] == [8], "what a smaller sweep has left"
     assert [row.tables[0].recall for row in more.rows[:2]] == [row.tables[0].recall for row in whole.rows]
 
-    del without_engine[:]
+    del made_up[:]
     sweep(tiny, asked, out=out, fresh=True)
-    assert len(without_engine) == 2
+    assert len(made_up) == 2
 
 
 @pytest.mark.slow
-def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, without_engine):
+def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, made_up):
     out, asked = tmp_path / "out", [*QUICK, "refinement.local.batch_size=2,4"]
     first = sweep(tiny, asked, out=out, seeds=2)
-    engine = runner.simulated
-
-    def stopping(scenario, *args, **kwargs):
-        if scenario.seed == 1:
-            raise EngineError("pulled the plug")
-        return engine(scenario, *args, **kwargs)
-
-    monkeypatch.setattr(runner, "simulated", stopping)
+    engine = stop(monkeypatch, lambda scenario: scenario.seed == 1)
     with pytest.raises(EngineError, match="plug"):
         sweep(tiny, [*asked, "pretraining.epochs=2"], out=out, seeds=2)
     monkeypatch.setattr(runner, "simulated", engine)
-    del without_engine[:]
+    del made_up[:]
     again = sweep(tiny, asked, out=out, seeds=2)
-    assert [(one.seed, one.refinement.local.batch_size) for one in without_engine] == [(0, 2), (1, 2)]
+    assert [(one.seed, one.refinement.local.batch_size) for one in made_up] == [(0, 2), (1, 2)]
     assert [row.tables for row in again.rows] == [row.tables for row in first.rows]
     assert sweep(tiny, asked, out=out, seeds=1).seeds == (0,)
 
@@ -199,7 +198,7 @@ def test_somebody_elses_files_are_left_alone(tiny, tmp_path, command_line, witho
     assert not without_engine
 
 
-def test_every_setting_is_a_run_of_its_own_for_trackers(tiny, tmp_path, without_engine):
+def test_every_setting_is_a_run_of_its_own_for_trackers(tiny, tmp_path, made_up):
     events = []
 
     class Names(Callback):

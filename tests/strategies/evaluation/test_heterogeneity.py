@@ -463,7 +463,7 @@ def test_every_fall_is_asked_of_elastic_and_of_rigid_devices():
     assert falling(evaluator, None, {}, None) == ()
 
 
-def test_rounds_without_anybody_work(tiny, tmp_path):
+def test_rounds_without_anybody_work(tiny_run, tiny, tmp_path):
     """All devices asleep in every round: nothing is learned, nothing breaks."""
     fleet = (
         (tmp_path / "fleet.yaml").read_text().replace("table_share: 0.42}", "table_share: 0.42}\n    availability: 0")
@@ -477,7 +477,7 @@ def test_rounds_without_anybody_work(tiny, tmp_path):
     assert result.full_table.refined == result.full_table.globally
     assert result.time_to_recall == ()
     # groups that start from their neighbours' scores have other tables; the global one is nobody's start
-    started = serve(LoopbackGrid(2), load_scenario(tiny), RunPaths("", str(tmp_path / "started"))).full_table
+    started = tiny_run[0].full_table
     assert started.globally == result.full_table.globally != started.refined
 
 

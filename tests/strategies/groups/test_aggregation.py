@@ -71,13 +71,6 @@ def test_mean_over_holders():
     assert changed.tolist() == [[True, True], [True, False]]
 
 
-@pytest.mark.parametrize("denominator", ["holders", "touched"])
-def test_nothing_comes_of_nothing(denominator):
-    mean, changed = mean_update(added(), ORDER.position, denominator)
-    assert not mean.any()
-    assert not changed.any()
-
-
 def node_reply(update: GroupUpdate) -> dict[str, np.ndarray]:
     rows = np.flatnonzero(update.touched.any(axis=1))
     by_row = {name: getattr(update, name)[rows] for name in ("sums", "touched", "row_loss", "row_examples")}
@@ -167,20 +160,17 @@ def two_steps(name: str, **keys) -> np.ndarray:
     return float(table[1, 0]) - 5
 
 
-def test_sgd_by_hand():
-    assert two_steps("sgd") == pytest.approx(0.1 * 1 + 0.1 * 2, abs=1e-6)
-
-
-def test_adam_by_hand():
-    # m = 0.1, v = 0.01 -> 0.1 / (0.1 + 0.001); m = 0.09 + 0.2, v = 0.0099 + 0.04 -> 0.29 / (sqrt(0.0499) + 0.001)
-    steps = 0.1 / 0.101 + 0.29 / (0.0499**0.5 + 0.001)
-    assert two_steps("adam") == pytest.approx(0.1 * steps, rel=1e-5)
-
-
-def test_adagrad_by_hand():
-    # v = 1, then 1 + 4
-    steps = 1 / 1.001 + 2 / (5**0.5 + 0.001)
-    assert two_steps("adagrad") == pytest.approx(0.1 * steps, rel=1e-5)
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("sgd", 1 + 2),
+        # m = 0.1, v = 0.01 -> 0.1 / (0.1 + 0.001); m = 0.09 + 0.2, v = 0.0099 + 0.04 -> 0.29 / (sqrt(0.0499) + 0.001)
+        ("adam", 0.1 / 0.101 + 0.29 / (0.0499**0.5 + 0.001)),
+        ("adagrad", 1 / 1.001 + 2 / (5**0.5 + 0.001)),  # v = 1, then 1 + 4
+    ],
+)
+def test_optimizers_by_hand(name, steps):
+    assert two_steps(name) == pytest.approx(0.1 * steps, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adagrad"])

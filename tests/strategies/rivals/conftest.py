@@ -1,5 +1,7 @@
 """What rivals are tried on: planted devices and items, and tables that were trained on them."""
 
+import struct
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -21,3 +23,17 @@ def material():
     given_items, has_data = collected(splits.train, seed=0, share=1.0, mode="users")
     pretrained = pretrain(given_items, splits.num_items, CONFIG, seed=0)
     return Material(given_items, has_data, splits, pretrained, CONFIG, 0)
+
+
+# --- Another reader of rivals' files, by docs/artefact.md alone.
+
+
+KINDS = ("dense", "factors", "pairs", "counts", "rows", "bitmap", "quantized", "hashed-add", "hashed-multiply")
+
+
+def read_head(data):
+    """Kind, precision and numbers of a rival's file."""
+    magic, version, kind, precision, count, *numbers, checksum = struct.unpack_from("<4s4B8II", data)
+    assert (magic, version, checksum) == (b"PEER", 2, zlib.crc32(data[:40] + data[44:]))
+    assert not any(numbers[count:])
+    return KINDS[kind], ("fp32", "fp16", "int8", "int4")[precision], numbers[:count]

@@ -19,7 +19,7 @@ from strategies.rivals.compressed import (
     most_rows,
 )
 from strategies.rivals.table_rivals import narrowed
-from tests.strategies.rivals.files import read_head
+from tests.strategies.rivals.conftest import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests
 
 

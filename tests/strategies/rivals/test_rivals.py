@@ -79,8 +79,7 @@ from strategies.rivals.table_rivals import (
 )
 from tests.helpers.examples import examples
 from tests.helpers.planted import planted_interactions
-from tests.strategies.rivals.conftest import CONFIG
-from tests.strategies.rivals.files import read_head
+from tests.strategies.rivals.conftest import CONFIG, read_head
 
 FULL_BYTES = 4 * 60 * 8
 

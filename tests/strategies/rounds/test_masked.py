@@ -19,7 +19,9 @@ from simulations.scenario_files import load_scenario
 from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
 from strategies.rounds.masked_exchange import AnnouncedKeys, SecureGroup
+from tests.conftest import plant
 from tests.helpers.runs import figures, served
+from tests.strategies.rounds.test_clear_steps import changed
 
 EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neighbours": 4}
 
@@ -27,15 +29,11 @@ EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neig
 @pytest.fixture
 def tiny_scenario(tiny_scenario):
     """Everything that is refined is kept: with masks, nobody says what helps."""
-    content = tiny_scenario.model_dump(mode="json")
-    content["refinement"]["acceptance"] = {"rule": "always"}
-    return Scenario.model_validate(content)
+    return changed(tiny_scenario, refinement={"acceptance": {"rule": "always"}})
 
 
 def secure(scenario: Scenario, **keys) -> Scenario:
-    content = scenario.model_dump(mode="json")
-    content["secure_aggregation"] |= EVERYBODY | keys
-    return Scenario.model_validate(content)
+    return changed(scenario, secure_aggregation=EVERYBODY | keys)
 
 
 def without_bytes(result) -> dict:
@@ -127,9 +125,7 @@ def test_too_few_survivors_void_the_group_and_say_so(tiny_scenario, tmp_path, ca
     events = result.secure_aggregation
     assert events.counts.void_groups == 4
     assert events.counts.devices == 0
-    content = tiny_scenario.model_dump(mode="json")
-    content["refinement"]["rounds"] = 0
-    untouched, _ = served(Scenario.model_validate(content), tmp_path / "untouched")
+    untouched, _ = served(changed(tiny_scenario, refinement={"rounds": 0}), tmp_path / "untouched")
     assert result.full_table == untouched.full_table
     assert [row.devices for row in result.rounds] == [0, 0]
     assert "devices sent their vector" in events.rounds[0].void[0].why
@@ -138,9 +134,7 @@ def test_too_few_survivors_void_the_group_and_say_so(tiny_scenario, tmp_path, ca
 
 
 def test_groups_with_few_devices_sit_out(tiny_scenario, tmp_path):
-    content = tiny_scenario.model_dump(mode="json")
-    content["user_groups"]["count"] = 3
-    scenario = Scenario.model_validate(content)
+    scenario = changed(tiny_scenario, user_groups={"count": 3})
     sizes = [row.devices for row in served(scenario, tmp_path / "plain")[0].user_groups]
     larger = [size for size in sizes if size > min(sizes)]
     assert larger, "one group is smaller in this example"
@@ -240,12 +234,11 @@ def _again(grid, kind, content):
 
 @pytest.mark.slow
 def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path):
-    """40 nodes with a device each: what one replies in the clear is in no masked reply, and the sums are the same."""
-    content = tiny_scenario.model_dump(mode="json")
-    content["refinement"]["rounds"] = 1
-    one_round = Scenario.model_validate(content)
-    masked, grid = served(secure(one_round), tmp_path / "masked", nodes=40)
-    clear, open_grid = served(secure(one_round, masked=False), tmp_path / "clear", nodes=40)
+    """12 nodes with a device each: what one replies in the clear is in no masked reply, and the sums are the same."""
+    plant(tmp_path / "planted.csv", users_per_group=6, items_per_group=30, per_user=12, noise=0.1)
+    one_round = changed(tiny_scenario, refinement={"rounds": 1})
+    masked, grid = served(secure(one_round), tmp_path / "masked", nodes=12)
+    clear, open_grid = served(secure(one_round, masked=False), tmp_path / "clear", nodes=12)
     assert figures(masked) == figures(clear)
 
     def vectors(crossed) -> list[MaskWords]:
@@ -259,7 +252,7 @@ def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path
         return result
 
     hidden, shown = vectors(grid.crossed), vectors(open_grid.crossed)
-    assert len(hidden) == len(shown) == 40
+    assert len(hidden) == len(shown) == 12
     for one, other in zip(hidden, shown, strict=True):
         assert len(one.narrow) == len(other.narrow) > 100
         zeros = [(each == 0).mean() for each in (one.narrow, one.wide, other.narrow, other.wide)]
@@ -268,15 +261,8 @@ def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path
 
 @pytest.mark.slow
 def test_local_noise_under_secure_sums_is_what_it_was(tiny_scenario, tmp_path):
-    content = tiny_scenario.model_dump(mode="json")
-    content["privacy"] |= {
-        "mechanism": "local-gaussian",
-        "noise_multiplier": 0.5,
-        "rows": "all-sent",
-        "clipping": {"kind": "flat", "norm": 0.5},
-        "shrinkage": False,
-    }
-    private = Scenario.model_validate(content)
+    privacy = {"mechanism": "local-gaussian", "noise_multiplier": 0.5, "rows": "all-sent", "shrinkage": False}
+    private = changed(tiny_scenario, privacy=privacy | {"clipping": {"kind": "flat", "norm": 0.5}})
     open_, _ = served(private, tmp_path / "open")
     masked, _ = served(secure(private), tmp_path / "masked", nodes=3)
     for key in ("full_table", "budgets", "user_groups"):
@@ -295,19 +281,16 @@ def test_keys_are_checked(tiny):
 
 
 def test_poisson_sampling_takes_the_whole_cohort(tiny_scenario):
-    content = tiny_scenario.model_dump(mode="json")
-    content["refinement"]["sampling"] = "poisson"
+    poisson = changed(tiny_scenario, refinement={"sampling": "poisson"})
     with pytest.raises(ValueError, match="devices_per_group draws a fixed number of devices"):
-        secure(Scenario.model_validate(content), devices_per_group=14)
-    assert secure(Scenario.model_validate(content)).secure_aggregation.enabled
+        secure(poisson, devices_per_group=14)
+    assert secure(poisson).secure_aggregation.enabled
 
 
 @pytest.mark.slow
 def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tmp_path):
     def clipped(norm: float, **keys) -> Scenario:
-        content = tiny_scenario.model_dump(mode="json")
-        content["privacy"]["clipping"] = {"kind": "flat", "norm": norm}
-        return secure(Scenario.model_validate(content), **keys)
+        return secure(changed(tiny_scenario, privacy={"clipping": {"kind": "flat", "norm": norm}}), **keys)
 
     assert update_bits(tiny_scenario, 3) == 64  # no clipping
     # 2^31 / 2^24 = 128: of norm 1.001 with a unit of rounding each, 127 devices fit and 128 do not
@@ -315,8 +298,7 @@ def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tm
     assert update_bits(clipped(1.0, word_bits=64), 3) == 64
     narrow, _ = served(clipped(0.5), tmp_path / "32")
     wide, _ = served(clipped(0.5, word_bits=64), tmp_path / "64")
-    plain = clipped(0.5).model_dump(mode="json") | {"secure_aggregation": {"enabled": False}}
-    clear, _ = served(Scenario.model_validate(plain), tmp_path / "clear")
+    clear, _ = served(changed(clipped(0.5), secure_aggregation={"enabled": False}), tmp_path / "clear")
     assert narrow.full_table == wide.full_table == clear.full_table
     vectors = [result.secure_aggregation.bytes_per_device.vector for result in (narrow, wide)]
     assert vectors[0] < 0.8 * vectors[1]
@@ -348,8 +330,8 @@ def test_with_a_key_in_the_environment_nothing_lies_open(tmp_path, monkeypatch):
     (tmp_path / "secure" / "1-1.npz").write_bytes(whole)
     with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
         store.load(1, 1, "keys")
-    for changed in (whole[:-1], whole[:5], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
-        kept.write_bytes(changed)
+    for damaged in (whole[:-1], whole[:5], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        kept.write_bytes(damaged)
         with pytest.raises(SecureAggregationError, match="was changed, or is of another run"):
             store.load(1, 0, "keys")
     kept.write_bytes(whole)

@@ -1,6 +1,7 @@
 """Stage 1 under secure aggregation on the real messages: the sums are those in the clear, and all that is learned."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from strategies.nodes import failure
 from strategies.run.prepare import prepare
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
+from tests.conftest import plant
 from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.helpers.runs import connected
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet
@@ -114,7 +116,7 @@ def test_dropouts_leave_the_sums_of_those_who_stayed(clear, tmp_path):
 @pytest.mark.slow
 def test_a_node_that_fails_between_two_parts_has_dropped_out(clear, tmp_path, monkeypatch):
     """What its devices sent before is in no sum, and it is asked no more."""
-    monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 2500)
+    monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 12_000)
     scenario = secure(clear, neighbours=16)
 
     failed = []
@@ -142,17 +144,30 @@ def test_a_node_that_fails_between_two_parts_has_dropped_out(clear, tmp_path, mo
     assert same(run, other)
 
 
+def swapped(folder) -> str:
+    """The same data, but for four items of one device, in place of which it has others; all items are still there."""
+    rows = [line.split(",") for line in (folder / "planted.csv").read_text().split()[1:]]
+    owners = Counter(item for _, item in rows)
+    own = [item for user, item in rows if user == "u0007"]
+    free = sorted(set(owners) - set(own))
+    other = dict(zip((item for item in own if owners[item] > 1), free[:4], strict=False))
+    lines = [f"{user},{other.get(item, item) if user == 'u0007' else item}" for user, item in rows]
+    (folder / "other.csv").write_text("user,item\n" + "\n".join(lines) + "\n")
+    return str(folder / "other.csv")
+
+
 @pytest.mark.slow
-def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
-    """40 nodes with a device each: what one says in the clear is in no masked reply, which looks drawn at random. No
+def test_what_crosses_of_a_lone_device_is_masked_and_the_same_in_form_whatever_it_has(clear, tmp_path, monkeypatch):
+    """12 nodes with a device each: what one says in the clear is in no masked reply, which looks drawn at random. No
     mask is used for two parts or steps: their difference would be that of what was said.
     """
     monkeypatch.setattr("strategies.rounds.step_channels.PART_BYTES", 9000)
-    masked, grid = prepared(secure(clear), tmp_path / "masked", 40)
-    plain, open_grid = prepared(secure(clear, masked=False), tmp_path / "clear", 40)
+    plant(tmp_path / "planted.csv", users_per_group=6, items_per_group=30, per_user=12, noise=0.1)
+    masked, grid = prepared(secure(clear), tmp_path / "masked", 12)
+    plain, open_grid = prepared(secure(clear, masked=False), tmp_path / "clear", 12)
     assert same(masked, plain)
     hidden_, shown = (sent(each, wire.SECURE_SUMS) for each in (grid, open_grid))
-    assert len(hidden_) == len(shown) == 40 * (1 + 2 * 3 + 2 + 1)  # a pass in three parts
+    assert len(hidden_) == len(shown) == 12 * (1 + 2 * 2 + 2 + 1)  # a pass in two parts
     words = np.concatenate([reply.sum.wide for reply in hidden_])
     for one, other in zip(hidden_, shown, strict=True):
         assert one.sum.devices.tolist() == other.sum.devices.tolist()
@@ -166,30 +181,23 @@ def test_what_crosses_of_a_lone_device_is_masked(clear, tmp_path, monkeypatch):
     masks = words - np.concatenate([reply.sum.wide for reply in shown])
     assert len(np.unique(masks)) == len(masks)
 
-
-@pytest.mark.slow
-def test_which_rows_a_device_has_cannot_be_read_from_its_messages(clear, tmp_path):
-    """One device's items are others in the second data set; all that crosses has the same form and size."""
-    lines = (tmp_path / "planted.csv").read_text().split()
-    mine = [line for line in lines if line.startswith("u0007,")]
-    free = sorted({line.split(",")[1] for line in lines} - {line.split(",")[1] for line in mine})
-    swapped = dict(zip(mine, (f"u0007,{item}" for item in free[:4]), strict=False))
-    (tmp_path / "other.csv").write_text("\n".join(swapped.get(line, line) for line in lines) + "\n")
-    scenarios = [secure(clear), changed(secure(clear), data={"path": str(tmp_path / "other.csv")})]
-    forms, splits = [], []
-    for number, scenario in enumerate(scenarios):
-        _, grid = prepared(scenario, tmp_path / str(number), 40)
-        splits.append(device_splits(scenario, "", str(tmp_path / str(number))).train)
-        forms.append(
-            [
-                (kind, {name: (array.shape, len(array.data)) for name, array in content["arrays"].items()})
-                for kind, content in grid.crossed
-                if "secure" in kind or "sums" in kind
-            ]
-        )
-    assert sorted(splits[0].row(7)) != sorted(splits[1].row(7))
-    assert splits[0].counts().tolist() == splits[1].counts().tolist()
+    others = changed(secure(clear), data={"path": swapped(tmp_path)})
+    _, other_grid = prepared(others, tmp_path / "others", 12)
+    forms = [
+        [
+            (kind, {name: (array.shape, len(array.data)) for name, array in content["arrays"].items()})
+            for kind, content in each.crossed
+            if "secure" in kind or "sums" in kind
+        ]
+        for each in (grid, other_grid)
+    ]
     assert forms[0] == forms[1]
+    one, other = (
+        device_splits(scenario, "", str(tmp_path / folder)).train
+        for scenario, folder in ((secure(clear), "masked"), (others, "others"))
+    )
+    assert sorted(one.row(7)) != sorted(other.row(7))
+    assert one.counts().tolist() == other.counts().tolist()
 
 
 @pytest.mark.slow

@@ -26,9 +26,8 @@ from strategies.run import refinement
 from strategies.run.run import RunCheckpoints
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.server_app import serve
-from tests.helpers.examples import examples
+from tests.helpers.examples import but_one_slow, examples
 from tests.helpers.loopback import LoopbackGrid, let_through
-from tests.helpers.slow import but_one_slow
 
 TIMES = {"seconds", "stages", "message_bytes", "devices_per_second"}
 ACCEPTED = ("refinement.acceptance.rule=validation", "data.validation_share=20%", "refinement.rounds=3")
@@ -44,7 +43,7 @@ KINDS = {
     ),
     "noised": (
         "privacy.mechanism=central-gaussian",
-        "privacy.noise_multiplier=0.1",
+        "privacy.noise_multiplier=1",
         "privacy.clipping.kind=adaptive",
         "privacy.delta=1e-2",
         "refinement.sampling=poisson",

@@ -16,7 +16,7 @@ from tests.helpers.loopback import LoopbackGrid, let_through
 from tests.strategies.run.test_checkpoints import Stopped, figures
 
 SPECTRAL = (
-    *("pretraining.model=spectral", "pretraining.columns=8", "pretraining.passes=3", "selector=exposure"),
+    *("pretraining.model=spectral", "pretraining.columns=8", "pretraining.passes=2", "selector=exposure"),
     *("refinement.rounds=1", "elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "data.validation_share=20%"),
 )
 BY_DEVICES = (*SPECTRAL, "pretraining.source=devices")
