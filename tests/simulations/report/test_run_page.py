@@ -29,7 +29,15 @@ from simulations.report.sections.classes import device_classes_view, recall_by_c
 from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
-from simulations.report.verdict import best_budget, classes_below, own_rows, refinement_helped, seen_data, verdicts
+from simulations.report.verdict import (
+    best_budget,
+    classes_below,
+    own_rows,
+    refinement_helped,
+    seen_data,
+    significance,
+    verdicts,
+)
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness, Gain, RefinementResult
 from tests.simulations.report.test_report import NASTY, Page, drawn_figures, run_result
