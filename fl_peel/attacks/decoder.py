@@ -4,18 +4,25 @@ A pass returns for every item the sum of its owners' y = c_u sum of the rows of 
 server knows the rows, for it sent them. With W (M, I) the rows of all passes side by side and s (M,) what came back for
 one item, it solves W x = s by least squares: x_j is the sum of c_u over the owners that have item j as well. Of an item
 with a single owner x is that device's whole history, and of one with several it is the union of theirs.
+
+And differences of two rounds of K-means: a device has the same vector in all of them, and adds it to its user group. In
+a group that grew or shrank by one device the sums differ by that vector, if no other device came or went; that it has
+length 1 says so. It is a sum of rows that the server sent as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.steps.units import PASS_SCALE
+from fl_peel.steps.units import PASS_SCALE, UNIT_SCALE, Floats, add_rows, unit_vectors
+from fl_peel.steps.user_groups import GroupSums
 
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
@@ -96,6 +103,62 @@ def reconstruct(
     f1, popularity_f1 = np.mean(figures, axis=0) if figures else (0.0, 0.0)
     decoded = np.unique(owners[exact])
     return Reconstruction(len(np.unique(owners)), len(decoded), len(tried), float(f1), float(popularity_f1))
+
+
+LENGTH_ERROR = 1e-4
+"""How far from 1 a difference may be that is called the vector of one device: rounding, of up to 1,000 columns."""
+
+
+@dataclass(frozen=True)
+class Differencing:
+    """How many devices' vectors are differences of two rounds of K-means, and what they tell: f1, mean over these
+    devices of the F1 of as many items as they have against their histories; popularity_f1: the same of guessing the
+    most popular items.
+    """
+
+    devices: int
+    f1: float
+    popularity_f1: float
+
+
+def lone_vectors(rounds: Sequence[GroupSums], unit: float = UNIT_SCALE) -> Doubles:
+    """Return the vectors (M, c) of devices that alone came to a user group, or left it, between two rounds. unit: units
+    of the sums in one.
+    """
+    steps = [np.zeros((0, rounds[0].sums.shape[1]), np.int64)]
+    for before, after in pairwise(rounds):
+        if before.sums.shape != after.sums.shape:  # groups were dissolved
+            continue
+        change, moved = after.sizes - before.sizes, after.sums - before.sums
+        lengths = np.linalg.norm(moved / unit, axis=1)
+        lone = (np.abs(change) == 1) & (np.abs(lengths - 1) < LENGTH_ERROR)
+        steps.append(change[lone, None] * moved[lone])
+    # who leaves one group for another shows in both
+    return np.unique(np.concatenate(steps), axis=0) / unit
+
+
+def difference(rounds: Sequence[GroupSums], own: Floats, rows: UserItems, unit: float = UNIT_SCALE) -> Differencing:
+    """Take rounds of K-means apart. own: (I, K) rows that vectors are sums of; rows: of devices, the truth."""
+    vectors, leading = lone_vectors(rounds, unit), own[:, : rounds[0].sums.shape[1]]
+    if not len(vectors):
+        return Differencing(0, 0.0, 0.0)
+    owners = (vectors @ unit_vectors(add_rows(leading, rows)).T).argmax(axis=1)
+    known = leading.T.astype(np.float64)
+    popular = rows.popularity(len(own)).astype(np.float64)
+    figures = []
+    for owner, vector in zip(owners.tolist(), vectors, strict=True):
+        share = nnls(known, vector)[0]  # no device has less than nothing of an item: few numbers tell many items
+        history = np.zeros(len(own), np.bool_)
+        history[rows.items[slice(*rows.indptr[owner : owner + 2])]] = True
+        figures.append([_f1(_largest(scores, int(history.sum())), history) for scores in (share, popular)])
+    f1, popularity_f1 = np.mean(figures, axis=0).tolist()
+    return Differencing(len(vectors), f1, popularity_f1)
+
+
+def _largest(scores: Doubles, count: int) -> Bools:
+    chosen = np.zeros(len(scores), np.bool_)
+    chosen[np.argsort(-scores, kind="stable")[:count]] = True
+    return chosen
 
 
 def _f1(guess: Bools, truth: Bools) -> float:

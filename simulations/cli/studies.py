@@ -172,17 +172,6 @@ def audit(
     clip_norm: Annotated[
         float, typer.Option("--clip-norm", help="Clipping bound of a device's update, if the scenario has none.")
     ] = 1.0,
-    canary_trials: Annotated[
-        int, typer.Option("--canary-trials", min=100, help="Number of trials with a canary, and of trials without.")
-    ] = 1000,
-    canary_seeds: Annotated[
-        int,
-        typer.Option(
-            "--canary-seeds",
-            min=1,
-            help="Number of seeds, with that many trials each; the largest lower bound is reported.",
-        ),
-    ] = 1,
     attacks: Annotated[
         str | None, typer.Option("--attacks", metavar="NAMES", help="Restrict the audit to these attacks.")
     ] = None,
@@ -221,8 +210,6 @@ def audit(
         shares[0],
         clip_norm,
         wanted,
-        canary_trials,
-        canary_seeds,
         _words(attacks, ","),
         _words(only, ";"),
     )
@@ -232,8 +219,6 @@ def audit(
         "--budget": budget,
         "--epsilons": epsilons,
         "--clip-norm": clip_norm,
-        "--canary-trials": canary_trials,
-        "--canary-seeds": canary_seeds,
         "--attacks": attacks,
         "--only": only,
         "--row": rows,

@@ -319,7 +319,8 @@ def periods_view(result: TimelineResult) -> TableView:
     )
     note = (
         "Devices, items: those before the period; left: devices that no longer contribute, being inactive. Recency "
-        "exponent: chosen by devices. Bytes: per device, mean; those of refinement include the choice of rounds."
+        "exponent: chosen by devices. Bytes: per device, mean, those that join included; those of refinement include "
+        "the choice of rounds."
     )
     return table_of("Periods", list(enumerate(result.periods, start=1)), columns, note, 3)
 

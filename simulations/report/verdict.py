@@ -89,13 +89,24 @@ def best_budget(
     )
 
 
-def significance(ratio: Estimate) -> str:
-    """Say whether a ratio differs from 1; nothing without an interval."""
+SIGNIFICANT = 0.05
+"""P-value below which two figures are said to differ."""
+EQUAL = 0.05
+"""How far from 1 a whole interval of a ratio may reach for the two to be called equal."""
+
+
+def significance(ratio: Estimate, p_value: float | None = None) -> str:
+    """Say whether a ratio differs from 1, or is shown to be near 1, which an interval across 1 alone does not show (two
+    one-sided tests: Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987); nothing without an
+    interval. p_value: of no difference, where it is corrected for several comparisons.
+    """
     if ratio.low is None or ratio.high is None:
         return ""
-    if ratio.low <= 1 <= ratio.high:
-        return ": no significant difference"
-    return f": significantly {'better' if ratio.low > 1 else 'worse'}"
+    if not ratio.low <= 1 <= ratio.high if p_value is None else p_value < SIGNIFICANT:
+        return f": significantly {'better' if ratio.value > 1 else 'worse'}"
+    if ratio.low > 1 - EQUAL and ratio.high < 1 / (1 - EQUAL):
+        return f": equal within {EQUAL:.0%}"
+    return f": no significant difference, and not shown to be equal within {EQUAL:.0%}"
 
 
 def refinement_helped(gain: Estimate | None, rounds: int, accepted: int | None = None, top_n: int = 20) -> str:

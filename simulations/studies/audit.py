@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from flwr.serverapp import Grid
 
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.attacks.canary import one_run_audit, worst_canary
+from fl_peel.attacks.canary import canary_epsilon
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent
 from fl_peel.scenario.scenario import Scenario
@@ -52,7 +52,7 @@ CANARY = "canary"
 class AuditSettings:
     """The settings of an audit. devices: number of watched devices, a quarter of them accomplices; rounds: number of
     rounds seen, from the first; share: budget that recall is measured at; clip_norm: for rows that clip where the
-    scenario gives no norm; canary_trials: with and without, for each of canary_seeds seeds.
+    scenario gives no norm.
     """
 
     devices: int = 400
@@ -60,8 +60,6 @@ class AuditSettings:
     share: float = 0.01
     clip_norm: float = 1.0
     epsilons: tuple[float, ...] = EPSILONS
-    canary_trials: int = 1000
-    canary_seeds: int = 1
     attacks: tuple[str, ...] | None = None
     only: tuple[str, ...] | None = None
 
@@ -210,16 +208,16 @@ def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str])
         "control": control(observer, scenario.seed) if observer.views else None,
         "privacy": scenario.privacy.model_dump(mode="json"),
     }
-    reconstruction = observer.stage1.reconstruction()
-    if reconstruction is not None:
-        row_content["reconstruction"] = asdict(reconstruction)
+    of_sums = {"reconstruction": observer.stage1.reconstruction(), "differencing": observer.stage1.differencing()}
+    row_content |= {name: asdict(one) for name, one in of_sums.items() if one is not None}
     if not observer.views:  # under secure aggregation, where every user group is too small
         row_content["note"] = "no sum was opened: no user group had enough devices in any observed round"
     plan = privacy_plan(scenario, paths)
-    canary = worst_canary(scenario, plan, trials=settings.canary_trials, seeds=settings.canary_seeds)
-    row_content[CANARY] = {**asdict(canary), "epsilon_accounted": None if plan is None else plan.cost.epsilon}
+    row_content[CANARY] = {
+        "epsilon_low": canary_epsilon(scenario, plan, seed=scenario.seed),
+        "epsilon_accounted": None if plan is None else plan.cost.epsilon,
+    }
     if plan is not None:
-        row_content[CANARY]["one_run_epsilon_low"] = one_run_audit(scenario, plan, seed=scenario.seed)
         row_content |= {"epsilon": plan.epsilon, "delta": scenario.privacy.delta}
     return row_content
 

@@ -44,16 +44,17 @@ def audit_view(result: AuditResult) -> TableView:
     for row in rows:
         cells = [_advantage(row.attacks[name]) if name in row.attacks else ABSENT for name in names]
         epsilon = ABSENT if row.epsilon is None else f"{row.epsilon:.3g}"
-        least = ABSENT if row.canary is None else _lower_bounds(row.canary)
+        shown = None if row.canary is None else row.canary["epsilon_low"]
+        least = ABSENT if shown is None else f"{shown:.2f}"
         recall = (format_metric(row.recall.value), format_ratio(row.to_none))
         body.append((row.mechanism, row.view, epsilon, least, *recall, *cells))
-    columns = ("mechanism", "server sees", "epsilon", "epsilon, lower bounds", "Recall@20", "relative to none", *names)
+    columns = ("mechanism", "server sees", "epsilon", "epsilon shown", "Recall@20", "relative to none", *names)
     share = rows[0].share if rows else 0.01
     note = (
         f"Advantage (TPR - FPR) ± half its 95 % interval; Recall@20 at {format_share(share)} of the full table, "
         "and its paired ratio to the run without protection. "
-        "Epsilon, lower bounds: empirical, at 95 %, from one canary device over many runs (without noise, the most "
-        "that the trials can show), and from many canaries in one run."
+        "Epsilon shown: lower bound at 95 %, empirical, from many canary devices in one run (without noise, the most "
+        "that these can show)."
     )
     decoded = [
         f"{row.mechanism}: the decoder of stage 1's sums finds {one.exact} of {one.single_owners} whole histories of "
@@ -61,6 +62,12 @@ def audit_view(result: AuditResult) -> TableView:
         f"(guessing by popularity: {one.popularity_f1:.3f})."
         for row in rows
         if (one := row.reconstruction) is not None
+    ]
+    decoded += [
+        f"{row.mechanism}: differences of two rounds of K-means are the vectors of {alone.devices} devices, F1 "
+        f"{alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
+        for row in rows
+        if (alone := row.differencing) is not None
     ]
     note = " ".join((note, *decoded))
     return TableView("Leakage of each mechanism", columns, tuple(body), 2, note)
@@ -96,11 +103,6 @@ def _beyond_chance(advantage: Estimate) -> str:
     if advantage.low is None:
         return ""
     return f": {'' if advantage.low > 0 else 'not '}significantly better than chance"
-
-
-def _lower_bounds(canary: Mapping[str, float | None]) -> str:
-    known = (canary["epsilon_low"], canary.get("one_run_epsilon_low"))
-    return ", ".join(f"{low:.2f}" for low in known if low is not None)
 
 
 def _advantage(figures: AttackFigures) -> str:

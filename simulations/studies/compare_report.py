@@ -32,7 +32,7 @@ from simulations.report.table_view import (
     metric_name,
     table_of,
 )
-from simulations.report.verdict import significance
+from simulations.report.verdict import SIGNIFICANT, significance
 from simulations.studies.schema import (
     CompareResult,
     CompareRow,
@@ -112,8 +112,6 @@ def ceilings_view(result: CompareResult) -> TableView:
     return TableView("Upper bounds: server with all data", columns, body, 1, note)
 
 
-SIGNIFICANT = 0.05
-"""Corrected p-value below which two methods are said to differ."""
 VERDICT = {
     "group_exposure": "group exposure",
     "group_popularity": "group popularity",
@@ -154,15 +152,17 @@ RIVALS = {"to_best_without_groups": "without user groups", "to_best_with_groups"
 
 def compare_verdicts(result: CompareResult) -> tuple[str, ...]:
     """Say what PEEL has of the recall of the best other methods, at the smallest budget and at the first at which it is
-    not significantly worse than any of them, and of that of a cached list.
+    not significantly worse than any of them, and of that of a cached list. P-values are corrected for all comparisons.
     """
     lines = result.summary.budgets
+    corrected = {(f"{row.method} {row.precision}", row.share): row.p_holm for row in result.rows if row.chosen}
     keeps_up = (line for line in lines if all((ratio.high or ratio.value) >= 1 for ratio in _to_rivals(line).values()))
     shown = [*lines[:1], *[line for line in [next(keeps_up, None)] if line is not None and line is not lines[0]]]
     sentences = []
     for line in shown:
         known = [
-            f"{format_ratio(ratio)} times that of {rival}, the best other method {RIVALS[key]}{significance(ratio)}"
+            f"{format_ratio(ratio)} times that of {rival}, the best other method {RIVALS[key]}"
+            f"{significance(ratio, corrected.get((rival or '', line.share)))}"
             for (key, ratio), rival in zip(_to_rivals(line).items(), (line.rival, line.rival_with_groups), strict=False)
         ]
         if known:
@@ -171,8 +171,8 @@ def compare_verdicts(result: CompareResult) -> tuple[str, ...]:
         if row.method == "cached-list" and row.chosen and row.peel_over and shown and row.share == shown[-1].share:
             sentences.append(
                 f"On a static split as here it has at {format_share(row.share)} {format_ratio(row.peel_over)} times "
-                f"the recall of a cached list of 20 item ids{significance(row.peel_over)}; over time the list falls "
-                "behind (docs/timeline.md)."
+                f"the recall of a cached list of 20 item ids{significance(row.peel_over, row.p_holm)}; over time the "
+                "list falls behind (docs/timeline.md)."
             )
     return tuple(sentences)
 

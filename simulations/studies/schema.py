@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fl_peel.attacks.decoder import Reconstruction
+from fl_peel.attacks.decoder import Differencing, Reconstruction
 from fl_peel.figures import SETTING, Beside, Column, Estimate, Figures
 from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
 from simulations.report.drawing import Plot
@@ -237,7 +237,9 @@ class AttackFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedRow(StudyQuality):
-    """A mechanism: attacks, epsilon with the canaries' lower bound, recall, also relative to no protection."""
+    """A mechanism: attacks, epsilon with the canaries' lower bound, recall, also relative to no protection. canary:
+    ``epsilon_low``, and ``epsilon_accounted`` for what devices release, None where nothing is noised.
+    """
 
     mechanism: Annotated[str, Column("mechanism")]
     view: str
@@ -248,6 +250,7 @@ class AuditedRow(StudyQuality):
     to_none: Estimate | None = None
     canary: dict[str, float | None] | None = None
     reconstruction: Reconstruction | None = None
+    differencing: Differencing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

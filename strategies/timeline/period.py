@@ -216,7 +216,7 @@ class Period:
         began = self.state.clock
         with stages("choice"):
             records = self.choose()
-        selection = self.select_rounds()
+        selection = self.select_rounds(records)
         with stages("stage 1"):
             recent = self.recent(records)
             present = self.devices("learn")
@@ -227,7 +227,8 @@ class Period:
         prepared = FederatedStage1Outcome.from_start(here.scenario, start, learn.num_users)
         with stages("joining"):
             members = join(here, replace(prepared, former=model.former))
-            VectorsStep.ask(self.devices("join"), model.own, model.middle)
+            arriving = self.devices("join")
+            VectorsStep.ask(arriving, model.own, model.middle)
             joined = join(newcomers, prepared)
         states, refined = prepared.states(here.scenario), _Refinement()
         if self.run.scenario.refinement.rounds:
@@ -251,10 +252,10 @@ class Period:
         newest = joined.devices[joined.devices >= learn.num_users]
         asked = ServedDevices(known, new, (members.devices, newest), began, self.state.clock)
         self.move_on(served=asked, basis=(prepared, model), layout_bytes=prepared.layout.full_table_bytes)
-        taken = [record.counts.classes for record in records]
-        spent = reduce(add, taken, ClassCounts.zeros(len(members.class_names))).total()
+        # who joins comes at any time of the period: nobody waits
+        spent = reduce(add, (record.counts.classes for record in [*records, *arriving.records])).total()
         moved = [*selection.moved, *refined.moved]
-        devices = max(learn.num_users, 1)
+        devices = max(joining.num_users, 1)
         begin, end = int(self.timeline.edges[self.number]), int(self.timeline.edges[self.number + 1])
         result = PeriodResult(
             exponents=asdict(self.state.exponents),
@@ -287,12 +288,16 @@ class Period:
         """Return the refiner of these tables, from the present time of the clock."""
         return Refiner(run, prepared, begin=self.state.clock - 1)
 
-    def select_rounds(self) -> _Refinement:
-        """Try all rounds of refinement before the period that is over; return how many would have helped."""
+    def select_rounds(self, records: list[SumsRecord]) -> _Refinement:
+        """Try all rounds of refinement before the period that is over; return how many would have helped. records: get
+        what vectors take, which devices make once more, as they had them then.
+        """
         if not self.run.scenario.refinement.rounds or self.state.basis is None:
             return _Refinement()
         prepared, model = self.state.basis
-        VectorsStep.ask(self.devices("choose"), model.own, model.middle)  # as they had them then
+        devices = self.devices("choose")
+        VectorsStep.ask(devices, model.own, model.middle)
+        records += devices.records
         strategy, keeping, rounds = try_rounds(self.refiner(self.at("choose"), prepared))
         self.move_on(clock=self.state.clock + self.run.scenario.refinement.rounds)
         compared = 0 if keeping is None else sum(one.download_bytes for one in keeping.comparisons)

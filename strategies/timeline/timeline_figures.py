@@ -63,9 +63,9 @@ class PeriodResult:
     devices that were there before it; left: those of them that are inactive; joining: devices that join in it;
     items: items with a row in the tables; new_items: items new since the previous period; changed_rows: share of a
     table's rows that changed, new ones included; stage1_down, stage1_up, refinement_down, refinement_up: bytes per
-    device, mean; lines: quality by serving method and kind of device, "all" included; reads: downloads by budget;
-    classes: by device class; followed: devices while their own budgets changed, until the next period's tables
-    arrived.
+    device, mean over those that were there and those that join; lines: quality by serving method and kind of device,
+    "all" included; reads: downloads by budget; classes: by device class; followed: devices while their own budgets
+    changed, until the next period's tables arrived.
     """
 
     exponents: Annotated[dict[str, float], Column("exponent")]

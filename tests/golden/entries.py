@@ -232,7 +232,7 @@ def entries() -> Iterator[Entry]:
 
 
 ABLATE = ("--budgets", "1%", "--parts", "controller,slices")
-AUDIT = ("--devices", "40", "--rounds", "1", "--only", "none; clipping", "--canary-trials", "100")
+AUDIT = ("--devices", "40", "--rounds", "1", "--only", "none; clipping")
 COMPARE = ("--budgets", "1%", "--rivals", "truncated-svd,ease", "--set", "refinement.rounds=1")
 
 

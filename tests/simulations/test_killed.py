@@ -25,7 +25,7 @@ CHANGES = ("refinement.acceptance.rule=validation", "data.validation_share=20%",
 RUN = ["run", "tiny.yaml", "--no-cache", *(word for change in CHANGES for word in ("--set", change))]
 TIMELINE_RUN = ["run", "timeline.yaml", "--set", "data.timeline.periods=2", "--nodes", "2"]
 AUDIT = ["audit", "tiny.yaml", "--only", "none; clipping", "--devices", "40", "--rounds", "2", "--budget", "50%"]
-AUDIT += ["--attacks", "touched-rows", "--canary-trials", "100"]
+AUDIT += ["--attacks", "touched-rows"]
 
 
 @pytest.fixture

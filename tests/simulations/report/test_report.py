@@ -766,6 +766,9 @@ def test_a_comparison_says_what_it_comes_to_before_its_tables():
     )
     assert "0.990 [0.950, 1.030] times the recall of a cached list of 20 item ids: no significant difference" in cached
     assert "docs/timeline.md" in cached
+    worse = replace(result.rows[0], method="cached-list", peel_over=Estimate(0.8, 0.7, 0.9), chosen=True, p_holm=0.2)
+    (*_, sentence) = compare_verdicts(replace(result, rows=(*result.rows, worse)))
+    assert "item ids: no significant difference" in sentence, "corrected for all comparisons"
 
 
 def test_compare_table_shows_what_validation_chose_whatever_the_test_says():

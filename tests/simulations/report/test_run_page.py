@@ -29,7 +29,15 @@ from simulations.report.sections.classes import device_classes_view, recall_by_c
 from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
-from simulations.report.verdict import best_budget, classes_below, own_rows, refinement_helped, seen_data, verdicts
+from simulations.report.verdict import (
+    best_budget,
+    classes_below,
+    own_rows,
+    refinement_helped,
+    seen_data,
+    significance,
+    verdicts,
+)
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness, Gain, RefinementResult
 from tests.simulations.report.test_report import NASTY, Page, drawn_figures, run_result
@@ -265,13 +273,31 @@ def test_the_smallest_budget_that_keeps_up_is_named():
     }
     assert best_budget(ratios, OWN, "refined") == (
         "At 5%, int8 blocks ranked by “mine” have 0.990 [0.970, 1.010] times the Recall@20 of the full model (group "
-        "tables after refinement): no significant difference."
+        "tables after refinement): equal within 5%."
     )
     del ratios["5%"]
     assert best_budget(ratios, OWN, "start").endswith("before refinement): significantly better.")
     del ratios["10%"]
     assert best_budget(ratios, OWN, "global").endswith("(global table): significantly worse.")
     assert "not measured" in best_budget({"1%": None}, OWN, None)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p_value", "words"),
+    [
+        (0.99, 1.01, None, ": equal within 5%"),
+        (0.95, 1.01, None, ": no significant difference, and not shown to be equal within 5%"),  # .95 is 5% below 1
+        (0.99, 1.053, None, ": no significant difference, and not shown to be equal within 5%"),  # 1 is 5% below
+        (1.01, 1.04, None, ": significantly better"),
+        (1.01, 1.04, 0.051, ": equal within 5%"),  # corrected for others
+        (1.01, 1.2, 0.051, ": no significant difference, and not shown to be equal within 5%"),
+        (0.8, 1.01, 0.049, ": significantly worse"),
+        (None, None, None, ""),
+    ],
+)
+def test_a_ratio_is_called_equal_only_where_its_whole_interval_is_near_1(low, high, p_value, words):
+    value = 1.0 if low is None else (low + high) / 2
+    assert significance(Estimate(value, low, high), p_value) == words
 
 
 @pytest.mark.parametrize(

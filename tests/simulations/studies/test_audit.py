@@ -30,7 +30,7 @@ from tests.helpers.runs import hosted_by
 from tests.helpers.without_ray import simulated
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed
 
-SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, canary_trials=100, attacks=("touched-rows", "reported-class"))
+SETTINGS = AuditSettings(devices=40, rounds=2, share=0.5, attacks=("touched-rows", "reported-class"))
 
 
 def observed(scenario: Scenario, run_dir, *, num_nodes: int = 2, count: int = 40, sums_only: bool = False):
@@ -273,7 +273,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     noised = tiny_scenario.model_dump(mode="json")
     noised["privacy"] = {
         "mechanism": "local-gaussian",
-        "target_epsilon": 1.0,  # 100 trials can show 2.4 of what has no noise
+        "target_epsilon": 1.0,
         "rows": "all-sent",
         "clipping": {"kind": "flat"},
     }
@@ -283,7 +283,8 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
     assert [row["mechanism"] for row in results] == ["none", "local"]
     assert all(0 <= row["validation recall@20"] <= 1 for row in results)
     assert results[0]["epsilon"] is None
-    assert (results[0]["canary"]["advantage"], results[0]["canary"]["epsilon_accounted"]) == (1, None)
+    assert results[0]["canary"]["epsilon_accounted"] is None
+    assert results[0]["canary"]["epsilon_low"] > 5
     assert results[1]["epsilon"] == pytest.approx(1.0, rel=0.01)
     assert results[1]["canary"]["epsilon_low"] <= results[1]["canary"]["epsilon_accounted"]
     assert set(results[0]["attacks"]) == set(SETTINGS.attacks or ())

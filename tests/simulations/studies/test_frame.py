@@ -39,7 +39,7 @@ KINDS = {
 }
 """The shipped scenarios' kinds, on little data."""
 OPEN_ROW = "open:privacy.mechanism=local-gaussian,privacy.target_epsilon=8,privacy.clipping.kind=flat"
-FEW = {"devices": 40, "rounds": 2, "share": 0.5, "canary_trials": 100, "attacks": ("touched-rows", "reported-class")}
+FEW = {"devices": 40, "rounds": 2, "share": 0.5, "attacks": ("touched-rows", "reported-class")}
 
 
 @pytest.fixture

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from fl_peel import wire
-from fl_peel.attacks.decoder import PassView, reconstruct
+from fl_peel.attacks.decoder import PassView, difference, lone_vectors, reconstruct
 from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
 from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.steps.base import opened_rows, packed_rows, unpacked_rows
 from fl_peel.steps.passes import pass_sums
+from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, unit_vectors
+from fl_peel.steps.user_groups import GroupSums
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
 from tests.strategies.rounds.test_masked_steps import CHEAP, secure
 
@@ -89,6 +91,31 @@ def test_the_decoder_finds_whole_histories_of_single_owners_and_nothing_of_rows_
         0.3,
     )
     assert alone.f1 > alone.popularity_f1
+
+
+def test_who_alone_changes_its_user_group_is_the_difference_of_two_rounds():
+    """The planted run: of 40 devices one leaves the first group for the third, two leave the second for the fourth."""
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.permuted(np.tile(np.arange(40, dtype=np.int32), (40, 1)), axis=1)[:, :6], axis=1)
+    data = UserItems(np.arange(41) * 6, items.reshape(-1))
+    own = rng.standard_normal((40, 24)).astype(np.float32)
+    units = in_units(unit_vectors(add_rows(own, data))).astype(np.int64)
+    before = np.repeat(np.arange(5), 8)
+    after = before.copy()
+    after[[3, 8, 9]] = 2, 3, 3
+
+    def opened(groups):
+        sums = np.zeros((5, 24), np.int64)
+        np.add.at(sums, groups, units)
+        return GroupSums(np.bincount(groups, minlength=5), sums)
+
+    rounds = [opened(before), opened(after), opened(after)]
+    assert lone_vectors(rounds) == pytest.approx(units[3:4] / UNIT_SCALE)
+    found = difference(rounds, own, data)
+    assert (found.devices, found.f1) == (1, 1.0), "six of forty items, from 24 numbers"
+    assert found.popularity_f1 < 0.6
+    assert difference(rounds[1:], own, data).devices == 0
+    assert len(lone_vectors([rounds[0], GroupSums(rounds[1].sizes[:4], rounds[1].sums[:4])])) == 0
 
 
 def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):

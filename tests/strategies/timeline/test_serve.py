@@ -220,13 +220,22 @@ def test_refinement_is_rehearsed_one_period_earlier_and_done_with_everything(fol
     assert harmful.periods[1].refinement_down > 0
 
 
-def test_all_that_happens_is_on_one_clock(folder):
-    """Steps of stage 1, rounds of refinement and reading come one after the other; no two share a round."""
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """What crossed, and the result of two periods with refinement, each of which selects its rounds first."""
+    folder = tmp_path_factory.mktemp("refined")
+    (folder / "fleet.yaml").write_text(FLEET)
     grid = LoopbackGrid(1)
     changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.acceptance.rule=always"
-    serve_timeline(grid, scenario_of(folder, planted(), *changes), RunPaths("", str(folder / "clock")))
+    changes += ("data.timeline.start=65%",)  # devices join from then on
+    result = serve_timeline(grid, scenario_of(folder, planted(), *changes), RunPaths("", str(folder / "run")))
+    return grid.crossed, result
+
+
+def test_all_that_happens_is_on_one_clock(refined):
+    """Steps of stage 1, rounds of refinement and reading come one after the other; no two share a round."""
     asked = []
-    for kind, content in grid.crossed:
+    for kind, content in refined[0]:
         if kind == wire.ROUND:
             asked.append((kind, wire.unpack(wire.RoundRequest, content).server_round))
         elif kind == wire.STEP and content["config"]["step"] != "vectors":  # which devices make whenever they come
@@ -237,3 +246,14 @@ def test_all_that_happens_is_on_one_clock(folder):
         {time for kind, time in asked if kind != wire.ROUND}
     )
     assert len({time for kind, time in asked if kind == wire.ROUND}) == 2 * 2 * 2, "rehearsed and done, twice 2 rounds"
+
+
+def test_every_byte_that_nodes_count_is_in_the_figures(refined):
+    """Those of vectors that joining devices make, and of what is done once more to select rounds, as well."""
+    crossed, result = refined
+    assert all(one.joining for one in result.periods)
+    for stage, kind, reply in (("stage1", wire.STEP, wire.StepReply), ("refinement", wire.ROUND, wire.RoundReply)):
+        moved = [wire.unpack(reply, one).counts.classes.total() for name, one in crossed if name == f"reply to {kind}"]
+        for way, counter in (("down", "download_bytes"), ("up", "upload_bytes")):
+            reported = sum(getattr(one, f"{stage}_{way}") * (one.devices + one.joining) for one in result.periods)
+            assert reported == pytest.approx(sum(int(getattr(one, counter)) for one in moved))
