@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -53,16 +53,22 @@ def workers_ahead(engine: Engine, client: str, variables: Mapping[str, str]) -> 
             _started_ahead.reset(token)
 
 
-@contextmanager
-def helper_ahead() -> Iterator[Connection | None]:
-    """Fork a process beside the workers that were started ahead, which calls what it is sent; None where it fails."""
+def prepare_drawing() -> None:
+    """Have what draws imported beside the workers that were started ahead, while the run goes on."""
     started = _started_ahead.get(None)
-    try:
-        helper = None if started is None else started[2].helper()
-    except (EOFError, EngineError, OSError):  # whoever asks does without
-        helper = None
-    with helper or nullcontext():
-        yield helper
+    if started is not None:
+        started[2].prepare_drawing()
+
+
+@contextmanager
+def helpers_ahead(count: int) -> Iterator[list[Connection]]:
+    """Fork processes beside workers that were started ahead, which call what they are sent; fewer where it fails."""
+    started, helpers = _started_ahead.get(None), list[Connection]()
+    with ExitStack() as stack:
+        with suppress(EOFError, EngineError, OSError):  # whoever asks does without
+            while started is not None and len(helpers) < count:
+                helpers.append(stack.enter_context(started[2].helper()))
+        yield helpers
 
 
 def _ahead(engine: Engine, client: str) -> WorkerPool | None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from fl_peel.errors import EngineError
 from fl_peel.packages import own_root
-from simulations.engine.worker import WANTED, error_reply
+from simulations.engine.worker import DRAWS, WANTED, error_reply
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -77,6 +77,11 @@ class ForkServer:
             with theirs:
                 socket.send_fds(self._control, [WANTED], [theirs.fileno()])
         return Connection(ours.detach())
+
+    def prepare_drawing(self) -> None:
+        """Have what draws imported, for workers that are forked later."""
+        with self._lock, suppress(OSError):
+            self._control.send(DRAWS)
 
     def last_words(self) -> str:
         """Return the last line that the process or its workers wrote as an error."""
@@ -199,6 +204,10 @@ class WorkerPool:
         """Have the worker of the message's node answer it."""
         partition = int(context.node_config["partition-id"])
         self._workers[partition % len(self._workers)].ask(_Question(message, context, on_reply))
+
+    def prepare_drawing(self) -> None:
+        """Have helpers find imported what draws."""
+        self._fork_server.prepare_drawing()
 
     def helper(self) -> Connection:
         """Fork a process that calls what it is sent, and sends what that returns, until the connection is closed.
