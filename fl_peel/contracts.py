@@ -33,16 +33,15 @@ from fl_peel.attacks.base import (
     RoundView,
     Secret,
     StepView,
+    auc_of,
     checked_scores,
 )
-from fl_peel.attacks.scoring import auc_of
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks, ranking
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.bounded_statistic import BoundedStatistic, GroupShape, TrainedDevices, bounded
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.accounting import Schedule, calibrated, event_of, privacy_cost
-from fl_peel.privacy.mechanisms import Mechanism, SystemBits
+from fl_peel.privacy.mechanisms import Mechanism, Schedule, SystemBits, calibrated, event_of, privacy_cost
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group

@@ -23,8 +23,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
-from fl_peel.array_specs import TOTAL, ArraySpec, fields_of, hosted, metric_of, name_of, plain_of
-from fl_peel.columns import SUM_SCALE, IntColumns
+from fl_peel.array_specs import SUM_SCALE, TOTAL, ArraySpec, IntColumns, fields_of, hosted, metric_of, name_of, plain_of
 from fl_peel.errors import MessageError
 from fl_peel.exchange.counters import (
     ClassCounts,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
-from clients.node.members import METRIC_BYTES, SIGNAL_BYTES
+from clients.node.channel import METRIC_BYTES, SIGNAL_BYTES
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
@@ -21,10 +21,9 @@ from fl_peel.exchange.release import wants_signals
 from fl_peel.pretraining.spectral_steps import drawn_items
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
-from fl_peel.steps.base import Step, StepTerms
+from fl_peel.steps.base import HeldItems, Step, StepTerms
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import CountsStep, PassStep
-from fl_peel.steps.step_cost import HeldItems
 from fl_peel.steps.user_groups import GroupsStep, MapsStep, MomentsStep, VectorsStep
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import layout_of, splits_to_run

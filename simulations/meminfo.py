@@ -21,7 +21,7 @@ from pathlib import Path
 from clients.fleet.tabular import LONGEST_S
 from fl_peel.errors import ProfileError
 from fl_peel.files import file_kind
-from fl_peel.safe_yaml import kind_of
+from fl_peel.problems import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
 from simulations.report.result_files import csv_bytes
 from simulations.report.table_view import TableView, format_bytes

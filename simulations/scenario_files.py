@@ -11,8 +11,7 @@ from pydantic import BaseModel, ValidationError
 from fl_peel.errors import ScenarioError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean, nearest
-from fl_peel.problems import explain
-from fl_peel.safe_yaml import MAX_DEPTH, YamlFault, read_yaml, read_yaml_file
+from fl_peel.problems import MAX_DEPTH, YamlFault, explain, read_yaml, read_yaml_file
 from fl_peel.scenario.scenario import Scenario, present_key, with_present_names
 
 SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"

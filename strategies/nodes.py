@@ -18,8 +18,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel import errors, wire
-from fl_peel.array_specs import MOST, TOTAL, MessageContext, check
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import MOST, SUM_SCALE, TOTAL, MessageContext, check
 from fl_peel.errors import EngineError, FlPeelError, MessageError, SecureAggregationError
 from fl_peel.packages import code_digest, own_root
 from fl_peel.randomness import rng_for

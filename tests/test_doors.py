@@ -60,7 +60,7 @@ KINDS = {
     "file",
     [
         *(f"strategies/rounds/{name}.py" for name in ("channel", "federation", "strategy")),
-        *(f"clients/node/{name}.py" for name in ("channel", "members")),
+        "clients/node/channel.py",
     ],
 )
 def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):

@@ -24,9 +24,8 @@ from clients.fleet.specs import PositiveFloat, ShareFloat, Spec, as_schema, fold
 from clients.fleet.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
-from fl_peel.problems import problems
+from fl_peel.problems import kind_of, problems
 from fl_peel.randomness import device_uniforms
-from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
 
 

@@ -45,8 +45,8 @@ from clients.fleet.specs import (
 from clients.fleet.tabular import AtEnd, RecordedTraces, checked_file, load_traces
 from fl_peel.errors import FieldError, PathPart
 from fl_peel.plugins import Registry
+from fl_peel.problems import kind_of
 from fl_peel.randomness import device_uniforms
-from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
 
 Devices = NDArray[np.int64]

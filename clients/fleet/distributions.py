@@ -26,7 +26,7 @@ from clients.fleet.specs import Folder, folder_of, in_bounds, number
 from clients.fleet.tabular import checked_file, is_blank, read_columns, sizes
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
-from fl_peel.safe_yaml import kind_of
+from fl_peel.problems import kind_of
 
 FloatArray = NDArray[np.float64]
 _MAX_VALUES = 100_000

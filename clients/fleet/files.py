@@ -23,8 +23,7 @@ from clients.fleet.tabular import DATA_ENDINGS
 from fl_peel.errors import FieldError, ProfileError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import Registry, did_you_mean
-from fl_peel.problems import explain
-from fl_peel.safe_yaml import StrictLoader, YamlFault, kind_of, read_yaml_file
+from fl_peel.problems import StrictLoader, YamlFault, explain, kind_of, read_yaml_file
 from fl_peel.scenario.fleet_files import FleetFile
 from fl_peel.scenario.reference import DRAFT, Part, parts_of
 

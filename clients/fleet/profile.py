@@ -24,8 +24,8 @@ from clients.fleet.distributions import (
 )
 from clients.fleet.specs import PositiveInt, ShareFloat, Spec
 from fl_peel.errors import FieldError
+from fl_peel.problems import kind_of
 from fl_peel.randomness import device_uniforms
-from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.base import unit
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]

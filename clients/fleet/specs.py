@@ -23,7 +23,7 @@ from pydantic import (
 
 from fl_peel.errors import FieldError
 from fl_peel.plugins import did_you_mean
-from fl_peel.safe_yaml import kind_of
+from fl_peel.problems import kind_of
 
 
 class Spec(BaseModel):

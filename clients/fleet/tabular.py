@@ -19,8 +19,8 @@ from clients.fleet.specs import Folder, number
 from fl_peel.errors import FieldError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
+from fl_peel.problems import kind_of
 from fl_peel.randomness import device_uniforms
-from fl_peel.safe_yaml import kind_of
 from fl_peel.scenario.fleet_files import MAX_DATA_BYTES
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from clients.node.cohort import Cohort
 from clients.node.evaluate import Holdings
 from clients.node.joining import NEVER, PreviousHoldings
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.precision import has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import RefreshCounts, StepCounts, StepTraces
 from fl_peel.ranking.top import Ranker

@@ -10,7 +10,7 @@ neighbour whose shares it cannot open it holds none, and goes on. The node adds 
 which takes no secret, to spare the simulation their transfer.
 
 A device's vector is what a node that hosted it alone would reply in a round without secure aggregation
-(:func:`clients.node.members.train_members`), with an entry for every row it might have touched. Bytes are counted per
+(:func:`clients.node.channel.train_members`), with an entry for every row it might have touched. Bytes are counted per
 device.
 """
 
@@ -32,10 +32,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
-from clients.node.channel import DeviceChannel, run_round
+from clients.node.channel import ChannelTerms, DeviceChannel, Traffic, run_round, train_members
 from clients.node.cohort import Cohort
 from clients.node.contents import StateUpdate
-from clients.node.members import ChannelTerms, Traffic, train_members
 from clients.node.round_context import reached_devices
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray

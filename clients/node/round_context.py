@@ -24,7 +24,7 @@ from fl_peel.data.interactions import IntArray
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.sources import source_of
 from fl_peel.randomness import device_seeds
-from fl_peel.scenario import registered
+from fl_peel.scenario import settings
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.update import TrainingMemory
@@ -129,9 +129,9 @@ def extra_bytes(scenario: Scenario) -> int:
 
 
 def contents_kind(scenario: Scenario) -> type[DeviceContents]:
-    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.registered.contents_kind`."""
+    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.settings.contents_kind`."""
     kinds = DeviceContents, OpenDeviceContents, BoundedDeviceContents, BucketedDeviceContents
-    return cast(type[DeviceContents], registered.contents_kind(scenario, registered.DEVICE_CONTENTS, *kinds))
+    return cast(type[DeviceContents], settings.contents_kind(scenario, settings.DEVICE_CONTENTS, *kinds))
 
 
 @dataclass(frozen=True)

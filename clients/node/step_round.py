@@ -34,8 +34,18 @@ from fl_peel.randomness import device_uniforms
 from fl_peel.secure.device_protocol import DropoutStage, vanishing
 from fl_peel.secure.keys import Occasion
 from fl_peel.secure.vector import CHECK, Values
-from fl_peel.steps.base import Arrays, ContributorsStep, Draw, Step, StepVector, unpacked_rows
-from fl_peel.steps.step_cost import AnswerCost, HeldItems, StepCost, hidden
+from fl_peel.steps.base import (
+    AnswerCost,
+    Arrays,
+    ContributorsStep,
+    Draw,
+    HeldItems,
+    Step,
+    StepCost,
+    StepVector,
+    hidden,
+    unpacked_rows,
+)
 from fl_peel.steps.units import Floats, Ints, add_rows, unit_vectors
 from fl_peel.wire import (
     EVERYBODY,

@@ -24,7 +24,7 @@ from fl_peel.data.timeline import is_date, number_fault, seconds_of, time_fault
 from fl_peel.errors import DataError, shortened
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean
-from fl_peel.safe_yaml import kind_of
+from fl_peel.problems import kind_of
 from fl_peel.scenario.settings import Dialect
 
 ALIASES = {

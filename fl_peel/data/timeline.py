@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fl_peel.data.interactions import FloatArray, IntArray, Interactions, Splits, UserItems
 from fl_peel.errors import DataError
-from fl_peel.safe_yaml import kind_of
+from fl_peel.problems import kind_of
 from fl_peel.scenario.settings import ZONE_UTC, Phase
 
 MAX_TIME = 2.0**63

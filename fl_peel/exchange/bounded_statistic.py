@@ -25,7 +25,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.scenario.registered import STATISTICS
+from fl_peel.scenario.settings import STATISTICS
 from fl_peel.training.update import GroupUpdate
 from fl_peel.weighting.block_statistics import BlockStatistics
 

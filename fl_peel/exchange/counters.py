@@ -8,8 +8,7 @@ from typing import Annotated, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.array_specs import TOTAL, ArraySpec, hosted, metric_of
-from fl_peel.columns import Counters, IntArray, IntColumns
+from fl_peel.array_specs import TOTAL, ArraySpec, Counters, IntArray, IntColumns, hosted, metric_of
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from types import MappingProxyType
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import Part, bounds, shares_of
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.accounting import PrivacyCost, Schedule, calibrated, cost_of
-from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
+from fl_peel.privacy.mechanisms import Mechanism, PrivacyCost, Schedule, calibrated, cost_of, find_mechanism
 from fl_peel.privacy.sources import NoiseSource, source_of, whole_scale
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import answers_needed

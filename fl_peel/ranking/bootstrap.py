@@ -26,8 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
-from fl_peel.array_specs import ArraySpec
-from fl_peel.columns import SUM_SCALE, Counters, IntArray
+from fl_peel.array_specs import SUM_SCALE, ArraySpec, Counters, IntArray
 from fl_peel.figures import SeedsEstimate
 from fl_peel.randomness import device_seeds
 

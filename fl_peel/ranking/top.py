@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
+from fl_peel.array_specs import SUM_SCALE, Counters
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
-from fl_peel.columns import SUM_SCALE, Counters
 from fl_peel.data.interactions import UserItems
 from fl_peel.scenario.settings import torch_device
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fl_peel.errors import MessageError, ProfileError
 from fl_peel.files import file_kind
-from fl_peel.safe_yaml import MAX_YAML_BYTES, YamlFault, read_yaml
+from fl_peel.problems import MAX_YAML_BYTES, YamlFault, read_yaml
 
 MAX_DATA_BYTES = 256 * 2**20
 """Largest size of a trace or a table of values that a fleet file names."""

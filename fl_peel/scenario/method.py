@@ -31,7 +31,6 @@ from fl_peel.scenario.base import (
     check_distinct,
     unit,
 )
-from fl_peel.scenario.registered import check_contents
 from fl_peel.scenario.settings import (
     HEADED,
     SELECTORS,
@@ -50,6 +49,7 @@ from fl_peel.scenario.settings import (
     PretrainingConfig,
     SpectralConfig,
     SplitOrder,
+    check_contents,
 )
 
 Selector = Annotated[str, AfterValidator(SELECTORS.check), OneOf(SELECTORS)]

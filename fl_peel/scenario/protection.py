@@ -19,7 +19,7 @@ from fl_peel.scenario.base import (
     check_distinct,
     unit,
 )
-from fl_peel.scenario.registered import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM, STATISTICS
+from fl_peel.scenario.settings import LARGEST_MULTIPLIER, MECHANISMS, NO_MECHANISM, STATISTICS
 
 Norm = Annotated[float, Field(gt=0, le=1e9, json_schema_extra=unit("norm"))]
 

@@ -14,27 +14,25 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
-    Arrays,
-    Bools,
-    NoisedPart,
-    Part,
-    Size,
-    Step,
-    StepChannel,
-    StepDevices,
-    StepTerms,
-    SumField,
-    answer_to,
-)
-from fl_peel.steps.step_cost import (
     ID_BYTES,
     NUMBER_BYTES,
     ROW_BYTES,
     SAMPLE_COLUMNS,
     UNIT_BYTES,
     WORD_BYTES,
+    Arrays,
+    Bools,
     HeldItems,
+    NoisedPart,
+    Part,
+    Size,
+    Step,
+    StepChannel,
     StepCost,
+    StepDevices,
+    StepTerms,
+    SumField,
+    answer_to,
 )
 from fl_peel.steps.units import (
     EMPTY,

@@ -19,26 +19,24 @@ from fl_peel.exchange.counters import BELOW
 from fl_peel.kernels import add_passed_rows
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
+    ID_BYTES,
+    NUMBER_BYTES,
+    ROW_BYTES,
+    WORD_BYTES,
     Arrays,
     Bools,
     ContributionBounds,
+    HeldItems,
     NoisedPart,
     Part,
     Size,
     Step,
     StepChannel,
+    StepCost,
     StepDevices,
     StepTerms,
     SumField,
     answer_to,
-)
-from fl_peel.steps.step_cost import (
-    ID_BYTES,
-    NUMBER_BYTES,
-    ROW_BYTES,
-    WORD_BYTES,
-    HeldItems,
-    StepCost,
     cost_by_columns,
     rows_bytes,
 )

@@ -14,11 +14,12 @@ import yaml
 from numpy.typing import NDArray
 
 from fl_peel.attacks import Accomplice, Attack, DeviceView, load_attack
-from fl_peel.attacks.base import ITEM_SECRETS, checked_scores
-from fl_peel.attacks.scoring import (
+from fl_peel.attacks.base import (
+    ITEM_SECRETS,
     Outcome,
     best_count_threshold,
     best_threshold,
+    checked_scores,
     item_outcome,
     label_outcome,
     precision_recall_f1,

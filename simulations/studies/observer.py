@@ -25,18 +25,17 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from clients.node.channel import clear_round
+from clients.node.channel import clear_round, train_members
 from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
 from clients.node.masked import announce_keys
-from clients.node.members import train_members
 from clients.node.round_context import RoundContext, extra_bytes
 from clients.node.step_round import StepParticipants, contribute
 from fl_peel import wire
+from fl_peel.array_specs import Counters
 from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
 from fl_peel.attacks.decoder import PassView, Reconstruction, reconstruct
 from fl_peel.blocks.ranked_blocks import RankedBlocks
-from fl_peel.columns import Counters
 from fl_peel.data.interactions import Splits
 from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.mechanisms import find_mechanism

@@ -21,7 +21,7 @@ from fl_peel.errors import FlPeelError, ReportError
 from fl_peel.events import Event, OnEvent
 from fl_peel.figures import Estimate
 from fl_peel.plugins import did_you_mean
-from fl_peel.safe_yaml import read_yaml_file
+from fl_peel.problems import read_yaml_file
 from fl_peel.scenario.base import Keys
 from simulations.report.table_view import format_estimate
 from simulations.resumable import CHECKPOINTS, owned_store

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.array_specs import MessageContext
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import SUM_SCALE, MessageContext
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.figures import Estimate
 from fl_peel.randomness import rng_for

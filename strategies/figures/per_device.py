@@ -21,7 +21,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.columns import IntArray
+from fl_peel.array_specs import IntArray
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import ReportError
 from fl_peel.figures import Estimate

@@ -10,7 +10,7 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts
 from fl_peel.figures import read_fields
 from fl_peel.pretraining.stage1 import SpectralStart

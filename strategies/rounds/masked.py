@@ -31,10 +31,10 @@ from strategies.rounds.masked_exchange import (
     MaskedExchange,
     MaskedPart,
     SecureGroup,
+    Suspects,
     VoidSumError,
     drawn_devices,
 )
-from strategies.rounds.suspects import Suspects
 
 logger = logging.getLogger("fl_peel")
 

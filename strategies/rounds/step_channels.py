@@ -53,8 +53,7 @@ from fl_peel.steps.base import (
 )
 from strategies import nodes
 from strategies.nodes import NodeRequest, Nodes, bounds_of
-from strategies.rounds.masked_exchange import MaskedExchange, MaskedPart, VoidSumError
-from strategies.rounds.suspects import Suspects
+from strategies.rounds.masked_exchange import MaskedExchange, MaskedPart, Suspects, VoidSumError
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals

@@ -49,8 +49,7 @@ from strategies.groups.start import (
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes import Members
 from strategies.rounds.step_channels import ClearSteps, CountedSteps, MaskedSteps, NoisedSteps, SumsRecord
-from strategies.run.checkpoints import CheckpointedSteps
-from strategies.run.run import Run
+from strategies.run.run import CheckpointedSteps, Run
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import Stage1Outcome, check_budgets, given_data
 

@@ -21,7 +21,7 @@ from fl_peel.array_specs import MessageContext
 from fl_peel.device_storage import device_splits
 from fl_peel.events import Event, OnEvent, figures_under, silent
 from fl_peel.privacy.noise_plan import Plan
-from fl_peel.scenario import registered
+from fl_peel.scenario import settings
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes import Members, NodeRequest, some_devices
@@ -33,9 +33,8 @@ from strategies.rounds.masked import MaskedServerChannel
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.step_channels import SumsRecord
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.checkpoints import RoundCheckpoints
 from strategies.run.prepare import ChosenFilter, choose_by_sums, prepare
-from strategies.run.run import Run
+from strategies.run.run import RoundCheckpoints, Run
 from strategies.run.stage1_outcome import Stage1Outcome
 
 if TYPE_CHECKING:
@@ -106,9 +105,9 @@ Refine = Callable[[Scenario], PeelStrategy]
 
 
 def contents_kind(scenario: Scenario) -> type[ServerContents]:
-    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.registered.contents_kind`."""
+    """Return the class of a scenario's contents; see :func:`fl_peel.scenario.settings.contents_kind`."""
     kinds = ServerContents, OpenServerContents, NoisedServerContents, BucketedServerContents
-    return cast(type[ServerContents], registered.contents_kind(scenario, registered.SERVER_CONTENTS, *kinds))
+    return cast(type[ServerContents], settings.contents_kind(scenario, settings.SERVER_CONTENTS, *kinds))
 
 
 def put_together(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fl_peel.columns import IntColumns
+from fl_peel.array_specs import IntColumns
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 
 KINDS = [ClassCounts, ClockCounts]

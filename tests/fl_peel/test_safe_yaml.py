@@ -5,9 +5,9 @@ import tracemalloc
 
 import pytest
 
-from fl_peel import safe_yaml
+from fl_peel import problems as safe_yaml
 from fl_peel.errors import MAX_MESSAGE, FlPeelError, shortened
-from fl_peel.safe_yaml import MAX_YAML_BYTES, YamlFault, kind_of, read_yaml, read_yaml_file
+from fl_peel.problems import MAX_YAML_BYTES, YamlFault, kind_of, read_yaml, read_yaml_file
 
 
 def unfolding(first, one):

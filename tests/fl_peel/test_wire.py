@@ -18,9 +18,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from fl_peel import wire
+from fl_peel.array_specs import IntColumns
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
-from fl_peel.columns import IntColumns
 from fl_peel.errors import MessageError
 from fl_peel.exchange.counters import RoundTotals
 from fl_peel.steps import STEPS

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from clients.node.evaluate import compare, keep
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.scenario.scenario import Scenario
 from tests.helpers.blocks import rows_of
 

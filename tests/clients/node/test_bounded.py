@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from clients.node import members
+from clients.node import channel as members
 from clients.node.round_context import contents_kind
 from fl_peel import wire
 from fl_peel.errors import ScenarioError

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from clients.node.evaluate import evaluate_budgets
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import Tiles
 from fl_peel.wire import EVERYBODY, OWN_BUDGET, UNLIMITED

@@ -7,10 +7,10 @@ import pytest
 
 from clients.node.following import _FollowedGroup, follow
 from clients.node.joining import PreviousHoldings
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.wire import OWN_BUDGET
 from tests.helpers.blocks import rows_of

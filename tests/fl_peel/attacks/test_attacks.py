@@ -8,7 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.attacks import attack_names, load_attack
-from fl_peel.attacks.base import ATTACKS, Attack, DeviceView, StepView, checked_scores
+from fl_peel.attacks.base import (
+    ATTACKS,
+    Attack,
+    DeviceView,
+    StepView,
+    auc_of,
+    best_count_threshold,
+    best_threshold,
+    checked_scores,
+    item_outcome,
+    label_outcome,
+    precision_recall_f1,
+    squares,
+)
 from fl_peel.attacks.device_attacks import (
     AnsweringClass,
     InteractionMembership,
@@ -24,15 +37,6 @@ from fl_peel.attacks.device_attacks import (
     TouchedRows,
     UpdateSign,
     line,
-)
-from fl_peel.attacks.scoring import (
-    auc_of,
-    best_count_threshold,
-    best_threshold,
-    item_outcome,
-    label_outcome,
-    precision_recall_f1,
-    squares,
 )
 from fl_peel.contracts import AttackContract, example_views
 from fl_peel.errors import ScenarioError

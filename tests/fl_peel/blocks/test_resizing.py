@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from clients.fleet.files import shipped_names
 from clients.fleet.fleet import FleetBudgets, load_fleet
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed, shrink
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.errors import ArtifactError, BudgetError
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram
 from fl_peel.scenario.settings import PRECISIONS

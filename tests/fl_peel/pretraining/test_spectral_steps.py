@@ -11,9 +11,8 @@ from fl_peel.errors import DataError
 from fl_peel.pretraining import spectral_steps, stage1
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, num_steps, run_stage1
 from fl_peel.steps import units
-from fl_peel.steps.base import StepTerms, StepVector
+from fl_peel.steps.base import HeldItems, StepTerms, StepVector
 from fl_peel.steps.passes import CountsStep, PassStep, pass_sums
-from fl_peel.steps.step_cost import HeldItems
 from fl_peel.steps.units import (
     UNIT_SCALE,
     Units,

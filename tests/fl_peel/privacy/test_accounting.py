@@ -11,14 +11,15 @@ from dp_accounting import (
 )
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import (
+from fl_peel.privacy.mechanisms import (
+    CentralGaussian,
+    LocalLaplace,
     PrivacyCost,
     Schedule,
     calibrated,
     event_of,
     privacy_cost,
 )
-from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
 from fl_peel.privacy.noise_plan import make_plan
 from simulations.scenario_files import load_scenario
 from tests.helpers.gaussian import analytic_gaussian_delta

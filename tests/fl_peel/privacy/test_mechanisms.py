@@ -37,8 +37,7 @@ from fl_peel.privacy.mechanisms import (
 from fl_peel.privacy.shrinkage import NoisedSignals, shrunk, tilted
 from fl_peel.privacy.sources import SeededNoise, randomized_groups, with_device_noise
 from fl_peel.ranking.top import top_rows
-from fl_peel.scenario.registered import MECHANISMS
-from fl_peel.scenario.settings import LocalTraining
+from fl_peel.scenario.settings import MECHANISMS, LocalTraining
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from tests.fl_peel.training.test_twins import small_world

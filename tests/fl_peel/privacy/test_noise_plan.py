@@ -8,17 +8,15 @@ import pytest
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import NamedSums, shares_of
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.accounting import (
-    NO_PRIVACY,
-    Schedule,
-    event_of,
-    privacy_cost,
-)
 from fl_peel.privacy.mechanisms import (
+    NO_PRIVACY,
     CentralGaussian,
     LocalGaussian,
     Mechanism,
+    Schedule,
+    event_of,
     find_mechanism,
+    privacy_cost,
 )
 from fl_peel.privacy.noise_plan import (
     check_delta,

@@ -19,10 +19,13 @@ from dp_accounting import (
 )
 
 from fl_peel.errors import ScenarioError
-from fl_peel.privacy.accounting import (
+from fl_peel.privacy.mechanisms import (
     NO_PRIVACY,
     SMALLEST_MULTIPLIER,
     TOLERANCE,
+    CentralGaussian,
+    LocalGaussian,
+    LocalLaplace,
     PrivacyCost,
     Schedule,
     _kept_cost,
@@ -32,8 +35,7 @@ from fl_peel.privacy.accounting import (
     event_of,
     privacy_cost,
 )
-from fl_peel.privacy.mechanisms import CentralGaussian, LocalGaussian, LocalLaplace
-from fl_peel.scenario.registered import LARGEST_MULTIPLIER
+from fl_peel.scenario.settings import LARGEST_MULTIPLIER
 from tests.helpers.gaussian import analytic_gaussian_delta
 
 DELTA = 1e-5
@@ -179,7 +181,7 @@ def test_the_same_cost_is_computed_once(mechanism, times, monkeypatch):
         asked.append((event, delta, discretization))
         return PrivacyCost(len(asked), delta, "", None, None)
 
-    monkeypatch.setattr("fl_peel.privacy.accounting.privacy_cost", cost)
+    monkeypatch.setattr("fl_peel.privacy.mechanisms.privacy_cost", cost)
     schedule = Schedule(((2, 1.0),))
     first, again = (cost_of(mechanism, 3.0, Schedule(((2, 1.0),)), DELTA) for _ in range(2))
     assert (first.epsilon, again.epsilon) == (1, times)
@@ -211,7 +213,7 @@ def least(monkeypatch):
             assert (mechanism, schedule, delta) == (CentralGaussian(), Schedule(((2, 1.0),)), DELTA)
             return PrivacyCost(1 / multiplier, delta, "", None, None)
 
-        monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
+        monkeypatch.setattr("fl_peel.privacy.mechanisms.cost_of", cost)
         return calibrated(CentralGaussian(), Schedule(((2, 1.0),)), 1 / needed, DELTA)
 
     return result
@@ -258,7 +260,7 @@ def test_calibration_resolves_losses_as_far_as_its_target_needs(target, step, mo
         steps.add(discretization)
         return PrivacyCost(9 / multiplier, delta, "", None, None)
 
-    monkeypatch.setattr("fl_peel.privacy.accounting.cost_of", cost)
+    monkeypatch.setattr("fl_peel.privacy.mechanisms.cost_of", cost)
     multiplier = calibrated(CentralGaussian(), Schedule(((1, 1.0),)), target, DELTA)
     assert 9 / target <= multiplier <= 9 / target * (1 + TOLERANCE)
     assert list(steps) == pytest.approx([step])

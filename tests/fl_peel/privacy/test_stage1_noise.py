@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from fl_peel.privacy.accounting import Schedule, event_of, privacy_cost
-from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace
+from fl_peel.privacy.mechanisms import CentralGaussian, LocalLaplace, Schedule, event_of, privacy_cost
 from fl_peel.privacy.noise_plan import NOISED_PARTS, Stage1Scales, contribution_bounds, make_plan, stage1_releases
 from fl_peel.privacy.report import report_of
 from fl_peel.privacy.sources import SeededNoise

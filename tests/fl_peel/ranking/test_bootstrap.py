@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from fl_peel import kernels
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.figures import SeedsEstimate
 from fl_peel.randomness import device_seeds, mix64
 from fl_peel.ranking import bootstrap

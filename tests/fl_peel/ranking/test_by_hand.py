@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.ranking.bootstrap import NUM_BINS, Effects, Histogram, PairedSums
 from fl_peel.ranking.top import MetricSums, Ranker, recall_ndcg, top_rows
 from tests.helpers.blocks import rows_of

@@ -16,8 +16,7 @@ from fl_peel.store import Store
 from simulations import flower, runner
 from simulations.listing import LIST
 from simulations.report.table_view import format_ratio
-from simulations.report.timeline_plots import LABELS
-from simulations.report.timeline_report import timeline_summary
+from simulations.report.timeline_report import LABELS, timeline_summary
 from simulations.resumable import CHECKPOINTS
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario, shipped_scenarios

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fl_peel import wire
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.columns import SUM_SCALE
 from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.weighting.block_statistics import BlockStatistics

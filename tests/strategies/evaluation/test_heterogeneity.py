@@ -12,10 +12,9 @@ from flwr.app import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.node.channel import clear_round
+from clients.node.channel import clear_round, work_samples
 from clients.node.cohort import open_cohort
 from clients.node.following import follow
-from clients.node.members import work_samples
 from clients.node.round_context import RoundMemory
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes

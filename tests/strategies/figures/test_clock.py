@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 from strategies.figures.stage_figures import class_costs, recent_recall, round_clock, time_to_recall
 from strategies.rounds.federation import RoundRecord

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fl_peel.columns import SUM_SCALE
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, OwnCounts
 from fl_peel.ranking.bootstrap import Effects, PairedSums, interval
 from fl_peel.ranking.top import MetricSums

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from fl_peel import wire
+from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.columns import SUM_SCALE
 from fl_peel.events import Event
 from fl_peel.figures import Estimate
 from fl_peel.ranking.bootstrap import Replicates

@@ -13,9 +13,8 @@ from fl_peel.errors import SecureAggregationError
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import DeviceBytes, DropoutStage, vanishing
-from fl_peel.steps.base import StepTerms
+from fl_peel.steps.base import AnswerCost, HeldItems, StepTerms, hidden
 from fl_peel.steps.passes import PassStep
-from fl_peel.steps.step_cost import AnswerCost, HeldItems, hidden
 from strategies.nodes import failure
 from strategies.run.prepare import prepare
 from strategies.run.run import Run

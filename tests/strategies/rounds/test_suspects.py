@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_peel.store import from_nodes, to_nodes
-from strategies.rounds.suspects import Suspects
+from strategies.rounds.masked_exchange import Suspects
 from tests.helpers.examples import examples
 
 NODES = 4

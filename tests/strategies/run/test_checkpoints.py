@@ -23,7 +23,7 @@ from strategies.groups import state
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.rounds.contents import OpenServerContents
 from strategies.run import refinement
-from strategies.run.checkpoints import RunCheckpoints
+from strategies.run.run import RunCheckpoints
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.server_app import serve
 from tests.helpers.examples import examples

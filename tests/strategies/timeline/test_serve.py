@@ -9,8 +9,7 @@ from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
-from strategies.timeline.period import FULL, WHOLE, check_timeline, serve_timeline
-from strategies.timeline.published_tables import PublishedTables, published
+from strategies.timeline.period import FULL, WHOLE, PublishedTables, check_timeline, published, serve_timeline
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 
