@@ -11,7 +11,7 @@ LATER = {"torch", "sklearn", "matplotlib", "jinja2", "ray"}
 
 @pytest.mark.slow
 def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
-    """Until the nodes answer; without --out no page is written, and other processes draw its figures."""
+    """Until the nodes answer; figures of a page are drawn by other processes."""
     out = str(tmp_path / "out")
     program = f"""if True:
         import sys
@@ -27,10 +27,11 @@ def test_a_user_does_not_wait_for_what_comes_later(tiny, tmp_path):
                 main()
             except SystemExit as ended:
                 assert not ended.code
-            print("drawn", *sorted({{"jinja2", "matplotlib"}} & set(sys.modules)))
+            print("drawn", "matplotlib" in sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.endswith("]")]
     assert lines[:3] == ["start 0 []", "start 1 []", "data 1 []"]
     assert "heterogeneity 1 ['sklearn', 'torch']" in lines
-    assert [line for line in done.stdout.splitlines() if line.startswith("drawn")] == ["drawn", "drawn jinja2"]
+    assert [line for line in done.stdout.splitlines() if line.startswith("drawn")] == ["drawn False"] * 2
+    assert "<svg" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
