@@ -25,7 +25,7 @@ from fl_peel.model.model import load
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import from_nodes, to_nodes
-from simulations.engine.embedded_engine import helper_ahead
+from simulations.engine.embedded_engine import helpers_ahead, prepare_drawing
 from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
@@ -121,9 +121,9 @@ def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
             else:
                 result = replace(result, versions=versions(), peak_rss_bytes=memory.peak_bytes, command=options.command)
             if out is not None:
-                from simulations.report.drawing import drawn_by_two
+                from simulations.report.drawing import drawn_by
 
-                with helper_ahead() as helper, drawn_by_two(helper):
+                with helpers_ahead(2) as helpers, drawn_by(helpers):
                     save(result, scenario, out, paths, None if deployed else data)
     return result
 
@@ -144,7 +144,10 @@ def _connected(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEven
 def _serve(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> RunResult | TimelineResult:
     """The server's side of a run or a timeline, imported while the nodes' processes start."""
     serve = _server_side(scenario)
-    return serve(_connected(grid, scenario, paths, on_event))
+    run = _connected(grid, scenario, paths, on_event)
+    if paths.model_dir:  # there will be a page
+        prepare_drawing()
+    return serve(run)
 
 
 def _server_side(scenario: Scenario) -> Callable[[Run], RunResult | TimelineResult]:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from fl_peel.errors import EngineError
 from fl_peel.packages import own_root
 from fl_peel.scenario.scenario import Engine
-from simulations.engine.worker import WANTED, error_reply
+from simulations.engine.worker import DRAWS, WANTED, error_reply
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -82,6 +82,11 @@ class ForkServer:
             with theirs:
                 socket.send_fds(self._control, [WANTED], [theirs.fileno()])
         return Connection(ours.detach())
+
+    def prepare_drawing(self) -> None:
+        """Have what draws imported, for workers that are forked later."""
+        with self._lock, suppress(OSError):
+            self._control.send(DRAWS)
 
     def last_words(self) -> str:
         """Return the last line that the process or its workers wrote as an error."""
@@ -205,6 +210,10 @@ class WorkerPool:
         partition = int(context.node_config["partition-id"])
         self._workers[partition % len(self._workers)].ask(_Question(message, context, on_reply))
 
+    def prepare_drawing(self) -> None:
+        """Have helpers find imported what draws."""
+        self._fork_server.prepare_drawing()
+
     def helper(self) -> Connection:
         """Fork a process that calls what it is sent, and sends what that returns, until the connection is closed.
 
@@ -254,16 +263,22 @@ def workers_ahead(engine: Engine, client: str, variables: Mapping[str, str]) -> 
             _started_ahead.reset(token)
 
 
-@contextmanager
-def helper_ahead() -> Iterator[Connection | None]:
-    """Fork a process beside the workers that were started ahead, which calls what it is sent; None where it fails."""
+def prepare_drawing() -> None:
+    """Have what draws imported beside the workers that were started ahead, while the run goes on."""
     started = _started_ahead.get(None)
-    try:
-        helper = None if started is None else started[2].helper()
-    except (EOFError, EngineError, OSError):  # whoever asks does without
-        helper = None
-    with helper or nullcontext():
-        yield helper
+    if started is not None:
+        started[2].prepare_drawing()
+
+
+@contextmanager
+def helpers_ahead(count: int) -> Iterator[list[Connection]]:
+    """Fork processes beside workers that were started ahead, which call what they are sent; fewer where it fails."""
+    started, helpers = _started_ahead.get(None), list[Connection]()
+    with ExitStack() as stack:
+        with suppress(EOFError, EngineError, OSError):  # whoever asks does without
+            while started is not None and len(helpers) < count:
+                helpers.append(stack.enter_context(started[2].helper()))
+        yield helpers
 
 
 def _ahead(engine: Engine, client: str) -> WorkerPool | None:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.clientapp import ClientApp
 
-WANTED = b"w"
-"""Byte that comes with the socket of a worker that is wanted."""
+WANTED, DRAWS = b"w", b"d"
+"""Byte that comes with the socket of a worker that is wanted, and alone where workers will draw."""
+DRAWING = "simulations.report.run_files", "matplotlib.figure", "matplotlib.backends.backend_svg"
+"""Modules that workers that draw find imported."""
 FAILED = 0
 """Flower's code of errors that it knows no other code for."""
 
@@ -43,6 +45,10 @@ def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] 
         wanted, sockets, *_ = socket.recv_fds(control, 1, 1)
         if not wanted:
             os.killpg(0, signal.SIGKILL)
+        if wanted == DRAWS:
+            for other in DRAWING:
+                import_module(other)
+            continue
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial, wraps
 from html import escape
 from importlib import import_module
+from itertools import zip_longest
 from multiprocessing.connection import Connection
 from textwrap import fill
 from types import MappingProxyType
@@ -110,7 +111,7 @@ SERIES = "series:"
 """Prefix of the number of what can be switched off together, while it is drawn."""
 Params = ParamSpec("Params")
 MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
-_helper: ContextVar[Connection | None] = ContextVar("process that draws narrow forms")
+_helpers: ContextVar[Sequence[Connection]] = ContextVar("processes that draw", default=())
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same shapes on every machine
@@ -226,38 +227,48 @@ def in_both_forms(draw: Callable[Params, MaybePlot]) -> Callable[Params, MaybePl
         if paper is not None:
             with styled(paper.width_in):
                 return draw(*args, **kwargs)
-        helper, draw_narrow = _helper.get(None), partial(_narrow, draw.__module__, draw.__qualname__, *args, **kwargs)
-        with suppress(OSError):
-            if helper is not None:
-                helper.send(draw_narrow)
-        with styled():
-            wide = draw(*args, **kwargs)
-        if wide is None and helper is None:
-            return wide
-        try:
-            narrow = draw_narrow() if helper is None else helper.recv()
-        except (EOFError, OSError):  # the process has ended, perhaps for lack of memory
-            narrow = draw_narrow()
-        return cast(MaybePlot, wide if wide is None else replace(wide, narrow=narrow))
+        form = partial(_form, draw.__module__, draw.__qualname__)
+        forms = [partial(form, width_in, *args, **kwargs) for width_in in (WIDTH_IN, NARROW_IN)]
+        asked = [helper if _sent(helper, one) else None for helper, one in zip_longest(_helpers.get(), forms)]
+        wide, narrow = (_drawn(helper, one) for helper, one in zip(asked, forms, strict=True))
+        return cast(MaybePlot, None if wide is None or narrow is None else replace(wide, narrow=narrow.svg))
 
     return both
 
 
-def _narrow(module: str, name: str, *args: Any, **kwargs: Any) -> str:
-    """Return the narrow form of a figure as SVG, by the name of the function that draws both."""
-    with styled(NARROW_IN):
-        narrow: Plot | None = getattr(import_module(module), name).__wrapped__(*args, **kwargs)
-    return "" if narrow is None else narrow.svg
+def _form(module: str, name: str, width_in: float, *args: Any, **kwargs: Any) -> Plot | None:
+    """Return a figure of this width, by the name of the function that draws both forms."""
+    with styled(width_in):
+        plot: Plot | None = getattr(import_module(module), name).__wrapped__(*args, **kwargs)
+    return plot
+
+
+def _sent(helper: Connection | None, form: Callable[[], Plot | None]) -> bool:
+    """Whether a process was asked to draw a form."""
+    with suppress(OSError):
+        if helper is not None:
+            helper.send(form)
+            return True
+    return False
+
+
+def _drawn(helper: Connection | None, form: Callable[[], Plot | None]) -> Plot | None:
+    """Return a form, from the process that was asked for it or, where there is none any more, drawn here."""
+    with suppress(EOFError, OSError):  # it may have ended for lack of memory
+        if helper is not None:
+            plot: Plot | None = helper.recv()
+            return plot
+    return form()
 
 
 @contextmanager
-def drawn_by_two(helper: Connection | None) -> Iterator[None]:
-    """Have narrow forms drawn by a process that calls what it is sent, while this one draws the wide ones."""
-    token = _helper.set(helper)
+def drawn_by(helpers: Sequence[Connection]) -> Iterator[None]:
+    """Have wide and narrow forms drawn by two processes that call what they are sent, where there are some."""
+    token = _helpers.set(helpers)
     try:
         yield
     finally:
-        _helper.reset(token)
+        _helpers.reset(token)
 
 
 def is_narrow() -> bool:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 
 from fl_peel.errors import DataError, ScenarioError
 from simulations.engine import engine as engines
-from simulations.engine.embedded_engine import ForkServer, helper_ahead, start_workers
+from simulations.engine.embedded_engine import ForkServer, helpers_ahead, prepare_drawing, start_workers
 from simulations.engine.engine import backend_of, simulated, starting
 from simulations.engine.memory import PeakMemory
 from simulations.report import drawing
@@ -207,18 +208,24 @@ def test_workers_that_were_started_ahead_are_those_of_the_run(tiny_scenario, tmp
     assert not ahead.is_running()
 
 
-def test_narrow_figures_are_drawn_beside_the_workers_and_here_where_that_process_has_died(tiny_scenario, monkeypatch):
-    result, styled = run_result(), drawing.styled
+def test_figures_are_drawn_beside_the_workers_and_here_where_these_processes_have_died(tiny_scenario, monkeypatch):
+    result = run_result()
     alone = stage_seconds(result)
-    with starting(tiny_scenario), helper_ahead() as helper, drawing.drawn_by_two(helper):
-        with monkeypatch.context() as here:
-            here.setattr(drawing, "styled", lambda *narrow: pytest.fail("drawn here") if narrow else styled())
-            assert stage_seconds(result) == alone
-        (process,) = psutil.Process().children()[-1].children()
-        process.kill()
-        assert stage_seconds(result) == alone
-    with helper_ahead() as helper:
-        assert helper is None
+    with starting(tiny_scenario):
+        prepare_drawing()
+        with helpers_ahead(2) as helpers, drawing.drawn_by(helpers):
+            loaded = partial(eval, "'matplotlib.figure' in __import__('sys').modules")
+            helpers[0].send(loaded)
+            assert helpers[0].recv(), "before it draws"
+            with monkeypatch.context() as here:
+                here.setattr(drawing, "styled", lambda *_: pytest.fail("drawn here"))
+                assert stage_seconds(result) == alone
+            first, second = psutil.Process().children()[-1].children()
+            for process in (first, second):
+                process.kill()
+                assert stage_seconds(result) == alone
+    with helpers_ahead(2) as helpers:
+        assert not helpers
 
 
 def test_a_client_that_cannot_be_imported_is_one_line(tiny_scenario, tmp_path):
