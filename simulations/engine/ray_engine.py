@@ -222,9 +222,11 @@ def _own_search_path() -> Iterator[None]:
 def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
     """Give the Ray that is started here its token, its workers' environment and the scenario's patience with both its
     agents and its workers: of itself it ends when an agent takes 30 s to start, and ends a worker that takes a minute.
-    Workers without the run's environment, whom nobody would use, are not started beforehand. A cluster has its own.
+    Its workers are as urgent as other processes: at its niceness of 15 they have a thousandth of a busy machine. Those
+    without the run's environment, whom nobody would use, are not started beforehand. A cluster has its own.
     """
     settings = {
+        "RAY_worker_niceness": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_agent_register_timeout_ms": str(int(engine.patience_s * 1000)),
         "RAY_worker_register_timeout_seconds": str(int(engine.patience_s)),
