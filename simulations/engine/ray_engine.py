@@ -222,7 +222,7 @@ def _own_search_path() -> Iterator[None]:
 def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
     """Give the Ray that is started here its token, its workers' environment and the scenario's patience with both its
     agents and its workers: of itself it ends when an agent takes 30 s to start, and ends a worker that takes a minute.
-    Its workers are as urgent as other processes: at its niceness of 15 they have a thousandth of a busy machine. Those
+    Its workers are as urgent as other processes: at its niceness of 15 they have a thirtieth of what others get. Those
     without the run's environment, whom nobody would use, are not started beforehand. A cluster has its own.
     """
     settings = {
