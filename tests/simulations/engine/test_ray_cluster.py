@@ -195,8 +195,8 @@ def as_stranger(address):
 
 @pytest.mark.engine
 def test_a_stranger_is_refused_and_a_second_run_has_another_token(tiny, tmp_path):
-    """On 8 nodes; the figures are those of nodes in this process, and what the engine sets does not stay behind. Workers
-    are as urgent as this process: on a busy machine those at Ray's niceness of 15 come to nothing.
+    """On 8 nodes; the figures are those of nodes in this process, and what the engine sets does not stay behind.
+    Workers are as urgent as this process: on a busy machine those at Ray's niceness of 15 come to nothing.
     """
     python_path = os.environ.get("PYTHONPATH")
     tokens, strangers, events, urgency = [], [], [], []
