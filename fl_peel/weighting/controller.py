@@ -21,6 +21,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -182,37 +183,20 @@ class Controller(nn.Module):
 
     def _fit(self, data: Sequence[tuple[Tensor, Tensor, Tensor]], total: float) -> float:
         parameters, value = list(self.parameters()), 0.0
-        for _ in range(self.config.steps):
-            self._optimizer.zero_grad()
-            value = 0.0
-            for group in data:
-                loss, gradient = self._gradient(*group, total)
-                value += loss
-                for parameter, part in zip(parameters, gradient, strict=True):
-                    parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
-            self._optimizer.step()
-        return value
 
-    @torch.no_grad()
-    def _gradient(
-        self, standard: Tensor, log_exposure: Tensor, hits: Tensor, total: float
-    ) -> tuple[float, list[Tensor]]:
-        """Part of a user group's hits (B,) in the loss, and its gradient by each parameter: torch's own operations one
-        by one, as recording and replaying them takes as long again. standard: (B, F); total: hits of all groups.
-        """
-        layers = [(layer.weight, layer.bias) for layer in self.network if isinstance(layer, nn.Linear)]
-        inputs = [standard]
-        for weight, bias in layers[:-1]:
-            inputs.append(torch.addmm(bias, inputs[-1], weight.t()).tanh_())
-        last = torch.addmm(layers[-1][1], inputs[-1], layers[-1][0].t())
-        log_share = torch.log_softmax(standard @ self.start + last.squeeze(-1) + log_exposure, dim=0)
-        loss = -(hits * log_share).sum() / total
-        by_logit = torch.ops.aten._log_softmax_backward_data(
-            hits * -(torch.ones(()) / total), log_share, 0, log_share.dtype
-        )
-        gradient, down = list[Tensor](), by_logit[:, None]  # down: by the outputs of a layer (B, n)
-        for (weight, _), given in zip(reversed(layers), reversed(inputs), strict=True):
-            gradient[:0] = down.t().mm(given), down.sum(0)
-            if given is not standard:
-                down = torch.ops.aten.tanh_backward(down.mm(weight), given)
-        return float(loss), [standard.t().mv(by_logit), *gradient]
+        def gradients(group: tuple[Tensor, Tensor, Tensor]) -> tuple[float, tuple[Tensor, ...]]:
+            standard, log_exposure, hits = group
+            log_share = torch.log_softmax(self._logits(standard) + log_exposure, dim=0)
+            loss = -(hits * log_share).sum() / total
+            return float(loss.detach()), torch.autograd.grad(loss, parameters)
+
+        with ThreadPoolExecutor(2) as threads:  # groups do not depend on each other, and are added up in their order
+            for _ in range(self.config.steps):
+                self._optimizer.zero_grad()
+                value = 0.0
+                for loss, gradient in threads.map(gradients, data):
+                    value += loss
+                    for parameter, part in zip(parameters, gradient, strict=True):
+                        parameter.grad = part if parameter.grad is None else parameter.grad.add_(part)
+                self._optimizer.step()
+        return value

@@ -183,23 +183,6 @@ def test_the_gradient_is_that_of_the_loss_by_finite_differences():
             assert gradient.reshape(-1)[index] == pytest.approx(slope, abs=2e-3), (name, index)
 
 
-@pytest.mark.parametrize("hidden", [(), (4,), (16, 16)])
-def test_the_gradient_is_that_of_torch_to_the_last_bit(hidden):
-    group = statistics(3, 1_001)
-    controller = Controller.for_statistics([group], replace(CONTROLLER, hidden=hidden, steps=3), seed=1)
-    controller.outer_step([group])  # the last layer starts at zero
-    seen = group.exposure > 0
-    standard = torch.from_numpy(standardized(controller, group)[seen])
-    log_exposure, hits = (
-        torch.from_numpy(column[seen]).float() for column in (np.log(group.exposure + ~seen), group.hits)
-    )
-    loss = -(hits * torch.log_softmax(controller._logits(standard) + log_exposure, dim=0)).sum() / 7.0
-    expected = torch.autograd.grad(loss, list(controller.parameters()))
-    value, gradient = controller._gradient(standard, log_exposure, hits, 7.0)
-    assert value == float(loss.detach())
-    assert all(torch.equal(mine, other) for mine, other in zip(gradient, expected, strict=True))
-
-
 def test_no_gradient_where_hits_are_as_expected():
     """Hits in proportion to exposure x start weight: nothing to learn, whatever the exposure."""
     group = statistics(0, signals=False)
