@@ -102,7 +102,8 @@ def significance(ratio: Estimate, p_value: float | None = None) -> str:
     """
     if ratio.low is None or ratio.high is None:
         return ""
-    if not ratio.low <= 1 <= ratio.high if p_value is None else p_value < SIGNIFICANT:
+    differs = p_value < SIGNIFICANT if p_value is not None else not ratio.low <= 1 <= ratio.high
+    if differs:
         return f": significantly {'better' if ratio.value > 1 else 'worse'}"
     if ratio.low > 1 - EQUAL and ratio.high < 1 / (1 - EQUAL):
         return f": equal within {EQUAL:.0%}"

@@ -261,14 +261,18 @@ def compare_tables(content: Any) -> list[TableView | str]:
     return [*views, *([ceilings_view(result)] if result.ceilings else [])]
 
 
+def _caption(lines: str) -> str:
+    """Return the words beneath the figure of a comparison. lines: what its dashed and its level line are."""
+    return (
+        f"Every panel: PEEL (blue) and another method under the same budgets; dashed line of points: {lines}. Bars: "
+        "95 % intervals over devices (and seeds, where there are several) of each point alone."
+    )
+
+
 def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -> str:
     """Return the page of a comparison. source: content of its JSON."""
     full, name = result.full_table, result.name
-    caption = (
-        "Every panel: PEEL (blue) and another method under the same budgets; dashed line of points: one table for all "
-        "users; level line: full global table. Bars: 95 % intervals over devices (and seeds, where there are several) "
-        "of each point alone."
-    )
+    caption = _caption("one table for all users; level line: full global table")
     quality = (
         Chart(lambda: plot, caption),
         verdict_view(result),
@@ -363,11 +367,7 @@ def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
 def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any]) -> str:
     """Return the page. source: content of its JSON."""
     full, name = result.full_table, result.name
-    caption = (
-        "Every panel: PEEL (blue) and another method under the same budgets; dashed line of points: one table for all "
-        "users, or one for each width; level line: PEEL's full tables. Bars: 95 % intervals over devices (and seeds, "
-        "where there are several) of each point alone."
-    )
+    caption = _caption("one table for all users, or one for each width; level line: PEEL's full tables")
     return page(
         [
             Section("leaderboard", "Leaderboard", (leaderboard_view(result.rows),)),
