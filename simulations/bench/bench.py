@@ -91,7 +91,7 @@ def bench(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
             "free; stop other programs or use --quick"
         )
-    for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job else ())):
+    for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.typed else ())):
         require_dataset(name, Path(data_dir) if data_dir else None)
     pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
     figures: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
@@ -116,11 +116,13 @@ def bench(
         if pfl is not None:
             figures |= pfl_rate(pfl, base, paths, plan, folder / "pfl")
             figures["speedup_vs_pfl"] = figures["devices_per_second"] / figures["pfl_devices_per_second"]
-    if plan.main_job:
+    if plan.typed:
         with run_folder() as folder:
             words = ["run", MAIN_JOB, "--fresh", "--out", str(folder / "run"), "--set", f"engine.device={device}"]
             words += ["--data-dir", str(data_dir)] if data_dir else []
-            figures["main_job_seconds"] = typed_seconds([sys.executable, "-m", "simulations.cli.main", *words])
+            figures["main_job_seconds"] = typed_seconds(
+                [sys.executable, "-m", "simulations.cli.main", *words], plan.typed
+            )
     on_event(Event("bench", 3, 3))
     if out is not None:
         write_results(out, {"bench.json": json_bytes(figures)})
@@ -331,17 +333,14 @@ def compared_metrics(scenario: Scenario, paths: RunPaths, device: str) -> dict[s
 # ---- Time that a user waits
 
 
-TIMES = 3
-"""Runs of which the best counts: what else the machine does can only slow one, and the first may have to pretrain."""
-
-
-def typed_seconds(words: Sequence[str]) -> dict[str, float]:
-    """Best seconds of a command typed as a user types it: until its nodes answer, and until it has ended.
+def typed_seconds(words: Sequence[str], times: int) -> dict[str, float]:
+    """Best seconds of a command typed as a user types it: until its nodes answer, and until it has ended. times: runs
+    of which the best counts, as what else the machine does can only slow one, and the first may have to pretrain.
 
     Raises:
         EngineError: it fails, or ends before nodes answer.
     """
-    runs = [_typed(words) for _ in range(TIMES)]
+    runs = [_typed(words) for _ in range(times)]
     return {"first_answer": min(first for first, _ in runs), "report": min(whole for _, whole in runs)}
 
 

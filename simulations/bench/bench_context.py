@@ -53,15 +53,17 @@ profiles:
 """
 
 
-QUICK_ROUNDS, QUICK_STOCK_DEVICES = 3, 200
-"""Timed rounds of each kind, and nodes of the plain Flower app, where figures need not be the best there are."""
+QUICK_ROUNDS, QUICK_TYPED, QUICK_STOCK_DEVICES = 2, 2, 200
+"""Timed rounds of each kind, runs of the main job, and nodes of the plain Flower app, where figures need not be the
+best there are."""
 
 
 @dataclass(frozen=True)
 class BenchPlan:
     """The plan of a benchmark. data: a named data set, or a folder that a population was written to; sizes: devices of
     the populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; flagship: the
-    scenario whose own rounds are timed too, on the same data; device: as ``engine.device``.
+    scenario whose own rounds are timed too, on the same data; typed: runs of the main job, as typed; device: as
+    ``engine.device``.
     """
 
     data: str = "gowalla"
@@ -72,7 +74,7 @@ class BenchPlan:
     pfl_devices: int = 500
     sizes: tuple[int, ...] = (10_000, 100_000, MILLION)
     num_items: int = 100_000
-    main_job: bool = True
+    typed: int = 3
     flagship: str | None = "gowalla"
     nodes: int = 2
     device: str = "cpu"
@@ -80,7 +82,8 @@ class BenchPlan:
     def quick(self) -> BenchPlan:
         """Return a plan without synthetic populations, with fewer rounds and a plain Flower app of fewer devices."""
         stock_devices = min(self.stock_devices, QUICK_STOCK_DEVICES)
-        return replace(self, sizes=(), rounds=QUICK_ROUNDS, stock_devices=stock_devices)
+        typed = min(self.typed, QUICK_TYPED)
+        return replace(self, sizes=(), rounds=QUICK_ROUNDS, typed=typed, stock_devices=stock_devices)
 
 
 def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:
