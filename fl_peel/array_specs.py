@@ -170,16 +170,14 @@ def metric_of(devices: str, least: Number = 0) -> ArraySpec:
 class MessageContext:
     """What the reader of a message knows. sizes: by name; numbers: by name, ascending; arrays: those that a message
     has by name, of a user group or of a step, None for anything; groups: of every user group that may be named, None
-    for any; every_group: all of them must be; totals: what columns add up to, by their path; agreed: names of sizes
-    that are not known, but the same in all messages; together: what else is checked of a message whose parts are right,
-    raising a MessageError.
+    for any; totals: what columns add up to, by their path; agreed: names of sizes that are not known, but the same in
+    all messages; together: what else is checked of a message whose parts are right, raising a MessageError.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     numbers: Mapping[str, NDArray[np.integer]] = field(default_factory=dict)
     arrays: Mapping[str, ArraySpec] | None = field(default_factory=dict)
     groups: Mapping[int, MessageContext] | None = None
-    every_group: bool = False
     totals: Mapping[str, int] = field(default_factory=dict)
     agreed: tuple[str, ...] = ()
     together: Callable[[Any], None] | None = None
@@ -408,8 +406,6 @@ def _groups_within(groups: dict[int, Any], inner: Any, checked: ArrayChecker, wh
             mine.group(content, f"{where}/{group}")
         else:
             _fields_within(content, mine, f"{where}/{group}")
-    if known.every_group and known.groups is not None and len(groups) < len(known.groups):
-        raise MessageError(f"{where}: {len(known.groups) - len(groups)} user groups are missing")
 
 
 @lru_cache(maxsize=64)

@@ -5,9 +5,10 @@ server knows the rows, for it sent them. With W (M, I) the rows of all passes si
 one item, it solves W x = s by least squares: x_j is the sum of c_u over the owners that have item j as well. Of an item
 with a single owner x is that device's whole history, and of one with several it is the union of theirs.
 
-And differences of two rounds of K-means: a device has the same vector in all of them, and adds it to its user group. In
-a group that grew or shrank by one device the sums differ by that vector, if no other device came or went; that it has
-length 1 says so. It is a sum of rows that the server sent as well.
+And differences of two sums of vectors over user groups, as two rounds of K-means would open: a device has the same
+vector in both of them, and adds it to its user group. In a group that grew or shrank by one device the sums differ by
+that vector, if no other device came or went; that it has length 1 says so. It is a sum of rows that the server sent as
+well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from scipy.optimize import nnls
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.steps.units import PASS_SCALE, UNIT_SCALE, Floats, add_rows, unit_vectors
-from fl_peel.steps.user_groups import GroupSums
 
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
@@ -110,8 +110,16 @@ LENGTH_ERROR = 1e-4
 
 
 @dataclass(frozen=True)
+class GroupSums:
+    """Sums over the devices of each user group: how many (G,); their vectors of length 1 added up (G, c), in units."""
+
+    sizes: Ints
+    sums: Ints
+
+
+@dataclass(frozen=True)
 class Differencing:
-    """How many devices' vectors are differences of two rounds of K-means, and what they tell: f1, mean over these
+    """How many devices' vectors are differences of two sums over user groups, and what they tell: f1, mean over these
     devices of the F1 of as many items as they have against their histories; popularity_f1: the same of guessing the
     most popular items.
     """
@@ -122,8 +130,8 @@ class Differencing:
 
 
 def lone_vectors(rounds: Sequence[GroupSums], unit: float = UNIT_SCALE) -> Doubles:
-    """Return the vectors (M, c) of devices that alone came to a user group, or left it, between two rounds. unit: units
-    of the sums in one.
+    """Return the vectors (M, c) of devices that alone came to a user group, or left it, between two sums. unit: units
+    in one.
     """
     steps = [np.zeros((0, rounds[0].sums.shape[1]), np.int64)]
     for before, after in pairwise(rounds):
@@ -138,7 +146,7 @@ def lone_vectors(rounds: Sequence[GroupSums], unit: float = UNIT_SCALE) -> Doubl
 
 
 def difference(rounds: Sequence[GroupSums], own: Floats, rows: UserItems, unit: float = UNIT_SCALE) -> Differencing:
-    """Take rounds of K-means apart. own: (I, K) rows that vectors are sums of; rows: of devices, the truth."""
+    """Take sums over user groups apart. own: (I, K) rows that vectors are sums of; rows: of devices, the truth."""
     vectors, leading = lone_vectors(rounds, unit), own[:, : rounds[0].sums.shape[1]]
     if not len(vectors):
         return Differencing(0, 0.0, 0.0)

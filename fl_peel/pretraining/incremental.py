@@ -38,6 +38,7 @@ from fl_peel.pretraining.stage1 import (
     SpectralStart,
     find_centroids,
     iterated,
+    large_groups,
     moments_by_group,
     passed,
     require_items,
@@ -48,7 +49,7 @@ from fl_peel.steps.base import StepChannel
 from fl_peel.steps.choice import FilterGrid, FilterRequest, freshness
 from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
-from fl_peel.steps.user_groups import GroupsStep, Moments, VectorsStep
+from fl_peel.steps.user_groups import Moments, VectorsStep
 from fl_peel.training.workers import fixed_threads
 
 
@@ -56,9 +57,10 @@ from fl_peel.training.workers import fixed_threads
 class SpectralModel:
     """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
     eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.spectral_steps.Filter`,
-    turned; centroids: (G, c); scale: of scored rows in tables; middle: (K,) the mean of devices' vectors at length 1,
-    for those that have nothing to make one of; recent, fresh: (I,) uses of late, and what scores are multiplied with
-    for it; former: (G,) the number that each group had in the last model, -1 in the first.
+    turned; centroids: (G, c); means: (G, c) of the groups' devices, which are the next centroids; scale: of scored rows
+    in tables; middle: (K,) the mean of devices' vectors at length 1, for those that have nothing to make one of;
+    recent, fresh: (I,) uses of late, and what scores are multiplied with for it; former: (G,) the number that each
+    group had in the last model, -1 in the first.
     """
 
     directions: Doubles
@@ -67,6 +69,7 @@ class SpectralModel:
     own: Floats
     scored: Floats
     centroids: Floats
+    means: Floats
     scale: float
     middle: Floats
     recent: Counts
@@ -160,10 +163,11 @@ def update_model(
     scored = (shape.scored @ turn).astype(np.float32)
     VectorsStep.ask(sums, own)
     if previous is None:
-        centroids = find_centroids(sums, Filter(own, scored), counts, config, plan, lambda text: None)
+        centroids = find_centroids(sums, own, values, counts, config, plan)
         former = np.full(len(centroids), -1)
     else:
-        centroids, former = _moved(sums, previous.centroids, config.group_rounds, plan.min_size)
+        former = np.flatnonzero(large_groups(sums, previous.means, plan.min_size))
+        centroids = previous.means[former]
     moments = list(moments_by_group(sums, centroids, counts, own.shape[1]))
     scale = _scale(scored, moments, sums.terms.units.moments) if previous is None else previous.scale
     table = np.zeros((len(scored), dim), np.float32)
@@ -172,7 +176,13 @@ def update_model(
     groups = tuple(_group(g, one, table, dim, sums.terms.units.moments, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
-    model = SpectralModel(whole, values, counts, own, scored, centroids, scale, middle, recent, fresh, former)
+    means = centroids.copy()
+    for group, one in enumerate(moments):
+        if one.size:
+            means[group] = one.first[: centroids.shape[1]] / (sums.terms.units.moments * one.size)
+    model = SpectralModel(
+        whole, values, counts, own, scored, centroids, coarse(means), scale, middle, recent, fresh, former
+    )
     filtered_by = exponents.count, exponents.value, None
     start = SpectralStart(
         own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
@@ -208,23 +218,6 @@ def _turn(shape: Filter, before: SpectralModel | None) -> Doubles:
     left, _, right = scipy.linalg.svd(product)
     turn: Doubles = left @ right
     return turn
-
-
-def _moved(sums: StepChannel, centroids: Floats, rounds: int, min_size: int) -> tuple[Floats, Ints]:
-    """Run Lloyd's algorithm from the last centroids; a group that became too small is dissolved. Also return the
-    numbers (G,) that the remaining groups had.
-    """
-    for _ in range(rounds):
-        groups = GroupsStep.ask(sums, centroids)
-        some = groups.sizes > 0
-        means = groups.sums[some] / sums.terms.units.groups / groups.sizes[some][:, None]
-        moved = centroids.copy()
-        moved[some] = means
-        centroids = coarse(moved.astype(np.float32))
-    sizes = GroupsStep.ask(sums, centroids).sizes
-    kept = sizes >= min_size
-    kept[sizes.argmax()] = True
-    return centroids[kept], np.flatnonzero(kept)
 
 
 def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from fl_peel.data.interactions import UserItems
 from fl_peel.randomness import rng_for
 from fl_peel.steps.units import UNIT_SCALE, Doubles, Floats, Ints
-from fl_peel.steps.user_groups import GroupSums, Moments
+from fl_peel.steps.user_groups import Moments
 
 FloatArray = NDArray[np.float32]
 
@@ -143,19 +143,6 @@ def above_noise(values: Doubles, counts: Doubles, std: float) -> Doubles:
     kept = np.where(values > noise, values, 0.0)
     kept[:1] = values[:1]
     return kept
-
-
-def moved(centroids: Floats, groups: GroupSums, size_std: float, std: float) -> Floats:
-    """Centroids (G, c) after a round of Lloyd's algorithm: each goes towards its mean by as much as is not noise
-    (James and Stein, 1961, positive part); where no more devices are than noise has, it stays.
-    """
-    sizes = groups.sizes / UNIT_SCALE
-    some = sizes > np.maximum(2.0 * size_std, 1.0)
-    divisor = np.where(some, sizes, 1.0)[:, None]
-    step = groups.sums / UNIT_SCALE / divisor - centroids
-    noise = centroids.shape[1] * (std / divisor[:, 0]) ** 2
-    share = np.maximum(0.0, 1.0 - noise / np.maximum((step * step).sum(axis=1), 1e-300))
-    return (centroids + np.where(some, share, 0.0)[:, None] * step).astype(np.float32)
 
 
 def cleaned(moments: Moments, counts: Doubles, stds: dict[str, float]) -> Moments:

@@ -19,7 +19,7 @@ import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining.clusters import k_means
-from fl_peel.pretraining.spectral import above_noise, cleaned, known, moved, popular_directions, symmetric
+from fl_peel.pretraining.spectral import above_noise, cleaned, known, popular_directions, symmetric
 from fl_peel.pretraining.spectral_steps import (
     WIDEST,
     Compression,
@@ -78,8 +78,8 @@ class SpectralStart:
 
 
 def num_steps(config: SpectralConfig) -> int:
-    """Steps that :func:`run_stage1` tells of; in the open groups may take some more until none is too small."""
-    return 1 + config.passes + config.chooses + 1 + config.group_rounds + 1
+    """Steps that :func:`run_stage1` tells of."""
+    return 1 + config.passes + config.chooses + 2
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def run_stage1(
         )
     VectorsStep.ask(sums, shape.own)
     step("vectors")
-    centroids = find_centroids(sums, shape, counts, config, plan, step)
+    centroids = find_centroids(sums, shape.own, values, counts, config, plan)
     groups: list[GroupStart] = []
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
@@ -345,32 +345,22 @@ def moments_by_group(sums: StepChannel, centroids: Floats, counts: Counts, colum
 
 
 def find_centroids(
-    sums: StepChannel,
-    shape: Filter,
-    counts: Counts,
-    config: SpectralConfig,
-    plan: GroupPlan,
-    step: Callable[[str], None],
+    sums: StepChannel, own: Floats, values: Doubles, counts: Counts, config: SpectralConfig, plan: GroupPlan
 ) -> Floats:
-    """Lloyd's algorithm from centroids of items, of which the server has vectors already; then, as long as a group is
-    smaller than allowed, the smallest is dissolved: the rule of :func:`fl_peel.pretraining.clusters.user_groups`.
+    """Return centroids (G, c) of items' owners, from rows (I, K) and eigenvalues (K,) that the server has already; as
+    long as a group of devices is smaller than allowed, the smallest is dissolved: the rule of
+    :func:`fl_peel.pretraining.clusters.user_groups`. Devices say in which group they are, and nothing of their vectors.
     """
-    columns = min(config.group_columns, shape.own.shape[1])
-    # where each item's devices are: an item's row, seen from a device that has nothing else
-    points = unit_vectors(shape.own[counts > 0, :columns])
+    columns = min(config.group_columns, own.shape[1])
+    # where an item's owners are: a pass adds up the rows of all that they have, which weighs columns by eigenvalues
+    points = unit_vectors((own[counts > 0, :columns] * values[:columns]).astype(np.float32))
     wanted = min(plan.num_groups, len(np.unique(points, axis=0)))
     weights = np.asarray(counts[counts > 0], np.float64)
     centroids = coarse(k_means(points, wanted, seed_for(plan.seed, "user-groups"), weights=weights))
     if sums.terms.bounded:
-        return _noised_centroids(sums, centroids, config, plan, step)
-    for number in range(1, config.group_rounds + 1):
-        groups = GroupsStep.ask(sums, centroids)
-        some = groups.sizes > 0
-        means = groups.sums[some] / sums.terms.units.groups / groups.sizes[some][:, None]
-        centroids = coarse(means.astype(np.float32))
-        step(f"user groups {number}")
+        return centroids if plan.num_groups == 1 else centroids[large_groups(sums, centroids, plan.min_size)]
     while True:
-        sizes = GroupsStep.ask(sums, centroids).sizes
+        sizes = GroupsStep.ask(sums, centroids)
         if len(centroids) == 1 or sizes.min() >= plan.min_size:
             return centroids
         allowed = max(1, int(sizes.sum()) // plan.min_size)
@@ -379,27 +369,16 @@ def find_centroids(
         centroids = np.delete(centroids, np.argsort(sizes, kind="stable")[:surplus], axis=0)
 
 
-def _noised_centroids(
-    sums: StepChannel,
-    centroids: Floats,
-    config: SpectralConfig,
-    plan: GroupPlan,
-    step: Callable[[str], None],
-) -> Floats:
-    """As often as was accounted for. Groups that were too small in the last round are dissolved, all but the largest:
-    to ask how large the others became would be one release more.
+def large_groups(sums: StepChannel, centroids: Floats, min_size: int) -> Bools:
+    """Return which groups (G,) have as many devices as allowed, and the largest one: to ask how large the others became
+    without the rest would be one release more.
     """
-    if plan.num_groups == 1:
-        return centroids
-    sizes = np.full(len(centroids), plan.min_size * UNIT_SCALE)
-    for number in range(1, config.group_rounds + 1):
-        groups = GroupsStep.ask(sums, centroids)
-        sizes = groups.sizes if groups.sizes.any() else sizes  # of a void sum: all stays as it was
-        centroids = coarse(moved(centroids, groups, sums.std("group sizes"), sums.std("group vectors")))
-        step(f"user groups {number}")
-    kept = sizes >= plan.min_size * UNIT_SCALE
+    sizes = GroupsStep.ask(sums, centroids)
+    if sums.terms.bounded and not sizes.any():  # a void sum: nothing is known of any group
+        return np.ones(len(centroids), np.bool_)
+    kept: Bools = sizes >= min_size * (UNIT_SCALE if sums.terms.bounded else 1)
     kept[sizes.argmax()] = True
-    return centroids[kept]
+    return kept
 
 
 @dataclass

@@ -68,8 +68,6 @@ class TimelinePart(Keys):
     """Length of a period, in place of ``share``; null: periods hold equal shares of the interactions."""
     passes: int = Field(1, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
     """Passes of stage 1 in each period, warm-started from the previous period's eigenvectors."""
-    group_rounds: int = Field(1, ge=0, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds of Lloyd's algorithm in each period, warm-started from the previous centroids."""
     max_changed_rows: Share = 0.15
     """Largest share of the table's rows that a period may change: new items first, then the rows that changed most."""
     regroup_margin: PartShare = 0.0
@@ -259,8 +257,6 @@ class Pretraining(Keys):
     """Number of devices, approximately, that choose the exponents left at null."""
     group_columns: int = Field(128, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
     """Number of leading columns in which users are clustered, spectral only."""
-    group_rounds: int = Field(8, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds of Lloyd's algorithm that cluster the users, spectral only."""
     sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
     """Word size of the sums that devices send; 32: fixed-point units as fine as the number of devices allows."""
     open_rounds: int = Field(3, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))

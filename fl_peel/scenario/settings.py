@@ -76,7 +76,6 @@ class SpectralConfig:
     count_exponent: float | None
     value_exponent: float | None
     group_columns: int
-    group_rounds: int
     sum_bits: Literal[32, 64]
     oversampling: int = 32
     num_threads: int = 2

@@ -37,12 +37,11 @@ EMPTY = 1e-9
 
 @dataclass(frozen=True)
 class Units:
-    """Units in one of the whole numbers that devices send: in passes, of vectors that are added up in user groups, and
-    of those whose products are moments; bits: of a word that holds their sum.
+    """Units in one of the whole numbers that devices send: in passes, and of vectors whose products are moments; bits:
+    of a word that holds their sum.
     """
 
     passes: float = PASS_SCALE
-    groups: float = UNIT_SCALE
     moments: float = UNIT_SCALE
     bits: Literal[32, 64] = 64
 
@@ -61,7 +60,6 @@ class Units:
         largest = 1.001 * max(1.0, items ** (0.5 - 2 * config.user_exponent))
         return Units(
             min(_power_below((limit - 1) / largest), PASS_SCALE),
-            min(_power_below((limit - 1) / 1.001), UNIT_SCALE),
             min(_power_below((math.sqrt(limit) - 1) / 1.001), UNIT_SCALE),
             bits,
         )

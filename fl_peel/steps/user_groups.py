@@ -1,6 +1,10 @@
-"""User groups: rounds of Lloyd's algorithm over devices, and the moments of each group's devices.
+"""User groups: how many devices are nearest to each centroid, and the moments of each group's devices.
 
 Before them devices make their vectors, and after them fetch the map of their group: nothing of a vector is sent.
+
+A device's vector is added up once in a stage 1, in the moments of its user group. Were it in two sums over different
+groups of devices, as in rounds of Lloyd's algorithm, a difference of sums would be the vector of whoever alone changed
+its group.
 """
 
 from __future__ import annotations
@@ -38,15 +42,7 @@ from fl_peel.steps.base import (
     cost_by_columns,
     rows_bytes,
 )
-from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Floats, Ints, in_units, nearest, unit_vectors, within
-
-
-@dataclass(frozen=True)
-class GroupSums:
-    """Sums over the devices of each user group: how many (G,); their vectors of length 1 added up (G, c), in units."""
-
-    sizes: Ints
-    sums: Ints
+from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Floats, Ints, in_units, nearest, within
 
 
 @dataclass(frozen=True)
@@ -56,75 +52,49 @@ class GroupedStep(Step):
     groups: Size
     leading: Size
 
-    counting_sent: ClassVar[tuple[str, ...]] = ("centroids",)
-
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
         """See :class:`Step`."""
         return {"centroids": ArraySpec((self.groups, self.leading), dtypes=("float32",))}
 
-    def num_rows(self, terms: StepTerms) -> int:
-        """See :class:`Step`: user groups."""
-        return self.groups
-
-    def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
-        """See :class:`Step`."""
-        return np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
-
-    def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
-        """See :class:`Step`; which groups are opened is a bit for each."""
-        return -(-self.groups // 8), 0
-
 
 @dataclass(frozen=True)
 class GroupsStep(GroupedStep):
-    """A round of Lloyd's algorithm. Within bounds a device adds 1 and its vector's first columns at length 1, in units
-    of 1 / ``UNIT_SCALE``, in its user group. Its group's number goes with the count of contributors alone.
+    """The sizes of user groups. Within bounds a device adds 1 in its user group, in units of 1 / ``UNIT_SCALE``.
+
+    No device's vector is added up here: the moments do that, once.
     """
 
     name: ClassVar[str] = "groups"
-    noised: ClassVar[tuple[NoisedPart, ...]] = (
-        NoisedPart("group sizes", "sizes", 0.02),
-        NoisedPart("group vectors", "sums", 0.08),
-    )
+    noised: ClassVar[tuple[NoisedPart, ...]] = (NoisedPart("group sizes", "sizes", 0.02),)
+    counts_alone: ClassVar[str] = "sizes"
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
         """See :class:`Step`."""
-        return SumField("sizes", (self.groups,), counts=True), SumField("sums", (self.groups, self.leading))
+        return (SumField("sizes", (self.groups,), counts=True),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
         """See :class:`Step`."""
-        known, groups = nearest_groups(devices, sent["centroids"])
-        if opened is not None:
-            known, groups = known[opened[groups]], groups[opened[groups]]
-        vectors = unit_vectors(devices.vectors(known, self.leading))
-        sizes = np.bincount(groups, minlength=self.groups)
-        if terms.bounds is None:
-            points = in_units(vectors, terms.units.groups).astype(np.int64)
-        else:
-            points = within(vectors, 1.0, UNIT_SCALE, l1=terms.bounds.l1)
-            sizes = int(UNIT_SCALE) * sizes
-        sums = np.zeros((self.groups, self.leading), np.int64)
-        np.add.at(sums, groups, points)
-        return {"sizes": sizes, "sums": sums}
+        sizes = np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
+        return {"sizes": sizes * (int(UNIT_SCALE) if terms.bounded else 1)}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
         column, kept = CENTROID_BYTES * self.groups, WORD_BYTES * self.groups + NUMBER_BYTES * self.leading
-        moved = column * self.leading, terms.word_bytes * self.leading + ID_BYTES
+        moved = column * self.leading, ID_BYTES
         return cost_by_columns(self.leading, self.groups, budgets, moved=moved, kept=kept, column_bytes=column)
 
     @staticmethod
     def times(config: SpectralConfig, num_groups: int) -> int:
         """See :class:`Step`."""
-        return config.group_rounds if num_groups > 1 else 0
+        return int(num_groups > 1)
 
     @staticmethod
-    def ask(channel: StepChannel, centroids: Floats) -> GroupSums:
-        """Return the sums of one round over devices that join their nearest centroid of (G, c)."""
-        sums = answer_to(channel, GroupsStep(*centroids.shape), {"centroids": centroids})
-        return GroupSums(sums["sizes"], sums["sums"])
+    def ask(channel: StepChannel, centroids: Floats) -> Ints:
+        """Return how many devices are nearest to each centroid of (G, c), (G,)."""
+        sizes: Ints = answer_to(channel, GroupsStep(*centroids.shape), {"centroids": centroids})["sizes"]
+        return sizes
 
 
 def nearest_groups(devices: StepDevices, centroids: Floats) -> tuple[Ints, Ints]:
@@ -187,6 +157,7 @@ class MomentsStep(GroupedStep):
         NoisedPart("moment items", "items", 0.03, None),
     )
     part_bytes: ClassVar[int] = 64 << 20
+    counting_sent: ClassVar[tuple[str, ...]] = ("centroids",)
 
     @property
     def num_pieces(self) -> int:
@@ -221,9 +192,17 @@ class MomentsStep(GroupedStep):
             values["items"][place] = terms.count_items(devices.contributed.select(members))
         return values
 
+    def num_rows(self, terms: StepTerms) -> int:
+        """See :class:`Step`: user groups."""
+        return self.groups
+
+    def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
+        """See :class:`Step`."""
+        return np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
+
     def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
-        """See :class:`Step`; a device names its group in both parts."""
-        return super().counting_bytes(terms, items)[0], ID_BYTES
+        """See :class:`Step`; which groups are opened is a bit for each, and a device names its group in both parts."""
+        return -(-self.groups // 8), ID_BYTES
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`; centroids are known from the step before."""
@@ -265,12 +244,14 @@ def added_products(vectors: Floats, terms: StepTerms) -> tuple[Ints, Ints]:
 @dataclass(frozen=True)
 class VectorsStep(Step):
     """Vectors of K columns, from the rows (I, K) of devices' items. Devices that are offline make theirs as soon as
-    they come back: a vector depends on no other device. has_default: whether a device that has none of the rows yet is
-    sent a vector to take for its own, as those that join a timeline are. They answer nothing.
+    they come back: a vector depends on no other device. They answer nothing. has_default: whether a device that has
+    none of the rows yet is sent a vector to take for its own, as those that join a timeline are; centroids: numbers of
+    the centroids (G c), which these fetch as well, since they were in no step before.
     """
 
     columns: Size
     has_default: bool = False
+    centroids: Size = 0
 
     name: ClassVar[str] = "vectors"
     joins: ClassVar[bool] = True
@@ -307,13 +288,16 @@ class VectorsStep(Step):
         rows = items.contributed
         down = rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0)
         kept = NUMBER_BYTES * self.columns
+        down = down + CENTROID_BYTES * self.centroids + (kept if self.has_default else 0)
         return cost_by_columns(self.columns, rows, budgets, moved=(down, 0), kept=kept, column_bytes=ROW_BYTES * rows)
 
     @staticmethod
-    def ask(channel: StepChannel, own: Floats, default: Floats | None = None) -> None:
-        """Have devices compute vectors from the rows (I, K) of their items. default: (K,) of who has none."""
+    def ask(channel: StepChannel, own: Floats, default: Floats | None = None, centroids: int = 0) -> None:
+        """Have devices compute vectors from the rows (I, K) of their items. default: (K,) of who has none; centroids:
+        see :class:`VectorsStep`.
+        """
         sent: Arrays = {"table": own} if default is None else {"table": own, "default": default}
-        answer_to(channel, VectorsStep(own.shape[1], default is not None), sent)
+        answer_to(channel, VectorsStep(own.shape[1], default is not None, centroids), sent)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ def significance(ratio: Estimate, p_value: float | None = None) -> str:
     return f": no significant difference, and not shown to be equal within {EQUAL:.0%}"
 
 
+def starred(ratio: Estimate | None, p_value: float | None) -> str:
+    """Return a ratio for a table, with a star where it differs from 1. p_value: corrected for all of the table's."""
+    return format_ratio(ratio) + ("*" if p_value is not None and p_value < SIGNIFICANT else "")
+
+
 def refinement_helped(gain: Estimate | None, rounds: int, accepted: int | None = None, top_n: int = 20) -> str:
     """Say whether federated refinement helped, and what to try where it did not.
 

@@ -16,12 +16,22 @@ from fl_peel.blocks.precision import row_bytes
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
+from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
 from simulations.studies.ablate_report import write_ablate
 from simulations.studies.compare import budget_of, flat
-from simulations.studies.study import Frame, Study, aggregated, decisive, ratio_of, ratios_in_json, with_interval
+from simulations.studies.study import (
+    Frame,
+    Study,
+    aggregated,
+    corrected,
+    decisive,
+    ratio_of,
+    ratios_in_json,
+    with_interval,
+)
 from strategies.evaluation.trials import Trial
 from strategies.run.stage1_outcome import given_data
 
@@ -131,24 +141,31 @@ def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) 
 def over_scenario(by_seed: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
     """The rows of all seeds as one, with intervals in place of replicates, and each variation's recall over that of the
     scenario as it is: ``to_scenario`` at the same budget, ``start_full_to_scenario`` and ``refined_full_to_scenario``
-    of the full tables ({"value", "low", "high"}, paired).
+    of the full tables ({"value", "low", "high"}, paired), with p-values that are corrected for all of these ratios,
+    ``p_holm`` after the same prefixes.
     """
     rows = aggregated([one["rows"] for one in by_seed])
     full = {when: aggregated([[row[f"{when}_full"] for row in one["rows"]] for one in by_seed]) for when in FULL}
     first = {row["share"]: place for place, row in reversed(list(enumerate(rows)))}
-    lines = []
+    lines: list[dict[str, Any]] = []
+    ratios: list[dict[tuple[Any, ...], Estimate | None]] = []
     for place, row in enumerate(rows):
         line = {key: value for key, value in row.items() if key not in {f"{when}_full" for when in FULL}}
         parts = {"": with_interval(line, num_devices)}
-        compared = {"to_scenario": (line, rows[first[row["share"]]])}
+        compared = {("", row["share"]): (line, rows[first[row["share"]]])}
         for when, tables in full.items():
             parts[f"{when}_full_"] = with_interval(tables[place], num_devices)
-            compared[f"{when}_full_to_scenario"] = (tables[place], tables[first[row["share"]]])
-        flat_line = {f"{prefix}{key}": value for prefix, one in parts.items() for key, value in one.items()}
-        for name, two in compared.items():
-            if row["part"] != BASELINE:
-                flat_line |= ratios_in_json(name, ratio_of(*two, num_devices))
-        lines.append(flat_line)
+            compared[f"{when}_full_", None] = (tables[place], tables[first[row["share"]]])  # the same at all budgets
+        lines.append({f"{prefix}{key}": value for prefix, one in parts.items() for key, value in one.items()})
+        variation = row["part"], row["setting"]
+        known = compared.items() if row["part"] != BASELINE else ()
+        ratios.append({(*variation, *key): ratio_of(*two, num_devices) for key, two in known})
+    p_values = corrected({key: ratio for some in ratios for key, ratio in some.items()})
+    for line, some in zip(lines, ratios, strict=True):
+        for key, ratio in some.items():
+            prefix = key[2]
+            line |= ratios_in_json(f"{prefix}to_scenario", ratio)
+            line |= {f"{prefix}p_holm": p_values[key]} if key in p_values else {}
     return lines
 
 

@@ -18,9 +18,9 @@ from simulations.report.table_view import (
     format_bytes,
     format_margin,
     format_metric,
-    format_ratio,
     format_share,
 )
+from simulations.report.verdict import SIGNIFICANT, starred
 from simulations.studies.schema import AblateResult, AblateRow, typed, write_study
 
 
@@ -65,13 +65,14 @@ def ratios_view(result: AblateResult) -> TableView:
     body = []
     for (component, setting), by_share in list(_lines(result.rows).items())[1:]:
         first = next(iter(by_share.values()))
-        ratios = [by_share[share].to_scenario for share in shares]
-        ratios += [first.start_full_to_scenario, first.refined_full_to_scenario]
-        body.append((component, setting, *map(format_ratio, ratios)))
+        ratios = [starred(by_share[share].to_scenario, by_share[share].p_holm) for share in shares]
+        ratios.append(starred(first.start_full_to_scenario, first.start_full_p_holm))
+        ratios.append(starred(first.refined_full_to_scenario, first.refined_full_p_holm))
+        body.append((component, setting, *ratios))
     columns = ("part", "setting", *map(format_share, shares), "full, before refinement", "full, refined")
     note = (
-        "Recall@20 on test relative to that of the unchanged scenario. In brackets: paired 95 % intervals; an interval "
-        "above 1 means that the change is significantly better, without correction for multiple comparisons."
+        "Recall@20 on test relative to that of the unchanged scenario. In brackets: paired 95 % intervals. *: differs "
+        f"significantly, corrected for all comparisons of this table (Holm, p < {SIGNIFICANT})."
     )
     return TableView("Relative to the unchanged scenario", columns, tuple(body), 2, note)
 

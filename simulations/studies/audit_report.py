@@ -64,7 +64,7 @@ def audit_view(result: AuditResult) -> TableView:
         if (one := row.reconstruction) is not None
     ]
     decoded += [
-        f"{row.mechanism}: differences of two rounds of K-means are the vectors of {alone.devices} devices, F1 "
+        f"{row.mechanism}: differences of two sums of vectors are the vectors of {alone.devices} devices, F1 "
         f"{alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
         for row in rows
         if (alone := row.differencing) is not None

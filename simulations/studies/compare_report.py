@@ -32,7 +32,7 @@ from simulations.report.table_view import (
     metric_name,
     table_of,
 )
-from simulations.report.verdict import SIGNIFICANT, significance
+from simulations.report.verdict import SIGNIFICANT, significance, starred
 from simulations.studies.schema import (
     CompareResult,
     CompareRow,
@@ -184,12 +184,7 @@ def _to_rivals(line: Verdict) -> dict[str, Estimate]:
 def peel_over_view(rows: Sequence[CompareRow]) -> TableView:
     """PEEL's recall over that of every method, by budget, with paired intervals."""
     shares = sorted({row.share for row in rows})
-    cells = {
-        (row.method, row.share): format_ratio(row.peel_over)
-        + ("*" if row.p_holm is not None and row.p_holm < SIGNIFICANT else "")
-        for row in rows
-        if row.peel_over is not None
-    }
+    cells = {(row.method, row.share): starred(row.peel_over, row.p_holm) for row in rows if row.peel_over is not None}
     methods = dict.fromkeys(method for method, _ in cells)
     body = tuple((method, *(cells.get((method, share), ABSENT) for share in shares)) for method in methods)
     note = (
@@ -311,7 +306,7 @@ _COLUMNS: Sequence[TableColumn[LeaderboardRow]] = (
     TableColumn("validation Recall@20", lambda row: row.validation_recall, format_metric),
     TableColumn("Recall@20", lambda row: row.spread("recall@20"), format_margin),
     TableColumn("NDCG@20", lambda row: row.spread("ndcg@20"), format_margin),
-    TableColumn("relative to peel-full", lambda row: row.to_peel, format_ratio),
+    TableColumn("relative to peel-full", lambda row: row.to_peel and starred(row.to_peel, row.p_holm)),
     TableColumn("stored KB, max", lambda row: row.stored_bytes_max, format_kilobytes),
     TableColumn("down", lambda row: row.bytes_down_mean, format_bytes),
     TableColumn("up", lambda row: row.bytes_up_mean, format_bytes),
@@ -330,7 +325,7 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
         "best on validation. Size: budget as a share of the fp32 full table. Stored: bytes needed for ranking, "
         "largest of any device. Down, up: per device over the run, mean. Trials: settings evaluated on validation "
         "(peel: filters of stage 1). Relative to peel-full: ratio of recall to that of PEEL's full tables; in "
-        "brackets: paired 95 % intervals."
+        f"brackets: paired 95 % intervals. *: differs significantly, corrected for all rows (Holm, p < {SIGNIFICANT})."
     )
     best = frozenset({(liked, 3)}) if shown else frozenset()
     return replace(table_of(title, shown, _COLUMNS, note, 3), best=best)

@@ -10,7 +10,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.errors import ScenarioError
 from fl_peel.figures import Estimate
-from fl_peel.ranking.bootstrap import holm
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision
 from simulations.run_options import StudyArguments
@@ -31,6 +30,7 @@ from simulations.studies.study import (
     Row,
     Study,
     aggregated,
+    corrected,
     decisive,
     ratio_of,
     ratios_in_json,
@@ -183,13 +183,12 @@ def _one_seed(
 
 
 def over_peel(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
-    """Rows with intervals in place of replicates, and ``to_peel``: recall over that of PEEL's full tables, paired."""
+    """Rows with intervals in place of replicates, and ``to_peel``: recall over that of PEEL's full tables, paired, and
+    ``p_holm``: p-value of no difference, corrected for all of these.
+    """
     (peel,) = (line for line in rows if line["method"] == "peel-full")
-    lines = []
-    for line in rows:
-        ratio = None if line is peel else ratio_of(line, peel, num_devices)
-        lines.append(with_interval(line, num_devices) | ratios_in_json("to_peel", ratio))
-    return lines
+    ratios = [None if line is peel else ratio_of(line, peel, num_devices) for line in rows]
+    return _with_ratios(rows, "to_peel", ratios, num_devices)
 
 
 def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]]:
@@ -295,12 +294,16 @@ def with_intervals(rows: Sequence[Row], num_devices: int) -> list[Row]:
         peel = chosen.get(row["share"])
         paired = peel is not None and row["chosen"] and row is not peel
         ratios.append(ratio_of(peel, row, num_devices) if paired and peel is not None else None)
-    known = [place for place, ratio in enumerate(ratios) if ratio is not None and ratio.p_value is not None]
-    corrected = dict(zip(known, holm([cast(Estimate, ratios[place]).p_value or 0.0 for place in known]), strict=True))
+    return _with_ratios(rows, "peel_over", ratios, num_devices)
+
+
+def _with_ratios(rows: Sequence[Row], name: str, ratios: Sequence[Estimate | None], num_devices: int) -> list[Row]:
+    """Return rows with intervals, and with ratios by this name and ``p_holm`` where there are any."""
+    p_values = corrected(dict(enumerate(ratios)))
     return [
         with_interval(row, num_devices)
-        | ratios_in_json("peel_over", ratio)
-        | ({"p_holm": corrected[place]} if place in corrected else {})
+        | ratios_in_json(name, ratio)
+        | ({"p_holm": p_values[place]} if place in p_values else {})
         for place, (row, ratio) in enumerate(zip(rows, ratios, strict=True))
     ]
 

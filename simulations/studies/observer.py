@@ -34,7 +34,7 @@ from clients.node.step_round import StepParticipants, contribute
 from fl_peel import wire
 from fl_peel.array_specs import Counters
 from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
-from fl_peel.attacks.decoder import Differencing, PassView, Reconstruction, difference, reconstruct
+from fl_peel.attacks.decoder import Differencing, GroupSums, PassView, Reconstruction, difference, reconstruct
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
 from fl_peel.exchange.counters import ClockCounts
@@ -48,7 +48,7 @@ from fl_peel.steps.base import ContributorsStep
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import PassStep
 from fl_peel.steps.units import UNIT_SCALE
-from fl_peel.steps.user_groups import GroupsStep, GroupSums, MapsStep, VectorsStep
+from fl_peel.steps.user_groups import MapsStep, MomentsStep, VectorsStep
 from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 from simulations.engine.passing_grid import PassingGrid
 
@@ -134,9 +134,9 @@ class StepObserver:
         )
 
     def differencing(self) -> Differencing | None:
-        """Return what differences of rounds of K-means tell; None where the server sees more, or noised sums alone."""
+        """Return what differences of sums of vectors tell; None where the server sees more, or noised sums alone."""
         parts = self._parts() if self.sums_alone else []
-        asked = [part for part in parts if isinstance(part[0].request.step, GroupsStep)]
+        asked = [part for part in parts if isinstance(part[0].request.step, MomentsStep)]
         made = [one.request for part in parts for one in part if isinstance(one.request.step, VectorsStep)]
         if not asked or not made:
             return None
@@ -144,8 +144,8 @@ class StepObserver:
         if cohort.terms.bounded:
             return None
         replies = [self._view(part, part[0].devices).reply for part in asked]
-        rounds = [GroupSums(reply["sizes"], reply["sums"]) for reply in replies]
-        return difference(rounds, self._own(made), cohort.splits.contributed_items, cohort.terms.units.groups)
+        rounds = [GroupSums(reply["sizes"], reply["first"]) for reply in replies]
+        return difference(rounds, self._own(made), cohort.splits.contributed_items, cohort.terms.units.moments)
 
     @property
     def any(self) -> bool:

@@ -175,7 +175,7 @@ class Tuning:
 class LeaderboardRow(CompareRow):
     """One method at one budget, or with its full table (share 1). Bytes down, up: per device over the run, down with
     what it holds in the end; stored: bytes needed for ranking; rounds: of training; to_peel: recall relative to PEEL's
-    full tables.
+    full tables, whose p-value ``p_holm`` is.
     """
 
     stored_bytes_mean: Mean
@@ -196,7 +196,9 @@ class Leaderboard(StudyResult):
 
 @dataclass(frozen=True, kw_only=True)
 class AblateRow(StudyQuality):
-    """A variation at a budget, with full tables before (start) and after refinement, relative to no change."""
+    """A variation at a budget, with full tables before (start) and after refinement, relative to no change; p_holm:
+    p-values of no difference from no change, corrected for all such comparisons of the study (Holm).
+    """
 
     component: Annotated[str, JsonKey("part"), Column("component")]
     setting: Annotated[str, Column("setting")]
@@ -210,6 +212,9 @@ class AblateRow(StudyQuality):
     to_scenario: Estimate | None = None
     start_full_to_scenario: Estimate | None = None
     refined_full_to_scenario: Estimate | None = None
+    p_holm: float | None = None
+    start_full_p_holm: float | None = None
+    refined_full_p_holm: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

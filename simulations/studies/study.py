@@ -33,7 +33,7 @@ from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain
 from fl_peel.packages import PACKAGES, code_digest, own_root
 from fl_peel.plugins import all_added
-from fl_peel.ranking.bootstrap import Sample
+from fl_peel.ranking.bootstrap import Sample, holm
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
 from simulations.engine.engine import on_remaining_machines, simulated
@@ -284,6 +284,7 @@ def open_study(scenario: Scenario, out: Path, options: RunOptions) -> Iterator[S
 
 
 T = TypeVar("T")
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -409,6 +410,12 @@ def ratio_of(one: Mapping[str, Any], other: Mapping[str, Any], num_devices: int)
         samples = [Sample(sample.value, sample.drawn, sample.devices) for sample in samples]
     ratio = samples[0].over(samples[1])
     return None if ratio is None else replace(ratio.bare(), p_value=p_value)
+
+
+def corrected(ratios: Mapping[Key, Estimate | None]) -> dict[Key, float]:
+    """Return the p-values of no difference of the ratios that have one, corrected for all of them (Holm)."""
+    known = {key: ratio.p_value for key, ratio in ratios.items() if ratio is not None and ratio.p_value is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def ratios_in_json(name: str, ratio: Estimate | None) -> Row:

@@ -228,7 +228,7 @@ class Period:
         with stages("joining"):
             members = join(here, replace(prepared, former=model.former))
             arriving = self.devices("join")
-            VectorsStep.ask(arriving, model.own, model.middle)
+            VectorsStep.ask(arriving, model.own, model.middle, model.centroids.size)
             joined = join(newcomers, prepared)
         states, refined = prepared.states(here.scenario), _Refinement()
         if self.run.scenario.refinement.rounds:
@@ -376,7 +376,7 @@ class Period:
         """Update the last model from these sums, or train it anew with as many passes as the first time."""
         config = self.run.scenario.pretraining.spectral()
         if before is not None:
-            config = replace(config, passes=self.part.passes, group_rounds=self.part.group_rounds)
+            config = replace(config, passes=self.part.passes)
         plan = group_plan(self.run.scenario)
         return update_model(sums, config, plan, before, exponents=self.state.exponents, recent=recent)
 

@@ -32,7 +32,7 @@ MODES = {
     + ["refinement.acceptance.rule=always"],
     "federated": ["pretraining={model: spectral, source: devices, columns: 8, group_columns: 4}", "elasticity.rounds=0"]
     + ["pretraining.collected.share=0", "refinement.rounds=0", "evaluation.selectors=[popularity]"]
-    + ["pretraining.passes=2", "pretraining.group_rounds=1"],
+    + ["pretraining.passes=2"],
 }
 MODES["masked steps"] = [*MODES["federated"], "secure_aggregation={enabled: true, min_devices: 3, neighbours: 4}"]
 KINDS = {

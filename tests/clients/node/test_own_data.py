@@ -86,7 +86,7 @@ def test_secure_aggregation_gives_the_same_figures(own, tmp_path):
     content = json.loads(scenario.to_json())
     content["secure_aggregation"] |= {"enabled": True, "min_devices": 3, "neighbours": 4}
     content["refinement"]["rounds"] = 1
-    content["pretraining"] |= {"passes": 1, "group_rounds": 1}
+    content["pretraining"] |= {"passes": 1}
     scenario = Scenario.model_validate(content)
     deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
     simulated, _ = served(scenario, tmp_path / "simulated")

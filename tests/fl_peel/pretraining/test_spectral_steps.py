@@ -34,7 +34,6 @@ CONFIG = dataclasses.replace(
     oversampling=8,
     passes=30,
     group_columns=6,
-    group_rounds=5,
     num_threads=1,
     count_exponent=0.4,
     value_exponent=0.1,
@@ -274,14 +273,17 @@ def test_costs_are_those_of_the_arithmetic():
     assert (poor.download_bytes == cost.download_bytes).all()
     assert CountsStep().cost(terms, held, rich).upload_bytes.tolist() == [40, 400]
     assert GroupsStep(64, 128).cost(terms, held, rich).download_bytes.tolist() == [64 * 128] * 2
+    assert GroupsStep(64, 128).cost(terms, held, rich).upload_bytes.tolist() == [4, 4], "the number of its group"
     assert MomentsStep(64, 128, 512).cost(terms, held, rich).upload_bytes.tolist() == [40 + 4096, 400 + 4096]
     assert VectorsStep(512).cost(terms, held, rich).upload_bytes.tolist() == [0, 0]
+    there, joining = VectorsStep(64).cost(terms, held, rich), VectorsStep(64, True, 20 * 64).cost(terms, held, rich)
+    assert (joining.download_bytes - there.download_bytes).tolist() == [64 * 4 + 20 * 64] * 2, "default and centroids"
     assert MapsStep(512).cost(terms, held, rich).download_bytes.tolist() == [512 * (2 * 64 + 1)] * 2
     counted = replace(terms, counts_contributors=True)
-    for step, down, up in ((PassStep(44), [2, 13], 0), (GroupsStep(20, 44), 3, 0), (MomentsStep(20, 44, 44), 3, 4)):
+    for step, down, up in ((PassStep(44), [2, 13], 0), (GroupsStep(20, 44), 0, 0), (MomentsStep(20, 44, 44), 3, 4)):
         bare, both = (step.whole_cost(one, held, rich) for one in (terms, counted))
         assert (both.download_bytes - bare.download_bytes == down).all(), "which rows are opened, a bit each"
-        assert (both.upload_bytes - bare.upload_bytes == up).all(), "of passes and groups, ids go with the count alone"
+        assert (both.upload_bytes - bare.upload_bytes == up).all(), "of passes, ids go with the count alone"
 
 
 def test_rows_are_sent_in_half_precision():
@@ -369,14 +371,13 @@ def test_no_device_can_say_what_does_not_fit_32_bits(devices, a):
     unit = np.zeros((1, 6), np.float32)
     unit[0, 0] = 1
     assert added_products(unit, terms)[1].max() * devices < 2**31
-    assert in_units(unit, units.groups).max() * devices < 2**31
 
 
 def test_units_are_as_fine_as_the_devices_allow():
     config = dataclasses.replace(SPECTRAL, sum_bits=32)
     few, many = Units.from_config(config, 943, 1682), Units.from_config(config, 29_858, 40_981)
-    assert (few.passes, few.groups, few.moments) == (2.0**21, 2.0**20, 2.0**10)
-    assert (many.passes, many.groups, many.moments) == (2.0**16, 2.0**16, 2.0**8)
+    assert (few.passes, few.moments) == (2.0**21, 2.0**10)
+    assert (many.passes, many.moments) == (2.0**16, 2.0**8)
     assert Units.from_config(SPECTRAL, 943, 1682) == Units()
 
 

@@ -16,7 +16,7 @@ from fl_peel.steps.choice import CHOICE_BOUND
 
 GAUSSIAN = {"mechanism": "central-gaussian", "noise_multiplier": 3.0, "clipping": {"kind": "flat"}, "counts_norm": 0.7}
 LAPLACE = GAUSSIAN | {"mechanism": "local-laplace", "rows": "all-sent"}
-BY_DEVICES = {"model": "spectral", "source": "devices", "collected": {"share": 0}, "passes": 3, "group_rounds": 4}
+BY_DEVICES = {"model": "spectral", "source": "devices", "collected": {"share": 0}, "passes": 3}
 CHOOSING = {"count_exponent": None, "value_exponent": None}
 FIXED = {"count_exponent": 0.4, "value_exponent": 0.3}
 
@@ -32,10 +32,9 @@ def times(given):
 
 
 def test_how_often_a_device_is_in_which_part():
-    often = {"pass": 3, "choice": 1, "group sizes": 4, "group vectors": 4}
-    assert times(scenario()) == {part: often.get(part, 1) for part in NOISED_PARTS}
+    assert times(scenario()) == {part: 3 if part == "pass" else 1 for part in NOISED_PARTS}
     assert times(scenario(filters=FIXED)).keys() == NOISED_PARTS.keys() - {"choice"}
-    assert times(scenario(groups=1)).keys() == NOISED_PARTS.keys() - {"group sizes", "group vectors"}
+    assert times(scenario(groups=1)).keys() == NOISED_PARTS.keys() - {"group sizes"}
     assert times(scenario(groups=2)).keys() == NOISED_PARTS.keys()
 
 

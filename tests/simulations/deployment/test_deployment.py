@@ -52,7 +52,6 @@ FEW_STEPS = (
     "pretraining.passes=1",
     "pretraining.count_exponent=0.5",
     "pretraining.value_exponent=0",
-    "pretraining.group_rounds=1",
     "privacy.min_owners=1",
     "refinement.rounds=1",
 )

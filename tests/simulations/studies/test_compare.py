@@ -29,7 +29,7 @@ from simulations.studies import compare_rows
 from simulations.studies import study as studies
 from simulations.studies.ablate_report import ablate_view, ratios_view
 from simulations.studies.compare_report import peel_over_view
-from simulations.studies.compare_rows import summary, with_intervals
+from simulations.studies.compare_rows import over_peel, summary, with_intervals
 from simulations.studies.schema import AblateResult, CompareRow, typed
 from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial
@@ -332,6 +332,22 @@ def test_what_is_significant_alone_may_not_be_among_many():
     assert starred(rows) == [False] * 4
     alone, among = (with_intervals(some, 300)[1]["p_holm"] for some in (rows[:2], rows))
     assert among == pytest.approx(4 * alone)
+
+    # so in the leaderboard, and in an ablation, whose full tables count once for all budgets
+    board = [row | {"method": row["method"].replace("peel", "peel-full")} for row in rows]
+    assert over_peel(board[:2], 300)[1]["p_holm"] == pytest.approx(alone)
+    assert over_peel(board, 300)[1]["p_holm"] == pytest.approx(4 * alone)
+    names = [ablation.BASELINE, *"abcd"]
+    figures_of = [{key: value for key, value in row.items() if key != "method"} for row in rows]
+    lines = [
+        {**row, "part": name, "setting": "", "share": share, "start_full": figures_of[0], "refined_full": row}
+        for share in (0.01, 0.05)
+        for name, row in zip(names, figures_of, strict=True)
+    ]
+    varied = ablation.over_scenario([{"rows": lines}], 300)
+    assert "p_holm" not in varied[0]
+    assert varied[1]["p_holm"] == varied[6]["refined_full_p_holm"] == pytest.approx(16 * alone)
+    assert varied[1]["start_full_p_holm"] == 1.0, "nothing changed"
 
 
 def test_differences_are_taken_seed_by_seed():

@@ -15,7 +15,7 @@ from tests.strategies.rounds.test_noised_steps import LOCAL, private
 
 LEAST = 5
 """More owners than some items of the planted data have."""
-CHOOSING = {"passes": 3, "group_rounds": 1, "count_exponent": 0.4, "value_exponent": None}
+CHOOSING = {"passes": 3, "count_exponent": 0.4, "value_exponent": None}
 MODES = ("clear", "counted", "32 bits", "noised", "noised by devices", "masked")
 MODES += ("masked and counted", "masked, 32 bits", "masked and noised")
 

@@ -1,18 +1,22 @@
 """No sum of few devices is opened: what stage 1 leaves out, in the clear and masked, and what an attacker finds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fl_peel import wire
-from fl_peel.attacks.decoder import PassView, difference, lone_vectors, reconstruct
+from fl_peel.attacks.decoder import GroupSums, PassView, difference, lone_vectors, reconstruct
 from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
 from fl_peel.pretraining.spectral_steps import halves
-from fl_peel.steps.base import opened_rows, packed_rows, unpacked_rows
+from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
+from fl_peel.steps.base import StepTerms, opened_rows, packed_rows, unpacked_rows
 from fl_peel.steps.passes import pass_sums
-from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, unit_vectors
-from fl_peel.steps.user_groups import GroupSums
+from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
+from fl_peel.steps.user_groups import GroupedStep
+from tests.helpers.settings import SPECTRAL as SETTINGS
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
 from tests.strategies.rounds.test_masked_steps import CHEAP, secure
 
@@ -41,7 +45,7 @@ def test_no_row_of_few_owners_and_no_small_group_is_ever_added_up(scenario, tmp_
     many = changed(scenario, user_groups={"count": 12, "min_size": 4})
     grid = prepared(many, tmp_path / "run", nodes=1)[1].grid
     owners = device_splits(scenario, "", str(tmp_path / "run")).train.popularity(59)
-    passes, closed = 0, 0
+    passes, sizes = 0, []
     asked = None
     for kind, record in grid.crossed:
         if kind == wire.STEP:
@@ -54,11 +58,10 @@ def test_no_row_of_few_owners_and_no_small_group_is_ever_added_up(scenario, tmp_
             assert not sums["columns"][owners < LEAST].any()
             assert sums["columns"][owners >= LEAST].any(axis=1).all()
         elif asked in ("groups", "moments"):
-            small = sums["sizes"] < LEAST
-            closed += int(small.sum())
-            assert not any(array[small].any() for array in sums.values())
+            assert ("first" in sums) == (asked == "moments"), "of vectors, groups say nothing"
+            sizes.append(sums["sizes"])
     assert passes == 2
-    assert closed, "twelve groups of forty devices: some are small"
+    assert sizes[0].min() < LEAST <= sizes[-1].min(), "twelve groups of forty devices: small ones are dissolved"
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -118,6 +121,38 @@ def test_who_alone_changes_its_user_group_is_the_difference_of_two_rounds():
     assert len(lone_vectors([rounds[0], GroupSums(rounds[1].sizes[:4], rounds[1].sums[:4])])) == 0
 
 
+class Recorded(PooledSums):
+    """Keeps every sum that is opened of vectors."""
+
+    def ask(self, step, sent, opened=None):
+        whole = step.whole(self.terms, super().ask(step, sent, opened))
+        if isinstance(step, GroupedStep) and whole.keys() != {"sizes"}:
+            self.__dict__.setdefault("vectors", []).append(GroupSums(whole["sizes"], whole["first"]))
+        yield (0, step.num_pieces), whole
+
+
+def test_stage_1_adds_vectors_up_once_where_rounds_of_k_means_gave_single_devices_away():
+    """The rounds are those of Lloyd's algorithm, which stage 1 took before."""
+    rng = np.random.default_rng(1)
+    items = np.sort(rng.permuted(np.tile(np.arange(40, dtype=np.int32), (60, 1)), axis=1)[:, :6], axis=1)
+    data = UserItems(np.arange(61) * 6, items.reshape(-1))
+    config = replace(SETTINGS, columns=24, group_columns=24, passes=4, count_exponent=0.4, value_exponent=0.1)
+    sums = Recorded(data, StepTerms(40, config.user_exponent))
+    start = run_stage1(sums, config, GroupPlan(8, 4, 5, 0))
+    assert len(start.groups) > 1
+    assert difference(sums.vectors, start.own, data).devices == 0
+    assert [int(one.sizes.sum()) for one in sums.vectors] == [60], "each device is in one sum"
+
+    vectors, centroids, rounds = unit_vectors(add_rows(start.own, data)), start.centroids, []
+    for _ in range(8):
+        groups = nearest(vectors, centroids)
+        whole = np.zeros((len(centroids), 24), np.int64)
+        np.add.at(whole, groups, in_units(vectors).astype(np.int64))
+        rounds.append(GroupSums(np.bincount(groups, minlength=len(centroids)), whole))
+        centroids = (whole / UNIT_SCALE / rounds[-1].sizes[:, None]).astype(np.float32)
+    assert difference(rounds, start.own, data).devices > 0
+
+
 def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):
     grid = prepared(scenario, tmp_path / "run", nodes=1)[1].grid
     counting = [
@@ -125,4 +160,4 @@ def test_the_server_asks_for_no_count_of_what_has_no_rows(scenario, tmp_path):
         for kind, record in grid.crossed
         if kind == wire.STEP and record["config"]["step"] == "contributors"
     ]
-    assert set(counting) == {"pass", "choice", "groups", "moments"}
+    assert set(counting) == {"pass", "choice", "moments"}

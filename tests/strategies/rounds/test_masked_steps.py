@@ -26,7 +26,7 @@ from tests.helpers.runs import connected
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet
 
 MASKED = ("counts", "pass", "choice", "groups", "moments")
-CHEAP = {"passes": 2, "group_rounds": 1}
+CHEAP = {"passes": 2}
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def private(scenario: Scenario, **privacy) -> Scenario:
         "group_epsilon": 9.0,
         "clipping": {"kind": "flat"},
     }
-    free = {"passes": 2, "group_rounds": 2, "count_exponent": None, "value_exponent": None}
+    free = {"passes": 2, "count_exponent": None, "value_exponent": None}
     return changed(scenario, pretraining=SPECTRAL | free, refinement={"rounds": 0}, privacy=keys | privacy)
 
 
@@ -184,7 +184,7 @@ def test_dense_messages_have_a_word_for_whatever_anybody_might_say(scenario, tmp
     assert steps["counts"].upload_bytes == 40 * 8 * 59
     assert steps["pass"].upload_bytes == 2 * 40 * 8 * 59 * width
     assert steps["pass"].download_bytes == 2 * 40 * ((2 * 59 + 1) * width + 4 * 59)
-    assert steps["groups"].upload_bytes == 2 * 40 * 8 * 2 * (6 + 1)
+    assert steps["groups"].upload_bytes == 40 * 8 * 2
     assert steps["vectors"].upload_bytes == 0
 
 
@@ -313,7 +313,7 @@ def without(scenario, folder, step, left=0):
 FIXED = {"count_exponent": 0.4, "value_exponent": 0.2}
 
 
-@pytest.mark.parametrize(("step", "key", "left"), [("pass", "passes", 1), ("groups", "group_rounds", 1)])
+@pytest.mark.parametrize(("step", "key", "left"), [("pass", "passes", 1)])
 def test_a_last_step_that_is_void_is_as_one_that_was_never_asked(scenario, tmp_path, step, key, left):
     whole = changed(scenario, pretraining=FIXED)
     void, fewer = without(whole, tmp_path / "run", step, left), changed(whole, pretraining={key: left})

@@ -184,12 +184,8 @@ def test_everybody_is_followed_those_that_join_as_well(result):
 
 def test_devices_stay_where_no_other_group_is_near_enough(result, folder):
     stays = served(folder, planted(), "data.timeline.regroup_margin=0.9")
-    moved, sent = (
-        [sum(one.reads["federation at 30%"].__dict__[key] for one in run.periods[1:]) for run in (result, stays)]
-        for key in ("moved", "sent_mean")
-    )
-    assert moved[0] > moved[1]
-    assert sent[0] > sent[1]
+    moved = [sum(one.reads["federation at 30%"].moved for one in run.periods[1:]) for run in (result, stays)]
+    assert moved[0] > moved[1], "those that move download another list"
 
 
 def test_users_that_leave_fade_from_the_tables(folder):
