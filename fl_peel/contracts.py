@@ -363,7 +363,7 @@ def _example_steps(
         StepView("pass", {}, {"norms": norms}),
         StepView("choice", question, {"won": won, "answered": np.array([1])}),
         StepView("vectors", {"own": own}, {}),
-        StepView("groups", {"centroids": own[:2]}, {"sizes": sizes, "sums": first}),
+        StepView("groups", {"centroids": own[:2]}, {"sizes": sizes}),
         StepView("moments", {}, moments),
     )
 

@@ -56,6 +56,10 @@ class GroupedStep(Step):
         """See :class:`Step`."""
         return {"centroids": ArraySpec((self.groups, self.leading), dtypes=("float32",))}
 
+    def sizes(self, devices: StepDevices, sent: Arrays) -> Ints:
+        """Return how many of the devices are in each user group (G,)."""
+        return np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
+
 
 @dataclass(frozen=True)
 class GroupsStep(GroupedStep):
@@ -76,8 +80,7 @@ class GroupsStep(GroupedStep):
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
         """See :class:`Step`."""
-        sizes = np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
-        return {"sizes": sizes * (int(UNIT_SCALE) if terms.bounded else 1)}
+        return {"sizes": self.sizes(devices, sent) * (int(UNIT_SCALE) if terms.bounded else 1)}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         """See :class:`Step`."""
@@ -198,7 +201,7 @@ class MomentsStep(GroupedStep):
 
     def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
         """See :class:`Step`."""
-        return np.bincount(nearest_groups(devices, sent["centroids"])[1], minlength=self.groups)
+        return self.sizes(devices, sent)
 
     def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
         """See :class:`Step`; which groups are opened is a bit for each, and a device names its group in both parts."""

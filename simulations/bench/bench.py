@@ -91,7 +91,7 @@ def bench(
             f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
             "free; stop other programs or use --quick"
         )
-    for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.typed else ())):
+    for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job_runs else ())):
         require_dataset(name, Path(data_dir) if data_dir else None)
     pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
     figures: dict[str, Any] = {"environment": _environment(device), "device": device, "plan": vars(plan)}
@@ -116,12 +116,12 @@ def bench(
         if pfl is not None:
             figures |= pfl_rate(pfl, base, paths, plan, folder / "pfl")
             figures["speedup_vs_pfl"] = figures["devices_per_second"] / figures["pfl_devices_per_second"]
-    if plan.typed:
+    if plan.main_job_runs:
         with run_folder() as folder:
             words = ["run", MAIN_JOB, "--fresh", "--out", str(folder / "run"), "--set", f"engine.device={device}"]
             words += ["--data-dir", str(data_dir)] if data_dir else []
             figures["main_job_seconds"] = typed_seconds(
-                [sys.executable, "-m", "simulations.cli.main", *words], plan.typed
+                [sys.executable, "-m", "simulations.cli.main", *words], plan.main_job_runs
             )
     on_event(Event("bench", 3, 3))
     if out is not None:

@@ -53,7 +53,7 @@ profiles:
 """
 
 
-QUICK_ROUNDS, QUICK_TYPED, QUICK_STOCK_DEVICES = 2, 2, 200
+QUICK_ROUNDS, QUICK_MAIN_JOB_RUNS, QUICK_STOCK_DEVICES = 2, 2, 200
 """Timed rounds of each kind, runs of the main job, and nodes of the plain Flower app, where figures need not be the
 best there are."""
 
@@ -62,8 +62,8 @@ best there are."""
 class BenchPlan:
     """The plan of a benchmark. data: a named data set, or a folder that a population was written to; sizes: devices of
     the populations for the scaling figures, over ``num_items`` items; rounds: timed rounds of each kind; flagship: the
-    scenario whose own rounds are timed too, on the same data; typed: runs of the main job, as typed; device: as
-    ``engine.device``.
+    scenario whose own rounds are timed too, on the same data; main_job_runs: runs of the main job,
+    typed as a user types it; device: as ``engine.device``.
     """
 
     data: str = "gowalla"
@@ -74,7 +74,7 @@ class BenchPlan:
     pfl_devices: int = 500
     sizes: tuple[int, ...] = (10_000, 100_000, MILLION)
     num_items: int = 100_000
-    typed: int = 3
+    main_job_runs: int = 3
     flagship: str | None = "gowalla"
     nodes: int = 2
     device: str = "cpu"
@@ -82,8 +82,8 @@ class BenchPlan:
     def quick(self) -> BenchPlan:
         """Return a plan without synthetic populations, with fewer rounds and a plain Flower app of fewer devices."""
         stock_devices = min(self.stock_devices, QUICK_STOCK_DEVICES)
-        typed = min(self.typed, QUICK_TYPED)
-        return replace(self, sizes=(), rounds=QUICK_ROUNDS, typed=typed, stock_devices=stock_devices)
+        runs = min(self.main_job_runs, QUICK_MAIN_JOB_RUNS)
+        return replace(self, sizes=(), rounds=QUICK_ROUNDS, main_job_runs=runs, stock_devices=stock_devices)
 
 
 def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenario:

@@ -163,7 +163,7 @@ def over_scenario(by_seed: Sequence[dict[str, Any]], num_devices: int) -> list[d
     p_values = corrected({key: ratio for some in ratios for key, ratio in some.items()})
     for line, some in zip(lines, ratios, strict=True):
         for key, ratio in some.items():
-            prefix = key[2]
+            _, _, prefix, _ = key
             line |= ratios_in_json(f"{prefix}to_scenario", ratio)
             line |= {f"{prefix}p_holm": p_values[key]} if key in p_values else {}
     return lines

@@ -103,7 +103,7 @@ def test_the_keys_are_those_of_the_models():
     written = set(flat(scenario.model_dump(mode="json"))) - {"data.timeline"}
     others = {path for path in KEYS if path.startswith(("data.timeline.", "privacy.statistics."))}
     assert written == KEYS.keys() - others
-    assert len(others) > 10
+    assert len(others) > 14
 
 
 def test_defaults_limits_and_units_are_the_models():

@@ -181,7 +181,7 @@ def test_a_small_bench_has_every_figure(tmp_path):
         stock_devices=8,
         sizes=(100, 200),
         num_items=2400,
-        typed=0,
+        main_job_runs=0,
     )
     events = []
     result = bench("", tmp_path / "out", plan, on_event=events.append)
