@@ -458,10 +458,7 @@ class MovingReply:
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Request to compare two tables per user group. kept, current: ranked blocks as last kept and as they are now;
-    budgets: (X,) bytes under which devices compare two lists of the table that they have now; without any they compare
-    under their own.
-    """
+    """Request to compare two tables per user group. kept, current: ranked blocks as last kept and as they are now."""
 
     setting: RunSetting
     server_round: Annotated[int, _ROUND]
@@ -469,7 +466,6 @@ class CompareRequest:
     num_groups: Annotated[int, ArraySpec(least=0, most="most groups")]
     kept: dict[int, Arrays]
     current: dict[int, Arrays]
-    budgets: Annotated[NDArray[np.int64], ArraySpec(("X",), least=0)]
 
 
 @dataclass(frozen=True)

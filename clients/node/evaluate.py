@@ -247,16 +247,14 @@ TOP_N = 20
 
 
 def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
-    """Compare two tables by user group, on the devices that are available and have validation items: mean recall@20 on
-    these items under the request's budgets with the current blocks, less that with those kept. Without budgets devices
-    compare under their own, with the user embedding of now and the one they had before (kept).
+    """Compare the refined tables with the previous ones, by user group, on the devices that are available and have
+    validation items: recall@20 on these items under the devices' own budgets, with the blocks and user embedding of now
+    less that with those they had before (kept).
     """
     assert request.precision in PRECISIONS
     state, wanted = cohort.state("r"), cohort.splits.validation
-    groups, given = np.asarray(state.groups), request.budgets[:, None]
-    own = cohort.budgets.at(request.server_round)[None, :] - extra_bytes(cohort.scenario)
-    budgets = np.repeat(given, len(groups), axis=1) if len(given) else own
-    before = state.users if len(given) else state.kept_users
+    groups = np.asarray(state.groups)
+    budgets = cohort.budgets.at(request.server_round) - extra_bytes(cohort.scenario)
     asked = cohort.available(np.arange(len(groups)), request.server_round) & (wanted.counts() > 0)
     sums = PairedSums.zeros(request.num_groups)
     moved = 0
@@ -265,7 +263,7 @@ def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
         if not len(members):
             continue
         recalls = []
-        for payload, users in ((request.kept[group], before), (request.current[group], state.users)):
+        for payload, users in ((request.kept[group], state.kept_users), (request.current[group], state.users)):
             recall, down = _recall(cohort, request.precision, payload, members, np.asarray(users[members]), budgets)
             recalls.append(recall)
             moved += down
@@ -276,17 +274,14 @@ def compare(cohort: Cohort, request: CompareRequest) -> CompareReply:
 def _recall(
     cohort: Cohort, precision: Precision, payload: Arrays, members: IntArray, users: np.ndarray, budgets: IntArray
 ) -> tuple[np.ndarray, int]:
-    """Mean recall (N,) of the devices at ``members`` from these blocks under budgets (X, hosted devices), and bytes
-    that they fetched for it: once, what the largest budget holds.
-    """
+    """Recall (N,) of the devices at ``members`` from these blocks, and bytes that they fetched for it."""
     ranked = RankedBlocks.unpack(cohort.layout(), precision, payload)
     seen: UserItems = cohort.splits.train.select(members)
-    skipped = ranked.unneeded(seen)
-    held = [Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, mine, skipped).cutoffs for mine in budgets[:, members]]
-    wanted, cutoffs = cohort.splits.validation.select(members), np.stack(held, axis=1)
-    recall, _ = Ranker(ranked, TOP_N, cohort.scenario.engine.device).evaluate(cutoffs, users, seen, wanted)
-    most = cutoffs.max(axis=1)
-    return recall.mean(axis=1), int(ranked.read_bytes(np.zeros_like(most), most).sum())
+    held = Holdings.under(ranked, OWN_BUDGET, 1.0, -1.0, budgets[members], ranked.unneeded(seen))
+    wanted = cohort.splits.validation.select(members)
+    ranker = Ranker(ranked, TOP_N, cohort.scenario.engine.device)
+    recall, _ = ranker.evaluate(held.cutoffs[:, None], users, seen, wanted)
+    return recall[:, 0], int(ranked.read_bytes(np.zeros_like(held.cutoffs), held.cutoffs).sum())
 
 
 def keep(cohort: Cohort, request: KeepRequest) -> KeepReply:

@@ -71,6 +71,7 @@ def top_rows(
     thresholds = np.empty(32, np.float32)
     part = np.empty((4, 64), np.float32)
     score = np.empty((4, 64), np.float32)
+    earliest = np.zeros(num_slices, np.int32)
     for first in range(0, num_devices, 32):
         number = min(32, num_devices - first)
         stamp = (first // 32 + 1) << 32
@@ -96,10 +97,17 @@ def top_rows(
                             excluded[row] = stamp
                         excluded[row] |= 1 << m
         for t in range((last + 63) // 64):
+            for s in range(num_slices if num_slices > 1 else 0):
+                earliest[s] = places[t, s].min()
             for quad in range(0, number, 4):
                 if max(max(limits[quad], limits[quad + 1]), max(limits[quad + 2], limits[quad + 3])) <= 64 * t:
                     continue
+                furthest = max(max(cuts[quad], cuts[quad + 1]), max(cuts[quad + 2], cuts[quad + 3]))
+                if num_slices > 1:
+                    score[:] = 0.0
                 for s in range(num_slices):
+                    if num_slices > 1 and earliest[s] >= furthest:
+                        continue  # none of the four keeps a block of this slice here
                     for r in range(64):
                         part[0, r] = 0.0
                         part[1, r] = 0.0
@@ -135,8 +143,7 @@ def top_rows(
                         for q in range(4):
                             cut = np.int32(cuts[quad + q])
                             for r in range(64):
-                                kept = part[q, r] if places[t, s, r] < cut else np.float32(0.0)
-                                score[q, r] = kept if s == 0 else score[q, r] + kept
+                                score[q, r] += part[q, r] if places[t, s, r] < cut else np.float32(0.0)
                 scores = part if num_slices == 1 else score
                 for q in range(4):
                     m = quad + q

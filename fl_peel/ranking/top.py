@@ -86,7 +86,8 @@ class Ranker:
 
     def top_rows(self, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems) -> NDArray[np.int32]:
         """Return the n best table rows (X, N, n) under several cutoffs (N, X), reading each row once where rows are
-        whole blocks: the blocks kept under a smaller cutoff are the first ones of those kept under a larger one.
+        whole blocks: the blocks kept under a smaller cutoff are the first ones of those kept under a larger one. Else
+        each device's lists are made one by one, those of equal cutoffs once.
         """
         ranked, where = self.ranked, torch_device(self.device)
         num_slices = ranked.position.shape[1]
@@ -94,7 +95,12 @@ class Ranker:
         if not num_lists:
             return np.empty((0, num_devices, self.n), np.int32)
         if num_lists > 1 and (where is not None or num_slices > 1):
-            return np.stack([top_rows(ranked, some, users, exclude, self.n, self.device) for some in cutoffs.T])
+            width = len(ranked.blocks) + 1
+            lists, place = np.unique(np.arange(num_devices)[:, None] * width + cutoffs, return_inverse=True)
+            who = lists // width
+            of_lists = top_rows(ranked, lists % width, users[who], exclude.select(who), self.n, self.device)
+            several: NDArray[np.int32] = of_lists[place.reshape(cutoffs.shape).T]
+            return several
         if where is not None:
             from fl_peel.ranking.torch_ranking import top_rows as top_rows_in_torch
 

@@ -49,6 +49,15 @@ class BlockStatistics:
         loss.flags.writeable = signals.flags.writeable = False
         return {"loss": loss, "hits": signals, "exposure": signals}
 
+    def of_item_groups(self, num_slices: int) -> BlockStatistics:
+        """Return the statistics of whole item groups, (B / num_slices,) each, whose slices are that many blocks."""
+        if num_slices == 1:
+            return self
+        by_slice = {name: known.reshape(-1, num_slices) for name, known in vars(self).items()}
+        added = {name: by_slice[name].sum(axis=1) for name in ("shown", "energy", "hits")}
+        widest = {name: by_slice[name].max(axis=1) for name in ("popularity", "global_popularity", "loss", "exposure")}
+        return BlockStatistics(**added, **widest)
+
     def features(self, names: Sequence[FeatureName]) -> FloatArray:
         """Return the controller's inputs (B, F): rates and energies as logarithms, the loss as it is."""
         columns = []

@@ -10,9 +10,8 @@ in the features, which starts as the logarithm of the block's *shown* rate (how 
 an item at rank r counting 1 / log2(r + 1)), plus a network whose output starts at zero. (2) The outer loss: devices
 count which blocks served their validation items; given exposure (devices that kept block b), hits are multinomial with
 probability proportional to exposure x exp(logit), and its negative log-likelihood is minimized. The gradient by a
-logit is the block's expected share of the hits minus its observed share. (3) Where items have several slices, hits do
-not say how wide rows should be: each further slice of an item divides its weight by ``slice_price``, which devices
-choose by their validation recall under small budgets (:mod:`strategies.rounds.acceptance`).
+logit is the block's expected share of the hits minus its observed share. (3) Where items have several slices, the
+network weighs item groups, and how wide rows are is in closed form (:func:`fl_peel.weighting.selectors.of_slices`).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from fl_peel.randomness import seed_for
 from fl_peel.scenario.settings import ControllerConfig
 from fl_peel.training.adam import EagerAdam
 from fl_peel.training.workers import fixed_threads
-from fl_peel.weighting.block_statistics import LEAST_SHOWN, BlockStatistics, FloatArray
+from fl_peel.weighting.block_statistics import BlockStatistics, FloatArray
 
 _THREADS = threading.Lock()
 
@@ -72,7 +71,6 @@ class Controller(nn.Module):
 
     mean: Tensor
     std: Tensor
-    slice_price: Tensor
 
     def __init__(
         self, num_features: int, config: ControllerConfig, mean: FloatArray, std: FloatArray, seed: int
@@ -82,7 +80,6 @@ class Controller(nn.Module):
         generator = torch.Generator().manual_seed(seed_for(seed, "controller") % (1 << 63))
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("std", torch.from_numpy(std))
-        self.register_buffer("slice_price", torch.ones((), dtype=torch.float64))
         widths = [num_features, *config.hidden, 1]
         layers: list[nn.Module] = []
         for wide, narrow in itertools.pairwise(widths):
@@ -150,16 +147,11 @@ class Controller(nn.Module):
         logits: Tensor = standard @ self.start + self.network(standard).squeeze(-1)
         return logits
 
-    def weights(self, statistics: BlockStatistics, num_slices: int = 1) -> FloatArray:
-        """Softmax over the blocks of a user group, (B,). Of several slices, each further one has a price, and what the
-        group is not shown comes last, whatever the price: else its first slices would come before others' later ones.
-        """
+    def weights(self, statistics: BlockStatistics) -> FloatArray:
+        """Softmax over the blocks of a user group, (B,)."""
         with _one_thread(), torch.no_grad():
             logits = self(torch.from_numpy(statistics.features(self.config.features)))
             weights: FloatArray = torch.softmax(logits.double(), dim=0).numpy().astype(np.float32)
-        if num_slices > 1:
-            prices = float(self.slice_price) ** np.arange(num_slices)
-            weights *= statistics.shown / (statistics.shown + LEAST_SHOWN) / np.tile(prices, len(weights) // num_slices)
         return weights
 
     def outer_step(self, groups: Sequence[BlockStatistics]) -> float:

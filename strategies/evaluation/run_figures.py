@@ -346,5 +346,4 @@ def _comparison(one: Comparison) -> ComparisonRow:
         standard_error=float(np.sqrt(everybody.variance()[0])) if everybody.devices[0] else 0.0,
         accepted=int(one.accepted.sum()),
         download_bytes=one.download_bytes,
-        slice_price=one.slice_price,
     )

@@ -255,8 +255,7 @@ class Stage1Result:
 class ComparisonRow:
     """Comparison of the refined tables with the last accepted ones. devices: devices that compared; difference,
     standard_error: mean difference of their validation recall, with its standard error; accepted: user groups that
-    accepted the refined table; slice_price: of what is compared in its place, lists of the accepted table in which each
-    further slice of an item divides its weight by this price, with lists in which none has a price.
+    accepted the refined table.
     """
 
     server_round: Round
@@ -265,7 +264,6 @@ class ComparisonRow:
     standard_error: Mean
     accepted: Count
     download_bytes: Bytes
-    slice_price: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

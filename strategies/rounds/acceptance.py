@@ -1,47 +1,33 @@
-"""Acceptance of what was learned, by paired comparisons on devices' validation items: of rounds by user groups, and of
-a price of slices by all of them together."""
+"""Acceptance of rounds by user groups, by paired comparisons on devices' validation items."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.blocks.ranked_blocks import smallest_budget_bytes
 from fl_peel.mmap_arrays import drop_pages_now
 from fl_peel.ranking.bootstrap import Effects, PairedSums
-from fl_peel.scenario.settings import CONTROLLER
 from strategies.groups.state import UserGroupState, copied_states
 from strategies.nodes import EVALUATED_BYTES, Content, batches
 from strategies.rounds.strategy import PeelStrategy
 
 Lists = Callable[[int], wire.Arrays]
-NO_BUDGETS = np.zeros(0, np.int64)
-SLICE_PRICES = (2.0, 8.0, 64.0)
-"""Prices of a further slice that devices compare with 1: in steps, as a little more or less changes nothing."""
-PRICED_ROWS = (8, 16, 32, 64)
-"""Budgets under which they compare, in whole rows: so small that width matters."""
-LIST_BYTES = 4
-"""Length of the lists they compare, in largest budgets: enough for nearly all, who pass over what they have used."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison. sums: (G,) over devices; effects: (G,) what groups gain; accepted: (G,); slice_price: price that
-    was compared, None for a round.
-    """
+    """One comparison. sums: (G,) over devices; effects: (G,) what groups gain; accepted: (G,)."""
 
     server_round: int
     sums: PairedSums
     effects: Effects
     accepted: NDArray[np.bool_]
     download_bytes: int
-    slice_price: float | None = None
 
 
 @dataclass
@@ -98,7 +84,6 @@ class AcceptanceTest:
             self._compare(server_round)
         if last:
             self._restore()
-            self._choose_price(server_round)
 
     def forget(self) -> None:
         """All rounds are done: what was kept is the strategy's, and how it turned out stays."""
@@ -119,39 +104,7 @@ class AcceptanceTest:
         self.accepted_rounds[accepted] = server_round
         self._send_decisions(accepted=np.flatnonzero(accepted))
 
-    def _choose_price(self, server_round: int) -> None:
-        """Take the price of slices that is best for the devices of all user groups together, if any is significantly
-        better than none, corrected for the number of prices.
-        """
-        strategy = self.strategy
-        scenario, layout, controller = strategy.scenario, strategy.layout, strategy.controller
-        if layout.num_slices == 1 or scenario.selector != CONTROLLER:
-            return
-        whole = int(layout.block_bytes(scenario.blocks.precision).reshape(-1, layout.num_slices).sum(axis=1).mean())
-        least = smallest_budget_bytes(layout, scenario.blocks.precision)
-        budgets = np.array([least + rows * whole for rows in PRICED_ROWS], np.int64)
-        confidence = 1 - (1 - scenario.refinement.acceptance.confidence) / len(SLICE_PRICES)
-        num_bytes = LIST_BYTES * int(budgets[-1])
-        plain = cache(self._lists(strategy.weights(CONTROLLER), strategy.states, num_bytes))  # the same for every price
-        best, most = controller.slice_price.clone(), 0.0
-        for price in SLICE_PRICES:
-            controller.slice_price.fill_(price)
-            priced = self._lists(strategy.weights(CONTROLLER), strategy.states, num_bytes)
-            sums, moved = self._compared(server_round, plain, priced, budgets)
-            effects = Effects.from_sums(sums.total().reshaped(1))
-            accepted = np.repeat(effects.better(confidence), len(strategy.states))
-            self.comparisons.append(Comparison(server_round, sums, effects, accepted, moved, price))
-            if accepted.all() and effects.mean[0] > most:
-                best, most = controller.slice_price.clone(), float(effects.mean[0])
-        controller.slice_price.copy_(best)
-
-    def _compared(
-        self,
-        server_round: int,
-        kept: Lists,
-        current: Lists,
-        budgets: NDArray[np.int64] = NO_BUDGETS,
-    ) -> tuple[PairedSums, int]:
+    def _compared(self, server_round: int, kept: Lists, current: Lists) -> tuple[PairedSums, int]:
         """Let devices compare two lists of their user group; return the sums (G,), and bytes that devices fetched."""
         strategy = self.strategy
         count, ceilings = len(strategy.states), strategy.members.ceilings
@@ -165,7 +118,6 @@ class AcceptanceTest:
                 count,
                 {group: kept(group) for group in some},
                 {group: current(group) for group in some},
-                budgets,
             )
             return strategy.federation.to_all(request)
 
@@ -176,17 +128,14 @@ class AcceptanceTest:
                 moved += reply.download_bytes
         return sums, moved
 
-    def _lists(
-        self, weights: Sequence[NDArray[np.float64]], states: Sequence[UserGroupState], num_bytes: int | None = None
-    ) -> Lists:
+    def _lists(self, weights: Sequence[NDArray[np.float64]], states: Sequence[UserGroupState]) -> Lists:
         """Return the function that gives each user group, by number, its ranked blocks for the wire, as many as its
-        largest budget holds, or ``num_bytes``. weights: (B,) of each group.
+        largest budget holds. weights: (B,) of each group.
         """
         strategy = self.strategy
 
         def packed(group: int) -> wire.Arrays:
             ceiling, precision = int(strategy.members.ceilings[group]), strategy.scenario.blocks.precision
-            ceiling = ceiling if num_bytes is None else min(ceiling, num_bytes)
             blocks = states[group].packed(strategy.layout, precision, weights[group], ceiling)
             drop_pages_now(weights[group])
             return wire.packed_once(blocks)

@@ -16,6 +16,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import known
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups.state import UserGroupState
 from strategies.nodes import Content, Members, NodeRequest, Nodes, bounds_of
 
@@ -41,6 +42,10 @@ class Federation:
     def num_classes(self) -> int:
         """Device classes, C."""
         return len(self.members.class_names)
+
+    def statistics(self, group: int) -> BlockStatistics:
+        """Return what is known of the item groups in a user group, which selectors weigh."""
+        return self.states[group].statistics.of_item_groups(self.layout.num_slices)
 
     def to_all(self, request: object, **sizes: int) -> Content:
         """Return the content that is the same request to every node, whose devices reply with sums. sizes: of these, by

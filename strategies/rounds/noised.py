@@ -34,6 +34,7 @@ from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrunk, til
 from fl_peel.privacy.sources import noise, source_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import Precision
+from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import EVERYBODY, Arrays
 from strategies.groups.state import UserGroupState, block_energy
 from strategies.rounds.channel import OpenedSum
@@ -192,7 +193,8 @@ class NoisedServerContents(ServerContents):
         privacy = self.federation.scenario.privacy
         if not (privacy.noised and privacy.shrinkage):
             return super().outer_step(controller)
-        tilt(controller, self.federation.states, self._variances)
+        num_groups = range(len(self.federation.states))
+        tilt(controller, list(map(self.federation.statistics, num_groups)), self._variances)
         return None
 
     def figures(self, sent: SentRound, record: RoundRecord) -> RoundRecord:
@@ -273,16 +275,17 @@ def take_signals(
     state.statistics.add_signals(hits, exposure, momentum)
 
 
-def tilt(controller: Controller, states: Sequence[UserGroupState], variances: Sequence[FloatArray]) -> None:
-    """The controller's outer step on noised signals. variances: (B,) of each user group."""
+def tilt(controller: Controller, statistics: Sequence[BlockStatistics], variances: Sequence[FloatArray]) -> None:
+    """The controller's outer step on noised signals of user groups. variances: (B,) of each; added up over slices where
+    statistics are of item groups.
+    """
     names, mean, std = controller.config.features, controller.mean.numpy(), controller.std.numpy()
     groups = []
-    for state, variance in zip(states, variances, strict=True):
-        seen = state.statistics.exposure > 0
-        features = ((state.statistics.features(names)[seen] - mean) / std).astype(np.float64)
-        groups.append(
-            NoisedSignals(features, state.statistics.exposure[seen], state.statistics.hits[seen], variance[seen])
-        )
+    for known, of_blocks in zip(statistics, variances, strict=True):
+        seen = known.exposure > 0
+        features = ((known.features(names)[seen] - mean) / std).astype(np.float64)
+        variance = of_blocks.reshape(len(seen), -1).sum(axis=1)
+        groups.append(NoisedSignals(features, known.exposure[seen], known.hits[seen], variance[seen]))
     start = np.zeros(len(names))
     start[0] = float(std[0])  # as a new controller's
     coefficients = tilted([group for group in groups if len(group.hits)], start)

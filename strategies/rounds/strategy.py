@@ -29,7 +29,7 @@ from fl_peel.exchange.counters import RoundCounts
 from fl_peel.exchange.release import wants_signals
 from fl_peel.privacy.sources import NoiseSource, SeededNoise, source_of
 from fl_peel.randomness import device_uniforms
-from fl_peel.weighting.selectors import block_weights
+from fl_peel.weighting.selectors import block_weights, of_slices
 from strategies.nodes import NodeReply, NodeRequest, batches, raise_or_log
 from strategies.rounds.channel import ServerChannel
 from strategies.rounds.contents import ServerContents
@@ -96,7 +96,9 @@ class PeelStrategy(Strategy):
         from fl_peel.weighting.controller import Controller  # with torch, of which nodes' first answers need nothing
 
         self.controller: Controller = Controller.for_statistics(
-            [state.statistics for state in self.states], self.scenario.controller.config(), seed=self.scenario.seed
+            list(map(federation.statistics, range(len(self.states)))),
+            self.scenario.controller.config(),
+            seed=self.scenario.seed,
         )
         self.rounds: list[RoundRecord] = []
         self.after_round: Callable[[int], None] = lambda server_round: None
@@ -125,9 +127,9 @@ class PeelStrategy(Strategy):
         return for_groups(lambda group: self._weights(group, selector), range(len(self.states)))
 
     def _weights(self, group: int, selector: str) -> NDArray[np.float64]:
-        statistics = self.states[group].statistics
-        of_group = {"seed": self.scenario.seed, "user_group": group, "num_slices": self.layout.num_slices}
-        return block_weights(selector, statistics, self.controller, **of_group)
+        statistics = self.federation.statistics(group)
+        weights = block_weights(selector, statistics, self.controller, seed=self.scenario.seed, user_group=group)
+        return of_slices(weights, self.states[group].statistics.shown)
 
     def cohort(self, server_round: int) -> NDArray[np.int64]:
         """Devices that are sampled in a round, ascending."""

@@ -120,17 +120,11 @@ def acceptance_views(result: RunResult) -> list[TableView]:
         "minus that with the last accepted one, mean over devices; a group accepts a refined table that is "
         "significantly better."
     )
-    if any(row.slice_price is not None for row in stage.comparisons):
-        note += (
-            " Slice price: all groups together compare lists in which each further slice of an item divides its weight "
-            "by this price with lists without a price, under small budgets, and take the best that all accept."
-        )
     return [table_of("Acceptance of refinement", stage.comparisons, _COMPARISONS, note)]
 
 
 _COMPARISONS: Sequence[TableColumn[ComparisonRow]] = (
     TableColumn("after round", lambda row: row.server_round),
-    TableColumn("slice price", lambda row: row.slice_price, "{:g}".format),
     TableColumn("devices", lambda row: row.devices, format_count),
     TableColumn("difference", lambda row: f"{row.difference:+.4f}"),
     TableColumn("standard error", lambda row: row.standard_error, format_metric),

@@ -52,10 +52,9 @@ def cohort_of(device="cpu"):
     )
 
 
-def compared(budgets=(), **changes):
+def compared(**changes):
     kept, current = {2: FIRST, 0: FIRST, 1: FIRST}, {2: LAST, 0: LAST, 1: FIRST}
     given = {"server_round": 7, "precision": "fp32", "num_groups": 4, "kept": kept, "current": current}
-    given["budgets"] = np.array(budgets, np.int64)
     return compare(cohort_of(**changes), SimpleNamespace(**given))
 
 
@@ -72,16 +71,6 @@ def test_who_is_there_and_knows_compares_what_it_has_with_what_it_had():
 def test_what_a_comparison_moves():
     first = 3 * BLOCK + ID  # item 0, which it knows, is passed over; and the number of the block where it stops
     assert compared().download_bytes == (first + 2 * BLOCK + ID) + 2 * 30 * BLOCK
-
-
-def test_under_given_budgets_devices_compare_lists_with_the_embedding_of_now():
-    """Device 0 finds none of two with two blocks of the first list, one of them otherwise; device 3 has the same list
-    twice, and does not go back to the embedding it kept.
-    """
-    reply = compared(budgets=[BASE + 2 * BLOCK, EVERYTHING])
-    assert reply.sums.devices.tolist() == [1, 1, 0, 0]
-    assert (reply.sums.difference / SUM_SCALE).tolist() == [0.25, 0, 0, 0]
-    assert reply.download_bytes == 4 * 30 * BLOCK, "once, what the largest budget holds"
 
 
 def test_devices_compare_where_the_scenario_says(monkeypatch):

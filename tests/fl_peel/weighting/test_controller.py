@@ -1,7 +1,6 @@
 """The controller: where it starts, its outer gradient against the formula, and what it learns."""
 
 import copy
-import pickle
 import tracemalloc
 from dataclasses import replace
 from typing import get_args
@@ -85,21 +84,16 @@ def test_weights_start_proportional_to_the_first_feature(first, hidden):
         assert (np.argsort(controller.weights(group)) == np.argsort(rate)).all()
 
 
-def test_further_slices_have_a_price_and_what_nobody_is_shown_comes_last():
-    """Three items of two slices, of which the group is shown two. At price 4 the first slice of item 1 comes before the
-    second one of item 0; at any price all of these come before item 2.
-    """
-    group = statistics(0, 6, signals=False)
-    group.shown = np.array([0.6, 0.3, 0.2, 0.1, 0, 0], np.float32)
-    controller = Controller.for_statistics([group], replace(CONTROLLER, features=("exposure",)), seed=0)
-    plain = controller.weights(group, 2)
-    np.testing.assert_allclose(plain / plain[0], group.shown / 0.6, rtol=1e-5)
-    for price in (4.0, 64.0):
-        controller.slice_price.fill_(price)
-        priced = pickle.loads(pickle.dumps(controller)).weights(group, 2)  # as a run that is resumed has it
-        np.testing.assert_allclose(priced, plain / np.tile([1, price], 3), rtol=1e-6)
-        assert np.argsort(-priced, kind="stable").tolist() == [0, 2, 1, 3, 4, 5]
-    assert (controller.weights(group) > 0).all(), "items of one slice have no price"
+def test_statistics_of_item_groups_are_those_of_their_slices_together():
+    blocks = statistics(0, 6)
+    blocks.exposure, blocks.hits = np.array([4.0, 3, 1, 5, 2, 0]), np.array([1.0, 0.5, 0, 2, 0, 0])
+    groups = blocks.of_item_groups(3)
+    np.testing.assert_allclose(groups.shown, blocks.shown.reshape(2, 3).sum(axis=1))
+    np.testing.assert_allclose(groups.energy, blocks.energy.reshape(2, 3).sum(axis=1))
+    assert groups.hits.tolist() == [1.5, 2], "a hit is shared among the slices that scored it"
+    assert groups.exposure.tolist() == [4, 5], "a device that keeps several slices of an item is exposed to it once"
+    assert groups.popularity.tolist() == blocks.popularity.reshape(2, 3).max(axis=1).tolist()
+    assert blocks.of_item_groups(1) is blocks
 
 
 @pytest.mark.parametrize("names", [("exposure",), ("exposure", "loss"), FEATURES])

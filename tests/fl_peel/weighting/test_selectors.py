@@ -14,7 +14,7 @@ from fl_peel.scenario.settings import SELECTORS
 from fl_peel.weighting import selectors
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.weighting.controller import Controller
-from fl_peel.weighting.selectors import block_weights
+from fl_peel.weighting.selectors import block_weights, of_slices
 from tests.helpers.blocks import seeds
 from tests.helpers.examples import examples
 from tests.helpers.settings import CONTROLLER
@@ -195,3 +195,10 @@ def test_what_is_not_known_is_shared_until_a_group_learns():
     assert other.loss.tolist() == other.hits.tolist() == other.exposure.tolist() == [0, 0, 0]
     with pytest.raises(ValueError, match="read-only"):
         other.loss[0] = 1
+
+
+def test_a_slice_weighs_its_part_of_what_is_shown_times_the_square_of_its_item_groups_weight():
+    shown = np.array([6.0, 2, 1, 3, 0, 0])  # three items of two slices; nobody is shown the last one
+    weights = of_slices(np.array([2.0, 3, 1]), shown)
+    np.testing.assert_allclose(weights, [4 * 0.75, 4 * 0.25, 9 * 0.25, 9 * 0.75, 0.5, 0.5])
+    assert of_slices(weights, shown) is weights, "items of one slice are weighed as they are"

@@ -154,7 +154,7 @@ def test_what_of_a_refinement_was_kept():
     effects, accepted = Effects.from_sums(differences), np.array([True, False, True])
     comparisons = [
         Comparison(4, differences, effects, accepted, 100),
-        Comparison(8, nobody, effects, np.zeros(3, bool), 40, slice_price=2.0),
+        Comparison(8, nobody, effects, np.zeros(3, bool), 40),
     ]
     keeping = SimpleNamespace(accepted_rounds=np.array([1, 0, 4]), comparisons=comparisons)
     result = refinement_result(keeping, 7)
@@ -162,7 +162,6 @@ def test_what_of_a_refinement_was_kept():
     assert result.bytes_down_mean == 20
     first, second = result.comparisons
     assert (first.server_round, first.devices, first.accepted, first.download_bytes) == (4, 4, 2, 100)
-    assert (first.slice_price, second.slice_price) == (None, 2.0)
     assert first.difference == pytest.approx(0.25)
     deviation = np.std([0.5, 0.25, -0.25, 0.5], ddof=1)
     assert first.standard_error == pytest.approx(deviation / 2, abs=1e-6)

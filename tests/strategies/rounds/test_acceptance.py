@@ -2,16 +2,12 @@
 
 import gc
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from fl_peel import wire
-from fl_peel.blocks.layout import BlockLayout
 from fl_peel.mmap_arrays import lies_in_file
-from fl_peel.ranking.bootstrap import PairedSums
 from fl_peel.scenario.scenario import Scenario
 from strategies.groups import state as shelves
 from strategies.rounds.acceptance import AcceptanceTest
@@ -158,7 +154,7 @@ def test_the_next_round_is_compared_with_what_was_accepted_last(scenario, tmp_pa
     monkeypatch.setattr("fl_peel.ranking.bootstrap.Effects.better", lambda self, confidence: np.ones(2, np.bool_))
     _, grid = served(changed(scenario, refinement={"acceptance": {"every": 1}}), tmp_path / "run", nodes=1)
     asked = (wire.unpack(wire.CompareRequest, one) for kind, one in grid.crossed if kind == wire.COMPARE)
-    first, second = (one for one in asked if not len(one.budgets))
+    first, second = asked
     for group in (0, 1):
         accepted, kept, start = (one[group] for one in (first.current, second.kept, first.kept))
         assert all(np.array_equal(accepted[name], kept[name]) for name in accepted)
@@ -191,62 +187,3 @@ def test_what_comparing_moves_is_counted(scenario, tmp_path):
     moved = [one.download_bytes for one in result.refinement.comparisons]
     assert min(moved) > 0
     assert result.refinement.bytes_down_mean == pytest.approx(sum(moved) / 40)
-
-
-def gains(values):
-    """Devices of two user groups that gain so much."""
-    values = np.repeat(np.array(values, float), 20)
-    return PairedSums.from_devices(np.arange(len(values)) % 2, 2, values + np.tile([0.02, -0.02], len(values) // 2))
-
-
-@pytest.mark.parametrize(
-    ("gained", "chosen"),
-    [
-        ({2.0: 0.01, 8.0: 0.03, 64.0: 0.02}, 8.0),
-        ({2.0: 0.004, 8.0: 0.004, 64.0: 0.0085}, 1.0),  # 1.85 standard errors: enough for one price, not for three
-        ({2.0: -0.01, 8.0: -0.03, 64.0: -0.02}, 1.0),
-    ],
-)
-def test_all_groups_take_the_best_price_that_is_significantly_better_than_none(monkeypatch, gained, chosen):
-    controller = SimpleNamespace(slice_price=torch.ones((), dtype=torch.float64))
-    layout = BlockLayout(np.arange(10, dtype=np.int32), 8, 2)
-    asked = []
-
-    def compared(self, server_round, kept, current, budgets):
-        asked.append(budgets.tolist())
-        return gains([gained[float(controller.slice_price)]]), 100
-
-    monkeypatch.setattr(AcceptanceTest, "_compared", compared)
-    test = object.__new__(AcceptanceTest)
-    test.comparisons = []
-    part = SimpleNamespace(acceptance=SimpleNamespace(confidence=0.95))
-    blocks, states = SimpleNamespace(precision="int4"), [None, None]
-    scenario = SimpleNamespace(selector="controller", refinement=part, blocks=blocks)
-    given = {"scenario": scenario, "layout": layout, "controller": controller, "states": states}
-    test.strategy = SimpleNamespace(**given, weights=lambda selector: [])
-    test._choose_price(8)
-    assert float(controller.slice_price) == chosen
-    assert [one.slice_price for one in test.comparisons] == [2.0, 8.0, 64.0]
-    assert [one.accepted.all() for one in test.comparisons] == [chosen > 1] * 3
-    # header, a slice of the user embedding, one block of 2 + 2 + 2 bytes; rows of two blocks
-    assert asked == [[44 + 8 + 6 + 12 * rows for rows in (8, 16, 32, 64)]] * 3
-    scenario.selector = "exposure"
-    test._choose_price(8)
-    test.strategy.layout, scenario.selector = BlockLayout(layout.item_group, 8, 1), "controller"
-    test._choose_price(8)
-    assert len(asked) == 3, "a fixed order, or one slice: nothing is asked"
-
-
-def test_prices_are_compared_once_rounds_are_over_and_lists_have_the_price_that_was_chosen(scenario, tmp_path):
-    scenario = changed(scenario, blocks={"num_slices": 2}, selector="controller")
-    strategy, keeping, _, _ = refined(scenario, tmp_path / "run")
-    rounds, priced = keeping.comparisons[:-3], keeping.comparisons[-3:]
-    assert {one.slice_price for one in rounds} == {None}
-    assert [one.slice_price for one in priced] == [2.0, 8.0, 64.0]
-    assert all(one.download_bytes > 0 and one.sums.devices.sum() > 0 for one in priced)
-    weights = strategy.weights("controller")
-    strategy.controller.slice_price.fill_(1.0)
-    plain = strategy.weights("controller")
-    chosen = [one.slice_price for one in priced if one.accepted.all()] or [1.0]
-    ratios = {round(float(r), 3) for w, p in zip(weights, plain, strict=True) for r in (p / w)[1::2][w[1::2] > 0]}
-    assert ratios <= set(chosen)
