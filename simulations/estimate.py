@@ -235,7 +235,7 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
 
     tables: tuple[tuple[float, Step], ...] = (
         (1, VectorsStep(config.columns)),
-        (1, GroupsStep(groups, config.group_columns)),
+        (1 + (groups > 1), GroupsStep(groups, config.group_columns)),
         (1, MomentsStep(groups, config.group_columns, config.columns)),
         (1, MapsStep(config.columns)),
     )

@@ -444,16 +444,15 @@ class Stage1Choice(_Stage1Attack):
 
 
 class Stage1Group(_Stage1Attack):
-    """Inference of the user group: the one to whose moments the device contributes."""
+    """Inference of the user group: the one in which stage 1 counts the device last, once centroids have moved."""
 
     name: ClassVar[str] = "stage1-group"
     secret: ClassVar[Secret] = "user group"
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Return the number of contributing devices in each group, from the replies that include this device."""
+        """Return the number of devices in each group, from the last reply that includes this device."""
         total = np.zeros(len(candidates))
-        for one in view.of_step("moments"):
-            if "sizes" in one.reply:
-                inside = candidates < len(one.reply["sizes"])
-                total[inside] += one.reply["sizes"][candidates[inside]]
+        for sizes in [one.reply["sizes"] for one in view.steps if "sizes" in one.reply][-1:]:
+            inside = candidates < len(sizes)
+            total[inside] = sizes[candidates[inside]]
         return total

@@ -168,21 +168,16 @@ def update_model(
     else:
         former = np.flatnonzero(large_groups(sums, previous.means, plan.min_size))
         centroids = previous.means[former]
-    moments = list(moments_by_group(sums, centroids, counts, own.shape[1]))
-    scale = _scale(scored, moments, sums.terms.units.moments) if previous is None else previous.scale
+    moments, units = list(moments_by_group(sums, centroids, counts, own.shape[1])), sums.terms.units.moments
+    scale = _scale(scored, moments, units) if previous is None else previous.scale
     table = np.zeros((len(scored), dim), np.float32)
     fresh = freshness(recent, counts, exponents.fresh)
     table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
-    groups = tuple(_group(g, one, table, dim, sums.terms.units.moments, seed) for g, one in enumerate(moments))
+    groups = tuple(_group(g, one, table, dim, units, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
-    means = centroids.copy()
-    for group, one in enumerate(moments):
-        if one.size:
-            means[group] = one.first[: centroids.shape[1]] / (sums.terms.units.moments * one.size)
-    model = SpectralModel(
-        whole, values, counts, own, scored, centroids, coarse(means), scale, middle, recent, fresh, former
-    )
+    means = coarse(np.stack([one.centroid(old, units) for one, old in zip(moments, centroids, strict=True)]))
+    model = SpectralModel(whole, values, counts, own, scored, centroids, means, scale, middle, recent, fresh, former)
     filtered_by = exponents.count, exponents.value, None
     start = SpectralStart(
         own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
@@ -234,7 +229,7 @@ def _group(number: int, moments: Moments, table: Floats, dim: int, units: float,
     columns = len(moments.first)
     size = max(moments.size, 1)
     middle = np.zeros(dim)
-    middle[:columns] = moments.first / (units * size) * USER_LENGTH
+    middle[:columns] = moments.mean(units) * USER_LENGTH
     spread = np.zeros((dim, dim))
     spread[:columns, :columns] = moments.second / (units**2 * size) * USER_LENGTH**2
     spread -= np.outer(middle, middle)

@@ -7,9 +7,9 @@ for Recommendation?", CIKM 2021). They are found by block power iteration (Halko
 its items, adds them up, and sends the result back for the rows of its items (:mod:`fl_peel.steps.passes`). The server
 makes the sum orthonormal; Rayleigh and Ritz's step gives the singular values.
 
-A device's vector in that space is a sum of rows of its own items (:mod:`fl_peel.steps.user_groups`). User groups are
-K-means on these, again sums (:mod:`fl_peel.steps.user_groups`); and as a table has d columns and not K, each group gets
-the d directions in which its devices' scores differ most (:class:`Compression`), from second moments, sums once more
+A device's vector in that space is a sum of rows of its own items. User groups are K-means on items' owners, moved once
+to the means of devices' vectors; and as a table has d columns and not K, each group gets the d directions in which its
+devices' scores differ most (:class:`Compression`), from second moments. Means and moments are sums of one step
 (:mod:`fl_peel.steps.user_groups`).
 
 What the server makes of the sums (eigenvectors, products) is in float64, in the order of its linear algebra library
@@ -193,8 +193,8 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
 
 @dataclass(frozen=True)
 class GroupStart:
-    """Start of a user group: its devices' map (K, d), its item table (I, d); size: of the group; items: (I,) how many
-    of its devices have each item; users: (S, d) embeddings drawn from the group's moments, no device's own.
+    """Start of a user group: its devices' map (K, d), its item table (I, d); size: of the devices that its moments are
+    of; items: (I,) how many of these have each item; users: (S, d) embeddings drawn from the moments, no device's own.
     """
 
     map: Floats
@@ -264,7 +264,7 @@ class Compression:
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * of_items).sum()), 0.0))), 1e-30)
         narrow[used, :rank] = shorter * inverse
         wide = self.scored @ narrow.astype(np.float32)
-        middle = (moments.first / (scale * max(moments.size, 1))) @ group_map
+        middle = moments.mean(scale) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))
         spread[:rank, :rank] = np.diag(values)

@@ -147,6 +147,9 @@ def run_stage1(
 ) -> SpectralStart:
     """Counts, passes, vectors, user groups, moments; the same arguments and sums give the same tables.
 
+    A table is made of the moments of the devices that were nearest to a centroid of items' owners, and serves those
+    that are nearest to the mean of these devices: a round of Lloyd's algorithm for which nothing is added up again.
+
     given: interactions that the server holds, if any: passes over these alone come first, at no cost to devices.
     earlier: directions (I, K) that an earlier stage 1 ended with, to go on from.
 
@@ -169,6 +172,8 @@ def run_stage1(
     step("vectors")
     centroids = find_centroids(sums, shape.own, values, counts, config, plan)
     groups: list[GroupStart] = []
+    means: list[Floats] = []
+    units = sums.terms.units.moments
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
         compression = Compression.from_scored(shape.scored)
@@ -180,12 +185,17 @@ def run_stage1(
                     plan.dim,
                     num_users=NUM_DRAWN,
                     rng=rng_for(plan.seed, "drawn-users", group),
-                    scale=sums.terms.units.moments,
+                    scale=units,
                 )
+                means.append(moments.centroid(centroids[group], units))
                 pending.append(pool.submit(one))
                 if len(pending) > MOST_PENDING:  # moments are large: K^2 numbers a group
                     groups.append(pending.popleft().result())
             groups += [start.result() for start in pending]
+    if len(groups) > 1 and not sums.terms.bounded:  # noised means are far off, and sizes again one release more
+        centroids = coarse(np.stack(means))
+        kept = large_groups(sums, centroids, plan.min_size)
+        centroids, groups = centroids[kept], [groups[group] for group in np.flatnonzero(kept)]
     step(f"{len(groups)} user groups")
     return SpectralStart(
         shape.own,

@@ -4,7 +4,9 @@ Before them devices make their vectors, and after them fetch the map of their gr
 
 A device's vector is added up once in a stage 1, in the moments of its user group. Were it in two sums over different
 groups of devices, as in rounds of Lloyd's algorithm, a difference of sums would be the vector of whoever alone changed
-its group.
+its group. Nor may the sums of vectors be of other devices than the sums of products: the products of fewer devices than
+a vector has columns tell the space that their vectors span, and what a sum of vectors has outside it is the vector of
+whoever alone is in that sum. A device therefore gives its moments once, all together.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from fl_peel.steps.base import (
     cost_by_columns,
     rows_bytes,
 )
-from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Floats, Ints, in_units, nearest, within
+from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Doubles, Floats, Ints, in_units, nearest, within
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,15 @@ class Moments:
     first: Ints
     second: Ints
     items: Counts
+
+    def mean(self, units: float) -> Doubles:
+        """Return the mean of the vectors (K,), zeros of nobody. units: of vectors, in one."""
+        mean: Doubles = self.first / (units * max(self.size, 1))
+        return mean
+
+    def centroid(self, known: Floats, units: float) -> Floats:
+        """Return the leading columns (c,) of the mean, where devices are; of nobody the centroid that is ``known``."""
+        return self.mean(units)[: len(known)].astype(np.float32) if self.size else known
 
 
 def half_of(second: Ints) -> Ints:

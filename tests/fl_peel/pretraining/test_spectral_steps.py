@@ -188,6 +188,45 @@ def test_no_group_is_smaller_than_allowed(rows, min_size):
     assert sum(group.size for group in start.groups) == 80
 
 
+@pytest.fixture(scope="module")
+def overlapping() -> UserItems:
+    """60 users with 7 items each, at random: some are nearer to another group's mean than to their group's."""
+    items = np.random.default_rng(0).permuted(np.tile(np.arange(50, dtype=np.int32), (60, 1)), axis=1)[:, :7]
+    return UserItems(np.arange(61) * 7, items.reshape(-1))
+
+
+@pytest.mark.parametrize("num_groups", [1, 3])
+def test_centroids_are_the_means_of_the_devices_whose_moments_made_a_table(overlapping, num_groups):
+    asked = []
+
+    class Asked(PooledSums):
+        def ask(self, step, sent, opened=None):
+            asked.extend([(step.name, sent["centroids"])] if "centroids" in sent else [])
+            yield from super().ask(step, sent, opened)
+
+    sums = Asked(overlapping, StepTerms(NUM_ITEMS, CONFIG.user_exponent))
+    start = run_stage1(sums, CONFIG, replace(PLAN, num_groups=num_groups))
+    vectors = unit_vectors(add_rows(start.own, overlapping))
+    (first,) = [centroids for name, centroids in asked if name == "moments"]
+    before, after = nearest(vectors, first), nearest(vectors, start.centroids)
+    assert [one.size for one in start.groups] == np.bincount(before).tolist()
+    assert (asked[-1][0] == "groups") == (num_groups > 1), "of a single group nothing can move"
+    if num_groups > 1:
+        means = [vectors[before == group, : first.shape[1]].mean(axis=0) for group in range(num_groups)]
+        assert start.centroids == pytest.approx(np.stack(means), abs=0.01)
+        assert 0 < (before != after).sum() < 30
+
+
+@pytest.mark.parametrize(("num_groups", "min_size"), [(9, 5), (12, 4), (12, 8)])
+def test_a_group_that_its_devices_have_left_is_dissolved(overlapping, num_groups, min_size):
+    plan = GroupPlan(dim=6, num_groups=num_groups, min_size=min_size, seed=0)
+    start = run_stage1(PooledSums(overlapping, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, plan)
+    vectors = unit_vectors(add_rows(start.own, overlapping))
+    sizes = np.bincount(nearest(vectors, start.centroids), minlength=len(start.groups))
+    assert sizes.min() >= min_size
+    assert sum(one.size for one in start.groups) < 60, "its moments went with it"
+
+
 def test_what_is_collected_gives_the_start_and_the_rest_comes_from_all(rows):
     """Two passes over everybody from a start that half of them gave are nearer than two from nothing."""
     few = dataclasses.replace(CONFIG, passes=2)

@@ -72,7 +72,7 @@ def test_a_whole_run_is_the_same_on_1_or_8_nodes_and_ranks_well(scenario, tmp_pa
     results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
     assert figures(results[0]) == figures(results[1])
     events = results[0].stage1
-    assert events.rounds == 1 + 4 + 1 + 1 + 1 + 1  # counts, passes, vectors, sizes of groups, moments, maps
+    assert events.rounds == 1 + 4 + 1 + 1 + 1 + 1 + 1  # counts, passes, vectors, sizes of groups, moments, sizes, maps
     assert events.devices == 40
     assert events.epsilon is None
     assert results[0].full_table.globally is None

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import nnls
 
 from fl_peel import wire
 from fl_peel.attacks.decoder import GroupSums, PassView, difference, lone_vectors, reconstruct
@@ -15,7 +16,7 @@ from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.steps.base import StepTerms, opened_rows, packed_rows, unpacked_rows
 from fl_peel.steps.passes import pass_sums
 from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
-from fl_peel.steps.user_groups import GroupedStep
+from fl_peel.steps.user_groups import GroupedStep, whole_of
 from tests.helpers.settings import SPECTRAL as SETTINGS
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
 from tests.strategies.rounds.test_masked_steps import CHEAP, secure
@@ -121,6 +122,32 @@ def test_who_alone_changes_its_user_group_is_the_difference_of_two_rounds():
     assert len(lone_vectors([rounds[0], GroupSums(rounds[1].sizes[:4], rounds[1].sums[:4])])) == 0
 
 
+def outside(first, products, units=UNIT_SCALE):
+    """What a sum of vectors (K,) has outside the space of the vectors whose products (K, K) are added up: the projector
+    onto that outside, and the length of what is there.
+    """
+    values, basis = np.linalg.eigh(products / units**2)
+    inside = basis[:, values > 1e-6]
+    projector = np.eye(len(first)) - inside @ inside.T
+    return projector, np.linalg.norm(projector @ first / units)
+
+
+def test_products_of_other_devices_than_the_vectors_would_give_whoever_alone_left_away():
+    """The planted run: vectors of eight devices are added up, then one leaves, and of seven the products. No two sums
+    are alike, and still the history is found whole: moments are therefore asked for once, all together.
+    """
+    rng = np.random.default_rng(0)
+    items = np.sort(rng.permuted(np.tile(np.arange(40, dtype=np.int32), (8, 1)), axis=1)[:, :6], axis=1)
+    data = UserItems(np.arange(9) * 6, items.reshape(-1))
+    own = rng.standard_normal((40, 32)).astype(np.float32)
+    points = in_units(unit_vectors(add_rows(own, data)))
+    projector, length = outside(points.sum(axis=0), points[1:].T @ points[1:])
+    assert length > 0.5
+    assert outside(points.sum(axis=0), points.T @ points)[1] < 1e-6, "of the same devices nothing is left"
+    share = nnls(projector @ own.T, projector @ points.sum(axis=0) / UNIT_SCALE)[0]
+    assert set(np.argsort(-share)[:6].tolist()) == set(items[0].tolist())
+
+
 class Recorded(PooledSums):
     """Keeps every sum that is opened of vectors."""
 
@@ -128,6 +155,8 @@ class Recorded(PooledSums):
         whole = step.whole(self.terms, super().ask(step, sent, opened))
         if isinstance(step, GroupedStep) and whole.keys() != {"sizes"}:
             self.__dict__.setdefault("vectors", []).append(GroupSums(whole["sizes"], whole["first"]))
+            products = [whole_of(half, step.columns) for half in whole["second"]]
+            self.__dict__.setdefault("products", []).append(np.stack(products))
         yield (0, step.num_pieces), whole
 
 
@@ -142,6 +171,9 @@ def test_stage_1_adds_vectors_up_once_where_rounds_of_k_means_gave_single_device
     assert len(start.groups) > 1
     assert difference(sums.vectors, start.own, data).devices == 0
     assert [int(one.sizes.sum()) for one in sums.vectors] == [60], "each device is in one sum"
+    small = [group for group, size in enumerate(sums.vectors[0].sizes) if size < 24]
+    assert small
+    assert max(outside(sums.vectors[0].sums[one], sums.products[0][one])[1] for one in small) < 1e-6
 
     vectors, centroids, rounds = unit_vectors(add_rows(start.own, data)), start.centroids, []
     for _ in range(8):

@@ -167,7 +167,7 @@ def test_what_crosses_of_a_lone_device_is_masked_and_the_same_in_form_whatever_i
     plain, open_grid = prepared(secure(clear, masked=False), tmp_path / "clear", 12)
     assert same(masked, plain)
     hidden_, shown = (sent(each, wire.SECURE_SUMS) for each in (grid, open_grid))
-    assert len(hidden_) == len(shown) == 12 * (1 + 2 * 2 + 1 + 1)  # a pass in two parts
+    assert len(hidden_) == len(shown) == 12 * (1 + 2 * 2 + 1 + 1 + 1)  # a pass in two parts
     words = np.concatenate([reply.sum.wide for reply in hidden_])
     for one, other in zip(hidden_, shown, strict=True):
         assert one.sum.devices.tolist() == other.sum.devices.tolist()

@@ -44,7 +44,7 @@ def test_tables_are_those_of_a_run_on_both_parts_with_what_was_chosen(scenario, 
         recalls = (one.recall.value, other.recall.value)
         assert recalls[0] == pytest.approx(recalls[1], abs=0.03), "two passes from there are as good as ten"
     assert len(result.rounds) == 2, "those of choosing"
-    assert result.stage1.rounds == (1 + 4 + 1 + 1 + 1 + 1 + 1) + (1 + 2 + 1 + 1 + 1 + 1)  # the second goes on
+    assert result.stage1.rounds == (1 + 4 + 1 + 1 + 1 + 1 + 1 + 1) + (1 + 2 + 1 + 1 + 1 + 1 + 1)  # the second goes on
     assert result.scenario["data"]["refit"]
     sent = {record.config_records["config"].get("split") for kind, record in grid.crossed if "budgets" in kind}
     assert "validation" not in sent
@@ -57,7 +57,7 @@ def test_where_nothing_is_refined_the_filter_is_all_that_is_chosen(scenario, tmp
     whole, _ = served(scenario, tmp_path / "whole")
     assert set(whole.refinement.rounds_kept) == {"0"}
     assert short.full_table.start == whole.full_table.start
-    assert short.stage1.rounds == (1 + 4 + 1) + (1 + 2 + 1 + 1 + 1 + 1)
+    assert short.stage1.rounds == (1 + 4 + 1) + (1 + 2 + 1 + 1 + 1 + 1 + 1)
     assert short.refinement is None
     assert [kind for kind, _ in grid.crossed].count("query.join") == 2  # by each node, once
 
