@@ -191,8 +191,8 @@ def test_a_rule_of_ones_own_may_change_every_row_that_was_sent(tiny, tmp_path, m
 
 
 def test_groups_go_back_to_what_they_had_kept_before_the_run_was_stopped(tiny, tmp_path, monkeypatch):
-    """All keep the first round, none of the next two and no price of slices; the run is stopped in the second."""
-    answers = iter([True, *[False] * 5] * 2)
+    """All keep the first round and none of the next two; the run is stopped in the second."""
+    answers = iter([True, False, False] * 2)
     better = "fl_peel.ranking.bootstrap.Effects.better"
     monkeypatch.setattr(better, lambda self, _: np.full(len(self.mean), next(answers)))
     scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
