@@ -192,7 +192,8 @@ class JoinRequest:
     item_table: (I, d) if some device must find its embedding and group by itself, else (0, d);
     item_group: (I,); centroids: (G, d). maps: (G, K, d) from the vector that a device made in stage 1 to its embedding,
     centroids are then (G, c) and of those vectors; with an item_table (G, d, d) from the embedding that a device finds
-    to the one on the axes of its group's table; (0, 0, d) where there are none. former: (G,) in a timeline, the
+    to the one on the axes of its group's table; (0, 0, d) where there are none; pull: (1, d) in a timeline, added to
+    what a map makes of a vector, (0, d) where nothing is. former: (G,) in a timeline, the
     number that each group had in the last period, -1 for new ones: devices that are in it may stay.
 
     Of many devices some join at a time, one part after the other: first, count: of the node's hosted devices, the place
@@ -207,6 +208,7 @@ class JoinRequest:
     users: Annotated[NDArray[np.float32], ArraySpec(("M", "d"))]
     groups: Annotated[NDArray[np.int32], ArraySpec(("M",), within="G")]
     maps: Annotated[NDArray[np.float32], ArraySpec(("mapped", "K", "d"))]
+    pull: Annotated[NDArray[np.float32], ArraySpec(("pulls", "d"))]
     former: Annotated[NDArray[np.int64], ArraySpec(("former",), least=-1, most="most groups")] = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.int64)
     )

@@ -218,7 +218,7 @@ def _mapped(cohort: Cohort, request: JoinRequest) -> tuple[NDArray[np.float32], 
     groups = answered_groups(cohort, np.arange(len(groups)), groups, request.centroids)
     for group in np.unique(groups).tolist():
         members = np.flatnonzero(groups == group)
-        users[members] = embeddings(vectors[members], request.maps[group])
+        users[members] = embeddings(vectors[members], request.maps[group]) + request.pull.sum(axis=0)
     return users, groups
 
 

@@ -147,6 +147,10 @@ def _as_numpy(column: Any) -> NDArray[np.int64]:
 SECONDS_PER_DAY = 86_400
 
 
+QUARTERS = 4
+"""Parts of a period in which uses are counted apart, so that later ones can count more."""
+
+
 @dataclass(frozen=True)
 class Timeline:
     """All interactions, oldest first. users, items: (N,) numbered by first appearance; times: (N,) seconds; edges:
@@ -219,9 +223,10 @@ class Timeline:
     def splits(self, period: int, phase: Phase) -> Splits:
         """What there is in a period, counted from 0, and in which part.
 
-        choose: train is what was done before the period that lies behind, validation what was done in it. recent: train
-        is what was done in the period that lies behind; earlier: in the one before that. learn: train is all that was
-        done before this period. In these, of users who had done anything by then, test is what they do in the period.
+        choose: train is what was done before the period that lies behind, validation what was done in it. learn: train
+        is all that was done before this period. In these, of users who had done anything by then, test is what they do
+        in the period. recent: train is what was done in the period that lies behind, earlier: in the one before that,
+        in quarters: item i of I is number q I + i where it was used in quarter q of the period (:meth:`quarters`).
         join: of users who do their first thing in this period, train is that first thing and test the rest of what they
         do in it; those from before are there, with nothing. To learn and to choose, users who leave say less and less
         of what they did (:meth:`contributed`). Items that nobody had used before the period (to choose,
@@ -240,19 +245,29 @@ class Timeline:
             return Splits(
                 self._user_items(new[firsts], users), nobody, self._user_items(rest, users), self.items_before(begin)
             )
+        if phase in ("recent", "earlier"):
+            places, items, num_items = self.quarters(period - (1 if phase == "recent" else 2))
+            nothing = self._user_items(places[:0], known)
+            return Splits(UserItems.from_pairs(self.users[places], items, known), nothing, nothing, num_items)
         place = behind if phase == "choose" else begin
         test = np.flatnonzero(self.users[here] < known) + begin
-        if phase == "earlier":
-            place = behind
-        since = {"recent": behind, "earlier": self.begin_of(period - 2)}.get(phase, 0)
-        train = self._user_items(np.arange(since, place), known)
+        train = self._user_items(np.arange(place), known)
         return Splits(
             train,
             self._user_items(np.arange(place, begin), known),
             self._user_items(test, known),
             self.items_before(place),
-            self.contributed(train, period - 1 if phase == "choose" else period) if since == 0 else None,
+            self.contributed(train, period - 1 if phase == "choose" else period),
         )
+
+    def quarters(self, period: int) -> tuple[IntArray, IntArray, int]:
+        """Places (N,) of what is done in a period, -2 or later, the items there (N,) as numbers q I + i, of item i of
+        the I that were used before its end, in quarter q of it, and how many such numbers there are.
+        """
+        begin, end = self.begin_of(period), self.begin_of(period + 1)
+        places, num_items = np.arange(begin, end), self.items_before(end)
+        quarter = (places - begin) * QUARTERS // (end - begin)
+        return places, quarter * num_items + self.items[begin:end], QUARTERS * num_items
 
     def silent(self, period: int, num_users: int) -> FloatArray:
         """For how long users (U,) have done nothing when a period begins, in periods: 0 for who did something in the

@@ -12,7 +12,7 @@ With no more columns than a table has, all user groups share one table: a group 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg
@@ -46,7 +46,7 @@ from fl_peel.pretraining.stage1 import (
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import StepChannel
-from fl_peel.steps.choice import FilterGrid, FilterRequest, freshness
+from fl_peel.steps.choice import UNUSED, FilterGrid, FilterRequest, freshness, spread_of
 from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
 from fl_peel.steps.user_groups import Moments, VectorsStep
@@ -58,7 +58,9 @@ class SpectralModel:
     """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
     eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.spectral_steps.Filter`,
     turned; centroids: (G, c); means: (G, c) of the groups' devices, which are the next centroids; scale: of scored rows
-    in tables; middle: (K,) the mean of devices' vectors at length 1, for those that have nothing to make one of;
+    in tables; middle: (K,) the mean of devices' vectors at length 1, for those that have nothing to make one of; mean:
+    (K,) the same before it was turned and eigenvalues have weighted it; mean_weight: what devices add of it to their
+    own, which follows what is popular, as freshness makes it popular of late;
     recent, fresh: (I,) uses of late, and what scores are multiplied with for it; former: (G,) the number that each
     group had in the last model, -1 in the first.
     """
@@ -72,6 +74,8 @@ class SpectralModel:
     means: Floats
     scale: float
     middle: Floats
+    mean: Doubles
+    mean_weight: float
     recent: Counts
     fresh: Doubles
     former: Ints
@@ -81,14 +85,21 @@ class SpectralModel:
         """Return the number of items that any device had when the model was made."""
         return len(self.counts)
 
+    def pull(self, dim: int) -> Floats:
+        """What is added to every user embedding, (1, d), or (0, d) for nothing."""
+        pull = np.zeros((int(self.mean_weight > 0), dim), np.float32)
+        pull[:, : len(self.middle)] = USER_LENGTH * self.mean_weight * self.middle
+        return pull
+
 
 @dataclass(frozen=True)
 class Exponents:
-    """Exponents of a filter: of item counts, eigenvalues and freshness."""
+    """Exponents of a filter: of item counts, eigenvalues and freshness; and the weight of everybody's mean vector."""
 
     count: float
     value: float
     fresh: float
+    mean: float = 0.0
 
 
 def filter_request(
@@ -101,14 +112,64 @@ def filter_request(
     fading: float | None,
 ) -> FilterRequest | None:
     """Return the request that lets devices judge the last model once a period is over: under which of these exponents
-    would it have ranked best what they did? None where nothing is left to choose.
+    would it have ranked best what they did? None where nothing is left to choose but freshness.
     """
     shapes = FilterGrid.from_exponents(count, value, fresh)
-    if len(shapes.count_exponents) == 1:
+    if len(count) * len(value) == 1:
         return None
     drawn, place = drawn_items(model.counts, seed)
+    return _judged(model, shapes, drawn, place, fading)
+
+
+def freshness_request(
+    model: SpectralModel,
+    seed: int,
+    exponents: Exponents,
+    *,
+    fresh: Sequence[float],
+    mean: Sequence[float],
+    fading: float | None,
+) -> FilterRequest | None:
+    """As :func:`filter_request`, for exponents of freshness and weights of everybody's mean vector alone; None where
+    there is one of each.
+    """
+    shapes = FilterGrid.from_exponents((exponents.count,), (exponents.value,), fresh, mean)
+    if len(fresh) * len(mean) == 1:
+        return None
+    drawn, weights = drawn_by_use(model.recent, model.counts, seed)
+    request = _judged(model, shapes, drawn, min(TOP_N, len(drawn)), fading)
+    return replace(request, mean=model.mean if any(mean) else None, weights=weights)
+
+
+def _judged(model: SpectralModel, shapes: FilterGrid, drawn: Ints, place: int, fading: float | None) -> FilterRequest:
     directions = halves(model.directions[:, : len(model.values)].astype(np.float32))
     return FilterRequest(directions, model.values, model.counts, shapes, drawn, place, model.recent, fading)
+
+
+TOP_N = 20
+MOST_DRAWN = 256
+"""Items that validation items are compared with, where there are as many."""
+
+
+def drawn_by_use(recent: Counts, counts: Counts, seed: int) -> tuple[Ints, Doubles]:
+    """Return items that validation items are compared with, (D,) ascending, and how many items each stands for, (D,).
+
+    What is used of late is likely to rank high: an item is drawn with a chance in proportion to the square root of its
+    recent uses, at most 1, and stands for 1 / chance items, so that those drawn of the items before one weigh as much,
+    in expectation, as these are (Horvitz and Thompson, JASA 47(260), 1952). recent, counts: (I,) of items.
+    """
+    known = np.flatnonzero(counts > 0)
+    size = np.sqrt(np.asarray(recent, np.float64)[known] + UNUSED)
+    sure = np.argsort(-size, kind="stable")
+    chance = np.ones(len(known))
+    if len(known) > MOST_DRAWN:
+        rest = np.cumsum(size[sure][::-1])[::-1]  # of an item and all that are used less
+        certain = int(np.argmin(size[sure][:MOST_DRAWN] * (MOST_DRAWN - np.arange(MOST_DRAWN)) > rest[:MOST_DRAWN]))
+        some = sure[certain:]
+        chance[some] = size[some] * (MOST_DRAWN - certain) / size[some].sum()
+    until = np.cumsum(chance) + rng_for(seed, "drawn-by-use").random()
+    drawn = np.floor(until + 1e-9) > np.floor(np.append(until[0] - chance[0], until[:-1]) + 1e-9)
+    return known[drawn], 1 / chance[drawn]
 
 
 def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
@@ -137,7 +198,7 @@ def update_model(
     recent: Counts,
 ) -> tuple[SpectralModel, SpectralStart]:
     """Return the model over the devices' current items, and the start of the user groups. previous: the last model,
-    None for the first; recent: (I,) uses of items in the period that is over.
+    None for the first; recent: (I,) uses of late (:func:`fl_peel.steps.choice.recent_uses`).
 
     Raises:
         DataError: no device has any item, or the scenario has more columns than a table.
@@ -172,12 +233,17 @@ def update_model(
     scale = _scale(scored, moments, units) if previous is None else previous.scale
     table = np.zeros((len(scored), dim), np.float32)
     fresh = freshness(recent, counts, exponents.fresh)
-    table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
-    groups = tuple(_group(g, one, table, dim, units, seed) for g, one in enumerate(moments))
     first = np.sum([one.first for one in moments], axis=0).astype(np.float32)
     middle = unit_vectors(first[None, :])[0]
+    pull = USER_LENGTH * exponents.mean * middle
+    table[:, : scored.shape[1]] = scored * (scale * fresh)[:, None].astype(np.float32)
+    groups = tuple(_group(g, one, table, pull, units, seed) for g, one in enumerate(moments))
+    weights = spread_of(values, exponents.value)
+    mean = np.divide(turn @ middle.astype(np.float64), weights, out=np.zeros(len(weights)), where=weights > 0)
     means = coarse(np.stack([one.centroid(old, units) for one, old in zip(moments, centroids, strict=True)]))
-    model = SpectralModel(whole, values, counts, own, scored, centroids, means, scale, middle, recent, fresh, former)
+    model = SpectralModel(
+        whole, values, counts, own, scored, centroids, means, scale, middle, mean, exponents.mean, recent, fresh, former
+    )
     filtered_by = exponents.count, exponents.value, None
     start = SpectralStart(
         own, scored, values.astype(np.float32), centroids, groups, counts, directions.astype(np.float32), *filtered_by
@@ -224,15 +290,18 @@ def _scale(scored: Floats, moments: Sequence[Moments], units: float) -> float:
     return SCORE_SPREAD / max(float(np.sqrt(np.trace(second @ spread))), 1e-30)
 
 
-def _group(number: int, moments: Moments, table: Floats, dim: int, units: float, seed: int) -> GroupStart:
-    """Return a user group's start: the shared table, and users drawn from the group's moments."""
-    columns = len(moments.first)
+def _group(number: int, moments: Moments, table: Floats, pull: Floats, units: float, seed: int) -> GroupStart:
+    """Return a user group's start: the shared table, and users drawn from the group's moments, with the ``pull`` (K,)
+    that is added to each.
+    """
+    columns, dim = len(moments.first), table.shape[1]
     size = max(moments.size, 1)
     middle = np.zeros(dim)
     middle[:columns] = moments.mean(units) * USER_LENGTH
     spread = np.zeros((dim, dim))
     spread[:columns, :columns] = moments.second / (units**2 * size) * USER_LENGTH**2
     spread -= np.outer(middle, middle)
+    middle[:columns] += pull
     users = drawn_users(middle, spread, NUM_DRAWN, rng_for(seed, "timeline-users", number))
     group_map = np.zeros((columns, dim), np.float32)
     np.fill_diagonal(group_map, USER_LENGTH)

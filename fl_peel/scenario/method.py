@@ -84,8 +84,15 @@ class TimelinePart(Keys):
     recency_exponents: tuple[Annotated[float, Field(ge=0)], ...] = Field(
         (0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, max_length=MOST_LISTED, json_schema_extra=unit("exponent")
     )
-    """Candidate exponents of recency: an item's score is multiplied by (its interactions in the last period / all its
-    interactions) ** exponent; devices choose one of them on validation after every period."""
+    """Candidate exponents of recency: an item's score is multiplied by (its recent interactions / all its interactions)
+    ** exponent; devices choose one of them on validation after every period, and answers of a period ago count half."""
+    popularity_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        (0.0, 0.5, 1.0, 2.0), min_length=1, max_length=MOST_LISTED, json_schema_extra=unit("weight")
+    )
+    """Candidate weights of popularity: devices add everybody's mean vector, times this weight, to their own, both at
+    length 1, and choose one together with the exponent of recency. 0: their own vector alone."""
+    recency_half_life: float = Field(0.5, gt=0, json_schema_extra=unit("periods"))
+    """Half-life of recent interactions: one that is so many periods old counts half, one twice as old a quarter."""
     period: int = Field(0, ge=0, json_schema_extra=unit("period index"))
     """Index of the present period, from 0; the run sets it."""
     phase: Phase = "learn"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
 
 from fl_peel.array_specs import ArraySpec
 from fl_peel.data.interactions import UserItems
+from fl_peel.data.timeline import QUARTERS
 from fl_peel.errors import MessageError
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
@@ -43,6 +44,7 @@ from fl_peel.steps.units import (
     Ints,
     inverse_power,
     item_matrix,
+    unit_vectors,
     weighted_matrix,
     within,
 )
@@ -51,6 +53,20 @@ CHOICE_BOUND = 0.25
 """Bound on a device's shares under all filters less their mean: they hardly differ by more."""
 UNUSED = 0.1
 """Part of a use that is added to an item's recent uses."""
+
+
+def recent_uses(counts: Counts, half_life: float, earlier: Counts | None) -> Doubles:
+    """Return recent uses of items (I,): each counts 2^(-age / ``half_life``), ages and half-life in periods.
+
+    counts: (Q I,) uses in the last period, by its Q = :data:`QUARTERS` parts, of which the last has age 0, as
+    :meth:`fl_peel.data.timeline.Timeline.quarters` numbers them; earlier: recent uses when that period began, of the
+    items there were, None where nothing is known of them.
+    """
+    ages = np.arange(QUARTERS)[::-1] / QUARTERS
+    recent: Doubles = 0.5 ** (ages / half_life) @ counts.reshape(QUARTERS, -1)
+    if earlier is not None:
+        recent[: len(earlier)] += 0.5 ** (1 / half_life) * earlier
+    return recent
 
 
 def freshness(recent: Counts, counts: Counts, exponent: float) -> Doubles:
@@ -75,27 +91,34 @@ def trained_items(wanted: UserItems, counts: Counts) -> UserItems:
 
 @dataclass(frozen=True)
 class FilterGrid:
-    """Filters to choose from: exponents of counts, eigenvalues and freshness (C,) each."""
+    """Filters to choose from: exponents of counts, eigenvalues and freshness, and weights of everybody's mean vector in
+    a device's own, (C,) each.
+    """
 
     count_exponents: Doubles
     value_exponents: Doubles
     fresh_exponents: Doubles
+    mean_weights: Doubles
 
     @staticmethod
     def from_exponents(
-        count_exponents: Sequence[float], value_exponents: Sequence[float], fresh_exponents: Sequence[float] = (0.0,)
+        count_exponents: Sequence[float],
+        value_exponents: Sequence[float],
+        fresh_exponents: Sequence[float] = (0.0,),
+        mean_weights: Sequence[float] = (0.0,),
     ) -> FilterGrid:
         """Every one of these with every one of those."""
-        every = itertools.product(count_exponents, value_exponents, fresh_exponents)
-        counts, values, fresh = np.array(list(every), np.float64).T
-        return FilterGrid(counts, values, fresh)
+        every = itertools.product(count_exponents, value_exponents, fresh_exponents, mean_weights)
+        return FilterGrid(*np.array(list(every), np.float64).T)
 
 
 @dataclass(frozen=True)
 class FilterRequest:
     """Which filter ranks your validation items best? directions: (I, K) as passes found them; values: (K,); counts:
-    (I,); drawn, place: of :func:`fl_peel.pretraining.spectral_steps.drawn_items`; recent: (I,) of these counts, those
-    of late, of a timeline, whose devices make their vectors with ``fading``.
+    (I,); drawn, place: of :func:`fl_peel.pretraining.spectral_steps.drawn_items`; recent: (I,) uses of late
+    (:func:`recent_uses`), of a timeline, whose devices make their vectors with ``fading``; mean: (K,) everybody's mean
+    vector, before eigenvalues have weighted it: devices add it to their own, both at length 1, and those without an
+    item have it alone; weights: (D,) how many items each drawn one stands for among the ``place``, None: itself.
     """
 
     directions: Floats
@@ -106,6 +129,8 @@ class FilterRequest:
     place: int
     recent: Counts | None = None
     fading: float | None = None
+    mean: Doubles | None = None
+    weights: Doubles | None = None
 
     def shares(self, rows: UserItems, wanted: UserItems, item_exponent: float) -> tuple[Doubles, int]:
         """Return the share of each device's validation items that rank high under each filter (N, C), and how many
@@ -115,7 +140,8 @@ class FilterRequest:
         device does not have; the share is zero where a device has no validation items. rows: train items (N rows).
         Items that nobody trains on are no validation items.
         """
-        counts, drawn, shapes, place = self.counts, self.drawn, self.shapes, self.place
+        counts, drawn, shapes = self.counts, self.drawn, self.shapes
+        weights = np.ones(len(drawn)) if self.weights is None else self.weights
         directions = self.directions.astype(np.float64)
         base = weighted_matrix(rows, len(counts), self.fading) @ (
             inverse_power(counts, item_exponent)[:, None] * directions
@@ -127,23 +153,43 @@ class FilterRequest:
         ].toarray() > 0
         shares = np.zeros((rows.num_users, len(shapes.value_exponents)))
         for value in np.unique(shapes.value_exponents):
-            vectors = base * spread_of(self.values, value)
+            spread = spread_of(self.values, value)
+            vectors, mean = base * spread, np.zeros(len(spread))
+            if self.mean is not None:
+                mean = unit_vectors((self.mean[None, :] * spread).astype(np.float32))[0].astype(np.float64)
+                vectors = unit_vectors(vectors.astype(np.float32)).astype(np.float64)
+                vectors[~vectors.any(axis=1)] = mean
             of_drawn, of_items = vectors @ directions[drawn].T, np.einsum("nk,nk->n", vectors[users], directions[items])
+            of_mean = directions @ mean
             for shape in np.flatnonzero(shapes.value_exponents == value):
                 scale = inverse_power(counts, -shapes.count_exponents[shape])
                 if self.recent is not None:
                     scale = scale * freshness(self.recent, counts, float(shapes.fresh_exponents[shape]))
-                scores = np.where(hidden, -np.inf, of_drawn * scale[drawn])
-                best = -np.partition(-scores, place - 1, axis=1)[:, place - 1]
-                wins = np.bincount(users[of_items * scale[items] > best[users]], minlength=rows.num_users)
+                added = shapes.mean_weights[shape] * of_mean
+                scores = np.where(hidden, -np.inf, (of_drawn + added[drawn]) * scale[drawn])
+                best = nth_best(scores, weights, self.place)
+                won = (of_items + added[items]) * scale[items] > best[users]
+                wins = np.bincount(users[won], minlength=rows.num_users)
                 shares[:, shape] = wins / np.maximum(known.counts(), 1)
         return shares, int((known.counts() > 0).sum())
+
+
+def nth_best(scores: Doubles, weights: Doubles, place: int) -> Doubles:
+    """Return the highest of each device's scores (N, D) that weighs ``place`` or more together with those above it,
+    (N,); -inf where all of them weigh less. weights: (D,).
+    """
+    order = np.argsort(-scores, axis=1, kind="stable")
+    above = (np.cumsum(weights[order], axis=1) < place).sum(axis=1)
+    ranked = np.append(np.take_along_axis(scores, order, axis=1), np.full((len(scores), 1), -np.inf), axis=1)
+    best: Doubles = ranked[np.arange(len(scores)), above]
+    return best
 
 
 @dataclass(frozen=True)
 class ChoiceStep(Step):
     """A choice among C filters of K columns, by ranking validation items among D drawn ones: those count that are among
-    the first ``place``. asked: about how many devices are. Sent are the arrays of :class:`FilterRequest`.
+    the first ``place``. asked: about how many devices are; has_mean, weighted: whether they are sent a mean vector, and
+    weights. Sent are the arrays of :class:`FilterRequest`.
 
     Within bounds a device adds its shares less their mean, clipped: only differences between filters matter.
     """
@@ -153,6 +199,8 @@ class ChoiceStep(Step):
     place: Size
     filters: Size
     asked: Size
+    has_mean: bool = False
+    weighted: bool = False
 
     name: ClassVar[str] = "choice"
     noised: ClassVar[tuple[NoisedPart, ...]] = (NoisedPart("choice", "won", 0.05, CHOICE_BOUND),)
@@ -183,8 +231,11 @@ class ChoiceStep(Step):
             "count_exponents": ArraySpec(filters, dtypes=("float64",)),
             "value_exponents": ArraySpec(filters, dtypes=("float64",)),
             "fresh_exponents": ArraySpec(filters, dtypes=("float64",)),
+            "mean_weights": ArraySpec(filters, dtypes=("float64",)),
             "drawn": ArraySpec((self.drawn,), least=0, most=terms.num_items - 1, dtypes=("int64",)),
             "recent": ArraySpec(items, dtypes=("float64",), may_lack=True),
+            "mean": ArraySpec(columns, dtypes=("float64",), may_lack=True),
+            "weights": ArraySpec((self.drawn,), dtypes=("float64",), may_lack=True),
         }
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
@@ -214,9 +265,9 @@ class ChoiceStep(Step):
 
     def request(self, sent: Arrays, terms: StepTerms) -> FilterRequest:
         """Return the request that was sent."""
-        filters = FilterGrid(sent["count_exponents"], sent["value_exponents"], sent["fresh_exponents"])
+        filters = FilterGrid(*(sent[one.name] for one in fields(FilterGrid)))
         asked = sent["directions"], sent["values"], sent["counts"], filters, sent["drawn"], self.place
-        return FilterRequest(*asked, sent.get("recent"), terms.fading)
+        return FilterRequest(*asked, sent.get("recent"), terms.fading, sent.get("mean"), sent.get("weights"))
 
     def num_rows(self, terms: StepTerms) -> int:
         """See :class:`Step`: a single one."""
@@ -234,9 +285,10 @@ class ChoiceStep(Step):
         rows, row, vector = items.train + wanted + self.drawn, ROW_BYTES * self.columns, NUMBER_BYTES * self.columns
         kept = 2 * vector + NUMBER_BYTES * self.filters * (self.place + wanted)
         at_a_time = np.clip((budgets - kept) // row, 1, rows)
+        extra = vector * self.has_mean + NUMBER_BYTES * self.drawn * self.weighted
         fetched = np.full_like(rows, terms.num_items) if terms.all_rows else rows
         return StepCost(
-            row * fetched + (UNIT_BYTES + NUMBER_BYTES) * self.columns + ID_BYTES * fetched,
+            row * fetched + (UNIT_BYTES + NUMBER_BYTES) * self.columns + ID_BYTES * fetched + extra,
             np.full_like(rows, WORD_BYTES * self.filters) + ID_BYTES * (items.train + wanted),
             rows * -(-self.columns // SAMPLE_COLUMNS),
             kept + row,
@@ -252,17 +304,20 @@ class ChoiceStep(Step):
     def ask(channel: StepChannel, request: FilterRequest, panel: int) -> tuple[Ints, int]:
         """Return shares of about ``panel`` devices under each filter, (C,) in 1 / ``UNIT_SCALE``, and who answered."""
         shapes = request.shapes
-        step = ChoiceStep(len(request.values), len(request.drawn), request.place, len(shapes.value_exponents), panel)
+        sizes = len(request.values), len(request.drawn), request.place, len(shapes.value_exponents)
+        step = ChoiceStep(*sizes, panel, request.mean is not None, request.weights is not None)
         sent: Arrays = {
             "directions": request.directions,
             "values": request.values,
             "counts": request.counts.astype(np.float64),
-            "count_exponents": shapes.count_exponents,
-            "value_exponents": shapes.value_exponents,
-            "fresh_exponents": shapes.fresh_exponents,
             "drawn": request.drawn,
+            **vars(shapes),
         }
         if request.recent is not None:
             sent["recent"] = np.asarray(request.recent, np.float64)
+        if request.mean is not None:
+            sent["mean"] = request.mean
+        if request.weights is not None:
+            sent["weights"] = request.weights
         sums = answer_to(channel, step, sent)
         return sums["won"], int(sums["answered"][0])

@@ -54,7 +54,7 @@ LABELS = {
     "cached-list": "static top-20 list",
     "cached-list-fresh": "static top-20 list, recency-weighted",
     "popularity": "popularity, all periods so far",
-    "recent-popularity": "popularity, last period",
+    "recent-popularity": "recent popularity",
 }
 """Names of the serving methods, for readers."""
 KINDS = {"start": "before the first period", "since": "joined later", "first": "joining in the period"}
@@ -310,6 +310,7 @@ def periods_view(result: TimelineResult) -> TableView:
         TableColumn("new items", lambda row: row[1].new_items, format_count),
         TableColumn("changed rows", lambda row: f"{row[1].changed_rows:,.0f}"),
         TableColumn("recency exponent", lambda row: f"{row[1].exponents['fresh']:g}"),
+        TableColumn("popularity weight", lambda row: f"{row[1].exponents['mean']:g}"),
         TableColumn("changed group", lambda row: f"{row[1].reads['federation'].moved:.1%}"),
         TableColumn("stage 1, down", lambda row: row[1].stage1_down, format_bytes),
         TableColumn("stage 1, up", lambda row: row[1].stage1_up, format_bytes),
@@ -319,8 +320,8 @@ def periods_view(result: TimelineResult) -> TableView:
     )
     note = (
         "Devices, items: those before the period; left: devices that no longer contribute, being inactive. Recency "
-        "exponent: chosen by devices. Bytes: per device, mean, those that join included; those of refinement include "
-        "the choice of rounds."
+        "exponent, popularity weight: chosen by devices. Bytes: per device, mean, those that join included; those of "
+        "refinement include the choice of rounds."
     )
     return table_of("Periods", list(enumerate(result.periods, start=1)), columns, note, 3)
 

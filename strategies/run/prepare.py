@@ -32,7 +32,7 @@ from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import pretraining_device
 from fl_peel.steps.base import StepChannel, StepTerms
-from fl_peel.steps.units import Ints
+from fl_peel.steps.units import Floats, Ints
 from fl_peel.steps.user_groups import MapsStep, VectorsStep
 from fl_peel.training.workers import fixed_threads
 from strategies.figures.schema import Stage1Result
@@ -126,6 +126,7 @@ class CentralStage1Outcome(Stage1Outcome):
             users,
             self.groups.assignment[mine],
             self._maps if alone else self._maps[:0],
+            items[:0],
         )
 
 
@@ -186,8 +187,8 @@ REFIT_PASSES = 2
 @dataclass(frozen=True)
 class FederatedStage1Outcome(Stage1Outcome):
     """The user groups with a table each, and the maps that turn a device's vector into one of its group's embeddings.
-    epsilon: privacy loss of the contributions, None without a mechanism; former: as in
-    :class:`fl_peel.wire.JoinRequest`.
+    epsilon: privacy loss of the contributions, None without a mechanism; former, pull: as in
+    :class:`fl_peel.wire.JoinRequest`, None for nothing.
     """
 
     start: SpectralStart
@@ -195,6 +196,7 @@ class FederatedStage1Outcome(Stage1Outcome):
     records: tuple[SumsRecord, ...]
     epsilon: float | None = None
     former: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    pull: Floats | None = None
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
@@ -249,6 +251,7 @@ class FederatedStage1Outcome(Stage1Outcome):
             np.zeros((0, dim), np.float32),
             nobody.astype(np.int32),
             self.start.maps,
+            np.zeros((0, dim), np.float32) if self.pull is None else self.pull,
             self.former,
         )
 

@@ -26,15 +26,22 @@ from fl_peel.device_storage import device_timeline
 from fl_peel.errors import ScenarioError
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.exchange.counters import ClassCounts, RefreshCounts
-from fl_peel.pretraining.incremental import Exponents, SpectralModel, exponents_of, filter_request, update_model
+from fl_peel.pretraining.incremental import (
+    Exponents,
+    SpectralModel,
+    exponents_of,
+    filter_request,
+    freshness_request,
+    update_model,
+)
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.scenario.method import Robust, TimelinePart
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Phase
-from fl_peel.steps.base import StepChannel, StepTerms
-from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.base import NUMBER_BYTES, StepChannel, StepTerms
+from fl_peel.steps.choice import ChoiceStep, recent_uses
 from fl_peel.steps.passes import CountsStep
-from fl_peel.steps.units import Ints
+from fl_peel.steps.units import Doubles, Ints
 from fl_peel.steps.user_groups import VectorsStep
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
@@ -59,7 +66,7 @@ from strategies.timeline.timeline_figures import (
     reads_of,
     summaries,
 )
-from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists, metric_totals
+from strategies.timeline.timeline_rivals import PeriodDevices, RecentUses, ScoredTables, StaticLists, metric_totals
 
 FULL, WHOLE, OWN = "federation", "federation, all rows", "federation, own budgets"
 """Ways of serving: tables of which as many rows change as the allowance says; all that changed; own budgets."""
@@ -102,12 +109,14 @@ class BlockWeights:
 @dataclass(frozen=True)
 class TimelineState:
     """What a period leaves to the next. clock: round of the fleet's clock in which the next step opens; basis: what
-    stage 1 made last, for the selection run of the next refinement; lasted: rounds that the last period did;
+    stage 1 made last, for the selection run of the next refinement; lasted: rounds that the last period did; won: (C,)
+    what devices have said of the exponents of freshness, older answers counting less;
     first_lists, first: what rivals keep of the first period.
     """
 
     clock: int = 1
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
+    won: Ints | None = None
     model: SpectralModel | None = None
     basis: tuple[FederatedStage1Outcome, SpectralModel] | None = None
     published: PublishedTables | None = None
@@ -225,6 +234,7 @@ class Period:
             records += present.records
         here, newcomers = self.at("learn"), self.at("join")
         prepared = FederatedStage1Outcome.from_start(here.scenario, start, learn.num_users)
+        prepared = replace(prepared, pull=model.pull(prepared.layout.embedding_dim))
         with stages("joining"):
             members = join(here, replace(prepared, former=model.former))
             arriving = self.devices("join")
@@ -256,6 +266,9 @@ class Period:
         spent = reduce(add, (record.counts.classes for record in [*records, *arriving.records])).total()
         moved = [*selection.moved, *refined.moved]
         devices = max(joining.num_users, 1)
+        pulled = (
+            NUMBER_BYTES * len(model.middle) if model.mean_weight else 0
+        )  # who joins is sent the same vector anyway
         begin, end = int(self.timeline.edges[self.number]), int(self.timeline.edges[self.number + 1])
         result = PeriodResult(
             exponents=asdict(self.state.exponents),
@@ -269,7 +282,7 @@ class Period:
             user_groups=len(states),
             changed_rows=float((published.changed == wire.NEW).sum(axis=1).mean()),
             refinement_rounds=refined.rounds,
-            stage1_down=int(spent.download_bytes) / devices,
+            stage1_down=(int(spent.download_bytes) + learn.num_users * pulled) / devices,
             stage1_up=int(spent.upload_bytes) / devices,
             refinement_down=(sum(int(one.download_bytes) for one in moved) + selection.compared_bytes) / devices,
             refinement_up=sum(int(one.upload_bytes) for one in moved) / devices,
@@ -327,11 +340,12 @@ class Period:
 
     def choose(self) -> list[SumsRecord]:
         """Devices choose the filter by what they did in the period that is over: all of it before the first period, how
-        much freshness counts before every one. What it takes of them.
+        much freshness counts before every one, where what they said one period earlier counts half. What it takes of
+        them.
         """
         splits, config = self.splits("choose"), self.run.scenario.pretraining.spectral()
         records: list[SumsRecord] = []
-        earlier = self.recent(records, "earlier")[: splits.num_items] if self.state.model is None else None
+        earlier = self.recent(records, "earlier") if self.state.model is None else None
         devices = self.devices("choose")
         sums = self.counted(devices)
         model, fixed = self.state.model, self.state.exponents
@@ -344,34 +358,43 @@ class Period:
             model, start = self.continued(sums, None, earlier)
             prepared = FederatedStage1Outcome.from_start(self.at("choose").scenario, start, splits.num_users)
             self.move_on(basis=(prepared, model))
-        part = self.part
-        question = filter_request(
-            model,
-            self.run.scenario.seed,
-            count=count,
-            value=value,
-            fresh=part.recency_exponents,
-            fading=part.decay_interactions,
-        )
-        fresh = part.recency_exponents[0] if self.state.model is None else fixed.fresh
-        exponents = Exponents(count[0], value[0], fresh)
+        part, seed, fading = self.part, self.run.scenario.seed, self.part.decay_interactions
+        exponents, fresh, mean = fixed, part.recency_exponents, part.popularity_weights
+        if self.state.model is None:
+            exponents = Exponents(count[0], value[0], fresh[0], mean[0])
+            first = filter_request(model, seed, count=count, value=value, fresh=fresh, fading=fading)
+            if first is not None:
+                best = exponents_of(first, *ChoiceStep.ask(sums, first, splits.num_users))
+                exponents = replace(exponents, count=best.count, value=best.value)
+        question = freshness_request(model, seed, exponents, fresh=fresh, mean=mean, fading=fading)
         if question is not None:
-            won, answered = ChoiceStep.ask(sums, question, config.filter_devices)
+            won, answered = ChoiceStep.ask(sums, question, splits.num_users)
             if answered or self.state.model is None:  # later, what was chosen last stays where nobody says anything
+                won = won if self.state.won is None else won + self.state.won // 2
                 exponents = exponents_of(question, won, answered)
+                self.move_on(won=won)
         self.move_on(exponents=exponents, clock=devices.now)
         return [*records, *devices.records]
 
-    def recent(self, records: list[SumsRecord], phase: Phase = "recent") -> Ints:
-        """Return how many devices used each item (I,) in the last period or earlier; records get what it takes."""
+    def lasting_weight(self) -> float:
+        """Return the weight of everybody's mean vector that devices favour where least freshness counts."""
+        fresh, weights = (np.array(one) for one in (self.part.recency_exponents, self.part.popularity_weights))
+        if self.state.won is None:
+            return float(weights[0])
+        won = self.state.won.reshape(len(fresh), len(weights))
+        return float(weights[won[fresh.argmin()].argmax()])
+
+    def recent(self, records: list[SumsRecord], phase: Phase = "recent") -> Doubles:
+        """Return recent uses of items (I,) when the period begins, or the one behind; records get what it takes."""
         devices = self.devices(phase)
         counts = CountsStep.ask(self.counted(devices))
         self.move_on(clock=devices.now)
         records += devices.records
-        return counts
+        basis = self.state.basis
+        return recent_uses(counts, self.part.recency_half_life, None if basis is None else basis[1].recent)
 
     def continued(
-        self, sums: StepChannel, before: SpectralModel | None, recent: Ints
+        self, sums: StepChannel, before: SpectralModel | None, recent: Doubles
     ) -> tuple[SpectralModel, SpectralStart]:
         """Update the last model from these sums, or train it anew with as many passes as the first time."""
         config = self.run.scenario.pretraining.spectral()
@@ -443,24 +466,23 @@ class Period:
         learn = self.splits("learn")
         config, replicates = self.run.scenario.pretraining.spectral(), self.run.scenario.evaluation.bootstrap
         popularity, fading = learn.train.popularity(learn.num_items), self.part.decay_interactions
-        behind, begin = self.timeline.begin_of(self.number - 1), self.timeline.begin_of(self.number)
-        recent = np.bincount(self.timeline.items[behind:begin], minlength=learn.num_items)
+        uses = RecentUses.from_timeline(self.timeline, self.number, self.part.recency_half_life)
         fresh = ScoredTables.from_model(model, fading)
         if self.state.first is None:
-            first = replace(fresh, table=model.scored)  # freshness would not last
+            first = replace(fresh, table=model.scored, mean_weight=self.lasting_weight())  # freshness would not last
             lists = {"cached-list": first, "cached-list-fresh": fresh}
             made = {name: StaticLists.from_scored(one, popularity, learn.train) for name, one in lists.items()}
             self.move_on(first=first, first_lists=made)
         assert self.state.first is not None
         terms = StepTerms(learn.num_items, config.user_exponent, config.item_exponent, fading=fading)
         pooled = PooledSums(learn.train, terms)
-        retrained = ScoredTables.from_model(self.continued(pooled, None, recent)[0], fading)
+        retrained = ScoredTables.from_model(self.continued(pooled, None, uses.faded)[0], fading)
         refreshed = StaticLists.from_scored(retrained, popularity, learn.train)
         scored = {
             "start-table": self.state.first,
             "retrained": retrained,
             "popularity": ScoredTables.from_popularity(popularity),
-            "recent-popularity": ScoredTables.from_popularity(recent * (len(self.timeline.items) + 1) + popularity),
+            "recent-popularity": uses.better(self.timeline, self.splits("choose")),
         }
         for asked in PeriodDevices.from_splits(learn, self.splits("join"), self.at_start):
             for name, cached in {**self.state.first_lists, "refreshed-list": refreshed}.items():

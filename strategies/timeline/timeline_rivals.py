@@ -6,7 +6,8 @@ most popular items of that time.
 ``retrained``: whoever collects everything makes the tables anew before each period, with as many passes as the first
 time, and every device ranks with them. ``refreshed-list``: a list of their 20 best, before each period; who joins in it
 gets what is popular.
-``popularity``: items by how many have used them until now; ``recent-popularity``: in the period before.
+``popularity``: items by how many have used them until now; ``recent-popularity``: in the period before, or by recent
+uses, of which later ones count more: whichever would have found more in the period before.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import Splits, UserItems
+from fl_peel.data.timeline import QUARTERS, Timeline
 from fl_peel.pretraining.incremental import SpectralModel
 from fl_peel.ranking.top import evaluate, top_rows
-from fl_peel.steps.units import Floats, add_rows, unit_vectors
+from fl_peel.steps.choice import recent_uses
+from fl_peel.steps.units import Doubles, Floats, add_rows, unit_vectors
 from strategies.rivals import base
 from strategies.timeline.timeline_figures import Cohort, MetricTotals
 
@@ -56,19 +59,20 @@ class PeriodDevices:
 @dataclass(frozen=True)
 class ScoredTables:
     """Tables (I, d) of items, and rows (I, d) of which a device makes its vector; middle: (d,) of who has none; fading:
-    as devices have it.
+    as devices have it; mean_weight: with which devices add ``middle`` to their vector.
     """
 
     table: Floats
     own: Floats
     middle: Floats
     fading: float | None = None
+    mean_weight: float = 0.0
 
     @staticmethod
     def from_model(model: SpectralModel, fading: float | None) -> ScoredTables:
         """Take the tables of a model."""
         table = model.scored * model.fresh[:, None].astype(np.float32)
-        return ScoredTables(table, model.own, model.middle, fading)
+        return ScoredTables(table, model.own, model.middle, fading, model.mean_weight)
 
     @staticmethod
     def from_popularity(popularity: NDArray[np.integer]) -> ScoredTables:
@@ -80,7 +84,7 @@ class ScoredTables:
         """Vectors (N, d) of devices with these items."""
         vectors = unit_vectors(add_rows(self.own, rows.below(len(self.own)), self.fading))
         vectors[~vectors.any(axis=1)] = self.middle
-        return vectors
+        return vectors + np.float32(self.mean_weight) * self.middle
 
     @cached_property
     def ranked(self) -> RankedBlocks:
@@ -101,6 +105,47 @@ class ScoredTables:
         whole = np.full(rows.num_users, len(ranked.blocks), np.int64)
         best = top_rows(ranked, whole, self.users(rows), hidden.below(len(self.table)), TOP_N)
         return np.where(best >= 0, ranked.items[best], np.int32(-1)).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class RecentUses:
+    """What is popular of late, when a period begins. number: of the period; last: (I,) uses in the period behind it;
+    faded: (I,) recent uses, as :func:`fl_peel.steps.choice.recent_uses` counts them; before: the same for the period
+    behind, None where nothing is before it.
+    """
+
+    number: int
+    last: NDArray[np.int64]
+    faded: Doubles
+    before: RecentUses | None
+
+    @staticmethod
+    def from_timeline(timeline: Timeline, number: int, half_life: float) -> RecentUses:
+        """Count the uses of everybody until a period, -1 or later, begins."""
+        before = RecentUses.from_timeline(timeline, number - 1, half_life) if number >= 0 else None
+        _, items, num_items = timeline.quarters(number - 1)
+        counts = np.bincount(items, minlength=num_items)
+        faded = recent_uses(counts, half_life, None if before is None else before.faded)
+        return RecentUses(number, counts.reshape(QUARTERS, -1).sum(axis=0), faded, before)
+
+    def lines(self, timeline: Timeline) -> list[ScoredTables]:
+        """Score items by each of both; what is equal by uses until then."""
+        items = timeline.items[: timeline.begin_of(self.number)]
+        popularity = np.bincount(items, minlength=len(self.last))
+        scored = []
+        for recent in (self.last, self.faded):
+            ranks = np.empty(len(recent), np.int64)
+            ranks[np.lexsort((popularity, recent))] = np.arange(len(recent))
+            scored.append(ScoredTables.from_popularity(ranks))
+        return scored
+
+    def better(self, timeline: Timeline, choose: Splits) -> ScoredTables:
+        """The line that found more of what was done in the period behind, by what was known when that began."""
+        assert self.before is not None
+        some = np.flatnonzero(choose.validation.counts())
+        asked = PeriodDevices(some, choose.train.select(some), choose.validation.select(some), "start")
+        recalls = [line.metrics(asked)[0].sum() for line in self.before.lines(timeline)]
+        return self.lines(timeline)[int(np.argmax(recalls))]
 
 
 def metric_totals(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fl_peel.data.interactions import Interactions, UserItems
-from fl_peel.data.timeline import Timeline
+from fl_peel.data.timeline import QUARTERS, Timeline
 from fl_peel.errors import DataError
 
 ROWS = [
@@ -67,10 +67,17 @@ def test_what_is_chosen_on_is_the_period_that_lies_behind():
     assert (choose.num_users, choose.num_items) == (3, 3)
     assert pairs(choose.train) == [(0, 0), (0, 1), (1, 0), (1, 2)]
     assert pairs(choose.validation) == [(0, 2), (2, 1)]
-    assert pairs(result.splits(0, "recent").train) == [(0, 2), (2, 1)]
-    assert pairs(result.splits(1, "recent").train) == [(0, 3), (1, 1)]
-    assert pairs(result.splits(0, "earlier").train) == [(1, 0), (1, 2)]
-    assert pairs(result.splits(1, "earlier").train) == pairs(result.splits(0, "recent").train)
+
+
+def test_what_was_done_of_late_is_in_quarters():
+    """Of two things in a period, one is in its first quarter and one in its third; item i of I is q I + i."""
+    result = three(None)
+    recent = result.splits(0, "recent")
+    assert recent.num_items == QUARTERS * 3
+    assert pairs(recent.train) == [(0, 0 * 3 + 2), (2, 2 * 3 + 1)]
+    assert pairs(result.splits(1, "recent").train) == [(0, 2 * 4 + 3), (1, 0 * 4 + 1)]
+    assert pairs(result.splits(0, "earlier").train) == [(1, 0 * 3 + 0), (1, 2 * 3 + 2)]
+    assert pairs(result.splits(1, "earlier").train) == pairs(recent.train)
 
 
 def test_who_joins_has_a_first_thing_and_is_asked_for_the_rest():

@@ -7,10 +7,19 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
-from fl_peel.pretraining.incremental import Exponents, exponents_of, filter_request, update_model
+from fl_peel.pretraining.incremental import (
+    MOST_DRAWN,
+    Exponents,
+    drawn_by_use,
+    exponents_of,
+    filter_request,
+    freshness_request,
+    update_model,
+)
+from fl_peel.pretraining.spectral_steps import USER_LENGTH
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums
 from fl_peel.steps.base import StepTerms
-from fl_peel.steps.choice import ChoiceStep, freshness
+from fl_peel.steps.choice import ChoiceStep, freshness, nth_best, recent_uses
 from fl_peel.steps.units import add_rows, unit_vectors
 from tests.helpers.settings import SPECTRAL
 
@@ -97,22 +106,87 @@ def test_what_is_used_of_late_scores_more():
     assert ratio == pytest.approx(model.fresh, rel=1e-4)
 
 
+def test_recent_uses_fade():
+    """By hand: a use at the start of a period is three quarters of it older than one at its end, and those from before
+    a whole one; with a half-life of half a period that is 2^-1.5 and 2^-2.
+    """
+    counts = np.array([[8, 0, 0], [0, 0, 0], [0, 2, 0], [0, 8, 1]])
+    assert recent_uses(counts.ravel(), 0.5, None) == pytest.approx([8 / 2**1.5, 8 + 2 / 2**0.5, 1])
+    later = recent_uses(counts.ravel(), 0.5, np.array([4.0, 0.0]))
+    assert later == pytest.approx([8 / 2**1.5 + 1, 8 + 2 / 2**0.5, 1]), "the last item is new"
+
+
 def test_devices_choose_freshness_by_what_they_did():
     """All who are asked did item 4 of some 60 that their taste has: freshness ranks it above the others."""
     many = worlds(items=120)
     recent = np.zeros(120)
     recent[4] = 40
     model, _ = model_of(many, num_items=120, recent=recent)
-    question = filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.0, 1.0), fading=None)
+    question = freshness_request(model, 0, SHAPE, fresh=(0.0, 1.0), mean=(0.0,), fading=None)
     even = np.flatnonzero([user % 2 == 0 and 4 not in many.row(user) for user in range(40)])
     wanted = UserItems.from_pairs(even, np.full(len(even), 4), 40)
     asked = PooledSums(many, StepTerms(120, 0.3, CONFIG.item_exponent), wanted)
     won, answered = ChoiceStep.ask(asked, question, 1000)
     assert answered == len(even)
     assert exponents_of(question, won, answered) == Exponents(0.5, 0.5, 1.0)
-    assert filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.5,), fading=None) is None
+    assert freshness_request(model, 0, SHAPE, fresh=(0.5,), mean=(0.0,), fading=None) is None
+    assert filter_request(model, 0, count=(0.5,), value=(0.5,), fresh=(0.0, 1.0), fading=None) is None
     with pytest.raises(DataError, match=r"^stage 1: none of the requested devices has an interaction .*; set "):
         exponents_of(question, won, 0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+def test_devices_judge_what_they_would_rank_with(weight):
+    """Where all items are drawn, an item counts if a device that adds so much of the mean vector has it among its first
+    20; so it is for a model that was turned onto another one, and for a device without an item.
+    """
+    many, recent = worlds(items=120), np.arange(120.0)
+    before, _ = model_of(worlds(seed=1, items=120), num_items=120, recent=recent)
+    shape = Exponents(0.5, 0.5, 0.5, weight)
+    model, _ = model_of(many, before, num_items=120, recent=recent, shape=shape)
+    rows = many.select(np.arange(20))
+    rows = UserItems(np.append(rows.indptr, rows.indptr[-1]), rows.items)
+    rng = np.random.default_rng(0)
+    used = [set(rows.row(user).tolist()) for user in range(21)]
+    known = np.flatnonzero(model.counts)
+    wanted = [[item for item in rng.permutation(known).tolist() if item not in used[user]][:10] for user in range(21)]
+    asked = UserItems.from_pairs(np.repeat(np.arange(21), 10), np.concatenate(wanted), 21)
+    question = freshness_request(model, 0, shape, fresh=(0.5, 0.0), mean=(weight,), fading=None)
+    shares = question.shares(rows, asked, CONFIG.item_exponent)[0][:, 0]
+    users = unit_vectors(add_rows(model.own, rows))
+    users[20] = model.middle
+    scores = (users + weight * model.middle) @ (model.scored * model.fresh[:, None].astype(np.float32)).T
+    for user in range(21 if weight else 20):  # where nothing is added, who has nothing says nothing
+        others = np.setdiff1d(known, [*used[user], *wanted[user]])
+        first = [item for item in wanted[user] if (scores[user, others] > scores[user, item]).sum() < 20]
+        assert shares[user] == pytest.approx(len(first) / 10), user
+    assert question.mean is None or weight > 0
+    pull = model.pull(8)
+    assert pull.shape == (int(weight > 0), 8)
+    assert pull.sum(axis=0)[:6] == pytest.approx(USER_LENGTH * weight * model.middle)
+
+
+def test_drawn_items_stand_for_all():
+    """Of 2,000 items those used most are sure to be drawn; an item's weight is 1 on average over draws."""
+    recent = np.exp(np.random.default_rng(0).normal(0, 2, 2000))
+    total = np.zeros(2000)
+    for seed in range(300):
+        drawn, weights = drawn_by_use(recent, np.ones(2000), seed)
+        assert abs(len(drawn) - MOST_DRAWN) <= 1
+        total[drawn] += weights
+    assert total[np.argsort(-recent)[:5]].tolist() == [300] * 5
+    assert total.mean() == pytest.approx(300, rel=0.01)
+    assert total[recent < np.median(recent)].mean() == pytest.approx(300, rel=0.05)
+    few = drawn_by_use(recent[:9], np.array([1, 0, 1, 1, 1, 1, 1, 1, 1]), 0)
+    assert few[0].tolist() == [0, 2, 3, 4, 5, 6, 7, 8]
+    assert few[1].tolist() == [1] * 8
+
+
+def test_a_place_is_reached_by_weight():
+    scores = np.array([[5.0, 1.0, 3.0], [1.0, 2.0, 3.0]])
+    assert nth_best(scores, np.ones(3), 2).tolist() == [3, 2]
+    assert nth_best(scores, np.array([1.0, 3.0, 0.5]), 2).tolist() == [1, 2]
+    assert nth_best(scores, np.ones(3), 4).tolist() == [-np.inf, -np.inf]
 
 
 def test_items_that_no_table_has_yet_are_nothing_to_choose_on():

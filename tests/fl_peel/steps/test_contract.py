@@ -62,10 +62,8 @@ def questions(rng, terms):
         "directions": table,
         "values": np.ones(K),
         "counts": np.arange(1.0, M + 1),
-        "count_exponents": grid.count_exponents,
-        "value_exponents": grid.value_exponents,
-        "fresh_exponents": grid.fresh_exponents,
         "drawn": np.arange(M),
+        **vars(grid),
     }
     centroids = {"centroids": rng.standard_normal((G, C)).astype(np.float32)}
     return {

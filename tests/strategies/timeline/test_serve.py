@@ -7,6 +7,7 @@ import pytest
 
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
+from fl_peel.steps.choice import ChoiceStep
 from simulations.scenario_files import load_scenario
 from strategies.run.run_paths import RunPaths
 from strategies.timeline.period import FULL, WHOLE, PublishedTables, check_timeline, published, serve_timeline
@@ -71,6 +72,50 @@ def test_an_item_is_recommended_once_somebody_used_it(result):
     assert items[-1] > items[0]
     assert [one.new_items for one in result.periods[1:]] == np.diff(items).tolist()
     assert result.periods[0].new_items == items[0]
+
+
+def test_what_devices_said_before_counts_half(folder, monkeypatch):
+    """Of the exponents 0 and 1/2: 100 against 0, then twice 0 against 40. By hand, 50 : 40 and 25 : 60."""
+    answers = iter([[100, 0], [0, 40], [0, 40]])
+    asked = []
+
+    def ask(channel, request, panel):
+        asked.append(panel)
+        return np.array(next(answers)), 5
+
+    monkeypatch.setattr(ChoiceStep, "ask", ask)
+    result = served(folder, planted(), "data.timeline.periods=3", "data.timeline.popularity_weights=[0]")
+    assert [one.exponents["fresh"] for one in result.periods] == [0, 0, 0.5]
+    assert asked == [one.devices for one in result.periods], "everybody is asked"
+
+
+def test_devices_rank_with_as_much_of_the_mean_as_was_chosen(result, folder):
+    """With nearly nothing else, all devices rank alike, wherever tables come from, and taste is lost."""
+    alike = served(folder, planted(), "data.timeline.popularity_weights=[1000]")
+    assert alike.last[WHOLE].over["retrained"].value == pytest.approx(1.0, abs=0.1)
+    assert alike.last[FULL].lines["all"].recall < 0.8 * result.last[FULL].lines["all"].recall.value
+    assert alike.last["start-table"].lines["all"].recall < 0.9 * result.last["start-table"].lines["all"].recall.value
+    assert all(one.exponents["mean"] == 1000 for one in alike.periods)
+    alone = served(folder, planted(), "data.timeline.popularity_weights=[0]", name="alone")
+    sent = [one.periods[2].stage1_down * (one.periods[2].devices + one.periods[2].joining) for one in (alike, alone)]
+    vectors = (sent[0] - sent[1]) / (4 * 8 * alike.periods[2].devices)
+    assert 1 < vectors <= 2, "the mean vector, of eight numbers: to rank with, and to those that choose"
+
+
+def test_films_that_come_and_go_are_followed(folder):
+    """Everybody uses what came out of late, whatever it is, and its taste is noise: what is popular of the day says
+    all, and a federation that may follow it is not below it.
+    """
+    rng, rows = np.random.default_rng(3), []
+    for user in range(150):
+        for day in np.sort(rng.uniform(0, 180, 16)):
+            rows.append((user, int(max(day - rng.exponential(8), 0)), int(day * 86_400)))
+    rows = sorted({(user, item): (user, item, time) for user, item, time in rows}.values(), key=lambda row: row[2])
+    follows = served(folder, rows, "data.timeline.recency_exponents=[0, 0.5, 1]")
+    stays = "data.timeline.recency_exponents=[0, 0.5, 1]", "data.timeline.popularity_weights=[0]"
+    alone = served(folder, rows, *stays, name="alone")
+    assert follows.last[FULL].lines["all"].recall > 1.05 * alone.last[FULL].lines["all"].recall.value
+    assert follows.last[FULL].lines["all"].recall > 0.99 * follows.last["recent-popularity"].lines["all"].recall.value
 
 
 def test_bytes_are_counted(result):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fl_peel.data.interactions import UserItems
+from fl_peel.data.timeline import Timeline
 from strategies.timeline import period
-from strategies.timeline.timeline_rivals import PeriodDevices, ScoredTables, StaticLists
+from strategies.timeline.timeline_rivals import PeriodDevices, RecentUses, ScoredTables, StaticLists
 from tests.helpers.planted_timeline import FLEET, planted
 from tests.strategies.timeline.test_serve import served
 
@@ -33,6 +34,35 @@ def test_lists_leave_out_what_a_device_had():
     made = StaticLists.from_scored(scored, np.array([5, 9, 7, 1]), rows([1], []))
     assert made.lists[:, :4].tolist() == [[2, 0, 3, -1], [1, 2, 0, 3]]
     assert made.common[:4].tolist() == [1, 2, 0, 3]
+
+
+OLD, YOUNG = list(range(20)), list(range(20, 40))
+TURNS = OLD * 3 + YOUNG * 2
+"""Of these uses one after the other, in quarters of 25, old items have most and young ones the latest."""
+
+
+def cut(*periods):
+    """A timeline in whose periods, of which two are before the first one, each item is used by another user."""
+    items, places = np.concatenate(periods), np.cumsum([1, *map(len, periods)])
+    items = np.append(0, items)
+    return Timeline(np.arange(len(items)), items, np.arange(len(items)), places[2:], places[:2])
+
+
+def test_recent_popularity_is_of_late_where_that_found_more():
+    """By hand, half-life half a period: three uses of an old item count at most 2^-1.5 + 2^-1 + 2^-.5 < 1.6, two of a
+    young one at least 2^-.5 + 1. What is done next decides which line is taken, not what comes later.
+    """
+    for following, later, best in ((OLD, YOUNG, 0), (YOUNG, OLD, 1)):
+        timeline = cut(TURNS, following * 4 + TURNS, later)
+        uses = RecentUses.from_timeline(timeline, 0, 0.5)
+        before = uses.before
+        assert before.last.tolist() == [3] * 20 + [2] * 20
+        assert before.faded[:20].max() < 1.6
+        assert before.faded[20:].min() > 1.7
+        assert uses.faded.sum() > before.faded.sum() / 4
+        first, second = uses.lines(timeline)
+        assert not np.array_equal(first.table, second.table)
+        assert np.array_equal(uses.better(timeline, timeline.splits(0, "choose")).table, (first, second)[best].table)
 
 
 @pytest.mark.slow
