@@ -235,12 +235,16 @@ class RankedBlocks:
         """Rank behind the last block that devices (N,) hold which chose up to ``cutoffs`` (N,) of
         :meth:`cutoffs_without`: what they passed over last they do not know any more.
         """
-        width = len(self.blocks) + 1
-        passed = skipped.users() * width + skipped.items  # ascending
-        who, after = np.arange(len(cutoffs)) * width, cutoffs.copy()
-        while (back := (after > 0) & np.isin(who + after - 1, passed)).any():
-            after[back] -= 1
-        return after
+        if not len(skipped.items):
+            return cutoffs.copy()
+        width, begin, users = len(self.blocks) + 1, skipped.indptr[:-1], skipped.users()
+        who = np.arange(len(cutoffs)) * width
+        before = np.searchsorted(users * width + skipped.items, who + cutoffs) - begin  # ranks passed below the cutoff
+        # ranks that it passed without a gap have the same number of others before them
+        others = users * width + skipped.items - (np.arange(len(users)) - begin[users])
+        first = np.searchsorted(others, who + cutoffs - before)
+        gapless = first < begin + before
+        return np.where(gapless, skipped.items[np.minimum(first, len(users) - 1)], cutoffs).astype(np.int64)
 
     @staticmethod
     def unpack(layout: BlockLayout, precision: Precision, arrays: Mapping[str, NDArray[np.generic]]) -> RankedBlocks:

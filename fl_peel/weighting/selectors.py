@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.settings import CONTROLLER, SELECTORS
@@ -105,20 +106,28 @@ def block_weights(
     return weights
 
 
-def of_slices(weights: NDArray[np.float64], shown: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Weights (B,) of the slices of item groups. weights: (G,) of these; shown: (B,) how much each block is shown to
-    the user group, which is divided among slices by their parts in the scores.
+LEAST_FALL = 1e-9
+"""Exposure that is added to that of the first of all item groups, so that those which nobody is shown keep an order."""
 
-    The weight of a slice is that part, times the square of its item group's weight: rows of what is shown much get wide
-    before more rows come. On principal axes the parts fall from slice to slice. Closed form: of further exponents, and
-    of widths by the number of rows, none is better on validation items of ML-100K under all budgets (docs/method.md).
+
+def of_slices(weights: NDArray[np.float64], shown: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Weights (B,) of the slices of item groups. weights: (G,) of these, of which the order counts; shown: (B,)
+    exposure of each block, which is divided among slices by their parts in the scores.
+
+    The weight of a slice is its part, times the square of an exposure: of all item groups' exposures the one that has
+    the item group's rank. Rows of what is shown much get wide before more rows come. On principal axes the parts fall
+    from slice to slice. Closed form: of further exponents, and of widths by the number of rows, none is better on
+    validation items of ML-100K under all budgets (docs/method.md).
     """
-    parts = shown.reshape(len(weights), -1).astype(np.float64)
+    num_groups = len(weights)
+    parts = shown.reshape(num_groups, -1).astype(np.float64)
     if parts.shape[1] == 1:
         return weights
-    whole = parts.sum(axis=1, keepdims=True)
-    parts = np.divide(parts, whole, out=np.full_like(parts, 1 / parts.shape[1]), where=whole > 0)
-    weighted: NDArray[np.float64] = weights[:, None] ** 2 * parts
+    whole = parts.sum(axis=1)
+    parts = np.divide(parts, whole[:, None], out=np.full_like(parts, 1 / parts.shape[1]), where=whole[:, None] > 0)
+    exposures = np.empty(num_groups)
+    exposures[ranking(weights)] = np.sort(whole)[::-1] + LEAST_FALL * np.linspace(1, 0, num_groups, endpoint=False)
+    weighted: NDArray[np.float64] = exposures[:, None] ** 2 * parts
     return weighted.reshape(-1)
 
 
