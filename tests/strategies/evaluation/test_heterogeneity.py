@@ -283,6 +283,7 @@ def test_the_node_config_names_the_profile(slow_world):
             users=slow_world.users[:0],
             groups=np.zeros(0, np.int32),
             maps=np.zeros((0, 0, slow_world.items.shape[1]), np.float32),
+            pull=np.zeros((0, slow_world.items.shape[1]), np.float32),
         )
         return node_reply({"profile": profile, "simulated": True}, request, wire.JOIN)
 
