@@ -108,8 +108,8 @@ def served(tiny, folder, *overrides, nodes=2):
     return serve(grid, scenario, RunPaths("", str(folder))), grid
 
 
-def recalls(result):
-    return [row.recall for row in result.budgets], result.full_table.refined.recall
+def qualities(result):
+    return [(row.recall, row.ndcg) for row in result.budgets], result.full_table.refined
 
 
 def test_every_example_is_short():
@@ -124,8 +124,8 @@ def test_a_run_with_ones_own_contents(tiny, tmp_path, installed, name):
     plain, _ = served(tiny, tmp_path / "plain", kept)
     mine, _ = served(tiny, tmp_path / "mine", kept, f"refinement.contribution={name}")
     again, _ = served(tiny, tmp_path / "again", kept, f"refinement.contribution={name}", nodes=3)
-    assert recalls(mine) != recalls(plain)
-    assert recalls(mine) == recalls(again)  # on any number of nodes
+    assert qualities(mine) != qualities(plain)
+    assert qualities(mine) == qualities(again)  # on any number of nodes
 
 
 def test_a_statistic_is_noised_accounted_and_taken(tiny, tmp_path, installed):
@@ -138,7 +138,7 @@ def test_a_statistic_is_noised_accounted_and_taken(tiny, tmp_path, installed):
     assert parts["top-block"].share == pytest.approx(0.5 / 1.5)
     assert parts["top-block"].bound == 2.0
     assert parts["top-block"].noise_std == pytest.approx(2.0 * (1.5 / 0.5) ** 0.5)  # central: multiplier 1
-    assert recalls(mine) != recalls(alone)
+    assert qualities(mine) != qualities(alone)
 
 
 def test_a_statistic_goes_through_secure_aggregation_unchanged(tiny, tmp_path, installed):
@@ -150,7 +150,7 @@ def test_a_statistic_goes_through_secure_aggregation_unchanged(tiny, tmp_path, i
     ]
     masked, _ = served(tiny, tmp_path / "masked", *secure)
     clear, _ = served(tiny, tmp_path / "clear", *secure, "secure_aggregation.masked=false")
-    assert recalls(masked) == recalls(clear)
+    assert qualities(masked) == qualities(clear)
     assert masked.secure_aggregation.counts.devices > 0
 
 

@@ -208,7 +208,9 @@ def test_flower_nodes_and_central_rivals_are_measured_alike(scenario, tmp_path, 
     plain = plain.model_copy(update={"refinement": plain.refinement.model_copy(update={"rounds": 0})})
     one_group = plain.user_groups.model_copy(update={"count": 1, "neighbour_weight": 0.0})
     as_trained = plain.pretraining.model_copy(update={"diversity_form": "none"})
-    alone = plain.model_copy(update={"user_groups": one_group, "pretraining": as_trained})
+    whole_rows = plain.blocks.model_copy(update={"num_slices": 1})  # of several slices the energy ranks items alone
+    parts = {"user_groups": one_group, "pretraining": as_trained, "blocks": whole_rows}
+    alone = plain.model_copy(update=parts)
     shares, precisions = (0.3, 0.6), ("fp32", "int8", "int4")
     with open_study(alone, tmp_path / "out", RunOptions()) as study:
         trial = Trial("energy", alone, shares, precisions, ("energy",))
