@@ -1,8 +1,9 @@
 """What ranks the blocks of a user group: the learned controller and the fixed orders it must beat.
 
-A selector maps what the server knows about a group's blocks to one weight per block; devices keep the largest that
-fit (:mod:`fl_peel.blocks.ranked_blocks`). To add one, write a function of this signature and register it under the
-entry point group ``fl_peel.selectors``; it is then a value of ``selector`` and of ``evaluation.selectors``.
+A selector maps what the server knows about a group's item groups to one weight for each, which their slices share
+(:func:`of_slices`); devices keep the largest that fit (:mod:`fl_peel.blocks.ranked_blocks`). To add one, write a
+function of this signature and register it under the entry point group ``fl_peel.selectors``; it is then a value of
+``selector`` and of ``evaluation.selectors``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.floating[Any]]
 BlockSelector = Callable[[BlockStatistics, int, int], FloatArray]
-"""(statistics of one user group, seed, user group) -> weights (B,), non-negative."""
+"""(statistics of one user group's item groups, seed, user group) -> weights of these, non-negative."""
 
 
 def popularity(statistics: BlockStatistics, seed: int, user_group: int) -> FloatArray:

@@ -89,7 +89,7 @@ class ServerContents(ABC):
 
     def outer_step(self, controller: Controller) -> float | None:
         """Update the controller from the signals of a round that had any; return its loss, if there is one."""
-        loss = controller.outer_step(list(map(self.federation.statistics, range(len(self.federation.states)))))
+        loss = controller.outer_step(self.federation.all_statistics())
         return loss if np.isfinite(loss) else None
 
     def figures(self, sent: SentRound, record: RoundRecord) -> RoundRecord:

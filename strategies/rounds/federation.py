@@ -47,6 +47,10 @@ class Federation:
         """Return what is known of the item groups in a user group, which selectors weigh."""
         return self.states[group].statistics.of_item_groups(self.layout.num_slices)
 
+    def all_statistics(self) -> list[BlockStatistics]:
+        """Return the same for every user group."""
+        return [self.statistics(group) for group in range(len(self.states))]
+
     def to_all(self, request: object, **sizes: int) -> Content:
         """Return the content that is the same request to every node, whose devices reply with sums. sizes: of these, by
         the names that messages use, besides numbers of classes, of user groups and of devices.

@@ -193,8 +193,7 @@ class NoisedServerContents(ServerContents):
         privacy = self.federation.scenario.privacy
         if not (privacy.noised and privacy.shrinkage):
             return super().outer_step(controller)
-        num_groups = range(len(self.federation.states))
-        tilt(controller, list(map(self.federation.statistics, num_groups)), self._variances)
+        tilt(controller, self.federation.all_statistics(), self._variances)
         return None
 
     def figures(self, sent: SentRound, record: RoundRecord) -> RoundRecord:

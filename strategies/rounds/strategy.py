@@ -96,9 +96,7 @@ class PeelStrategy(Strategy):
         from fl_peel.weighting.controller import Controller  # with torch, of which nodes' first answers need nothing
 
         self.controller: Controller = Controller.for_statistics(
-            list(map(federation.statistics, range(len(self.states)))),
-            self.scenario.controller.config(),
-            seed=self.scenario.seed,
+            federation.all_statistics(), self.scenario.controller.config(), seed=self.scenario.seed
         )
         self.rounds: list[RoundRecord] = []
         self.after_round: Callable[[int], None] = lambda server_round: None

@@ -266,9 +266,8 @@ class Period:
         spent = reduce(add, (record.counts.classes for record in [*records, *arriving.records])).total()
         moved = [*selection.moved, *refined.moved]
         devices = max(joining.num_users, 1)
-        pulled = (
-            NUMBER_BYTES * len(model.middle) if model.mean_weight else 0
-        )  # who joins is sent the same vector anyway
+        # of those who were there before; whoever joins is sent this vector anyway
+        pull_bytes = NUMBER_BYTES * len(model.middle) if model.mean_weight else 0
         begin, end = int(self.timeline.edges[self.number]), int(self.timeline.edges[self.number + 1])
         result = PeriodResult(
             exponents=asdict(self.state.exponents),
@@ -282,7 +281,7 @@ class Period:
             user_groups=len(states),
             changed_rows=float((published.changed == wire.NEW).sum(axis=1).mean()),
             refinement_rounds=refined.rounds,
-            stage1_down=(int(spent.download_bytes) + learn.num_users * pulled) / devices,
+            stage1_down=(int(spent.download_bytes) + learn.num_users * pull_bytes) / devices,
             stage1_up=int(spent.upload_bytes) / devices,
             refinement_down=(sum(int(one.download_bytes) for one in moved) + selection.compared_bytes) / devices,
             refinement_up=sum(int(one.upload_bytes) for one in moved) / devices,
