@@ -88,7 +88,8 @@ def trace_bytes(recordings: Sequence[Recording], share: float = 1.0) -> bytes:
     Raises:
         ProfileError: the share is not above 0 and at most 1.
     """
-    _check_share(share)
+    if not 0 < share <= 1:
+        raise ProfileError(f"--recommender-share: must be above 0 and at most 1 (got {share:g})")
     rows = [
         dict(zip(COLUMNS, (recording.device, f"{time.normalize():f}", int(available * share)), strict=True))
         for recording in recordings
@@ -112,11 +113,6 @@ def trace_table(recordings: Sequence[Recording], share: float = 1.0) -> TableVie
     what = "MemAvailable" if share == 1 else f"{share:g} of MemAvailable"
     columns = ("device", "snapshots", "over", "lowest", "highest")
     return TableView("Trace", columns, rows, 1, f"Memory: {what}. 1 KB = 1000 bytes.")
-
-
-def _check_share(share: float) -> None:
-    if not 0 < share <= 1:
-        raise ProfileError(f"--recommender-share: must be above 0 and at most 1 (got {share:g})")
 
 
 def _check_file(path: Path) -> None:

@@ -91,7 +91,7 @@ def _audit(plain: Any, where: str) -> bytes:
 
 def _ablate(plain: Any, where: str) -> bytes:
     result = typed(AblateResult, plain, where)
-    return ablate_page(result, ablate_plot(result.rows), plain).encode()
+    return ablate_page(result, ablate_plot(result), plain).encode()
 
 
 def _sweep(plain: Any, where: str) -> bytes:

@@ -117,7 +117,9 @@ def _run(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
             if isinstance(result, RunResult):
                 result = finished(result, scenario, memory.peak_bytes, options.command)
                 result = replace(result, stages=result.stages | {"data": result.stages["data"] + reading_s})
-                result = _with_engine(result) if deployed else result
+                if deployed:
+                    assert result.environment is not None, "serve tells how large the run was"
+                    result = replace(result, environment=replace(result.environment, engine="deployment"))
             else:
                 result = replace(result, versions=versions(), peak_rss_bytes=memory.peak_bytes, command=options.command)
             if out is not None:
@@ -158,12 +160,6 @@ def _server_side(scenario: Scenario) -> Callable[[Run], RunResult | TimelineResu
     from strategies.server_app import serve_run
 
     return serve_run
-
-
-def _with_engine(result: RunResult) -> RunResult:
-    """Record that a run was on SuperNodes."""
-    assert result.environment is not None, "serve tells how large the run was"
-    return replace(result, environment=replace(result.environment, engine="deployment"))
 
 
 def run_seeds(scenario: Scenario, seeds: int, options: RunOptions) -> SeedsResult | TimelineSeeds:

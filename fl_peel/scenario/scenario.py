@@ -361,7 +361,8 @@ class Scenario(Keys):
             raise ValueError(
                 "poisoning.compare refines once more and so spends epsilon twice; leave it out under noise"
             )
-        if self.privacy.noised and self.poisoning.share > 0 and self._compares_with_clean_runs:
+        lies = self.poisoning.kind != "idle" or self.refinement.aggregation.robust != Robust()
+        if self.privacy.noised and self.poisoning.share > 0 and lies:
             raise ValueError(
                 "poisoning.share: the effect of malicious devices is measured by refining once more without them, "
                 "which spends epsilon twice; set 0 under noise"
@@ -374,10 +375,6 @@ class Scenario(Keys):
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
         wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
         return wanted and not hidden and self.data.validation_share > 0
-
-    @property
-    def _compares_with_clean_runs(self) -> bool:
-        return self.poisoning.kind != "idle" or self.refinement.aggregation.robust != Robust()
 
     def to_yaml(self) -> str:
         """Return the resolved scenario as YAML, with the value of every key."""

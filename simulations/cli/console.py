@@ -228,8 +228,6 @@ def command_line(words: Iterable[str], options: Mapping[str, Any]) -> str:
 
 def print_lines(quiet: bool, every: Callable[[Event], bool] = lambda event: True) -> OnEvent:
     """A line a step on stderr, for what has too many stages for bars. every: whether an event is a step."""
-    from simulations.cli.console import ProgressLines
-
     console = Console(stderr=True, highlight=False)
     lines = ProgressLines(lambda line: console.print(Text(line), soft_wrap=True))
 

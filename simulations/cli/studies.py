@@ -27,6 +27,7 @@ from simulations.cli.console import (
     print_table,
     read_budgets,
     show,
+    shown,
 )
 from simulations.cli.run import print_estimate
 from simulations.sweep.space import TRIALS, settings_of
@@ -75,7 +76,6 @@ def compare(
 
     A fully federated scenario is compared with federated methods.
     """
-    from fl_peel.errors import ScenarioError
     from simulations.scenario_files import load_scenario
 
     loaded = load_scenario(scenario, overrides or [])
@@ -191,7 +191,6 @@ def audit(
     wide: Wide = False,
 ) -> None:
     """Audit privacy: attack what devices send under every mechanism; one table, one plot."""
-    from fl_peel.errors import ScenarioError
     from simulations.scenario_files import load_scenario
 
     shares = read_budgets(budget, "--budget")
@@ -438,8 +437,6 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON (always; accepted for consistency).")] = False,
 ) -> None:
     """Measure the engine on Gowalla against a plain Flower app, and up to a million devices; print bench.json."""
-    from simulations.cli.console import shown
-
     if population is not None:
         from simulations.bench.bench import large
 

@@ -419,23 +419,17 @@ def in_series(number: int | None, artists: Iterable[Artist]) -> None:
 def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: float = math.inf) -> list[float]:
     """Return places at least `gap` apart, in the order of `wanted` and as near to it as that allows.
 
-    Places that are too near are merged into a block centred on their mean (pool adjacent violators). All stay
-    within `low` and `high`, unless they are too many: then they start at `low` and run over.
+    Places that are too near are merged into a block centred on their mean. All stay within `low` and `high`, unless
+    they are too many: then they start at `low` and run over.
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    blocks: list[tuple[float, int]] = []  # (sum of the block's wanted starts, its size)
-    for rank, index in enumerate(order):
-        total, size = wanted[index] - rank * gap, 1
-        while blocks and blocks[-1][0] / blocks[-1][1] > total / size:
-            earlier_total, earlier_size = blocks.pop()
-            total, size = total + earlier_total, size + earlier_size
-        blocks.append((total, size))
-    last_start = high - (len(wanted) - 1) * gap
-    starts = [max(min(total / size, last_start), low) for total, size in blocks for _ in range(size)]
-    places = [0.0] * len(wanted)
-    for rank, index in enumerate(order):
-        places[index] = starts[rank] + rank * gap
-    return places
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(wanted, kind="stable")
+    steps = gap * np.arange(len(wanted))
+    starts = isotonic_regression(np.asarray(wanted)[order] - steps).x  # merges by pool adjacent violators
+    places = np.empty(len(wanted))
+    places[order] = np.maximum(np.minimum(starts, high - steps[-1]), low) + steps
+    return [float(place) for place in places]
 
 
 def line_kwargs(index: int, *, strong: bool = True, dashed: bool = False) -> dict[str, Any]:

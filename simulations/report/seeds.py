@@ -24,7 +24,6 @@ from strategies.figures.per_device import FILE, METRICS, PerDevice
 from strategies.figures.schema import RunResult
 
 SEEDS_FILE = "seeds.json"
-SEEDS_PAGE = "seeds.html"
 FULL_TABLES = ("global", "start", "refined")
 METHOD = (
     "Value: mean over seeds, each a mean over devices. Interval, 95 %: squared standard errors of devices (Poisson "
@@ -251,11 +250,20 @@ def seeds_view(result: SeedsResult) -> TableView:
 
 def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
     """Write `seeds.json`, its tables and `seeds.html` into ``out``, all or none."""
+    return write_over_seeds(out, "seeds", result, seeds_view(result), seeds_verdicts(result))
+
+
+def write_over_seeds(
+    out: Path, name: str, result: Any, view: TableView, verdicts: Sequence[str], what: str = ""
+) -> list[Path]:
+    """Write the files of a result over several seeds, called ``name``, into ``out``, all or none. what: after the
+    number of seeds in the page's title.
+    """
     content = page(
-        [Section("tables", "", (seeds_view(result), result.method))],
-        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds",
-        lead="\n".join(seeds_verdicts(result)),
+        [Section("tables", "", (view, result.method))],
+        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds{what}",
+        lead="\n".join(verdicts),
         facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
         source=to_plain(result) | {"seed": None},
     )
-    return write_results(out, result_contents("seeds", to_plain(result), result.figures, content))
+    return write_results(out, result_contents(name, to_plain(result), result.figures, content))

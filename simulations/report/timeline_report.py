@@ -21,7 +21,7 @@ from simulations.report.drawing import EndLabel, Plot
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Chart, Section
-from simulations.report.seeds import METHOD
+from simulations.report.seeds import METHOD, write_over_seeds
 from simulations.report.table_view import (
     ABSENT,
     TableColumn,
@@ -81,13 +81,7 @@ def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of all devices over the periods, a line for each way of serving, with 95 % intervals."""
     names = [name for name in LEAD if name in periods[0].lines]
     figure, (axes,) = drawing.new_figure(4.2)
-    labels = []
-    for index, name in enumerate(names):
-        results = [period.lines[name]["all"] for period in periods]
-        style = drawing.line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
-        x, y = list(range(1, len(periods) + 1)), [one.recall for one in results]
-        label = _line(axes, line_label(name), x, y, style)
-        labels.append(replace(label, bold=name == "federation"))
+    labels = _recall_lines(axes, periods, names)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("period")
     axes.set_ylabel("Recall@20 on the interactions of the period")
@@ -149,17 +143,22 @@ def _from_nought(axes: Axes, values: Sequence[float]) -> None:
     axes.set_ylim(0, 1.12 * max([*values, 1e-9]))
 
 
+def _recall_lines(axes: Axes, periods: Sequence[PeriodResult], names: Sequence[str]) -> list[EndLabel]:
+    """Draw the recall of all devices under some ways of serving; return their labels."""
+    labels = []
+    for index, name in enumerate(names):
+        style = drawing.line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
+        recalls = [period.lines[name]["all"].recall for period in periods]
+        label = _line(axes, line_label(name), list(range(1, len(periods) + 1)), recalls, style)
+        labels.append(replace(label, bold=name == "federation"))
+    return labels
+
+
 def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
-    labels, x, highest = [], list(range(1, len(periods) + 1)), 0.0
-    for index, name in enumerate(("federation", "federation, own budgets", "cached-list")):
-        results = [period.lines[name]["all"] for period in periods]
-        style, y = (
-            drawing.line_kwargs(index, strong=index == 0, dashed=index == 2),
-            [one.recall for one in results],
-        )
-        labels.append(_line(axes, line_label(name), x, y, style))
-        highest = max([highest, *(one.recall.high or one.recall.value for one in results)])
-    _from_nought(axes, [highest])
+    names = ("federation", "federation, own budgets", "cached-list")
+    labels = _recall_lines(axes, periods, names)
+    recalls = [period.lines[name]["all"].recall for period in periods for name in names]
+    _from_nought(axes, [one.high or one.value for one in recalls])
     axes.set_ylabel("Recall@20")
     drawing.label_ends(axes, labels)
 
@@ -569,11 +568,5 @@ def timeline_seeds_verdicts(result: TimelineSeeds) -> tuple[str, ...]:
 
 def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
     """Write `timeline-seeds.json`, its tables and `timeline-seeds.html` into ``out``, all or none."""
-    content = page(
-        [Section("tables", "", (timeline_seeds_view(result), result.method))],
-        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds, recall over time",
-        lead="\n".join(timeline_seeds_verdicts(result)),
-        facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
-        source=to_plain(result) | {"seed": None},
-    )
-    return write_results(out, result_contents(NAME, to_plain(result), result.figures, content))
+    sentences = timeline_seeds_verdicts(result)
+    return write_over_seeds(out, NAME, result, timeline_seeds_view(result), sentences, ", recall over time")

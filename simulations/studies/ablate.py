@@ -20,8 +20,9 @@ from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
-from simulations.studies.ablate_report import write_ablate
+from simulations.studies.ablate_report import ablate_page, ablate_plot
 from simulations.studies.compare import budget_of, flat
+from simulations.studies.schema import AblateResult, write_study
 from simulations.studies.study import (
     Frame,
     Study,
@@ -94,7 +95,7 @@ def ablate(
             "seeds": seeds,
         }
     )
-    write_ablate(result, frame.out)
+    write_study(frame.out, result, AblateResult, ablate_plot, ablate_page)
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter
@@ -21,12 +20,7 @@ from simulations.report.table_view import (
     format_share,
 )
 from simulations.report.verdict import SIGNIFICANT, starred
-from simulations.studies.schema import AblateResult, AblateRow, typed, write_study
-
-
-def write_ablate(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write the files into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
-    return write_study(out_dir, result, AblateResult, lambda one: ablate_plot(one.rows), ablate_page)
+from simulations.studies.schema import AblateResult, AblateRow, typed
 
 
 def _lines(rows: Sequence[AblateRow]) -> dict[tuple[str, str], dict[float, AblateRow]]:
@@ -78,9 +72,9 @@ def ratios_view(result: AblateResult) -> TableView:
 
 
 @drawing.in_both_forms
-def ablate_plot(rows: Sequence[AblateRow]) -> Plot:
+def ablate_plot(result: AblateResult) -> Plot:
     """Recall of every variation as a ratio to that of the scenario itself, one mark a budget."""
-    lines = list(_lines(rows).items())
+    lines = list(_lines(result.rows).items())
     (_, base), others = lines[0], lines[1:]
     shares = sorted(base)
     figure, (axes,) = drawing.new_figure(1.3 + 0.24 * len(others))

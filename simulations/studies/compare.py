@@ -23,8 +23,9 @@ from fl_peel.scenario.settings import Precision, pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments
-from simulations.studies.compare_report import write_compare
+from simulations.studies.compare_report import compare_page, compare_plot
 from simulations.studies.compare_rows import CEILINGS, DENSE, RIVALS, modules_of, summary, with_intervals
+from simulations.studies.schema import CompareResult, write_study
 from simulations.studies.study import Frame, Study, aggregated, decisive, decisive_of_starts, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
@@ -88,7 +89,7 @@ def compare(
         "seeds": seeds,
     }
     result = frame.result(figures)
-    write_compare(result, frame.out)
+    write_study(frame.out, result, CompareResult, compare_plot, compare_page)
     return result
 
 

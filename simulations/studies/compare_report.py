@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -41,7 +40,6 @@ from simulations.studies.schema import (
     Tuning,
     Verdict,
     typed,
-    write_study,
 )
 
 
@@ -239,11 +237,6 @@ def refinement_view(result: CompareResult) -> TableView:
     return TableView("Refinement of the full table", columns, rows)
 
 
-def write_compare(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write the files of a comparison into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
-    return write_study(out_dir, result, CompareResult, compare_plot, compare_page)
-
-
 def compare_tables(content: Any) -> list[TableView | str]:
     """Return what the terminal shows: what the comparison comes to in words, and tables. content: of the JSON."""
     result = typed(CompareResult, content)
@@ -266,7 +259,6 @@ def _caption(lines: str) -> str:
 
 def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -> str:
     """Return the page of a comparison. source: content of its JSON."""
-    full, name = result.full_table, result.name
     caption = _caption("one table for all users; level line: full global table")
     quality = (
         Chart(lambda: plot, caption),
@@ -276,27 +268,37 @@ def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -
         compare_view(result.rows, "ndcg@20"),
         ceilings_view(result) if result.ceilings else None,
     )
+    sections = [
+        Section("quality", "Quality against bytes", quality),
+        Section("refinement", "Refinement", (refinement_view(result),)),
+        Section("rows", "All rows", (compare_details_view(result.rows),)),
+    ]
+    lead = "\n".join(compare_verdicts(result))
+    return _page(result, sections, "methods under memory budgets", lead, "full table, fp32", source)
+
+
+def _page(
+    result: CompareResult | Leaderboard,
+    sections: Sequence[Section],
+    title: str,
+    lead: str,
+    full: str,
+    source: Mapping[str, Any],
+) -> str:
+    """Return the page of either kind of comparison. full: what its full table is called."""
+    name, table = result.name, result.full_table
     return page(
-        [
-            Section("quality", "Quality against bytes", quality),
-            Section("refinement", "Refinement", (refinement_view(result),)),
-            Section("rows", "All rows", (compare_details_view(result.rows),)),
-        ],
-        title=f"{name}: methods under memory budgets" if name else "Methods under memory budgets",
-        lead="\n".join(compare_verdicts(result)),
+        sections,
+        title=f"{name}: {title}" if name else title.capitalize(),
+        lead=lead,
         facts=[
-            ("full table, fp32", format_bytes(full.bytes)),
-            ("Recall@20", format_metric(full.recall.value)),
-            ("NDCG@20", format_metric(full.ndcg.value)),
+            (full, format_bytes(table.bytes)),
+            ("Recall@20", format_metric(table.recall.value)),
+            ("NDCG@20", format_metric(table.ndcg.value)),
             ("methods", str(len({row.method for row in result.rows}))),
         ],
         source={"command": f"fl-peel compare {shlex.quote(name)}" if name else "", **source},
     )
-
-
-def write_leaderboard(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write the files of a comparison into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
-    return write_study(out_dir, result, Leaderboard, compare_plot, leaderboard_page)
 
 
 _COLUMNS: Sequence[TableColumn[LeaderboardRow]] = (
@@ -361,26 +363,17 @@ def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
 
 def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any]) -> str:
     """Return the page. source: content of its JSON."""
-    full, name = result.full_table, result.name
     caption = _caption("one table for all users, or one for each width; level line: PEEL's full tables")
-    return page(
-        [
-            Section("leaderboard", "Leaderboard", (leaderboard_view(result.rows),)),
-            Section("quality", "Quality against stored bytes", (Chart(lambda: plot, caption),)),
-            Section("tuning", "Tuning", (tuning_view(result.tuning),)),
-            Section("rows", "All rows", (leaderboard_view(result.rows, "All rows", every=True),)),
-        ],
-        title=f"{name}: fully federated methods" if name else "Fully federated methods",
-        lead="PEEL and other federated methods on the same devices, with all bytes counted; no interaction leaves a "
-        "device.",
-        facts=[
-            ("PEEL's full tables, fp32", format_bytes(full.bytes)),
-            ("Recall@20", format_metric(full.recall.value)),
-            ("NDCG@20", format_metric(full.ndcg.value)),
-            ("methods", str(len({row.method for row in result.rows}))),
-        ],
-        source={"command": f"fl-peel compare {shlex.quote(name)}" if name else "", **source},
+    sections = [
+        Section("leaderboard", "Leaderboard", (leaderboard_view(result.rows),)),
+        Section("quality", "Quality against stored bytes", (Chart(lambda: plot, caption),)),
+        Section("tuning", "Tuning", (tuning_view(result.tuning),)),
+        Section("rows", "All rows", (leaderboard_view(result.rows, "All rows", every=True),)),
+    ]
+    lead = (
+        "PEEL and other federated methods on the same devices, with all bytes counted; no interaction leaves a device."
     )
+    return _page(result, sections, "fully federated methods", lead, "PEEL's full tables, fp32", source)
 
 
 PANELS, NARROW_PANELS = 4, 2

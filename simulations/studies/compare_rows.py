@@ -23,7 +23,8 @@ from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision
 from simulations.run_options import StudyArguments
-from simulations.studies.compare_report import write_leaderboard
+from simulations.studies.compare_report import compare_plot, leaderboard_page
+from simulations.studies.schema import Leaderboard, write_study
 from simulations.studies.study import (
     REPLICATES,
     Frame,
@@ -142,7 +143,7 @@ def compare_federated(
         "seeds": seeds,
     }
     result = frame.result(figures)
-    write_leaderboard(result, frame.out)
+    write_study(frame.out, result, Leaderboard, compare_plot, leaderboard_page)
     return result
 
 

@@ -16,7 +16,7 @@ from fl_peel.errors import ReportError
 from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
 from fl_peel.json_codec import to_plain
 from simulations.report import drawing
-from simulations.report.diff import Difference, DiffRow, corrected, rows_of
+from simulations.report.diff import Difference, corrected, rows_of
 from simulations.report.drawing import Plot
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
@@ -149,16 +149,14 @@ def _less(
     if len(same) < 2:
         return {}
     names = [one.setting.label for one in same]
-    rows = [row for row in rows_of([one.runs for one in same], tables, names, replicates) if _is_recall(row)]
+    rows = [
+        row for row in rows_of([one.runs for one in same], tables, names, replicates) if row.metric.startswith("recall")
+    ]
     less: dict[str, dict[str, Difference]] = {}
     for row in corrected(rows):
         for other in row.others:
             less.setdefault(other.run, {})[row.table] = other
     return less
-
-
-def _is_recall(row: DiffRow) -> bool:
-    return row.metric.startswith("recall")
 
 
 def _comparable(first: SeedRuns, other: SeedRuns) -> bool:

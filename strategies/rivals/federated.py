@@ -273,7 +273,10 @@ def served_quality(
                 own = select_devices(served.own, some)
                 theirs = UserItems(own.indptr, own.items)
                 others = top_rows(option.ranked, option.test_cutoffs, users, hidden.merged(theirs), TOP_N)
-                rows = as_stored(served.tables[place][own.items] + own.rows, precision)
+                rows = served.tables[place][own.items] + own.rows
+                rows = dequantize(
+                    *quantize(rows, precision), precision, rows.shape[1]
+                )  # as they come back from storage
                 best = with_own_rows(others, option.ranked.table, users, hidden, replace(own, rows=rows), TOP_N)
             recall[some], ndcg[some] = recall_ndcg(option.ranked, best, wanted.select(some), TOP_N)
     return DeviceQuality(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
@@ -283,11 +286,6 @@ def held_bytes(served: ServedTables, precision: Precision) -> IntArray:
     """Bytes (U,) of what each device holds to rank: header, vector in fp16, its whole table."""
     sizes = [stored_bytes(DenseTable.from_table(table, precision)) for table in served.tables]
     return np.array(sizes, np.int64)[served.tier]
-
-
-def as_stored(rows: FloatArray, precision: Precision) -> FloatArray:
-    """Rows (E, w) as they come back from storage."""
-    return dequantize(*quantize(rows, precision), precision, rows.shape[1])
 
 
 def select_devices(updates: RowUpdates, devices: IntArray) -> RowUpdates:
@@ -365,10 +363,12 @@ def train(method: Federated[Any], setting: Any, context: FederatedContext, effor
         final = method.served(server, kept, context, setting)
         if not storable(final):
             break
-        for served in choices(final):
+        without = () if final.own is None else (replace(final, own=None),)
+        for served in (final, *without):  # with devices' own rows, if there are any, and without
             recall = quality(served, context, "validation", among=panel)[RECALL]
             if best is None or recall > best.recall:
-                best = BestRound(setting, number, recall, copied(served), down.copy(), up.copy(), number)
+                kept_now = replace(served, users=served.users.copy())  # later rounds change what devices keep
+                best = BestRound(setting, number, recall, kept_now, down.copy(), up.copy(), number)
         assert best is not None
         if number - best.round >= effort.patience * effort.every:
             break
@@ -387,16 +387,6 @@ def diverged(context: FederatedContext, setting: Any) -> BestRound:
     nothing = np.zeros(context.num_devices, np.int64)
     table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((context.num_devices, 1), np.float32)
     return BestRound(setting, 0, 0.0, ServedTables((table,), nothing, users), nothing, nothing, 0)
-
-
-def choices(served: ServedTables) -> list[ServedTables]:
-    """Return what validation chooses from after a round: with devices' own rows, if there are any, and without."""
-    return [served] if served.own is None else [served, replace(served, own=None)]
-
-
-def copied(served: ServedTables) -> ServedTables:
-    """Copy what is served now; later rounds change what devices keep."""
-    return replace(served, users=served.users.copy())
 
 
 def panel_of(context: FederatedContext, size: int) -> IntArray:

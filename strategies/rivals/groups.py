@@ -50,11 +50,7 @@ class PerGroup(Rival):
         """
         if material.starts is None:
             raise ValueError(f"{self.name}: the material has no starts of user groups")
-        yield from self._served(material, requests)
-
-    def _served(self, material: Material, requests: Sequence[Request]) -> list[ListOption]:
         start = time.perf_counter()
-        assert material.starts is not None
         members = material.starts.members()
         chosen: dict[Request, tuple[float, Rival]] = {}
         tried = dict.fromkeys(requests, 0)
@@ -68,17 +64,9 @@ class PerGroup(Rival):
             gathered = {request: _GatheredLists(material.splits.num_users) for request in chosen}
             _serve(material, members, {request: setting for request, (_, setting) in chosen.items()}, gathered)
         seconds = (time.perf_counter() - start) / max(len(gathered), 1)
-        return [
-            ListOption(
-                request,
-                one.lists,
-                one.stored,
-                seconds,
-                f"{one.label} (of one group)",
-                tried[request],
-            )
-            for request, one in gathered.items()
-        ]
+        for request, one in gathered.items():
+            label = f"{one.label} (of one group)"
+            yield ListOption(request, one.lists, one.stored, seconds, label, tried[request])
 
     def _validated(
         self, material: Material, members: dict[int, IntArray], requests: Sequence[Request]

@@ -6,7 +6,8 @@ import pytest
 
 from fl_peel.errors import ReportError
 from simulations.result_pages import rebuild_pages
-from simulations.studies.compare_report import write_compare
+from simulations.studies.compare_report import compare_page, compare_plot
+from simulations.studies.schema import CompareResult, write_study
 from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import compare_result, run_result
 
@@ -14,7 +15,7 @@ from tests.simulations.report.test_report import compare_result, run_result
 @pytest.mark.usefixtures("undrawn")
 def test_pages_are_made_again_and_nothing_else_is_touched(tmp_path):
     write_report(run_result(), tmp_path)
-    write_compare(compare_result(), tmp_path)
+    write_study(tmp_path, compare_result(), CompareResult, compare_plot, compare_page)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for name in ("report.html", "compare.html"):
         (tmp_path / name).write_text("of an older version")

@@ -351,13 +351,7 @@ def fairness_by_class(result: RunResult) -> Plot | None:
         return None
     figure, (axes,) = drawing.new_figure(1.3 + 0.45 * len(rows))
     y = np.arange(len(rows))[::-1]
-    colors = dict(
-        zip(
-            METHODS,
-            (BLUE, INK, MUTED, ORANGE, VERMILLION, GREEN),
-            strict=True,
-        )
-    )
+    colors = dict(zip(METHODS, (BLUE, INK, MUTED, ORANGE, VERMILLION, GREEN), strict=True))
     words: list[str] = []
     known: list[float] = []
     for index, name in reversed(list(enumerate(methods))):  # the first on top

@@ -126,19 +126,11 @@ def stage_seconds(result: RunResult) -> Plot | None:
         return None
     figure, (axes,) = drawing.new_figure(0.75 + 0.27 * len(stages))
     y = np.arange(len(stages))[::-1]
-    axes.barh(y, list(stages.values()), color=MUTED, height=0.65)
+    bars = axes.barh(y, list(stages.values()), color=MUTED, height=0.65)
+    axes.bar_label(bars, [f"{seconds:,.1f}" for seconds in stages.values()], padding=4, fontsize=drawing.LABEL_PT)
     axes.set_yticks(y, list(stages))
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("wall time, s")
-    for place, seconds in zip(y, stages.values(), strict=True):
-        axes.annotate(
-            f"{seconds:,.1f}",
-            (seconds, float(place)),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=drawing.LABEL_PT,
-        )
     axes.margins(x=0.1)
     alt = "Bar chart of wall seconds: " + ", ".join(f"{name} {s:,.1f}" for name, s in stages.items()) + "."
     return drawing.finish(figure, "stages", "Where the time went", alt)

@@ -33,13 +33,13 @@ from simulations.studies.compare_report import (
     ceilings_view,
     compare_alt,
     compare_details_view,
+    compare_page,
     compare_plot,
     compare_verdicts,
     compare_view,
     verdict_view,
-    write_compare,
 )
-from simulations.studies.schema import CompareResult, typed
+from simulations.studies.schema import CompareResult, typed, write_study
 from strategies.figures.schema import FullTableResult, Quality, RunResult, UserGroupRow, from_json
 from tests.helpers.reports import write_report
 from tests.helpers.runs import report_figures
@@ -719,7 +719,7 @@ def test_labels_that_do_not_clash_stay_where_they_are():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("compare")
-    write_compare(compare_result(), out)
+    write_study(out, compare_result(), CompareResult, compare_plot, compare_page)
     return out
 
 
