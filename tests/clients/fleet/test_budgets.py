@@ -63,64 +63,37 @@ def write_trace(folder, text: str, name: str = "memory.csv"):
 # ---------------------------------------------------------------- contracts
 
 
-class TestConstantContract(BudgetContract):
-    def make(self):
-        return ConstantBudget()
+def recorded(folder, scale: str) -> TraceBudget:
+    rng = np.random.default_rng(0)
+    rows = [f"d{d},{t * 600},{rng.integers(0, 10**9)}" for t in range(20) for d in range(5)]
+    path = write_trace(folder, "device,time_s,memory_bytes\n" + "\n".join(rows))
+    return TraceBudget(file=load_traces(path, "memory_bytes"), scale=scale)
 
 
-class TestPeriodicContract(BudgetContract):
-    def make(self):
-        return PeriodicBudget.model_validate({"period_hours": 5, "amplitude": {"uniform": [0.2, 1.0]}})
+def two_states(*rows: list[float], **keys) -> MarkovBudget:
+    return MarkovBudget.model_validate({"states": {"a": 1.0, "b": 0.2}, "transitions_per_step": rows, **keys})
 
 
-class TestMarkovContract(BudgetContract):
-    def make(self):
-        return chain()
+PROCESSES = {
+    "constant": lambda _: ConstantBudget(),
+    "periodic": lambda _: PeriodicBudget.model_validate({"period_hours": 5, "amplitude": {"uniform": [0.2, 1.0]}}),
+    "markov": lambda _: chain(),
+    "rows share nothing, so nothing is ever forgotten": lambda _: two_states([0, 1], [1, 0], first="a"),
+    "all rows are equal, so everything is always forgotten": lambda _: two_states([0.3, 0.7], [0.3, 0.7]),
+    "random walk": lambda _: RandomWalkBudget(largest_step=0.3, min_factor=0.1, max_factor=1.5),
+    "shock": lambda _: ShockBudget(at_round=3, factor=0.1, until_round=6, of=chain()),
+    "trace": lambda folder: recorded(folder, "relative"),
+    "absolute trace": lambda folder: recorded(folder, "absolute"),
+}
 
 
-class TestMarkovWithoutCommonPartContract(BudgetContract):
-    """Rows share nothing, so nothing is ever forgotten."""
-
-    def make(self):
-        return MarkovBudget.model_validate(
-            {"states": {"a": 1.0, "b": 0.2}, "transitions_per_step": [[0, 1], [1, 0]], "first": "a"}
-        )
-
-
-class TestMarkovForgetfulContract(BudgetContract):
-    """All rows are equal, so everything is always forgotten."""
-
-    def make(self):
-        return MarkovBudget.model_validate(
-            {"states": {"a": 1.0, "b": 0.2}, "transitions_per_step": [[0.3, 0.7], [0.3, 0.7]]}
-        )
-
-
-class TestRandomWalkContract(BudgetContract):
-    def make(self):
-        return RandomWalkBudget(largest_step=0.3, min_factor=0.1, max_factor=1.5)
-
-
-class TestShockContract(BudgetContract):
-    def make(self):
-        return ShockBudget(at_round=3, factor=0.1, until_round=6, of=chain())
-
-
-class TestTraceContract(BudgetContract):
-    @pytest.fixture(autouse=True)
-    def _files(self, tmp_path):
-        rng = np.random.default_rng(0)
-        rows = [f"d{d},{t * 600},{rng.integers(0, 10**9)}" for t in range(20) for d in range(5)]
-        self.path = write_trace(tmp_path, "device,time_s,memory_bytes\n" + "\n".join(rows))
-
-    scale = "relative"
+class TestContract(BudgetContract):
+    @pytest.fixture(autouse=True, params=PROCESSES)
+    def _process(self, request, tmp_path):
+        self.process = PROCESSES[request.param](tmp_path)
 
     def make(self):
-        return TraceBudget(file=load_traces(self.path, "memory_bytes"), scale=self.scale)
-
-
-class TestAbsoluteTraceContract(TestTraceContract):
-    scale = "absolute"
+        return self.process
 
 
 # ---------------------------------------------------------------- values by hand
