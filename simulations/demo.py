@@ -9,7 +9,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fl_peel.data.datasets import load_dataset
 from fl_peel.data.interactions import Splits
 from fl_peel.device_storage import item_titles, load_interactions, splits_of
 from fl_peel.errors import DataError, ReportError
+from fl_peel.figures import Estimate
 from fl_peel.model.model import Model, load
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.folders import data_folder
@@ -59,21 +60,13 @@ class DemoItems:
 
 
 @dataclass(frozen=True)
-class DemoPoint:
-    """Mean recall over the devices of a run when all are held to a budget; low, high: its interval, where known."""
-
-    budget_bytes: int
-    recall: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
 class DemoCurve:
-    """Recall of a run by budget, in any order. recall_at: how many items recall looks at."""
+    """Mean recall over the devices of a run when all are held to a budget, by its bytes. recall_at: how many items
+    recall looks at.
+    """
 
     recall_at: int
-    points: Sequence[DemoPoint] = ()
+    points: Mapping[int, Estimate] = field(default_factory=dict)
 
 
 def demo_page(
@@ -101,8 +94,8 @@ def demo_page(
         "devices": [_plain(device) for device in holding],
         "items": {key: value for key, value in (("ids", items.ids), ("groups", items.groups)) if value},
         "curve": [
-            {"bytes": point.budget_bytes, "recall": point.recall, "low": point.low, "high": point.high}
-            for point in sorted(curve.points, key=lambda point: point.budget_bytes)
+            {"bytes": budget, "recall": recall.value, "low": recall.low, "high": recall.high}
+            for budget, recall in sorted(curve.points.items())
         ],
         "recallAt": curve.recall_at,
         "shown": SHOWN,
@@ -274,15 +267,7 @@ def _device(number: int, artefact: bytes, splits: Splits | None) -> DemoDevice:
     return DemoDevice(name, artefact, seen, splits.test.row(number))
 
 
-def _curve(report: RunResult, scenario: Scenario) -> list[DemoPoint]:
+def _curve(report: RunResult, scenario: Scenario) -> dict[int, Estimate]:
     """Mean recall at every budget, of the precision and selector that artefacts are of."""
-    return [
-        DemoPoint(
-            row.budget_bytes,
-            row.recall.value,
-            row.recall.low,
-            row.recall.high,
-        )
-        for row in report.budgets
-        if (row.precision, row.selector) == (scenario.blocks.precision, scenario.selector)
-    ]
+    written = (scenario.blocks.precision, scenario.selector)
+    return {row.budget_bytes: row.recall for row in report.budgets if (row.precision, row.selector) == written}

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from timeit import repeat
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,7 @@ def _beside_training_alone(
             device_seeds(0, "bench", devices=members),
             how,
         )
-        seconds += _best(lambda work=work: train_group(work), 2)  # type: ignore[misc]
+        seconds += min(repeat(partial(train_group, work), number=1, repeat=2))
     alone_s = seconds / scenario.engine.nodes
     return {"training_alone_seconds": alone_s, "round_to_training_alone": round_s / alone_s}
 
@@ -274,17 +275,6 @@ def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
         "stages": stages,
         **_beside_training_alone(world, strategy, best_s, how, load_fleet(scenario.fleet)),
     }
-
-
-def _best(work: Callable[[], object], times: int) -> float:
-    """Least wall seconds of several."""
-    return min(_seconds(work) for _ in range(times))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 # ---- Does a GPU give the figures of the processor? The same round on both, and what devices then recommend

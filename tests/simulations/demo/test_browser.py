@@ -8,7 +8,8 @@ import pytest
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding
-from simulations.demo import DemoCurve, DemoDevice, DemoItems, DemoPoint, demo_page
+from fl_peel.figures import Estimate
+from simulations.demo import DemoCurve, DemoDevice, DemoItems, demo_page
 from tests.helpers.browser import needs_chromium
 
 pytestmark = [needs_chromium, pytest.mark.slow]
@@ -41,7 +42,7 @@ def made(tmp_path_factory):
         DemoItems(IDS, tuple(groups.tolist())),
         title="A run",
         command="fl-peel demo",
-        curve=DemoCurve(TOP, [DemoPoint(500, 0.1, 0.08, 0.12), DemoPoint(3000, 0.2)]),
+        curve=DemoCurve(TOP, {500: Estimate(0.1, 0.08, 0.12), 3000: Estimate(0.2)}),
     )
     file.write_text(text)
     return file, result

@@ -11,13 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fl_peel.errors import ArtifactError, DataError, ReportError
+from fl_peel.figures import Estimate
 from simulations import demo as pages
 from simulations.cli.main import app
 from simulations.demo import (
     DemoCurve,
     DemoDevice,
     DemoItems,
-    DemoPoint,
     demo_of_run,
     demo_page,
     largest_artefacts,
@@ -39,9 +39,8 @@ def device(name="a", vector="single-int8", wanted=None):
 
 
 def made(devices, items=None, curve=(), **more):
-    return demo_page(
-        devices, items or DemoItems(), title="t", command="fl-peel demo", curve=DemoCurve(5, curve), **more
-    )
+    curve = DemoCurve(5, dict(curve))
+    return demo_page(devices, items or DemoItems(), title="t", command="fl-peel demo", curve=curve, **more)
 
 
 def data_of(page):
@@ -51,7 +50,7 @@ def data_of(page):
 def test_artefacts_and_what_is_known_of_items_are_in_the_page():
     one, two = device("one", wanted=np.array([3])), device("two")
     ids = tuple(f"</script><b>{item}" for item in range(9))
-    page = made([one, two], DemoItems(ids), curve=[DemoPoint(200, 0.2), DemoPoint(100, 0.1, 0.05, 0.15)])
+    page = made([one, two], DemoItems(ids), curve={200: Estimate(0.2), 100: Estimate(0.1, 0.05, 0.15)})
     assert page.count("</script>") == 2  # data and module: nothing of the data ends its element
     data = data_of(page)
     assert [base64.b64decode(events["file"]) for events in data["devices"]] == [one.artefact, two.artefact]

@@ -23,8 +23,8 @@ MODES += ("masked and counted", "masked, 32 bits", "masked and noised")
 @pytest.fixture
 def scenario(tiny_scenario, tmp_path) -> Scenario:
     """Nothing is collected, everybody is there, nothing is refined, and devices choose the filter."""
-    (tmp_path / "home.yaml").write_text("profiles: [{name: large, memory: {table_share: 1.0}}]\n")
-    keys = {"pretraining": SPECTRAL | CHOOSING, "fleet": str(tmp_path / "home.yaml"), "refinement": {"rounds": 0}}
+    home = fleet(tmp_path, "profiles: [{name: large, memory: {table_share: 1.0}}]\n", "home.yaml")
+    keys = {"pretraining": SPECTRAL | CHOOSING, "fleet": home, "refinement": {"rounds": 0}}
     return changed(tiny_scenario, **keys, privacy={"min_owners": 1})
 
 

@@ -33,9 +33,8 @@ profiles:
 @pytest.fixture
 def scenario(tiny_scenario, tmp_path) -> Scenario:
     """Nothing is collected; every device is always there."""
-    (tmp_path / "home.yaml").write_text(AT_HOME)
     everything = {"min_owners": 1}  # test_counted_steps.py has sums that stay closed
-    return changed(tiny_scenario, pretraining=SPECTRAL, fleet=str(tmp_path / "home.yaml"), privacy=everything)
+    return changed(tiny_scenario, pretraining=SPECTRAL, fleet=fleet(tmp_path, AT_HOME, "home.yaml"), privacy=everything)
 
 
 def changed(scenario: Scenario, **parts) -> Scenario:
@@ -104,9 +103,9 @@ profiles:
 """
 
 
-def fleet(tmp_path, text: str) -> str:
-    (tmp_path / "other.yaml").write_text(text)
-    return str(tmp_path / "other.yaml")
+def fleet(tmp_path, text: str, name="other.yaml") -> str:
+    (tmp_path / name).write_text(text)
+    return str(tmp_path / name)
 
 
 @pytest.mark.slow

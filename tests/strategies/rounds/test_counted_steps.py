@@ -18,7 +18,7 @@ from fl_peel.steps.passes import pass_sums
 from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
 from fl_peel.steps.user_groups import GroupedStep, whole_of
 from tests.helpers.settings import SPECTRAL as SETTINGS
-from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet, prepared
 from tests.strategies.rounds.test_masked_steps import CHEAP, secure
 
 LEAST = 5
@@ -27,9 +27,8 @@ LEAST = 5
 
 @pytest.fixture
 def scenario(tiny_scenario, tmp_path):
-    (tmp_path / "home.yaml").write_text(AT_HOME)
     keys = SPECTRAL | CHEAP | {"count_exponent": None}
-    home = str(tmp_path / "home.yaml")
+    home = fleet(tmp_path, AT_HOME, "home.yaml")
     least = {"min_owners": LEAST}
     return changed(tiny_scenario, pretraining=keys, fleet=home, refinement={"rounds": 0}, privacy=least)
 

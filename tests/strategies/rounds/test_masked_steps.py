@@ -32,8 +32,7 @@ CHEAP = {"passes": 2}
 @pytest.fixture
 def clear(tiny_scenario, tmp_path) -> Scenario:
     """Nothing is collected, everybody is there, and nothing is refined."""
-    (tmp_path / "home.yaml").write_text(AT_HOME)
-    home = str(tmp_path / "home.yaml")
+    home = fleet(tmp_path, AT_HOME, "home.yaml")
     everything = {"min_owners": 1}  # test_counted_steps.py has sums that stay closed
     keys = SPECTRAL | CHEAP
     return changed(tiny_scenario, pretraining=keys, fleet=home, refinement={"rounds": 0}, privacy=everything)

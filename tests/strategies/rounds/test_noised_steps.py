@@ -18,7 +18,7 @@ from fl_peel.steps.user_groups import GroupsStep
 from strategies.rounds.step_channels import NoisedSteps
 from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import served
-from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, prepared
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet, prepared
 from tests.strategies.rounds.test_masked_steps import prepared as any_prepared
 from tests.strategies.rounds.test_masked_steps import same, secure
 
@@ -26,8 +26,7 @@ from tests.strategies.rounds.test_masked_steps import same, secure
 @pytest.fixture
 def scenario(tiny_scenario, tmp_path) -> Scenario:
     """Nothing is collected, everything is noised, hardly."""
-    (tmp_path / "home.yaml").write_text(AT_HOME)
-    return private(changed(tiny_scenario, fleet=str(tmp_path / "home.yaml")))
+    return private(changed(tiny_scenario, fleet=fleet(tmp_path, AT_HOME, "home.yaml")))
 
 
 def private(scenario: Scenario, **privacy) -> Scenario:

@@ -9,16 +9,17 @@ from fl_peel.device_storage import device_splits
 from fl_peel.scenario.scenario import Scenario
 from strategies.run.refinement import kept_by_most
 from tests.helpers.runs import figures, served
-from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed
+from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet
 
 
 @pytest.fixture
 def scenario(tiny_scenario, tmp_path) -> Scenario:
-    (tmp_path / "home.yaml").write_text(AT_HOME)
     free = SPECTRAL | {"count_exponent": None, "value_exponent": None}
     data = {"validation_share": 0.2, "refit": True}
     everything = {"min_owners": 1}
-    return changed(tiny_scenario, pretraining=free, fleet=str(tmp_path / "home.yaml"), data=data, privacy=everything)
+    return changed(
+        tiny_scenario, pretraining=free, fleet=fleet(tmp_path, AT_HOME, "home.yaml"), data=data, privacy=everything
+    )
 
 
 def test_tables_are_those_of_a_run_on_both_parts_with_what_was_chosen(scenario, tmp_path):
