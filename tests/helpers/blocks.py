@@ -47,5 +47,5 @@ def random_table(rng: np.random.Generator, layout: BlockLayout) -> np.ndarray:
 
 def rows_of(*rows: list[int]) -> UserItems:
     """The given items of each user."""
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    indptr = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     return UserItems(indptr, np.array([item for row in rows for item in row], np.int32))

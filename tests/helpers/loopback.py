@@ -7,10 +7,12 @@ What engines add (processes, Ray) is tested in tests/simulations/engine/test_eng
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fl_peel.wire import MessageKind, unpack
 from simulations.engine.embedded_grid import EmbeddedGrid
 from simulations.engine.worker import answer
 
@@ -21,6 +23,17 @@ Interfere = Callable[[int, Message], "Message | None"]
 def let_through(partition: int, message: Message) -> Message | None:
     """Interfere with nothing."""
     return None
+
+
+def failing(kind: MessageKind[Any], fails: Callable[[int, Any], bool], why: str = "out of memory") -> Interfere:
+    """An error for an answer to each message of a kind of which ``fails`` says so, by partition and request."""
+
+    def interfere(partition: int, message: Message) -> Message | None:
+        if message.metadata.message_type != kind or not fails(partition, unpack(kind.request, message.content)):
+            return None
+        return Message(Error(0, why), reply_to=message)
+
+    return interfere
 
 
 class LoopbackGrid(EmbeddedGrid):

@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 import psutil
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Message
 
 import fl_peel
 from fl_peel import wire
@@ -29,7 +29,7 @@ from strategies.rounds import strategy as peel
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.conftest import plant
-from tests.helpers.loopback import LoopbackGrid
+from tests.helpers.loopback import LoopbackGrid, failing
 from tests.helpers.runs import figures, report_figures, served
 from tests.simulations.conftest import QUICK
 
@@ -59,12 +59,7 @@ def test_groups_may_come_in_several_messages(tiny_run, tiny_scenario, tmp_path, 
     rounds = [sum(kind == wire.ROUND for kind, _ in one.crossed) for one in (grid, several)]
     assert rounds[1] == 2 * rounds[0]  # 2 user groups
 
-    def lose_group_0(partition, message):
-        if message.metadata.message_type != wire.ROUND:
-            return None
-        lost = list(wire.unpack(wire.RoundRequest, message.content).groups) == [0]
-        return Message(Error(0, "out of memory"), reply_to=message) if lost else None
-
+    lose_group_0 = failing(wire.ROUND, lambda _, request: list(request.groups) == [0])
     lossy, _ = served(tiny_scenario, tmp_path / "lossy", interfere=lose_group_0)
     sizes = [row.devices for row in whole.user_groups]
     assert [(row.devices, row.failures) for row in lossy.rounds] == [(sizes[1], sizes[0])] * 2
@@ -86,12 +81,7 @@ def test_every_device_of_every_class_and_group_is_counted_once(tiny_run):
 
 
 def test_a_node_that_fails_in_a_round_is_counted_and_the_next_round_goes_on(tiny_scenario, tmp_path):
-    def fail_once(partition, message):
-        if partition != 1 or message.metadata.message_type != wire.ROUND:
-            return None
-        first = wire.unpack(wire.RoundRequest, message.content).server_round == 1
-        return Message(Error(0, "out of memory"), reply_to=message) if first else None
-
+    fail_once = failing(wire.ROUND, lambda partition, request: partition == 1 and request.server_round == 1)
     result, _ = served(tiny_scenario, tmp_path / "run", interfere=fail_once)
     # partition 1 of 2 hosts the odd devices: 20 of 40
     assert [(row.devices, row.failures) for row in result.rounds] == [(20, 20), (40, 0)]
@@ -114,11 +104,7 @@ def test_a_node_whose_state_is_damaged_fails_alone_until_it_is_mended(tiny_scena
 
 
 def test_a_round_in_which_every_node_fails_changes_nothing(tiny_scenario, tmp_path):
-    def fail(partition, message):
-        failing = message.metadata.message_type == wire.ROUND
-        return Message(Error(0, "gone"), reply_to=message) if failing else None
-
-    result, _ = served(tiny_scenario, tmp_path / "run", interfere=fail)
+    result, _ = served(tiny_scenario, tmp_path / "run", interfere=failing(wire.ROUND, lambda *_: True))
     assert [(row.devices, row.failures) for row in result.rounds] == [(0, 40), (0, 40)]
     assert result.full_table.refined == result.full_table.start != result.full_table.globally
 
@@ -126,11 +112,7 @@ def test_a_round_in_which_every_node_fails_changes_nothing(tiny_scenario, tmp_pa
 def test_a_failure_outside_the_rounds_stops_the_run_with_one_line(tiny_scenario, tmp_path, monkeypatch):
     """When it is there each time."""
     monkeypatch.setattr(nodes, "PAUSES_S", (0.0,))
-
-    def fail(partition, message):
-        failing = message.metadata.message_type == wire.EVALUATE and partition == 1
-        return Message(Error(0, "killed\nby the kernel"), reply_to=message) if failing else None
-
+    fail = failing(wire.EVALUATE, lambda partition, _: partition == 1, "killed\nby the kernel")
     with pytest.raises(EngineError, match=r"^node 1 \(evaluate.budgets\) failed: killed by the kernel$"):
         served(tiny_scenario, tmp_path / "run", interfere=fail)
 

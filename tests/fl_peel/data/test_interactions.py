@@ -6,12 +6,7 @@ from hypothesis import strategies as st
 from fl_peel.data import interactions
 from fl_peel.data.interactions import CONTRIBUTED, PARTS, Interactions, Splits, UserItems, collected, split
 from fl_peel.errors import DataError
-
-
-def ragged(*rows):
-    """UserItems with these rows."""
-    indptr = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)]).astype(np.int64)
-    return UserItems(indptr, np.array([item for row in rows for item in row], dtype=np.int32))
+from tests.helpers.blocks import rows_of as ragged
 
 
 def rows_of(user_items):

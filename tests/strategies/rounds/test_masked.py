@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import Error, Message
+from flwr.app import Message
 
 from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
@@ -20,6 +20,7 @@ from strategies.figures.schema import from_json, to_json
 from strategies.rounds import strategy as peel
 from strategies.rounds.masked_exchange import AnnouncedKeys, SecureGroup
 from tests.conftest import plant
+from tests.helpers.loopback import failing
 from tests.helpers.runs import figures, served
 from tests.strategies.rounds.test_clear_steps import changed
 
@@ -145,13 +146,7 @@ def test_groups_with_few_devices_sit_out(tiny_scenario, tmp_path):
 
 def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
     """A fifth of the devices, those of node 3, is lost with what it holds; the others' sum is recovered."""
-
-    def fail_once(partition, message):
-        if partition != 3 or message.metadata.message_type != wire.SECURE_ROUND:
-            return None
-        first = wire.unpack(wire.SecureRoundRequest, message.content).server_round == 1
-        return Message(Error(0, "out of memory"), reply_to=message) if first else None
-
+    fail_once = failing(wire.SECURE_ROUND, lambda partition, request: partition == 3 and request.server_round == 1)
     scenario = secure(tiny_scenario, neighbours=12)
     result, _ = served(scenario, tmp_path / "run", nodes=5, interfere=fail_once)
     rows = [row.counts for row in result.secure_aggregation.rounds]
@@ -163,10 +158,7 @@ def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
 
 @pytest.mark.slow
 def test_a_node_that_never_opens_its_shares_is_tolerated(tiny_scenario, tmp_path):
-    def silent(partition, message):
-        opening = message.metadata.message_type == wire.SECURE_UNMASK
-        return Message(Error(0, "gone"), reply_to=message) if opening and partition == 4 else None
-
+    silent = failing(wire.SECURE_UNMASK, lambda partition, _: partition == 4)
     scenario = secure(tiny_scenario, neighbours=12)
     lossy, _ = served(scenario, tmp_path / "lossy", nodes=5, interfere=silent)
     whole, _ = served(scenario, tmp_path / "whole", nodes=5)
