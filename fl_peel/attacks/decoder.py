@@ -2,8 +2,10 @@
 
 A pass returns for every item the sum of its owners' y = c_u sum of the rows of u's items, with c_u = d_u^-2a. The
 server knows the rows, for it sent them. With W (M, I) the rows of all passes side by side and s (M,) what came back for
-one item, it solves W x = s by least squares: x_j is the sum of c_u over the owners that have item j as well. Of an item
-with a single owner x is that device's whole history, and of one with several it is the union of theirs.
+one item, it solves W x = s by least squares: x_j is the sum of c_u over the owners that have item j as well. That tells
+owners apart, too: what one of them alone has is at x = c_u, what two share at the sum of both. The smallest x is the
+c_u of one owner, the smallest that is no sum of those found is the next one's, until all owners, whose number was
+opened, add up to x of the item itself, which all of them have. Where this fails, the union of their items is left.
 
 And differences of two sums of vectors over user groups, as two rounds of K-means would open: a device has the same
 vector in both of them, and adds it to its user group. In a group that grew or shrank by one device the sums differ by
@@ -30,6 +32,10 @@ Ints = NDArray[np.int64]
 
 PRESENT = 0.5
 """An item counts as present where its share is above this part of the smallest that one owner can add."""
+MOST_SPLIT = 12
+"""Owners of an item up to which they are told apart: there are 2^owners sums of them."""
+SAME = (1e-6, 1e-5, 1e-4)
+"""How near sums are that are called the same, the finest first: as exact as what was opened allows."""
 
 
 @dataclass(frozen=True)
@@ -45,33 +51,53 @@ class Reconstruction:
     """How much of devices' histories a decoder finds, over the owners of the items that it was tried on.
 
     single_owners: devices that alone have some item; exact: how many of their histories are found without a mistake;
-    items: opened rows that the decoder was tried on besides, those with the fewest owners; f1: mean over these items
-    and their owners of the F1 of what is found, against the owner's history; popularity_f1: the same of guessing as
-    many of the most popular items.
+    items: opened rows that the decoder was tried on besides, those with the fewest owners; devices: their owners;
+    exact_devices: how many of these histories are found without a mistake, among items whose rows were opened; f1: mean
+    over these items and their owners of the F1 of what is found, against the owner's whole history; popularity_f1: the
+    same of guessing as many of the most popular items.
     """
 
     single_owners: int
     exact: int
     items: int
+    devices: int
+    exact_devices: int
     f1: float
     popularity_f1: float
 
 
-def decoded_items(passes: Sequence[PassView], items: Ints, user_exponent: float, scale: float = PASS_SCALE) -> Bools:
-    """Return for each of some items (R,) which items (R, I) its owners have, as far as the sums of the passes say.
-
-    Rows that were never opened give nothing. scale: units of the sums in one.
+def solved_shares(passes: Sequence[PassView], items: Ints, scale: float = PASS_SCALE) -> Doubles:
+    """Return for each of some items (R,) the sum (R, I) of c_u over its owners that have each item; zeros of rows that
+    were never opened. scale: units of the sums in one.
     """
-    num_items = len(passes[0].table)
     rows = np.concatenate([one.table.T.astype(np.float64) for one in passes])  # (M, I)
     returned: Doubles = np.concatenate([one.sums[items].T for one in passes]) / scale  # (M, R)
-    shares = np.linalg.lstsq(rows, returned, rcond=None)[0].T  # (R, I), nothing for rows of zeros
-    least = PRESENT * float(num_items) ** (-2 * user_exponent)
+    # all rows at once: they share the factorization of what was sent
+    shares: Doubles = np.linalg.lstsq(rows, returned, rcond=None)[0].T  # nothing for rows of zeros
+    return shares
+
+
+def owners_items(shares: Doubles, item: int, owners: int, user_exponent: float) -> Bools:
+    """Return the items (owners, I) of each owner of an item, the one with the fewest first; of all of them the union
+    where they cannot be told apart. shares: (I,) of :func:`solved_shares`.
+    """
+    least = PRESENT * float(len(shares)) ** (-2 * user_exponent)
     # an owner of so many items adds that much to each of them: the fewest that explain a row bound it from below
-    floor = PRESENT * np.maximum((shares > least).sum(axis=1), 1.0) ** (-2 * user_exponent)
-    opened = np.asarray(returned.any(axis=0))
-    decoded: Bools = (shares > floor[:, None]) & opened[:, None]
-    return decoded
+    floor = PRESENT * max(int((shares > least).sum()), 1) ** (-2 * user_exponent)
+    for same in SAME if 1 < owners <= MOST_SPLIT else ():
+        levels, parts, rest = np.zeros(1), np.zeros((1, 0), np.bool_), np.sort(shares[shares > least])
+        for _ in range(owners):
+            rest = rest[np.abs(rest[:, None] - levels).min(axis=1) > same]
+            if not len(rest):
+                break
+            without = np.pad(parts, ((0, 0), (0, 1)))
+            parts = np.concatenate([without, without | (np.arange(parts.shape[1] + 1) == parts.shape[1])])
+            levels = np.concatenate([levels, levels + rest[0]])
+        if parts.shape[1] == owners and abs(levels[-1] - shares[item]) < owners * same:
+            nearest: Bools = parts[np.abs(shares[:, None] - levels).argmin(axis=1)].T
+            return nearest[::-1]
+    union: Bools = np.tile(shares > floor, (owners, 1)) & (shares[item] > least)
+    return union
 
 
 MOST_TRIED = 200
@@ -87,22 +113,31 @@ def reconstruct(
     has = np.zeros((rows.num_users, num_items), np.bool_)
     has[rows.users(), rows.items] = True
     alone = np.flatnonzero(counts == 1)
-    owners = has[:, alone].argmax(axis=0)
-    opened = np.flatnonzero(np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0))
-    tried = opened[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
-    # all rows at once: they share the factorization of what was sent
-    decoded = decoded_items(passes, np.concatenate([alone, tried]), user_exponent, scale)
-    exact = (decoded[: len(alone)] == has[owners]).all(axis=1)
+    opened = np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0)
+    tried = np.flatnonzero(opened)[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
     popular = np.argsort(-counts, kind="stable")
+    single: set[int] = set()
+    whole: set[int] = set()
     figures = []
-    for item, guess in zip(tried.tolist(), decoded[len(alone) :], strict=True):
-        for history in has[has[:, item]]:
+    shares = solved_shares(passes, np.concatenate([alone, tried]), scale)
+    for place, item in enumerate([*alone.tolist(), *tried.tolist()]):
+        owners = np.flatnonzero(has[:, item])
+        # whoever has the fewest items adds most: the larger a share, the shorter the history
+        owners = owners[np.argsort(has[owners].sum(axis=1), kind="stable")]
+        for owner, guess in zip(
+            owners.tolist(), owners_items(shares[place], item, len(owners), user_exponent), strict=True
+        ):
+            history = has[owner]
+            if place < len(alone):
+                single |= {owner} if np.array_equal(guess, history) else set()
+                continue
+            whole |= {owner} if np.array_equal(guess & opened, history & opened) else set()
             usual = np.zeros(num_items, np.bool_)
             usual[popular[: int(history.sum())]] = True
             figures.append((_f1(guess, history), _f1(usual, history)))
-    f1, popularity_f1 = np.mean(figures, axis=0) if figures else (0.0, 0.0)
-    decoded = np.unique(owners[exact])
-    return Reconstruction(len(np.unique(owners)), len(decoded), len(tried), float(f1), float(popularity_f1))
+    f1, popularity_f1 = np.mean(figures, axis=0).tolist() if figures else (0.0, 0.0)
+    devices = [int(has[:, some].any(axis=1).sum()) for some in (alone, tried)]
+    return Reconstruction(devices[0], len(single), len(tried), devices[1], len(whole), f1, popularity_f1)
 
 
 LENGTH_ERROR = 1e-4

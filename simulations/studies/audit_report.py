@@ -58,7 +58,8 @@ def audit_view(result: AuditResult) -> TableView:
     )
     decoded = [
         f"{row.mechanism}: the decoder of stage 1's sums finds {one.exact} of {one.single_owners} whole histories of "
-        f"devices that alone have some item, F1 {one.f1:.3f} over the {one.items} items with the fewest owners "
+        f"devices that alone have some item, and of {one.devices} owners of the {one.items} opened items with the "
+        f"fewest owners the histories of {one.exact_devices}, but for items that are not opened: F1 {one.f1:.3f} "
         f"(guessing by popularity: {one.popularity_f1:.3f})."
         for row in rows
         if (one := row.reconstruction) is not None

@@ -7,7 +7,15 @@ import pytest
 from scipy.optimize import nnls
 
 from fl_peel import wire
-from fl_peel.attacks.decoder import GroupSums, PassView, difference, lone_vectors, reconstruct
+from fl_peel.attacks.decoder import (
+    GroupSums,
+    PassView,
+    difference,
+    lone_vectors,
+    owners_items,
+    reconstruct,
+    solved_shares,
+)
 from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
@@ -87,13 +95,45 @@ def test_the_decoder_finds_whole_histories_of_single_owners_and_nothing_of_rows_
     assert (before.single_owners, before.exact) == (20, 20)
     assert (after.single_owners, after.exact) == (20, 0)
     assert after.f1 < before.f1
-    # an item with several owners still tells the union of their histories, more than popularity does
-    alone = reconstruct(
-        [PassView(table, pass_sums(table, data, 0.3)) for table in tables],
-        data.keep(data.items < 60),
-        0.3,
-    )
-    assert alone.f1 > alone.popularity_f1
+
+
+def planted_owners(owners, *, alike=False):
+    """Devices with histories of other lengths, or ``alike``; of item 0 so many are the owners. Sums, and the truth."""
+    rng = np.random.default_rng(owners)
+    sizes = [20 if alike else 12 + 3 * user for user in range(owners + 4)]
+    chosen = [np.sort(rng.permutation(np.arange(1, 80))[: size - 1]) for size in sizes]
+    rows = [np.concatenate([np.arange(user < owners), mine]) for user, mine in enumerate(chosen)]
+    data = UserItems(np.cumsum([0, *map(len, rows)]), np.concatenate(rows).astype(np.int32))
+    tables = [halves(rng.standard_normal((80, 50)).astype(np.float32)) for _ in range(2)]
+    return [PassView(table, pass_sums(table, data, 0.3)) for table in tables], data
+
+
+@pytest.mark.parametrize("owners", [1, 2, 3, 5])
+def test_the_decoder_tells_the_owners_of_a_sum_apart(owners):
+    """The planted run: whole histories of each of them, whatever ``min_owners`` is; who has most adds least."""
+    views, data = planted_owners(owners)
+    decoded = owners_items(solved_shares(views, np.array([0]))[0], 0, owners, 0.3)
+    assert [np.flatnonzero(one).tolist() for one in decoded] == [data.row(user).tolist() for user in range(owners)]
+
+
+def test_owners_that_add_alike_are_left_as_one():
+    """The union of what they have: no history of a single one."""
+    views, data = planted_owners(3, alike=True)
+    union = np.unique(np.concatenate([data.row(user) for user in range(3)])).tolist()
+    decoded = owners_items(solved_shares(views, np.array([0]))[0], 0, 3, 0.3)
+    assert [np.flatnonzero(one).tolist() for one in decoded] == [union] * 3
+
+
+def test_a_period_later_the_difference_is_what_a_device_has_done_since():
+    """The planted run: one of three owners has another item in the second period, whose sums are decoded alone."""
+    views, data = planted_owners(3)
+    new = int(np.setdiff1d(np.arange(80), data.row(2))[0])
+    items = [data.row(user) if user != 2 else np.sort([*data.row(2), new]) for user in range(data.num_users)]
+    later = UserItems(np.cumsum([0, *map(len, items)]), np.concatenate(items).astype(np.int32))
+    moved = [PassView(halves(one.table * 0.9), pass_sums(halves(one.table * 0.9), later, 0.3)) for one in views]
+    before, after = (owners_items(solved_shares(some, np.array([0]))[0], 0, 3, 0.3) for some in (views, moved))
+    changed_items = np.argwhere(before != after)
+    assert changed_items.tolist() == [[2, new]]
 
 
 def test_who_alone_changes_its_user_group_is_the_difference_of_two_rounds():
