@@ -197,12 +197,12 @@ def test_what_is_not_known_is_shared_until_a_group_learns():
         other.loss[0] = 1
 
 
-def test_a_slice_weighs_its_part_times_the_square_of_the_exposure_that_has_its_item_groups_rank():
+def test_a_slice_weighs_its_part_times_the_exposure_that_has_its_item_groups_rank():
     """Four items of two slices, the second of which comes first; nobody is shown the last two, the third of which comes
     before the fourth."""
     shown = np.array([6.0, 2, 1, 3, 0, 0, 0, 0])
     weights = of_slices(np.array([2.0, 3, 1, 0.5]), shown)
-    np.testing.assert_allclose(weights[:4], [16 * 0.75, 16 * 0.25, 64 * 0.25, 64 * 0.75], rtol=1e-6)
-    assert ranking(weights).tolist() == [3, 2, 0, 1, 4, 5, 6, 7]
-    assert ranking(of_slices(np.array([2.0, 3, 0.5, 1]), shown)).tolist() == [3, 2, 0, 1, 6, 7, 4, 5]
+    np.testing.assert_allclose(weights[:4], [4 * 0.75, 4 * 0.25, 8 * 0.25, 8 * 0.75], rtol=1e-6)
+    assert ranking(weights).tolist() == [3, 0, 2, 1, 4, 5, 6, 7]
+    assert ranking(of_slices(np.array([2.0, 3, 0.5, 1]), shown)).tolist() == [3, 0, 2, 1, 6, 7, 4, 5]
     assert of_slices(weights, shown) is weights, "items of one slice are weighed as they are"
