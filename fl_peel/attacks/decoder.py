@@ -15,7 +15,7 @@ well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -87,17 +87,25 @@ def owners_items(shares: Doubles, item: int, owners: int, user_exponent: float) 
     for same in SAME if 1 < owners <= MOST_SPLIT else ():
         levels, parts, rest = np.zeros(1), np.zeros((1, 0), np.bool_), np.sort(shares[shares > least])
         for _ in range(owners):
-            rest = rest[np.abs(rest[:, None] - levels).min(axis=1) > same]
+            rest = rest[np.abs(rest - levels[_nearest(levels, rest)]) > same]
             if not len(rest):
                 break
             without = np.pad(parts, ((0, 0), (0, 1)))
             parts = np.concatenate([without, without | (np.arange(parts.shape[1] + 1) == parts.shape[1])])
             levels = np.concatenate([levels, levels + rest[0]])
         if parts.shape[1] == owners and abs(levels[-1] - shares[item]) < owners * same:
-            nearest: Bools = parts[np.abs(shares[:, None] - levels).argmin(axis=1)].T
-            return nearest[::-1]
+            apart: Bools = parts[_nearest(levels, shares)].T
+            return apart[::-1]
     union: Bools = np.tile(shares > floor, (owners, 1)) & (shares[item] > least)
     return union
+
+
+def _nearest(levels: Doubles, values: Doubles) -> Ints:
+    """Return which of levels (L,), in any order, is nearest to each of the values (N,)."""
+    order = np.argsort(levels, kind="stable")
+    middles = (levels[order][1:] + levels[order][:-1]) / 2
+    nearest: Ints = order[np.searchsorted(middles, values)]
+    return nearest
 
 
 MOST_TRIED = 200
@@ -116,28 +124,33 @@ def reconstruct(
     opened = np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0)
     tried = np.flatnonzero(opened)[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
     popular = np.argsort(-counts, kind="stable")
-    single: set[int] = set()
-    whole: set[int] = set()
-    figures = []
     shares = solved_shares(passes, np.concatenate([alone, tried]), scale)
-    for place, item in enumerate([*alone.tolist(), *tried.tolist()]):
+
+    def guesses(item: int, of_item: Doubles) -> Iterator[tuple[int, Bools]]:
         owners = np.flatnonzero(has[:, item])
         # whoever has the fewest items adds most: the larger a share, the shorter the history
         owners = owners[np.argsort(has[owners].sum(axis=1), kind="stable")]
-        for owner, guess in zip(
-            owners.tolist(), owners_items(shares[place], item, len(owners), user_exponent), strict=True
-        ):
-            history = has[owner]
-            if place < len(alone):
-                single |= {owner} if np.array_equal(guess, history) else set()
-                continue
-            whole |= {owner} if np.array_equal(guess & opened, history & opened) else set()
-            usual = np.zeros(num_items, np.bool_)
-            usual[popular[: int(history.sum())]] = True
-            figures.append((_f1(guess, history), _f1(usual, history)))
+        return zip(owners.tolist(), owners_items(of_item, item, len(owners), user_exponent), strict=True)
+
+    of_alone = [one for item, row in zip(alone.tolist(), shares, strict=False) for one in guesses(item, row)]
+    of_tried = [
+        one for item, row in zip(tried.tolist(), shares[len(alone) :], strict=True) for one in guesses(item, row)
+    ]
+    figures = []
+    for owner, guess in of_tried:
+        usual = np.zeros(num_items, np.bool_)
+        usual[popular[: int(has[owner].sum())]] = True
+        figures.append((_f1(guess, has[owner]), _f1(usual, has[owner])))
     f1, popularity_f1 = np.mean(figures, axis=0).tolist() if figures else (0.0, 0.0)
-    devices = [int(has[:, some].any(axis=1).sum()) for some in (alone, tried)]
-    return Reconstruction(devices[0], len(single), len(tried), devices[1], len(whole), f1, popularity_f1)
+    return Reconstruction(
+        single_owners=len({owner for owner, _ in of_alone}),
+        exact=len({owner for owner, guess in of_alone if np.array_equal(guess, has[owner])}),
+        items=len(tried),
+        devices=len({owner for owner, _ in of_tried}),
+        exact_devices=len({owner for owner, guess in of_tried if np.array_equal(guess & opened, has[owner] & opened)}),
+        f1=f1,
+        popularity_f1=popularity_f1,
+    )
 
 
 LENGTH_ERROR = 1e-4

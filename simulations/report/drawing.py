@@ -424,6 +424,8 @@ def spread(wanted: Sequence[float], gap: float, low: float = -math.inf, high: fl
     """
     from scipy.optimize import isotonic_regression
 
+    if not wanted:
+        return []
     order = np.argsort(wanted, kind="stable")
     steps = gap * np.arange(len(wanted))
     starts = isotonic_regression(np.asarray(wanted)[order] - steps).x  # merges by pool adjacent violators

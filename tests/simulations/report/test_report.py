@@ -710,6 +710,7 @@ def test_labels_keep_their_order_and_distance_within_bounds(wanted, gap):
 
 def test_labels_that_do_not_clash_stay_where_they_are():
     assert spread([0.9, 0.1, 0.5], 0.1) == pytest.approx([0.9, 0.1, 0.5])
+    assert spread([], 0.1, 0.0, 1.0) == []
     assert spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])  # centred on 0.5
 
 

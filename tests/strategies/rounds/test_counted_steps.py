@@ -25,6 +25,7 @@ from fl_peel.steps.base import StepTerms, opened_rows, packed_rows, unpacked_row
 from fl_peel.steps.passes import pass_sums
 from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
 from fl_peel.steps.user_groups import GroupedStep, whole_of
+from tests.helpers.blocks import rows_of
 from tests.helpers.settings import SPECTRAL as SETTINGS
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet, prepared
 from tests.strategies.rounds.test_masked_steps import CHEAP, secure
@@ -103,7 +104,7 @@ def planted_owners(owners, *, alike=False):
     sizes = [20 if alike else 12 + 3 * user for user in range(owners + 4)]
     chosen = [np.sort(rng.permutation(np.arange(1, 80))[: size - 1]) for size in sizes]
     rows = [np.concatenate([np.arange(user < owners), mine]) for user, mine in enumerate(chosen)]
-    data = UserItems(np.cumsum([0, *map(len, rows)]), np.concatenate(rows).astype(np.int32))
+    data = rows_of(*rows)
     tables = [halves(rng.standard_normal((80, 50)).astype(np.float32)) for _ in range(2)]
     return [PassView(table, pass_sums(table, data, 0.3)) for table in tables], data
 
@@ -129,7 +130,7 @@ def test_a_period_later_the_difference_is_what_a_device_has_done_since():
     views, data = planted_owners(3)
     new = int(np.setdiff1d(np.arange(80), data.row(2))[0])
     items = [data.row(user) if user != 2 else np.sort([*data.row(2), new]) for user in range(data.num_users)]
-    later = UserItems(np.cumsum([0, *map(len, items)]), np.concatenate(items).astype(np.int32))
+    later = rows_of(*items)
     moved = [PassView(halves(one.table * 0.9), pass_sums(halves(one.table * 0.9), later, 0.3)) for one in views]
     before, after = (owners_items(solved_shares(some, np.array([0]))[0], 0, 3, 0.3) for some in (views, moved))
     changed_items = np.argwhere(before != after)
