@@ -5,7 +5,12 @@ server knows the rows, for it sent them. With W (M, I) the rows of all passes si
 one item, it solves W x = s by least squares: x_j is the sum of c_u over the owners that have item j as well. That tells
 owners apart, too: what one of them alone has is at x = c_u, what two share at the sum of both. The smallest x is the
 c_u of one owner, the smallest that is no sum of those found is the next one's, until all owners, whose number was
-opened, add up to x of the item itself, which all of them have. Where this fails, the union of their items is left.
+opened, add up to x of the item itself, which all of them have. Where this fails, as it does where all add alike
+(``pretraining.user_exponent: 0``) or fewer numbers came back than there are items, what the owners have in common is
+left: the guess is that each of them has the items of the largest x.
+
+Fewer numbers than items do not fix x. Of all x that they allow the one nearest to what counts alone let expect is
+taken: n owners of an item have n times the share of devices that have each other item.
 
 And differences of two sums of vectors over user groups, as two rounds of K-means would open: a device has the same
 vector in both of them, and adds it to its user group. In a group that grew or shrank by one device the sums differ by
@@ -32,6 +37,8 @@ Ints = NDArray[np.int64]
 
 PRESENT = 0.5
 """An item counts as present where its share is above this part of the smallest that one owner can add."""
+LEAST_VARIANCE = 1e-4
+"""Of whether a device has an item: also of items that stayed closed, whose counts nobody knows."""
 MOST_SPLIT = 12
 """Owners of an item up to which they are told apart: there are 2^owners sums of them."""
 SAME = (1e-6, 1e-5, 1e-4)
@@ -66,25 +73,37 @@ class Reconstruction:
     popularity_f1: float
 
 
-def solved_shares(passes: Sequence[PassView], items: Ints, scale: float = PASS_SCALE) -> Doubles:
+def solved_shares(passes: Sequence[PassView], items: Ints, counts: Ints, scale: float = PASS_SCALE) -> Doubles:
     """Return for each of some items (R,) the sum (R, I) of c_u over its owners that have each item; zeros of rows that
-    were never opened. scale: units of the sums in one.
+    were never opened. counts: (I,) owners of items, as they were opened; scale: units of the sums in one.
     """
     rows = np.concatenate([one.table.T.astype(np.float64) for one in passes])  # (M, I)
     returned: Doubles = np.concatenate([one.sums[items].T for one in passes]) / scale  # (M, R)
+    share = counts / max(int(counts.max(initial=0)), 1)
+    expected = np.where(returned.any(axis=0), share[:, None] * counts[items], 0.0)  # (I, R)
+    expected *= _fitting(rows @ expected, returned)
+    # what is uncertain is corrected first: a device has an item or not, and of that the deviation is known
+    deviation = np.sqrt(np.maximum(share * (1 - share), LEAST_VARIANCE))
     # all rows at once: they share the factorization of what was sent
-    shares: Doubles = np.linalg.lstsq(rows, returned, rcond=None)[0].T  # nothing for rows of zeros
+    missing = np.linalg.lstsq(rows * deviation, returned - rows @ expected, rcond=None)[0]
+    shares: Doubles = (expected + deviation[:, None] * missing).T
     return shares
 
 
-def owners_items(shares: Doubles, item: int, owners: int, user_exponent: float) -> Bools:
-    """Return the items (owners, I) of each owner of an item, the one with the fewest first; of all of them the union
-    where they cannot be told apart. shares: (I,) of :func:`solved_shares`.
+def _fitting(guess: Doubles, truth: Doubles) -> Doubles:
+    """Factors (R,) by which columns (M, R) of a guess come nearest to the true ones; nothing for columns of zeros."""
+    squares = (guess * guess).sum(axis=0)
+    factors: Doubles = (guess * truth).sum(axis=0) / np.where(squares > 0, squares, 1.0)
+    return factors
+
+
+def owners_items(shares: Doubles, item: int, lengths: Ints, user_exponent: float) -> Bools:
+    """Return the items (owners, I) of each owner of an item, in the order of their ``lengths`` (owners,), ascending.
+    Where they cannot be told apart it is as many of the items with the largest shares. shares: (I,) of
+    :func:`solved_shares`.
     """
-    least = PRESENT * float(len(shares)) ** (-2 * user_exponent)
-    # an owner of so many items adds that much to each of them: the fewest that explain a row bound it from below
-    floor = PRESENT * max(int((shares > least).sum()), 1) ** (-2 * user_exponent)
-    for same in SAME if 1 < owners <= MOST_SPLIT else ():
+    owners, least = len(lengths), PRESENT * float(len(shares)) ** (-2 * user_exponent)
+    for same in SAME if user_exponent and 1 < owners <= MOST_SPLIT else ():
         levels, parts, rest = np.zeros(1), np.zeros((1, 0), np.bool_), np.sort(shares[shares > least])
         for _ in range(owners):
             rest = rest[np.abs(rest - levels[_nearest(levels, rest)]) > same]
@@ -96,8 +115,7 @@ def owners_items(shares: Doubles, item: int, owners: int, user_exponent: float) 
         if parts.shape[1] == owners and abs(levels[-1] - shares[item]) < owners * same:
             apart: Bools = parts[_nearest(levels, shares)].T
             return apart[::-1]
-    union: Bools = np.tile(shares > floor, (owners, 1)) & (shares[item] > least)
-    return union
+    return np.stack([_largest(shares, int(length)) & (shares > 0) for length in lengths])
 
 
 def _nearest(levels: Doubles, values: Doubles) -> Ints:
@@ -124,13 +142,14 @@ def reconstruct(
     opened = np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0)
     tried = np.flatnonzero(opened)[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
     popular = np.argsort(-counts, kind="stable")
-    shares = solved_shares(passes, np.concatenate([alone, tried]), scale)
+    shares = solved_shares(passes, np.concatenate([alone, tried]), np.where(opened, counts, 0), scale)
 
     def guesses(item: int, of_item: Doubles) -> Iterator[tuple[int, Bools]]:
         owners = np.flatnonzero(has[:, item])
         # whoever has the fewest items adds most: the larger a share, the shorter the history
-        owners = owners[np.argsort(has[owners].sum(axis=1), kind="stable")]
-        return zip(owners.tolist(), owners_items(of_item, item, len(owners), user_exponent), strict=True)
+        lengths = has[owners].sum(axis=1)
+        order = np.argsort(lengths, kind="stable")
+        return zip(owners[order].tolist(), owners_items(of_item, item, lengths[order], user_exponent), strict=True)
 
     of_alone = [one for item, row in zip(alone.tolist(), shares, strict=False) for one in guesses(item, row)]
     of_tried = [

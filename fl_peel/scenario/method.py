@@ -252,7 +252,8 @@ class Pretraining(Keys):
     """Power iterations of spectral (products with R~^T R~), each one round over all devices."""
     user_exponent: float = Field(0.3, ge=0, le=1, json_schema_extra=unit("exponent"))
     """Exponent a of the normalized matrix R~ = D_u^-a R D_i^-b, spectral only: larger values reduce the weight of
-    active users' interactions."""
+    active users' interactions. With 0 all owners of an item add alike, and its sum tells none from another (see
+    docs/privacy.md)."""
     item_exponent: float = Field(0.5, ge=0, le=1, json_schema_extra=unit("exponent"))
     """Exponent b of R~: larger values reduce the weight of interactions with popular items."""
     count_exponent: float | None = Field(None, ge=0, le=1, json_schema_extra=unit("exponent"))

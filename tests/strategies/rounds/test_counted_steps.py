@@ -23,7 +23,7 @@ from fl_peel.pretraining.spectral_steps import halves
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.steps.base import StepTerms, opened_rows, packed_rows, unpacked_rows
 from fl_peel.steps.passes import pass_sums
-from fl_peel.steps.units import UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
+from fl_peel.steps.units import PASS_SCALE, UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
 from fl_peel.steps.user_groups import GroupedStep, whole_of
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import SPECTRAL as SETTINGS
@@ -109,20 +109,40 @@ def planted_owners(owners, *, alike=False):
     return [PassView(table, pass_sums(table, data, 0.3)) for table in tables], data
 
 
+def decoded_owners(views, data, owners):
+    """What the decoder finds of the owners of item 0, the first of the devices."""
+    (shares,) = solved_shares(views, np.array([0]), data.popularity(80))
+    return owners_items(shares, 0, data.counts()[:owners], 0.3)
+
+
 @pytest.mark.parametrize("owners", [1, 2, 3, 5])
 def test_the_decoder_tells_the_owners_of_a_sum_apart(owners):
     """The planted run: whole histories of each of them, whatever ``min_owners`` is; who has most adds least."""
     views, data = planted_owners(owners)
-    decoded = owners_items(solved_shares(views, np.array([0]))[0], 0, owners, 0.3)
+    decoded = decoded_owners(views, data, owners)
     assert [np.flatnonzero(one).tolist() for one in decoded] == [data.row(user).tolist() for user in range(owners)]
 
 
 def test_owners_that_add_alike_are_left_as_one():
-    """The union of what they have: no history of a single one."""
+    """For each of them as many items as it has, of those that most owners have: no history of a single one."""
     views, data = planted_owners(3, alike=True)
-    union = np.unique(np.concatenate([data.row(user) for user in range(3)])).tolist()
-    decoded = owners_items(solved_shares(views, np.array([0]))[0], 0, 3, 0.3)
-    assert [np.flatnonzero(one).tolist() for one in decoded] == [union] * 3
+    decoded = decoded_owners(views, data, 3)
+    assert (decoded == decoded[0]).all()
+    shared = np.bincount(np.concatenate([data.row(user) for user in range(3)]), minlength=80)
+    assert decoded[0].sum() == 20
+    assert shared[decoded[0]].min() >= shared[~decoded[0]].max()
+
+
+def test_fewer_numbers_than_items_tell_no_owner_apart_and_fit_what_came_back():
+    """One pass of 30 columns is less than 80 unknowns: the guess explains the sums, and finds no history."""
+    views, data = planted_owners(3)
+    few = [PassView(views[0].table[:, :30], views[0].sums[:, :30])]
+    (shares,) = solved_shares(few, np.array([0]), data.popularity(80))
+    assert np.allclose(few[0].table.T @ shares, few[0].sums[0] / PASS_SCALE, atol=1e-6)
+    assert reconstruct(views, data, 0.3).exact_devices > 0
+    found = reconstruct(few, data, 0.3)
+    assert found.exact_devices == 0
+    assert found.f1 < reconstruct(views, data, 0.3).f1
 
 
 def test_a_period_later_the_difference_is_what_a_device_has_done_since():
@@ -132,7 +152,7 @@ def test_a_period_later_the_difference_is_what_a_device_has_done_since():
     items = [data.row(user) if user != 2 else np.sort([*data.row(2), new]) for user in range(data.num_users)]
     later = rows_of(*items)
     moved = [PassView(halves(one.table * 0.9), pass_sums(halves(one.table * 0.9), later, 0.3)) for one in views]
-    before, after = (owners_items(solved_shares(some, np.array([0]))[0], 0, 3, 0.3) for some in (views, moved))
+    before, after = decoded_owners(views, data, 3), decoded_owners(moved, later, 3)
     changed_items = np.argwhere(before != after)
     assert changed_items.tolist() == [[2, new]]
 

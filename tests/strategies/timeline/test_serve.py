@@ -261,16 +261,19 @@ def test_refinement_is_rehearsed_one_period_earlier_and_done_with_everything(fol
     assert harmful.periods[1].refinement_down > 0
 
 
-@pytest.fixture(scope="module")
-def refined(tmp_path_factory):
+def refining(folder, *changes):
     """What crossed, and the result of two periods with refinement, each of which selects its rounds first."""
-    folder = tmp_path_factory.mktemp("refined")
     (folder / "fleet.yaml").write_text(FLEET)
     grid = LoopbackGrid(1)
-    changes = "refinement.rounds=2", "data.timeline.periods=2", "refinement.acceptance.rule=always"
-    changes += ("data.timeline.start=65%",)  # devices join from then on
+    changes += "refinement.rounds=2", "data.timeline.periods=2", "data.timeline.start=65%"  # devices join from then on
     result = serve_timeline(grid, scenario_of(folder, planted(), *changes), RunPaths("", str(folder / "run")))
     return grid.crossed, result
+
+
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """The same, where every round is kept."""
+    return refining(tmp_path_factory.mktemp("refined"), "refinement.acceptance.rule=always")
 
 
 def test_all_that_happens_is_on_one_clock(refined):
@@ -298,3 +301,15 @@ def test_every_byte_that_nodes_count_is_in_the_figures(refined):
         for way, counter in (("down", "download_bytes"), ("up", "upload_bytes")):
             reported = sum(getattr(one, f"{stage}_{way}") * (one.devices + one.joining) for one in result.periods)
             assert reported == pytest.approx(sum(int(getattr(one, counter)) for one in moved))
+
+
+def test_bytes_that_select_rounds_are_in_the_figures(tmp_path):
+    """What devices fetch to compare tables is in no round, and counts as refinement all the same."""
+    crossed, result = refining(tmp_path)
+    rounds = [wire.unpack(wire.RoundReply, one) for name, one in crossed if name == f"reply to {wire.ROUND}"]
+    compared = [wire.unpack(wire.CompareReply, one) for name, one in crossed if name == f"reply to {wire.COMPARE}"]
+    moved = [int(one.counts.classes.total().download_bytes) for one in rounds]
+    fetched = [int(one.download_bytes) for one in compared]
+    assert sum(fetched) > 0
+    reported = sum(one.refinement_down * (one.devices + one.joining) for one in result.periods)
+    assert reported == pytest.approx(sum(moved) + sum(fetched))
