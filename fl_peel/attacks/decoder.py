@@ -38,7 +38,7 @@ Ints = NDArray[np.int64]
 PRESENT = 0.5
 """An item counts as present where its share is above this part of the smallest that one owner can add."""
 LEAST_VARIANCE = 1e-4
-"""Of whether a device has an item: also of items that stayed closed, whose counts nobody knows."""
+"""Variance of whether a device has an item, at least: also of items that stayed closed, whose counts nobody knows."""
 MOST_SPLIT = 12
 """Owners of an item up to which they are told apart: there are 2^owners sums of them."""
 SAME = (1e-6, 1e-5, 1e-4)
