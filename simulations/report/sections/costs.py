@@ -209,6 +209,11 @@ def stage1_views(result: RunResult) -> list[TableView]:
         note += (
             f" No sum of fewer than {least} devices was opened: {stage1.items:,} items have at least {least} owners."
         )
+        if result.scenario["pretraining"]["user_exponent"] > 0:
+            note += (
+                " Each owner adds a number of its own (pretraining.user_exponent): whoever solves the sums for the "
+                "items that an item's owners have may tell these owners apart."
+            )
     void = sum(step.void or 0 for step in stage1.steps)
     if void:
         note += f" {void} sums were void: somebody spoiled them, and nothing was taken of them."

@@ -26,6 +26,7 @@ from simulations.report.render import page
 from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
 from simulations.report.sections.classes import device_classes_view, recall_by_class
+from simulations.report.sections.costs import stage1_views
 from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
@@ -39,7 +40,15 @@ from simulations.report.verdict import (
     verdicts,
 )
 from simulations.scenario_files import load_scenario
-from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, ClassFairness, Gain, RefinementResult
+from strategies.figures.schema import (
+    FULL_GLOBAL,
+    FULL_REFINED,
+    ClassFairness,
+    Gain,
+    RefinementResult,
+    Stage1Filter,
+    Stage1Result,
+)
 from tests.simulations.report.test_report import NASTY, Page, drawn_figures, run_result
 
 
@@ -252,6 +261,17 @@ OWN = {"blocks": {"precision": "int8"}, "selector": "mine"}
 )
 def test_who_has_seen_what(name, changes, words):
     assert words in seen_data(load_scenario(name, changes).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(("exponent", "apart"), [(0.3, True), (0.0, False)])
+def test_the_cost_of_stage_1_says_whether_owners_of_an_item_may_be_told_apart(exponent, apart):
+    costs = {"rounds": 9, "devices": 30.0, "items": 40, "bytes_down_mean": 1e5, "bytes_up_mean": 1e3, "seconds": 1.0}
+    chosen = Stage1Filter(count_exponent=0.5, value_exponent=0.1, recall=None)
+    stage1 = Stage1Result(**costs, virtual_seconds=1.0, filter=chosen, steps=(), classes={})
+    scenario = load_scenario("nothing-collected", [f"pretraining.user_exponent={exponent}"]).model_dump(mode="json")
+    note = stage1_views(replace(run_result(), scenario=scenario, stage1=stage1))[0].note
+    assert "No sum of fewer than 5 devices was opened: 40 items have" in note
+    assert ("tell these owners apart" in note) == apart
 
 
 def test_the_headline_is_of_what_devices_are_sent_whatever_is_best_on_the_test():
