@@ -10,7 +10,7 @@ opened, add up to x of the item itself, which all of them have. Where this fails
 left: the guess is that each of them has the items of the largest x.
 
 Fewer numbers than items do not fix x. Of all x that they allow the one nearest to what counts alone let expect is
-taken: n owners of an item have n times the share of devices that have each other item.
+taken: owners of an item have other items as often as all devices have them.
 
 And differences of two sums of vectors over user groups, as two rounds of K-means would open: a device has the same
 vector in both of them, and adds it to its user group. In a group that grew or shrank by one device the sums differ by
@@ -80,21 +80,15 @@ def solved_shares(passes: Sequence[PassView], items: Ints, counts: Ints, scale: 
     rows = np.concatenate([one.table.T.astype(np.float64) for one in passes])  # (M, I)
     returned: Doubles = np.concatenate([one.sums[items].T for one in passes]) / scale  # (M, R)
     share = counts / max(int(counts.max(initial=0)), 1)
-    expected = np.where(returned.any(axis=0), share[:, None] * counts[items], 0.0)  # (I, R)
-    expected *= _fitting(rows @ expected, returned)
+    usual = rows @ share  # (M,)
+    # as much of what is usual as fits what came back: nothing where nothing did
+    expected = np.outer(share, usual @ returned / max(float(usual @ usual), 1e-300))  # (I, R)
     # what is uncertain is corrected first: a device has an item or not, and of that the deviation is known
     deviation = np.sqrt(np.maximum(share * (1 - share), LEAST_VARIANCE))
     # all rows at once: they share the factorization of what was sent
     missing = np.linalg.lstsq(rows * deviation, returned - rows @ expected, rcond=None)[0]
     shares: Doubles = (expected + deviation[:, None] * missing).T
     return shares
-
-
-def _fitting(guess: Doubles, truth: Doubles) -> Doubles:
-    """Factors (R,) by which columns (M, R) of a guess come nearest to the true ones; nothing for columns of zeros."""
-    squares = (guess * guess).sum(axis=0)
-    factors: Doubles = (guess * truth).sum(axis=0) / np.where(squares > 0, squares, 1.0)
-    return factors
 
 
 def owners_items(shares: Doubles, item: int, lengths: Ints, user_exponent: float) -> Bools:
@@ -141,7 +135,7 @@ def reconstruct(
     alone = np.flatnonzero(counts == 1)
     opened = np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0)
     tried = np.flatnonzero(opened)[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
-    popular = np.argsort(-counts, kind="stable")
+    popular = counts.astype(np.float64)
     shares = solved_shares(passes, np.concatenate([alone, tried]), np.where(opened, counts, 0), scale)
 
     def guesses(item: int, of_item: Doubles) -> Iterator[tuple[int, Bools]]:
@@ -157,8 +151,7 @@ def reconstruct(
     ]
     figures = []
     for owner, guess in of_tried:
-        usual = np.zeros(num_items, np.bool_)
-        usual[popular[: int(has[owner].sum())]] = True
+        usual = _largest(popular, int(has[owner].sum()))
         figures.append((_f1(guess, has[owner]), _f1(usual, has[owner])))
     f1, popularity_f1 = np.mean(figures, axis=0).tolist() if figures else (0.0, 0.0)
     return Reconstruction(

@@ -270,6 +270,10 @@ def refining(folder, *changes):
     return grid.crossed, result
 
 
+def replies_of(crossed, kind, reply):
+    return [wire.unpack(reply, one) for name, one in crossed if name == f"reply to {kind}"]
+
+
 @pytest.fixture(scope="module")
 def refined(tmp_path_factory):
     """The same, where every round is kept."""
@@ -297,7 +301,7 @@ def test_every_byte_that_nodes_count_is_in_the_figures(refined):
     crossed, result = refined
     assert all(one.joining for one in result.periods)
     for stage, kind, reply in (("stage1", wire.STEP, wire.StepReply), ("refinement", wire.ROUND, wire.RoundReply)):
-        moved = [wire.unpack(reply, one).counts.classes.total() for name, one in crossed if name == f"reply to {kind}"]
+        moved = [one.counts.classes.total() for one in replies_of(crossed, kind, reply)]
         for way, counter in (("down", "download_bytes"), ("up", "upload_bytes")):
             reported = sum(getattr(one, f"{stage}_{way}") * (one.devices + one.joining) for one in result.periods)
             assert reported == pytest.approx(sum(int(getattr(one, counter)) for one in moved))
@@ -306,10 +310,9 @@ def test_every_byte_that_nodes_count_is_in_the_figures(refined):
 def test_bytes_that_select_rounds_are_in_the_figures(tmp_path):
     """What devices fetch to compare tables is in no round, and counts as refinement all the same."""
     crossed, result = refining(tmp_path)
-    rounds = [wire.unpack(wire.RoundReply, one) for name, one in crossed if name == f"reply to {wire.ROUND}"]
-    compared = [wire.unpack(wire.CompareReply, one) for name, one in crossed if name == f"reply to {wire.COMPARE}"]
+    rounds = replies_of(crossed, wire.ROUND, wire.RoundReply)
     moved = [int(one.counts.classes.total().download_bytes) for one in rounds]
-    fetched = [int(one.download_bytes) for one in compared]
+    fetched = [int(one.download_bytes) for one in replies_of(crossed, wire.COMPARE, wire.CompareReply)]
     assert sum(fetched) > 0
     reported = sum(one.refinement_down * (one.devices + one.joining) for one in result.periods)
     assert reported == pytest.approx(sum(moved) + sum(fetched))
