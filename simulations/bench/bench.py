@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from timeit import repeat
@@ -44,16 +44,13 @@ from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from simulations.bench import stock_flower
 from simulations.bench.bench_context import (
-    FREE_BYTES,
     FULL_TABLES,
     MAIN_JOB,
-    MILLION,
     BenchContext,
     BenchPlan,
     bench_scenario,
     flagship_scenario,
     make_context,
-    population_scenario,
 )
 from simulations.bench.rivals import pfl_interpreter, pfl_rate, stock_flower_rate
 from simulations.engine.engine import simulated
@@ -83,15 +80,9 @@ def bench(
     """
     device = plan.device
     require_device(device)
-    out = given_folder(out)
-    if out is not None:
-        check_out(out, writes=["bench.json"])
-    free = psutil.virtual_memory().available
-    if max(plan.sizes, default=0) >= MILLION and free < FREE_BYTES:
-        raise EngineError(
-            f"bench: a million devices take up to {FREE_BYTES >> 30} GiB of memory, and {free / 2**30:.1f} GiB are "
-            "free; stop other programs or use --quick"
-        )
+    out = _checked_out(out, "bench.json")
+    if plan.sizes:
+        _require_room(max(plan.sizes))
     for name in (*(() if Path(plan.data).is_dir() else (plan.data,)), *((MAIN_JOB,) if plan.main_job_runs else ())):
         require_dataset(name, Path(data_dir) if data_dir else None)
     pfl = None if pfl_python is None else pfl_interpreter(pfl_python)
@@ -164,30 +155,39 @@ def _through_flower(
 
 def _rounds(run: Run, plan: BenchPlan) -> dict[str, Any]:
     """Measure rounds of all devices, what of them the loop takes alone, and rounds of a few."""
-    grid, scenario, paths = run.grid, run.scenario, run.paths
-    world = make_context(run)
-    strategy = world.strategy()
-    num_devices = len(strategy.members.devices)
-    best_s, stages, seconds = strategy.timed(grid, plan.rounds)
-    figures: dict[str, Any] = {
-        "devices": num_devices,
-        "devices_per_second": num_devices / best_s,
-        "devices_per_second_median": num_devices / float(np.median(seconds)),
-        "round_seconds": seconds,
-        "message_bytes": strategy.rounds[-1].message_bytes,
-        "stages": stages,
-        **_beside_training_alone(world, strategy, best_s, stock_flower.HOW, None),
-    }
-    share = min(1.0, plan.stock_devices / num_devices)
+    scenario, paths = run.scenario, run.paths
+    figures = _timed_rounds(run, plan, stock_flower.HOW, None)
+    share = min(1.0, plan.stock_devices / figures["devices"])
     # as stock Flower has it: the same 1,000 devices, one table for all of them
     alone = bench_scenario(
         plan, plan.data, str(scenario.fleet), f"refinement.cohort_share={share}", "user_groups.count=1"
     )
     other_paths = RunPaths(paths.data_dir, f"{paths.run_dir}-one-table")
     one_table = make_context(replace(run, scenario=alone, paths=other_paths)).strategy()
-    alone_s, _, _ = one_table.timed(grid, plan.rounds)
+    alone_s, _, _ = one_table.timed(run.grid, plan.rounds)
     figures["same_devices_per_second"] = one_table.rounds[-1].devices / alone_s
     return figures
+
+
+def _timed_rounds(run: Run, plan: BenchPlan, how: LocalTraining | None, fleet: Fleet | None) -> dict[str, Any]:
+    """Measure rounds of the run's scenario, and what of them the training loop takes alone. how: None for the
+    scenario's own; fleet: as for :func:`_beside_training_alone`.
+    """
+    context = make_context(run)
+    strategy = context.strategy()
+    num_devices = len(strategy.members.devices)
+    best_s, stages, seconds = strategy.timed(run.grid, plan.rounds)
+    how = how or run.scenario.refinement.local.config(strategy.federation.temperature)
+    return {
+        "devices": num_devices,
+        "user_groups": run.scenario.user_groups.count,
+        "devices_per_second": num_devices / best_s,
+        "devices_per_second_median": num_devices / float(np.median(seconds)),
+        "round_seconds": seconds,
+        "message_bytes": strategy.rounds[-1].message_bytes,
+        "stages": stages,
+        **_beside_training_alone(context, strategy, best_s, how, fleet),
+    }
 
 
 def _population(run: Run, plan: BenchPlan, size: int, folder: Path) -> dict[str, Any]:
@@ -197,23 +197,24 @@ def _population(run: Run, plan: BenchPlan, size: int, folder: Path) -> dict[str,
         data = folder / f"population-{size}"
         Population(0, size, plan.num_items, plan.user_groups).write(data)
         written = time.perf_counter()
+        run.on_event(Event("bench", 1, 3, f"{size:,} devices written"))
         # user groups of one size, so that a larger population has more of them
         num_groups = max(1, round(plan.user_groups * size / max(plan.sizes)))
         scenario = bench_scenario(plan, str(data), str(run.scenario.fleet), f"user_groups.count={num_groups}")
         paths = RunPaths("", str(folder / f"run-{size}"))
-        world = make_context(replace(run, scenario=scenario, paths=paths))
-        strategy = world.strategy()
+        strategy = make_context(replace(run, scenario=scenario, paths=paths)).strategy()
         joined = time.perf_counter()
-        rounds = max(1, min(plan.rounds, 200_000 // size))
-        best_s, stages, seconds = strategy.timed(run.grid, rounds)
-        first_s = strategy.rounds[0].seconds
-    best_s = min(best_s, first_s)
+        rounds = min(plan.rounds, max(1, 200_000 // size))
+        best_s, stages, _ = strategy.timed(run.grid, rounds)
+        seconds = [record.seconds for record in strategy.rounds]
+    best_s = min(best_s, seconds[0])
     run.on_event(Event("bench", 1, 3, f"{size:,} devices: {size / best_s:,.0f} devices/s"))
     return {
         "devices": strategy.rounds[-1].devices,
+        "devices_per_second": size / best_s,
         "seconds_per_device": best_s / size,
-        "round_seconds": [first_s, *seconds],
-        "seconds": joined - start + first_s,
+        "round_seconds": seconds,
+        "seconds": joined - start + seconds[0],
         "peak_rss_bytes": memory.peak_bytes,
         "items": plan.num_items,
         "user_groups": num_groups,
@@ -258,23 +259,9 @@ def _flagship(run: Run, plan: BenchPlan) -> dict[str, Any]:
     """Rounds of a scenario that ships, and what of them the training loop takes alone."""
     scenario = flagship_scenario(plan)
     paths = replace(run.paths, run_dir=f"{run.paths.run_dir}-flagship")
-    Path(paths.run_dir).mkdir()
-    world = make_context(replace(run, scenario=scenario, paths=paths))
-    strategy = world.strategy()
-    best_s, stages, seconds = strategy.timed(run.grid, plan.rounds)
-    devices = strategy.members.devices
-    how = scenario.refinement.local.config(strategy.federation.temperature)
-    run.on_event(Event("bench", 1, 3, f"{scenario.name}: {len(devices) / best_s:,.0f} devices/s"))
-    return {
-        "scenario": scenario.name,
-        "devices": len(devices),
-        "user_groups": scenario.user_groups.count,
-        "devices_per_second": len(devices) / best_s,
-        "devices_per_second_median": len(devices) / float(np.median(seconds)),
-        "round_seconds": seconds,
-        "stages": stages,
-        **_beside_training_alone(world, strategy, best_s, how, load_fleet(scenario.fleet)),
-    }
+    figures = _timed_rounds(replace(run, scenario=scenario, paths=paths), plan, None, load_fleet(scenario.fleet))
+    run.on_event(Event("bench", 1, 3, f"{scenario.name}: {figures['devices_per_second']:,.0f} devices/s"))
+    return {"scenario": scenario.name, **figures}
 
 
 # ---- Does a GPU give the figures of the processor? The same round on both, and what devices then recommend
@@ -364,18 +351,6 @@ BASE_BYTES, DEVICE_BYTES, DISK_BYTES = 3 << 30, 550, 1700
 other runs too."""
 
 
-@dataclass
-class _Clock:
-    """Seconds between two looks."""
-
-    before: float
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        passed, self.before = now - self.before, now
-        return passed
-
-
 def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silent) -> dict[str, Any]:
     """Write a population, have it join, and run one round; population.json goes to ``out`` if given.
 
@@ -383,47 +358,29 @@ def large(size: int, out: str | Path | None = None, *, on_event: OnEvent = silen
         EngineError: memory or disk is short, or the engine failed.
         FlPeelError: ``out`` cannot be written.
     """
-    out = given_folder(out)
-    if out is not None:
-        check_out(out, writes=["population.json"])
+    out = _checked_out(out, "population.json")
     _require_room(size)
-    groups = max(1, round(size / DEVICES_PER_GROUP))
-    plan = BenchPlan(user_groups=groups, rounds=1, sizes=())
-    clock = _Clock(time.perf_counter())
-    with run_folder() as folder, PeakMemory() as memory:
-        scenario = population_scenario(plan, folder, Population(0, size, plan.num_items, groups))
-        stages = {"write_population": clock.lap()}
-        on_event(Event("bench", 1, 3, f"{size:,} devices written"))
-        paths = RunPaths("", str(folder / "run"))
-        round_s, devices = simulated(scenario, paths, on_event, server=partial(_round, clock, stages))
-    figures = {
-        "devices": devices,
-        "items": plan.num_items,
-        "user_groups": groups,
-        "seconds": sum(stages[name] for name in ("write_population", "join", "round")),
-        "round_seconds": round_s,
-        "devices_per_second": devices / round_s,
-        "peak_rss_bytes": memory.peak_bytes,
-        "stages": stages,
-        "environment": {"cpus": psutil.cpu_count(), "load_average_after": psutil.getloadavg()[0]},
-    }
+    plan = BenchPlan(user_groups=max(1, round(size / DEVICES_PER_GROUP)), rounds=0, sizes=(size,))
+    with run_folder() as folder:
+        (folder / "full.yaml").write_text(FULL_TABLES)
+        base = bench_scenario(plan, MAIN_JOB, str(folder / "full.yaml"))
+
+        def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_server_event: OnEvent) -> dict[str, Any]:
+            return _population(Run.connect(grid, scenario, paths, on_server_event), plan, size, folder)
+
+        figures = simulated(base, RunPaths("", str(folder / "main")), on_event, server=server)
+    figures["environment"] = {"cpus": psutil.cpu_count(), "load_average_after": psutil.getloadavg()[0]}
     if out is not None:
         write_results(out, {"population.json": json_bytes(figures)})
     return figures
 
 
-def _round(
-    clock: _Clock, stages: dict[str, float], grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent
-) -> tuple[float, int]:
-    stages["engine"] = clock.lap()
-    strategy = make_context(Run.connect(grid, scenario, paths, on_event)).strategy()
-    stages["join"] = clock.lap()
-    on_event(Event("bench", 2, 3, f"{len(strategy.members.devices):,} devices joined"))
-    strategy.run_whole(grid, 1)
-    stages["round"] = clock.lap()
-    (record,) = strategy.rounds
-    on_event(Event("bench", 3, 3, f"{record.devices / record.seconds:,.0f} devices/s"))
-    return record.seconds, record.devices
+def _checked_out(out: str | Path | None, name: str) -> Path | None:
+    """Return the folder that a file of this name is written to, None where it is not."""
+    folder = given_folder(out)
+    if folder is not None:
+        check_out(folder, writes=[name])
+    return folder
 
 
 def _require_room(size: int) -> None:

@@ -40,10 +40,6 @@ MAIN_JOB = "ml-100k"
 MILLION = 1_000_000
 
 
-FREE_BYTES = 10 << 30
-"""Bytes that must be free for a million devices; with less, Ray would end workers, of other runs too."""
-
-
 FULL_TABLES = """\
 description: Devices that hold the whole table at block precision and are always there, so that every train item counts.
 profiles:
@@ -117,14 +113,6 @@ def bench_scenario(plan: BenchPlan, data: str, fleet: str, *more: str) -> Scenar
     )
 
 
-def population_scenario(plan: BenchPlan, folder: Path, population: Population) -> Scenario:
-    """The same on a population, which is written to ``folder``, with full tables."""
-    data, fleet = folder / "population", folder / "full.yaml"
-    fleet.write_text(FULL_TABLES)
-    population.write(data)
-    return bench_scenario(plan, str(data), str(fleet))
-
-
 def flagship_scenario(plan: BenchPlan) -> Scenario:
     """Rounds as a scenario that ships has them: its user groups, fleet, losses, negatives. Tables are drawn."""
     assert plan.flagship is not None
@@ -194,15 +182,17 @@ class TimedStrategy(PeelStrategy):
             raise EngineError("bench: a node failed in a timed round; look for its error in the log above")
 
     def timed(self, grid: Grid, rounds: int) -> tuple[float, dict[str, float], list[float]]:
-        """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds.
+        """Run one round that is not counted and then ``rounds``: best seconds, its stages, all seconds. With none, the
+        first one counts.
 
         Raises:
             EngineError: as for :meth:`run_whole`.
         """
         self.run_whole(grid, rounds + 1)
-        seconds = [record.seconds for record in self.rounds][-rounds:]
-        best = int(np.argmin(seconds))
-        return seconds[best], self.marks[-rounds:][best], seconds
+        seconds = [record.seconds for record in self.rounds]
+        first = min(1, rounds)
+        best = first + int(np.argmin(seconds[first:]))
+        return seconds[best], self.marks[best], seconds[first:]
 
 
 @dataclass
