@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from fl_peel.errors import ScenarioError
 from fl_peel.packages import check_one_root
 from fl_peel.scenario.scenario import Scenario
-from simulations.cli.console import ProgressLines, show
+from simulations.cli.console import ProgressLines, print_parts
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import checked, require_absolute
 from simulations.engine.passing_grid import deployment_grid
@@ -59,8 +59,7 @@ def main(grid: Grid, context: Context) -> None:
         grid=deployment_grid(grid, scenario.engine.patience_s),
     )
     result = run(scenario, options)
-    parts = summary(result) if isinstance(result, RunResult) else timeline_summary(result)
-    show(lambda: None, lambda: parts, None, quiet=False, as_json=False, wide=False)
+    print_parts(summary(result) if isinstance(result, RunResult) else timeline_summary(result))
 
 
 def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | None]:

@@ -7,13 +7,15 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
+from click.core import ParameterSource
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -217,13 +219,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress an
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")]
 
 
-def command_line(words: Iterable[str], options: Mapping[str, Any]) -> str:
-    """Return what to type to get the same files again, but for the folder: words, and every option given."""
-    line = ["fl-peel", *words]
-    for option, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            line += [] if one is None else [option, str(one)]
-    return shlex.join(line)
+NOT_OF_FIGURES = {"out", "fresh", "no_cache", "track", "live", "live_port", "quiet", "as_json", "wide"}
+"""Parameters of commands that change no figure."""
+
+
+def typed_command() -> str:
+    """Return what to type to get the same files again, but for the folder: this command with its options."""
+    context = click.get_current_context()
+    words = ["fl-peel", str(context.info_name)]
+    for parameter in context.command.params:
+        name, value = str(parameter.name), context.params.get(str(parameter.name))
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        elif name not in NOT_OF_FIGURES and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [parameter.opts[0], *([] if one is True else [str(one)])]
+    return shlex.join(words)
 
 
 def print_lines(quiet: bool, every: Callable[[Event], bool] = lambda event: True) -> OnEvent:
@@ -274,27 +285,26 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def show(
-    figures: Callable[[], Any],
-    parts: Callable[[], Iterable[TableView | str]],
-    page: Path | None,
-    *,
-    quiet: bool,
-    as_json: bool,
-    wide: bool,
-) -> None:
-    """Print what was measured, as sentences and tables or JSON, and where the page lies; make nothing else."""
-    if as_json:
-        print_json(figures())
-    if quiet:
-        return
-    for part in () if as_json else parts():
+def print_parts(parts: Iterable[TableView | str], *, wide: bool = False) -> None:
+    """Write sentences and tables to stdout."""
+    for part in parts:
         if isinstance(part, str):
             typer.echo(f"{fill(part, LINE)}\n")
         else:
             print_table(part, wide=wide)
-    if page is not None:
-        typer.echo(f"report: {page}", err=as_json)
+
+
+def show(figures: Callable[[], Any], parts: Callable[[], Iterable[TableView | str]], page: Path | None) -> None:
+    """Print what was measured, as sentences and tables or JSON, and where the page lies, as the command's ``--json``,
+    ``--quiet`` and ``--wide`` have it; make nothing else.
+    """
+    asked = click.get_current_context().params
+    if asked["as_json"]:
+        print_json(figures())
+    elif not asked["quiet"]:
+        print_parts(parts(), wide=asked["wide"])
+    if page is not None and not asked["quiet"]:
+        typer.echo(f"report: {page}", err=asked["as_json"])
 
 
 def one_line(mistake: FlPeelError) -> str:

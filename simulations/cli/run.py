@@ -25,10 +25,11 @@ from simulations.cli.console import (
     Seed,
     Track,
     Wide,
-    command_line,
     print_json,
     print_table,
     show,
+    shown_at,
+    typed_command,
 )
 from simulations.trackers import tracker_kinds
 
@@ -48,15 +49,11 @@ def show_estimate(scenario: Scenario, data_dir: Path | None, seeds: int, *, as_j
     print_table(estimate_view(figures, seeds))
 
 
-def print_estimate(
-    study: str, scenario: Scenario, data_dir: Path | None, out: Path, seeds: int, *, quiet: bool
-) -> None:
+def print_estimate(study: str, scenario: Scenario, data_dir: Path | None, out: Path, seeds: int) -> None:
     """A line on stderr before a study: how long it may take. Of a mistake nothing is told here: the study tells it."""
     from simulations.engine.inputs import checked
     from simulations.estimate import STUDIES, WITHIN, estimate
 
-    if quiet:
-        return
     try:
         figures = estimate(checked(scenario, None), data_dir)
     except FlPeelError:
@@ -188,17 +185,6 @@ def run(
         return
 
     callbacks = [kind(place) for kind, place in given_trackers]
-    words = {
-        "--set": overrides,
-        "--seed": seed,
-        "--profiles": profiles,
-        "--nodes": nodes,
-        "--data-dir": data_dir,
-        "--seeds": seeds,
-    }
-    command = command_line(["run", scenario], words) + " --per-device" * per_device
-
-    from simulations.cli.console import shown_at
     from simulations.engine import engine
 
     port = live_port if live_port is not None or not live else LIVE_PORT
@@ -215,13 +201,13 @@ def run(
             cache_dir=None if no_cache else default_cache_dir(),
             on_event=on_event,
             callbacks=callbacks,
-            command=command,
+            command=typed_command(),
             fresh=fresh,
         )
         result = runner.run(loaded, options) if seeds is None else runner.run_seeds(loaded, seeds, options)
     one, several = ("report", "seeds") if loaded.data.timeline is None else ("timeline", "timeline-seeds")
     page = None if out is None else out / f"{one if seeds is None else several}.html"
-    show(lambda: runner.in_json(result), lambda: _summary(result), page, quiet=quiet, as_json=as_json, wide=wide)
+    show(lambda: runner.in_json(result), lambda: _summary(result), page)
 
 
 def _summary(result: Any) -> Iterable[TableView | str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from rich.console import Console
 
@@ -20,7 +22,6 @@ from simulations.cli.console import (
     ScenarioName,
     Track,
     Wide,
-    command_line,
     path_option,
     print_json,
     print_lines,
@@ -28,6 +29,7 @@ from simulations.cli.console import (
     read_budgets,
     show,
     shown,
+    typed_command,
 )
 from simulations.cli.run import print_estimate
 from simulations.sweep.space import TRIALS, settings_of
@@ -35,7 +37,7 @@ from simulations.trackers import trackers
 
 if TYPE_CHECKING:
     from fl_peel.scenario.scenario import Scenario
-    from simulations.run_options import StudyArguments
+    from simulations.report.table_view import TableView
 
 Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
 Budgets = Annotated[
@@ -83,36 +85,22 @@ def compare(
     shares = read_budgets(budgets, full_table_bytes=whole)
     single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
-    from simulations.studies import compare as comparison
+    from simulations.studies.compare import compare as compared
     from simulations.studies.compare_report import compare_tables, leaderboard_tables
     from simulations.studies.compare_rows import compare_federated, nothing_is_collected, some
 
-    words = {"--budgets": budgets, "--single-budgets": single_budgets, "--rivals": rivals, "--seeds": seeds}
-    command = command_line(["compare", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
-    arguments = _arguments(out, data_dir, command, fresh=fresh, quiet=quiet)
     if nothing_is_collected(loaded):
         for option, given in (("--single-budgets", single), ("--rivals", rivals)):
             if given is not None:
                 raise ScenarioError(
                     f"{option}: is for scenarios in which the server collects interactions; leave it out"
                 )
-        print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-        compared = compare_federated(loaded, shares, seeds=seeds, **arguments)
-        show(
-            lambda: compared,
-            lambda: leaderboard_tables(compared),
-            out / "compare.html",
-            quiet=quiet,
-            as_json=as_json,
-            wide=wide,
-        )
+        _show_study(loaded, partial(compare_federated, loaded, shares, seeds=seeds), leaderboard_tables)
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
-    print_estimate("compare", loaded, data_dir, out, seeds, quiet=quiet)
-    result = comparison.compare(loaded, shares, seeds=seeds, single_budgets=single, **chosen, **arguments)
-    show(lambda: result, lambda: compare_tables(result), out / "compare.html", quiet=quiet, as_json=as_json, wide=wide)
+    _show_study(loaded, partial(compared, loaded, shares, seeds=seeds, single_budgets=single, **chosen), compare_tables)
 
 
 def ablate(
@@ -137,20 +125,10 @@ def ablate(
     loaded = load_scenario(scenario, overrides or [])
     shares = read_budgets(budgets, full_table_bytes=_full_table_bytes(loaded, data_dir))
 
-    from simulations.studies import ablate as ablation
+    from simulations.studies.ablate import ablate as ablated
     from simulations.studies.ablate_report import ablate_tables
 
-    words = {"--budgets": budgets, "--parts": parts, "--seeds": seeds}
-    command = command_line(["ablate", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
-    print_estimate("ablate", loaded, data_dir, out, seeds, quiet=quiet)
-    result = ablation.ablate(
-        loaded,
-        shares,
-        seeds=seeds,
-        parts=None if parts is None else [part.strip() for part in parts.split(",")],
-        **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
-    )
-    show(lambda: result, lambda: ablate_tables(result), out / "ablate.html", quiet=quiet, as_json=as_json, wide=wide)
+    _show_study(loaded, partial(ablated, loaded, shares, seeds=seeds, parts=_words(parts, ",")), ablate_tables)
 
 
 def audit(
@@ -203,34 +181,9 @@ def audit(
     from simulations.studies import audit as auditing
     from simulations.studies.audit_report import audit_tables
 
-    settings = auditing.AuditSettings(
-        devices,
-        rounds,
-        shares[0],
-        clip_norm,
-        wanted,
-        _words(attacks, ","),
-        _words(only, ";"),
-    )
-    words = {
-        "--devices": devices,
-        "--rounds": rounds,
-        "--budget": budget,
-        "--epsilons": epsilons,
-        "--clip-norm": clip_norm,
-        "--attacks": attacks,
-        "--only": only,
-        "--row": rows,
-    }
-    command = command_line(["audit", scenario], {"--set": overrides, **words, "--data-dir": data_dir})
-    print_estimate("audit", loaded, data_dir, out, 1, quiet=quiet)
-    result = auditing.audit(
-        loaded,
-        settings=settings,
-        rows=rows or [],
-        **_arguments(out, data_dir, command, fresh=fresh, quiet=quiet),
-    )
-    show(lambda: result, lambda: audit_tables(result), out / "audit.html", quiet=quiet, as_json=as_json, wide=wide)
+    names = (_words(attacks, ","), _words(only, ";"))
+    settings = auditing.AuditSettings(devices, rounds, shares[0], clip_norm, wanted, *names)
+    _show_study(loaded, partial(auditing.audit, loaded, settings=settings, rows=rows or []), audit_tables)
 
 
 def reproduce(
@@ -257,7 +210,7 @@ def reproduce(
     rows = list(claims.reproduce(experiments, out, data_dir=data_dir, on_event=print_lines(quiet), fresh=fresh))
     write_files(out, {claims.TABLE_FILE: claims.markdown(rows).encode()})
     view = TableView("Claims", tuple(claims.COLUMNS), tuple(tuple(claims.cells(row)) for row in rows), 2)
-    show(lambda: rows, lambda: [view], out / claims.TABLE_FILE, quiet=quiet, as_json=as_json, wide=wide)
+    show(lambda: rows, lambda: [view], out / claims.TABLE_FILE)
     failed = sum(not row.holds for row in rows)
     typer.echo(f"{len(rows) - failed} of {len(rows)} figures hold", err=as_json)
     if failed:
@@ -280,18 +233,27 @@ def _full_table_bytes(scenario: Scenario, data_dir: Path | None) -> Callable[[],
     return num_bytes
 
 
-def _arguments(out: Path, data_dir: Path | None, command: str, *, fresh: bool, quiet: bool) -> StudyArguments:
-    """Return what every study is given. command: the line to type to get the same files again, but for the folder."""
+def _show_study(
+    scenario: Scenario, study: Callable[..., dict[str, Any]], tables: Callable[[Any], Iterable[TableView | str]]
+) -> None:
+    """Tell how long the command's study may take, do it, and show what it came to. study: is given a study's arguments,
+    which follow from the command's options.
+    """
     from simulations.engine.folders import default_cache_dir
 
-    return {
-        "out": out,
-        "data_dir": data_dir,
-        "cache_dir": default_cache_dir(),
-        "on_event": print_lines(quiet),
-        "command": command,
-        "fresh": fresh,
-    }
+    context = click.get_current_context()
+    asked, name = context.params, str(context.info_name)
+    if not asked["quiet"]:
+        print_estimate(name, scenario, asked["data_dir"], asked["out"], asked.get("seeds", 1))
+    result = study(
+        out=asked["out"],
+        data_dir=asked["data_dir"],
+        cache_dir=default_cache_dir(),
+        on_event=print_lines(asked["quiet"]),
+        command=typed_command(),
+        fresh=asked["fresh"],
+    )
+    show(lambda: result, lambda: tables(result), asked["out"] / f"{name}.html")
 
 
 def diff(
@@ -385,7 +347,6 @@ def sweep(
     from simulations.sweep.report import PAGE, sweep_views
     from simulations.sweep.sweep import sweep as swept
 
-    options = {"--set": asked, "--search": searched, "--trials": trials, "--seeds": seeds, "--seed": seed}
     result = swept(
         scenario,
         asked or [],
@@ -396,19 +357,12 @@ def sweep(
         cache_dir=None if no_cache else default_cache_dir(),
         on_event=print_lines(quiet, lambda event: event.done >= event.total or event.stage in ("sweep", "search")),
         callbacks=callbacks,
-        command=command_line(["sweep", scenario], options | {"--data-dir": data_dir}),
+        command=typed_command(),
         fresh=fresh,
         searched=searched or [],
         trials=trials or TRIALS,
     )
-    show(
-        lambda: to_plain(result),
-        lambda: sweep_views(result),
-        out / PAGE,
-        quiet=quiet,
-        as_json=as_json,
-        wide=wide,
-    )
+    show(lambda: to_plain(result), lambda: sweep_views(result), out / PAGE)
 
 
 def bench(

@@ -337,7 +337,7 @@ def test_run_passes_everything_on(fl_peel, tiny, tmp_path, monkeypatch):
     assert asked["data_dir"] == tmp_path
     assert asked["cache_dir"] is None
     assert asked["command"] == (
-        f"fl-peel run {tiny} --set refinement.rounds=9 --seed 5 --profiles phones --nodes 3 --data-dir {tmp_path}"
+        f"fl-peel run {tiny} --set refinement.rounds=9 --data-dir {tmp_path} --seed 5 --profiles phones --nodes 3"
     )
 
 

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -97,7 +98,10 @@ def test_figures_or_tables_and_never_both(capsys):
     view = TableView("T", ("a",), (("1",),))
 
     def show(**how):
-        console.show(lambda: {"a": 1}, lambda: ["It helped.", view], Path("page.html"), wide=False, **how)
+        context = click.Context(click.Command("run"))
+        context.params = how | {"wide": False}
+        with context:
+            console.show(lambda: {"a": 1}, lambda: ["It helped.", view], Path("page.html"))
         return capsys.readouterr()
 
     assert show(quiet=False, as_json=True) == ('{\n  "a": 1\n}\n', "report: page.html\n")
@@ -106,6 +110,13 @@ def test_figures_or_tables_and_never_both(capsys):
     out, err = show(quiet=False, as_json=False)
     assert re.search(r"^It helped.\n\nT(.|\n)*report: page.html\n$", out)
     assert err == ""
+
+
+def test_the_command_is_what_was_typed_but_for_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.studies.audit.audit", lambda *args, **options: {"command": options["command"]})
+    words = ("--set", "seed=3", "--row", "a: b", "--set", "selector=energy", "--fresh", "--devices", 40, "--quiet")
+    shown, _ = fl_peel("audit", "ml-100k", *words, "--out", tmp_path)
+    assert shown["command"] == ("fl-peel audit ml-100k --devices 40 --row 'a: b' --set seed=3 --set selector=energy")
 
 
 @pytest.mark.parametrize("study", ["compare", "ablate", "audit"])
