@@ -17,8 +17,7 @@ from markupsafe import Markup
 
 from fl_peel.errors import ReportError
 from fl_peel.events import Event
-from simulations.report.render import policy, render
-from simulations.report.templates import LIVE_SCRIPT
+from simulations.report.render import policy, render, templates
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
@@ -72,13 +71,14 @@ def live(port: int, title: str) -> Iterator[tuple[str, EventLog]]:
         ReportError: the port is taken, or is none.
     """
     events = EventLog()
+    script = templates()["live.js"]
     page = render(
         "live.html",
         title=f"{title}: running",
         lead="Waiting for the run to start.",
         facts=[],
-        script=Markup(LIVE_SCRIPT),
-        policy=policy(LIVE_SCRIPT, "connect-src 'self'"),
+        script=Markup(script),
+        policy=policy(script, "connect-src 'self'"),
     ).encode()
     try:
         server = _Server((HOST, port), _Handler)

@@ -177,8 +177,11 @@ class PaperFigures:
 
     def add(self, figure: Figure, name: str) -> None:
         """Save a figure in this form, if it is asked for; the same figure gives the same bytes."""
+        import matplotlib
+
         self.seen.append(name)
         if self.names is None or name in self.names:
+            matplotlib.rcParams["svg.hashsalt"] = name  # else ids are drawn anew
             buffer = io.BytesIO()
             dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
             figure.savefig(buffer, format=self.form, dpi=PNG_DPI, metadata=dates[self.form])

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +16,16 @@ from markupsafe import Markup
 from simulations.report.drawing import css, themed
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import TableView
-from simulations.report.templates import SCRIPT, TEMPLATES
+
+TEMPLATES = Path(__file__).with_name("templates.yaml")
+"""Templates and scripts of pages, by name."""
+
+
+@cache
+def templates() -> Mapping[str, str]:
+    """Return the content of the file of templates, read once a process."""
+    content: dict[str, str] = yaml.safe_load(TEMPLATES.read_text(encoding="utf-8"))
+    return content
 
 
 def policy(script: str, *more: str) -> str:
@@ -42,7 +52,7 @@ def scenario_name(scenario: Mapping[str, Any] | str) -> str:
 def _environment() -> Environment:
     """The templates, each compiled once a process."""
     environment = Environment(
-        loader=DictLoader(dict(TEMPLATES)),
+        loader=DictLoader(templates()),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -57,7 +67,8 @@ def _environment() -> Environment:
 def render(template: str, **values: Any) -> str:
     """A page from a template, every value escaped. script, policy: where they are not the usual ones."""
     colors = {"light": Markup(css(dark=False)), "dark": Markup(css(dark=True))}
-    usual = {"colors": colors, "script": Markup(SCRIPT), "policy": policy(SCRIPT)}
+    script = templates()["page.js"]
+    usual = {"colors": colors, "script": Markup(script), "policy": policy(script)}
     return _environment().get_template(template).render(usual | values)
 
 

@@ -55,7 +55,10 @@ def test_a_figure_is_saved_for_a_paper(words, size, command_line, tmp_path):
     code, out, _ = command_line("plot", str(tmp_path), "--figure", "audit", *words.split())
     file = tmp_path / "figures" / f"audit.{words.split()[1]}"
     assert (code, out) == (0, f"figure: {file}\n")
-    assert size in file.read_bytes()
+    content = file.read_bytes()
+    assert size in content
+    command_line("plot", str(tmp_path), "--figure", "audit", *words.split())
+    assert file.read_bytes() == content
     assert {file.name for file in tmp_path.iterdir()} == {"audit.json", "figures"}
 
 

@@ -12,8 +12,8 @@ from fl_peel.errors import ReportError
 from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
 from simulations.report.diff import diff, diff_page, diff_views, missing_note
+from simulations.report.render import templates
 from simulations.report.seeds import SeedRuns
-from simulations.report.templates import SCRIPT
 from strategies.figures.per_device import PerDevice
 from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import run_result
@@ -179,7 +179,7 @@ def test_the_page_stands_alone_and_the_json_holds_it_all(tmp_path, recalls):
     result = diff(paths)
     page = diff_page(result, {"numpy": "2"})
     assert "<b>run" not in page
-    assert page.count("<script") == page.count(f"<script>{SCRIPT}</script>") == 1  # its own
+    assert page.count("<script") == page.count(f"<script>{templates()['page.js']}</script>") == 1  # its own
     assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport" content="width=device-width' in page
