@@ -6,23 +6,25 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from fl_peel.errors import ReportError
 from fl_peel.json_codec import from_plain
 from fl_peel.plugins import did_you_mean
 from simulations.engine.inputs import DEMO
-from simulations.report.drawing import PaperFigures, for_paper
+from simulations.report.drawing import PaperFigures, Plot, for_paper
 from simulations.report.result_files import write_files
 from simulations.report.run_files import run_page
 from simulations.report.timeline_report import timeline_page
 from simulations.studies.ablate_report import ablate_page, ablate_plot
 from simulations.studies.audit_report import audit_page, audit_plot
 from simulations.studies.compare_report import compare_page, compare_plot, leaderboard_page
-from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, typed
+from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, StudyResult, typed
 from simulations.sweep.report import SweepResult, sweep_page
 from strategies.figures.schema import from_json
 from strategies.timeline.timeline_figures import TimelineResult
+
+Study = TypeVar("Study", bound=StudyResult)
 
 
 def rebuild_pages(folder: Path) -> list[Path]:
@@ -72,26 +74,26 @@ def _run(plain: Any, where: str) -> bytes:
     return run_page(result, demo).encode()
 
 
+def _study(
+    kind: type[Study], plot: Callable[[Study], Plot], page: Callable[[Study, Plot, Mapping[str, Any]], str]
+) -> Callable[[Any, str], bytes]:
+    """Return how the JSON of a study becomes its page."""
+
+    def of_json(plain: Any, where: str) -> bytes:
+        result = typed(kind, plain, where)
+        return page(result, plot(result), plain).encode()
+
+    return of_json
+
+
 def _compare(plain: Any, where: str) -> bytes:
     if isinstance(plain, dict) and "tuning" in plain:
-        board = typed(Leaderboard, plain, where)
-        return leaderboard_page(board, compare_plot(board), plain).encode()
-    result = typed(CompareResult, plain, where)
-    return compare_page(result, compare_plot(result), plain).encode()
+        return _study(Leaderboard, compare_plot, leaderboard_page)(plain, where)
+    return _study(CompareResult, compare_plot, compare_page)(plain, where)
 
 
 def _timeline(plain: Any, where: str) -> bytes:
     return timeline_page(from_plain(TimelineResult, plain, where, top_n=20)).encode()
-
-
-def _audit(plain: Any, where: str) -> bytes:
-    result = typed(AuditResult, plain, where)
-    return audit_page(result, audit_plot(result.rows), plain).encode()
-
-
-def _ablate(plain: Any, where: str) -> bytes:
-    result = typed(AblateResult, plain, where)
-    return ablate_page(result, ablate_plot(result), plain).encode()
 
 
 def _sweep(plain: Any, where: str) -> bytes:
@@ -103,8 +105,8 @@ PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(
         "report.json": _run,
         "compare.json": _compare,
         "timeline.json": _timeline,
-        "audit.json": _audit,
-        "ablate.json": _ablate,
+        "audit.json": _study(AuditResult, audit_plot, audit_page),
+        "ablate.json": _study(AblateResult, ablate_plot, ablate_page),
         "sweep.json": _sweep,
     }
 )

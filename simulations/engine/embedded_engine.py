@@ -301,8 +301,7 @@ def run_embedded(
         from flwr.app import Context, RecordDict
         from flwr.serverapp import ServerApp
 
-        from simulations.engine.embedded_grid import EmbeddedGrid
-        from simulations.engine.flower_identity import RUN_ID
+        from simulations.engine.embedded_grid import RUN_ID, EmbeddedGrid
         from simulations.engine.passing_grid import StoppableGrid
 
         workers = _ahead(engine, client)

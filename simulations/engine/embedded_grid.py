@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from flwr.app import Context, Message, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 
-from simulations.engine.flower_identity import RUN_ID, identify_server, number_message
-
+RUN_ID = 1
+"""Number of the run in an engine of our own, which has one run."""
+_SERVER = 1
+"""Node of the server's side, as Flower numbers it."""
 STEP, IDS = 7919, 2**31 - 1
 """Node ids are multiples of the one modulo the other: they tell nothing about partitions, as Flower's do not."""
+
+
+_numbers = itertools.count(1)
+
+# Flower makes messages for whoever its own engines started: `Message(...)` reads who this process is from
+# `TaskIdentity`, and whoever sends a message numbers it in place, as flwr.superlink.grid.InMemoryGrid does. No public
+# name does either; tests/simulations/engine/test_grids.py fails when Flower changes this.
+
+
+def identify_server() -> None:
+    """Let this process make messages as the server's side of a run."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, _SERVER
+
+
+def number_message(message: Message) -> str:
+    """Give a message that is sent its number, which its reply names; returns it."""
+    number = str(next(_numbers))
+    message.metadata.__dict__["_message_id"] = number
+    return number
 
 
 class Host(Protocol):

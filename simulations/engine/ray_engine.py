@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import psutil
+import ray
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
@@ -25,6 +26,13 @@ from fl_peel.errors import EngineError, LostMachineError
 from fl_peel.scenario.scenario import Engine
 from fl_peel.scenario.settings import is_gpu
 from simulations.engine.passing_grid import StoppableGrid
+from simulations.engine.ray_machines import (
+    in_thread,
+    require_cluster,
+    require_shared,
+    start_patiently,
+    watched_machines,
+)
 
 
 def run_on_ray(
@@ -49,10 +57,9 @@ def run_on_ray(
     backend_config = _backend_config(engine)
     module, _, name = client.partition(":")
     with (
-        _own_search_path(),
-        _visible_gpus(engine.device),
+        environment("PYTHONPATH", **_ray_variables(engine, variables)),  # the engine writes the whole search path there
+        own_token(engine.ray_address),
         _own_signals(),
-        _own_environment(engine, variables),
         _sharing_machines(engine, run_dir) as started,
     ):
         failed: list[BaseException] = []
@@ -81,7 +88,8 @@ def run_on_ray(
                 ended.set()
 
         try:
-            with RayletWatch(without_ray), _watched_machines(engine, started, ended, without_machine):
+            machines = watched_machines(started, ended, without_machine) if engine.ray_address else nullcontext()
+            with watched_raylet(without_ray), machines:
                 run_simulation(
                     server_app,
                     getattr(import_module(module), name),
@@ -115,8 +123,6 @@ def run_on_ray(
 def _backend_config(engine: Engine) -> dict[str, Any]:
     init_args: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False}
     if engine.ray_address:
-        from simulations.engine.ray_machines import require_cluster
-
         require_cluster(engine.ray_address)
         init_args["address"] = engine.ray_address
     else:
@@ -142,8 +148,6 @@ def _own_signals() -> Iterator[None]:
     if handler in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    import ray
-
     start = ray.init
 
     def init(*args: Any, **kwargs: Any) -> Any:
@@ -163,10 +167,6 @@ def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]
 
     Workers get an empty working directory: else Ray has them search the user's for packages before all others.
     """
-    import ray
-
-    from simulations.engine.ray_machines import require_shared, start_patiently
-
     start, started = ray.init, threading.Event()
     working_dir = Path(run_dir) / "working-dir"
     working_dir.mkdir(exist_ok=True)
@@ -189,15 +189,6 @@ def _sharing_machines(engine: Engine, run_dir: str) -> Iterator[threading.Event]
         yield started
 
 
-def _watched_machines(
-    engine: Engine, started: threading.Event, ended: threading.Event, lost: Callable[[str], None]
-) -> AbstractContextManager[None]:
-    """:func:`simulations.engine.ray_machines.watched_machines`, of a cluster that was there before."""
-    from simulations.engine.ray_machines import watched_machines
-
-    return watched_machines(started, ended, lost) if engine.ray_address else nullcontext()
-
-
 def _root_of(error: BaseException) -> BaseException:
     """Return the error that was raised first: Flower wraps it three times."""
     while error.__cause__ is not None:
@@ -205,44 +196,25 @@ def _root_of(error: BaseException) -> BaseException:
     return error
 
 
-@contextmanager
-def _own_search_path() -> Iterator[None]:
-    """The search path afterwards as it was: the engine writes the whole of it into the environment."""
-    python_path = os.environ.get("PYTHONPATH")
-    try:
-        yield
-    finally:
-        if python_path is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = python_path
-
-
-@contextmanager
-def _own_environment(engine: Engine, variables: Mapping[str, str]) -> Iterator[None]:
-    """Give the Ray that is started here its token, its workers' environment and the scenario's patience with both its
-    agents and its workers: of itself it ends when an agent takes 30 s to start, and ends a worker that takes a minute.
-    Its workers are as urgent as other processes: at its niceness of 15 they have a thirtieth of what others get. Those
-    without the run's environment, whom nobody would use, are not started beforehand. A cluster has its own.
+def _ray_variables(engine: Engine, variables: Mapping[str, str]) -> dict[str, str]:
+    """Give the Ray that is started here its workers' environment and the scenario's patience with both its agents and
+    its workers: of itself it ends when an agent takes 30 s to start, and ends a worker that takes a minute. Its workers
+    are as urgent as other processes: at its niceness of 15 they have a thirtieth of what others get. Those without the
+    run's environment, whom nobody would use, are not started beforehand. A cluster has its own. Workers see all GPUs
+    with ``cuda:N``, so that N means the same to them; else Ray shows each only its own.
     """
-    settings = {
+    named = is_gpu(engine.device) and ":" in engine.device
+    gpus = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"} if named else {}
+    if engine.ray_address:
+        return gpus
+    return {
+        **gpus,
         "RAY_worker_niceness": "0",
         "RAY_prestart_worker_first_driver": "0",
         "RAY_agent_register_timeout_ms": str(int(engine.patience_s * 1000)),
         "RAY_worker_register_timeout_seconds": str(int(engine.patience_s)),
+        **variables,
     }
-    with environment(**({} if engine.ray_address else {**settings, **variables})), own_token(engine.ray_address):
-        yield
-
-
-@contextmanager
-def _visible_gpus(device: str) -> Iterator[None]:
-    """Let workers see all GPUs with ``cuda:N``, so that N means the same to them; else Ray shows each only its own."""
-    if is_gpu(device) and ":" in device:
-        with environment(RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES="1"):
-            yield
-    else:
-        yield
 
 
 # ---- A token for the Ray that a run starts: who does not know it can neither join nor run code there
@@ -253,9 +225,9 @@ TOKEN_BYTES = 32
 
 
 @contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Variables of the environment set, and afterwards as they were."""
-    before = {key: os.environ.get(key) for key in values}
+def environment(*kept: str, **values: str) -> Iterator[None]:
+    """Variables of the environment set, and afterwards as they were. kept: others that are, too, whoever sets them."""
+    before = {key: os.environ.get(key) for key in (*kept, *values)}
     os.environ.update(values)
     try:
         yield
@@ -273,8 +245,6 @@ def own_token(address: str | None) -> Iterator[None]:
 
     address: of a cluster that is there already; it keeps its own setting, as does a Ray that this process has joined.
     """
-    import ray
-
     if address or ray.is_initialized():
         yield
         return
@@ -306,31 +276,20 @@ POLL_S = 1.0
 """Seconds between two looks for it."""
 
 
-class RayletWatch:
-    """While it is entered, calls ``lost`` once if a raylet that this process started has ended. None need be there."""
+def watched_raylet(
+    lost: Callable[[], None], poll_s: float = POLL_S, name: str = RAYLET
+) -> AbstractContextManager[None]:
+    """Meanwhile, call ``lost`` once if a raylet that this process started has ended. None need be there."""
 
-    def __init__(self, lost: Callable[[], None], poll_s: float = POLL_S, name: str = RAYLET) -> None:
-        self._lost = lost
-        self._poll_s = poll_s
-        self._name = name
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> RayletWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
+    def watch(over: threading.Event) -> None:
         raylet = None
-        while not self._over.wait(self._poll_s):
-            raylet = raylet or _child(self._name)
+        while not over.wait(poll_s):
+            raylet = raylet or _child(name)
             if raylet is not None and not _is_alive(raylet):
-                self._lost()
+                lost()
                 return
+
+    return in_thread(watch)
 
 
 def _child(name: str) -> psutil.Process | None:

@@ -35,7 +35,7 @@ TIMED_OUT = "timed out during startup"
 
 
 @contextmanager
-def _in_thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
+def in_thread(work: Callable[[threading.Event], None]) -> Iterator[None]:
     """Have a thread work meanwhile. work: is given the event that ends it."""
     over = threading.Event()
     worker = threading.Thread(target=work, args=(over,), daemon=True)
@@ -55,7 +55,7 @@ def waited_for(what: str) -> AbstractContextManager[None]:
         while not over.wait(TELL_S):
             logger.warning("%s: waited for since %.0f s", what, time.monotonic() - start)
 
-    return _in_thread(tell)
+    return in_thread(tell)
 
 
 def start_patiently(start: Callable[[], Started], patience_s: float, is_alive: Callable[[], bool]) -> Started:
@@ -151,7 +151,7 @@ def watched_machines(
                     lost(min(before[machine] for machine in before.keys() - alive.keys()))
                     return
 
-    return _in_thread(watch)
+    return in_thread(watch)
 
 
 def require_shared(folder: str, patience_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,27 +47,54 @@ def sample_fleet(fleet: Fleet, *, seed: int, num_devices: int, rounds: int, full
     return SampledFleet(fleet, seed, full_table_bytes, drawn, over_time)
 
 
-def fleet_table(sample: SampledFleet) -> TableView:
-    """One line per device class; quantities are medians over its devices, the range from the 10th to the 90th."""
-    drawn, rows = sample.drawn, []
-    for index, name in enumerate(sample.fleet.names):
+RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps", "latency_ms", "train_watts", "radio_joules_per_mb")
+SHOWN_RATES = RATES[:3]
+
+
+def sampled_classes(sample: SampledFleet) -> Iterator[tuple[str, int, FleetClassRow | None]]:
+    """Yield each device class: its name, its number of devices, and its figures, None where it has no device."""
+    fleet, drawn, full_bytes, rounds = sample.fleet, sample.drawn, sample.full_table_bytes, len(sample.budgets)
+    for index, name in enumerate(fleet.names):
         mine = drawn["class"] == index
         if not mine.any():
+            yield name, 0, None
+            continue
+        budgets, devices = sample.budgets[:, mine], drawn["device"][mine]
+        low, median, high = (float(value) for value in np.percentile(budgets, [10, 50, 90]))
+        available = [fleet.available(sample.seed, devices, server_round).mean() for server_round in range(rounds)]
+        medians = {key: float(np.median(drawn[key][mine])) for key in RATES}
+        figures = FleetClassRow(
+            device_class=name,
+            population_share=fleet.shares[index],
+            budget_median=median,
+            share_low=low / full_bytes,
+            share_median=median / full_bytes,
+            share_high=high / full_bytes,
+            changes_per_round=float((np.diff(budgets, axis=0) != 0).mean()) if rounds > 1 else 0.0,
+            **medians,
+            available=float(np.mean(available)),
+        )
+        yield name, int(mine.sum()), figures
+
+
+def fleet_table(sample: SampledFleet) -> TableView:
+    """One line per device class; quantities are medians over its devices, the range from the 10th to the 90th."""
+    rows: list[tuple[str, ...]] = []
+    for name, devices, row in sampled_classes(sample):
+        if row is None:
             rows.append((name, "0", *["–"] * 9))
             continue
-        budgets = sample.budgets[:, mine]
-        low, middle, high = np.percentile(budgets, [10, 50, 90])
-        changes = (np.diff(budgets, axis=0) != 0).mean() if len(budgets) > 1 else 0.0
-        medians = {key: float(np.median(drawn[key][mine])) for key in _RATES}
+        low, high = (share * sample.full_table_bytes for share in (row.share_low, row.share_high))
+        rates = [getattr(row, key) for key in SHOWN_RATES]
         rows.append(
             (
                 name,
-                f"{int(mine.sum()):,}",
-                *(format_bytes(value) for value in (low, middle, high)),
-                format_share(middle / sample.full_table_bytes),
-                f"{changes:.2f}",
-                *(f"{medians[key]:,.0f}" if medians[key] >= 100 else f"{medians[key]:.3g}" for key in _RATES),
-                format_share(float(drawn["available"][mine].mean())),
+                f"{devices:,}",
+                *(format_bytes(value) for value in (low, row.budget_median, high)),
+                format_share(row.share_median),
+                f"{row.changes_per_round:.2f}",
+                *(f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}" for rate in rates),
+                format_share(row.available),
             )
         )
     columns = (
@@ -83,23 +111,23 @@ def fleet_table(sample: SampledFleet) -> TableView:
 
 def in_json(sample: SampledFleet) -> dict[str, Any]:
     """The same in numbers, by device class: bytes, shares, medians of rates; null for a class without devices."""
+    full_bytes = sample.full_table_bytes
     classes: list[dict[str, Any]] = []
-    for index, name in enumerate(sample.fleet.names):
-        mine = sample.drawn["class"] == index
-        classes.append({"class": name, "devices": int(mine.sum()), "budget_bytes": None})
-        if mine.any():
-            low, middle, high = np.percentile(sample.budgets[:, mine], [10, 50, 90]).tolist()
+    for name, devices, row in sampled_classes(sample):
+        classes.append({"class": name, "devices": devices, "budget_bytes": None})
+        if row is not None:
+            low, high = row.share_low * full_bytes, row.share_high * full_bytes
             classes[-1] |= {
-                "budget_bytes": {"p10": low, "median": middle, "p90": high},
-                "share_of_table": middle / sample.full_table_bytes,
-                **{key: float(np.median(sample.drawn[key][mine])) for key in _RATES},
-                "available": float(sample.drawn["available"][mine].mean()),
+                "budget_bytes": {"p10": low, "median": row.budget_median, "p90": high},
+                "share_of_table": row.share_median,
+                **{key: getattr(row, key) for key in SHOWN_RATES},
+                "available": row.available,
             }
     return {
         "fleet": sample.fleet.source,
         "seed": sample.seed,
         "rounds": len(sample.budgets),
-        "full_table_bytes": sample.full_table_bytes,
+        "full_table_bytes": full_bytes,
         "classes": classes,
     }
 
@@ -125,9 +153,6 @@ def bars(values: NDArray[np.int64], width: int = MAX_BARS) -> str:
     lowest = np.array([part.min() for part in np.array_split(values, min(width, len(values)))])
     eighths = np.ceil(8 * lowest / max(int(values.max()), 1)).astype(np.int64)
     return "".join(" \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"[level] for level in eighths)
-
-
-_RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps")
 
 
 def fleet_figure(sample: SampledFleet) -> Plot:
@@ -178,7 +203,6 @@ def fleet_figure(sample: SampledFleet) -> Plot:
 
 
 MAX_DRAWN = 2000
-RATES = ("samples_per_s", "uplink_mbps", "downlink_mbps", "latency_ms", "train_watts", "radio_joules_per_mb")
 
 
 def fleet_summary(scenario: Scenario, *, num_devices: int, full_table_bytes: int) -> FleetResult:
@@ -190,26 +214,5 @@ def fleet_summary(scenario: Scenario, *, num_devices: int, full_table_bytes: int
     sample = sample_fleet(
         fleet, seed=scenario.seed, num_devices=count, rounds=rounds, full_table_bytes=full_table_bytes
     )
-    drawn, classes = sample.drawn, []
-    for index, name in enumerate(fleet.names):
-        mine = drawn["class"] == index
-        if not mine.any():
-            continue
-        budgets, devices = sample.budgets[:, mine], drawn["device"][mine]
-        low, median, high = (float(value) for value in np.percentile(budgets, [10, 50, 90]))
-        medians = {key: float(np.median(drawn[key][mine])) for key in RATES}
-        available = [fleet.available(scenario.seed, devices, server_round).mean() for server_round in range(rounds)]
-        classes.append(
-            FleetClassRow(
-                device_class=name,
-                population_share=fleet.shares[index],
-                budget_median=median,
-                share_low=low / full_table_bytes,
-                share_median=median / full_table_bytes,
-                share_high=high / full_table_bytes,
-                changes_per_round=float((np.diff(budgets, axis=0) != 0).mean()) if rounds > 1 else 0.0,
-                **medians,
-                available=float(np.mean(available)),
-            )
-        )
-    return FleetResult(source=fleet.source, devices=count, rounds=rounds, classes=tuple(classes))
+    classes = tuple(row for *_, row in sampled_classes(sample) if row is not None)
+    return FleetResult(source=fleet.source, devices=count, rounds=rounds, classes=classes)

@@ -26,9 +26,10 @@ from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments
-from simulations.studies.audit_report import write_audit
+from simulations.studies.audit_report import audit_page, audit_plot
 from simulations.studies.audit_rows import EPSILONS, AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.observer import Observer, TapGrid
+from simulations.studies.schema import AuditResult, write_study
 from simulations.studies.study import (
     REPLICATES,
     Checkpoints,
@@ -121,7 +122,7 @@ def audit(
             done_rows = on_remaining_machines(all_rows)
     figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
     result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
-    write_audit(result, frame.out)
+    write_study(frame.out, result, AuditResult, audit_plot, audit_page)
     return result
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,17 +22,12 @@ from simulations.report.table_view import (
     format_ratio,
     format_share,
 )
-from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed, write_study
+from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed
 
 SUCCEEDS, HOLDS = 0.2, 0.02
 """Advantage that an attack must have on the unprotected run, and may have under protection at most."""
 PANELS, TITLE_PT = 5, 7.5
 """Panels beside one another in the figure, and the size of their titles."""
-
-
-def write_audit(result: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write the files into `out_dir`, as :func:`simulations.studies.schema.write_study` does."""
-    return write_study(out_dir, result, AuditResult, lambda one: audit_plot(one.rows), audit_page)
 
 
 def audit_view(result: AuditResult) -> TableView:
@@ -112,8 +106,9 @@ def _advantage(figures: AttackFigures) -> str:
 
 
 @drawing.in_both_forms
-def audit_plot(rows: Sequence[AuditedRow]) -> Plot:
+def audit_plot(result: AuditResult) -> Plot:
     """Plot privacy against utility: a panel for each attack and for recall; grey: no better than chance."""
+    rows = result.rows
     names = list(dict.fromkeys(name for row in rows for name in row.attacks))
     places = list(range(len(rows), 0, -1))
     panel_rows = math.ceil((len(names) + 1) / PANELS)

@@ -37,7 +37,6 @@ from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
 from fl_peel.attacks.decoder import Differencing, GroupSums, PassView, Reconstruction, difference, reconstruct
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
-from fl_peel.exchange.counters import ClockCounts
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
@@ -325,13 +324,18 @@ class Observer:
         return {"join.ceiling": float(stated_ceilings(cohort, place, groups, group + 1)[group])}
 
     def _figures_of_stages(self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks) -> dict[str, float]:
-        """Return the figures in the messages of secure aggregation about one device that are outside its masked vector.
+        """Return the figures in the messages of secure aggregation about one device that are outside its masked vector:
+        the keys reply, but for keys, which are random numbers; whether it sends a vector, whether it opens shares.
 
         Devices that never got as far as to be asked for their vector have no view of the round.
         """
-        stages = stages_alone(cohort, request, ranked)
-        figures = _cells("keys.clock", stages.clock) | {"keys.announced": float(stages.announced)}
-        return figures | {"vector.sent": float(stages.sends), "opening.sent": float(stages.opens)}
+        keys = announce_keys(cohort, SecureKeysRequest(request.setting, request.server_round, request.devices))
+        when = int(vanishing(cohort.scenario, request.server_round, request.devices)[0])
+        if when == DropoutStage.NEVER and not _sends(cohort, request, ranked):
+            when = int(DropoutStage.VECTOR)
+        sends = when != DropoutStage.VECTOR
+        figures = _cells("keys.clock", keys.clock) | {"keys.announced": float(len(keys.devices))}
+        return figures | {"vector.sent": float(sends), "opening.sent": float(sends and when != DropoutStage.OPENING)}
 
     def watched(self) -> WatchedDevices:
         """The devices, once a round was seen."""
@@ -486,33 +490,11 @@ class TapGrid(PassingGrid):
 # ---- Contribution of a single device in a round, as if its node hosted it alone
 
 
-@dataclass(frozen=True)
-class UnmaskedFigures:
-    """The part of the messages of secure aggregation about one device that is outside its masked vector: the keys
-    reply, but for keys, which are random numbers; whether it sends a vector, whether it opens shares.
-    """
-
-    clock: ClockCounts
-    announced: int
-    sends: bool
-    opens: bool
-
-
 def answer_alone(cohort: Cohort, request: RoundRequest, announced: Mapping[int, int] | None = None) -> RoundReply:
     """The reply for the request's devices. announced: of masked groups, how many their shares of noise are of."""
     shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
     numbers = (announced or {}).items() if shared else ()
     return clear_round(cohort, request, {group: noise_devices_of(cohort.scenario, number) for group, number in numbers})
-
-
-def stages_alone(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> UnmaskedFigures:
-    """The stages of secure aggregation of the request's one device."""
-    keys = announce_keys(cohort, SecureKeysRequest(request.setting, request.server_round, request.devices))
-    when = int(vanishing(cohort.scenario, request.server_round, request.devices)[0])
-    if when == DropoutStage.NEVER and not _sends(cohort, request, ranked):
-        when = int(DropoutStage.VECTOR)
-    sends = when != DropoutStage.VECTOR
-    return UnmaskedFigures(keys.clock, len(keys.devices), sends, sends and when != DropoutStage.OPENING)
 
 
 def _sends(cohort: Cohort, request: RoundRequest, ranked: RankedBlocks) -> bool:

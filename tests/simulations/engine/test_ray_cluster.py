@@ -24,7 +24,7 @@ from simulations import run
 from simulations.engine import ray_machines
 from simulations.engine.inputs import checked
 from simulations.engine.memory import WORKERS, lasting_objects
-from simulations.engine.ray_engine import RayletWatch, environment, own_token
+from simulations.engine.ray_engine import environment, own_token, watched_raylet
 from simulations.engine.ray_machines import require_cluster
 from simulations.scenario_files import load_scenario
 from tests.helpers.runs import figures, served
@@ -261,7 +261,7 @@ def test_a_killed_one_is_told_once_and_a_living_one_not():
         calls.append(1)
         lost.set()
 
-    with subprocess.Popen(["sleep", "60"]) as process, RayletWatch(events, poll_s=0.05, name="sleep"):
+    with subprocess.Popen(["sleep", "60"]) as process, watched_raylet(events, poll_s=0.05, name="sleep"):
         assert not lost.wait(0.5)
         process.kill()
         assert lost.wait(10)
@@ -310,7 +310,7 @@ def test_a_start_that_ray_gave_up_is_tried_again_aloud_until_patience_ends(monke
 
 
 def test_none_is_waited_for():
-    with RayletWatch(lambda: pytest.fail("there was none"), poll_s=0.01, name="no such process"):
+    with watched_raylet(lambda: pytest.fail("there was none"), poll_s=0.01, name="no such process"):
         threading.Event().wait(0.1)
 
 

@@ -17,10 +17,10 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies import audit as module
 from simulations.studies.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
-from simulations.studies.audit_report import audit_verdicts, audit_view, write_audit
+from simulations.studies.audit_report import audit_page, audit_plot, audit_verdicts, audit_view
 from simulations.studies.audit_rows import AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.observer import Observer, TapGrid, figures_of
-from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed
+from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed, write_study
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes import Nodes
 from strategies.run.run import Run
@@ -303,7 +303,7 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
         "seed": 0,
         "versions": {},
     }
-    written = write_audit(result, tmp_path / "out")
+    written = write_study(tmp_path / "out", result, AuditResult, audit_plot, audit_page)
     assert {path.name for path in written} == {
         f"audit.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")
     }
@@ -377,7 +377,7 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
     monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1]({"mechanism": "none"}, 1.0)])
     settings, events, changes = replace(SETTINGS, only=("none",)), [], []
     monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
-    monkeypatch.setattr(module, "write_audit", lambda result, out: [])
+    monkeypatch.setattr(module, "write_study", lambda *_: [])
     audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
     if what == "scenario":
         changes = ["refinement.rounds=1"]

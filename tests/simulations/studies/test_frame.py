@@ -15,9 +15,9 @@ from simulations.studies import compare as comparison
 from simulations.studies import study as studies
 from simulations.studies.ablate_report import population_plot
 from simulations.studies.audit import AuditSettings, audited
-from simulations.studies.audit_report import audit_view, write_audit
+from simulations.studies.audit_report import audit_page, audit_plot, audit_view
 from simulations.studies.audit_rows import AuditRow, added_rows, chosen_rows
-from simulations.studies.schema import AblateRow, AuditResult, typed
+from simulations.studies.schema import AblateRow, AuditResult, typed, write_study
 from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial
 from strategies.run.run import Run
@@ -300,6 +300,6 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
         **{"rows": [row], "settings": {"devices": 40, "rounds": 2}, "collected_share": 1.0, "seed": 0, "versions": {}},
         "scenario": scenario.model_dump(mode="json"),
     }
-    write_audit(result, tmp_path / "out")
+    write_study(tmp_path / "out", result, AuditResult, audit_plot, audit_page)
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert len(audit_view(typed(AuditResult, kept)).rows) == 1
