@@ -8,7 +8,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -70,34 +69,6 @@ logger = logging.getLogger("fl_peel")
 Figures = TypeVar("Figures")
 
 
-@dataclass
-class CallbackGroup:
-    """The callbacks that get the same events; one that fails gets no more."""
-
-    callbacks: Iterable[Callback]
-    _active: list[Callback] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._active = list(self.callbacks)
-
-    def tell(self, what: Callable[[Callback], None]) -> None:
-        """Tell each of them something."""
-        for callback in list(self._active):
-            try:
-                what(callback)
-            except Exception as error:
-                self._active.remove(callback)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                name = type(callback).__name__
-                logger.warning(
-                    "%s failed (%s) and receives no further events of this run, which continues", name, reason
-                )
-
-    def event(self, event: Event) -> None:
-        """Tell each of them an event."""
-        self.tell(lambda callback: callback.on_event(event))
-
-
 def watched(
     work: Callable[[OnEvent], Figures],
     scenario: Scenario,
@@ -111,25 +82,38 @@ def watched(
     A run begins with its first event: one that is refused before leaves no trace in any tracker. to_figures: the result
     as callbacks get it; last: figures of it that no event has told, told as those of a last one.
     """
-    watchers, started = CallbackGroup(callbacks), False
+    active, started = list(callbacks), False
+
+    def tell(what: Callable[[Callback], None]) -> None:
+        """Tell each callback something; one that fails gets no more."""
+        for callback in list(active):
+            try:
+                what(callback)
+            except Exception as error:
+                active.remove(callback)
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                name = type(callback).__name__
+                logger.warning(
+                    "%s failed (%s) and receives no further events of this run, which continues", name, reason
+                )
 
     def on_work_event(event: Event) -> None:
         nonlocal started
         on_event(event)
         if not started:
             started = True
-            watchers.tell(lambda callback: callback.on_start(scenario))
-        watchers.event(event)
+            tell(lambda callback: callback.on_start(scenario))
+        tell(lambda callback: callback.on_event(event))
 
     try:
         result = work(on_work_event)
     except BaseException as error:
         stopped = error
         if started:
-            watchers.tell(lambda callback: callback.on_error(stopped))
+            tell(lambda callback: callback.on_error(stopped))
         raise
-    watchers.event(Event("report", 1, 1, figures=last(result)))
-    watchers.tell(lambda callback: callback.on_end(to_figures(result)))
+    tell(lambda callback: callback.on_event(Event("report", 1, 1, figures=last(result))))
+    tell(lambda callback: callback.on_end(to_figures(result)))
     return result
 
 

@@ -192,14 +192,14 @@ class WorkerPool:
     """So many worker processes, until the block ends. Node p is hosted by number p modulo their count."""
 
     def __init__(self, count: int, client: str, environment: Mapping[str, str], preloaded: Sequence[str] = ()) -> None:
-        self._fork_server = ForkServer(client, environment, preloaded)
-        self._workers = [_Worker(self._fork_server) for _ in range(count)]
+        self.fork_server = ForkServer(client, environment, preloaded)
+        self._workers = [_Worker(self.fork_server) for _ in range(count)]
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._fork_server.close()
+        self.fork_server.close()
         for worker in self._workers:
             worker.ask(None)
         for worker in self._workers:
@@ -209,20 +209,6 @@ class WorkerPool:
         """Have the worker of the message's node answer it."""
         partition = int(context.node_config["partition-id"])
         self._workers[partition % len(self._workers)].ask(_Question(message, context, on_reply))
-
-    def prepare_drawing(self) -> None:
-        """Have helpers find imported what draws."""
-        self._fork_server.prepare_drawing()
-
-    def helper(self) -> Connection:
-        """Fork a process that calls what it is sent, and sends what that returns, until the connection is closed.
-
-        Raises:
-            EOFError, EngineError, OSError: it does not start.
-        """
-        connection = self._fork_server.fork()
-        connection.recv()  # which process it is
-        return connection
 
     def give_up(self, numbers: Collection[str]) -> None:
         """End workers that work on messages of these numbers, and leave out those that wait."""
@@ -267,7 +253,7 @@ def prepare_drawing() -> None:
     """Have what draws imported beside the workers that were started ahead, while the run goes on."""
     started = _started_ahead.get(None)
     if started is not None:
-        started[2].prepare_drawing()
+        started[2].fork_server.prepare_drawing()
 
 
 @contextmanager
@@ -277,7 +263,9 @@ def helpers_ahead(count: int) -> Iterator[list[Connection]]:
     with ExitStack() as stack:
         with suppress(EOFError, EngineError, OSError):  # whoever asks does without
             while started is not None and len(helpers) < count:
-                helpers.append(stack.enter_context(started[2].helper()))
+                helper = stack.enter_context(started[2].fork_server.fork())
+                helper.recv()  # which process it is
+                helpers.append(helper)
         yield helpers
 
 

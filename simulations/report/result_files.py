@@ -160,13 +160,8 @@ def _replace_listed(staging: Path, out_dir: Path, contents: Iterable[str], out_o
             (out_dir / folder).rmdir()
 
 
-def nothing(name: str) -> bool:
-    """No file of an earlier run is out of date."""
-    return False
-
-
 def write_results(
-    out: Path, contents: Mapping[str, bytes | Path], out_of_date: Callable[[str], bool] = nothing
+    out: Path, contents: Mapping[str, bytes | Path], out_of_date: Callable[[str], bool] = lambda name: False
 ) -> list[Path]:
     """Write files of results, all or none, and list them as ours.
 

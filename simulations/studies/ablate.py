@@ -22,7 +22,7 @@ from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
 from simulations.studies.ablate_report import ablate_page, ablate_plot
 from simulations.studies.compare import budget_of, flat
-from simulations.studies.schema import AblateResult, write_study
+from simulations.studies.schema import AblateResult
 from simulations.studies.study import (
     Frame,
     Study,
@@ -88,15 +88,12 @@ def ablate(
     chosen = None if parts is None else list(parts)
     by_seed = list(frame.by_seed(seeds, lambda study: _one_seed(study, shares, chosen)).values())
     devices = min(one["devices"] for one in by_seed)
-    result = frame.result(
-        {
-            "full_table": with_interval(aggregated([[one["full_table"]] for one in by_seed])[0], devices),
-            "rows": over_scenario(by_seed, devices),
-            "seeds": seeds,
-        }
-    )
-    write_study(frame.out, result, AblateResult, ablate_plot, ablate_page)
-    return result
+    figures = {
+        "full_table": with_interval(aggregated([[one["full_table"]] for one in by_seed])[0], devices),
+        "rows": over_scenario(by_seed, devices),
+        "seeds": seeds,
+    }
+    return frame.written(figures, AblateResult, ablate_plot, ablate_page)
 
 
 def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) -> dict[str, Any]:

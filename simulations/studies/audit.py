@@ -29,7 +29,7 @@ from simulations.run_options import StudyArguments
 from simulations.studies.audit_report import audit_page, audit_plot
 from simulations.studies.audit_rows import EPSILONS, AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.observer import Observer, TapGrid
-from simulations.studies.schema import AuditResult, write_study
+from simulations.studies.schema import AuditResult
 from simulations.studies.study import (
     REPLICATES,
     Checkpoints,
@@ -120,10 +120,12 @@ def audit(
                 return rows
 
             done_rows = on_remaining_machines(all_rows)
-    figures = {"settings": asdict(settings), "collected_share": scenario.pretraining.collected.share}
-    result = frame.result({"rows": compared([done_rows[row.name] for row in chosen], devices), **figures})
-    write_study(frame.out, result, AuditResult, audit_plot, audit_page)
-    return result
+    figures = {
+        "rows": compared([done_rows[row.name] for row in chosen], devices),
+        "settings": asdict(settings),
+        "collected_share": scenario.pretraining.collected.share,
+    }
+    return frame.written(figures, AuditResult, audit_plot, audit_page)
 
 
 def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:

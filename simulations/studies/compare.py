@@ -24,15 +24,14 @@ from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments
 from simulations.studies.compare_report import compare_page, compare_plot
-from simulations.studies.compare_rows import CEILINGS, DENSE, RIVALS, modules_of, summary, with_intervals
-from simulations.studies.schema import CompareResult, write_study
+from simulations.studies.compare_rows import BUDGETS, CEILINGS, DENSE, RIVALS, modules_of, summary, with_intervals
+from simulations.studies.schema import CompareResult
 from simulations.studies.study import Frame, Study, aggregated, decisive, decisive_of_starts, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
 from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival, compete
 from strategies.rivals.central import refine_centrally
 
-BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 GROUP_SELECTORS = {"exposure": "group-exposure", "popularity": "group-popularity"}
 """Fixed orders of each user group's table, and the names of the methods they make: refined under that order, too, so
 that none is measured on tables that were made for another.
@@ -88,9 +87,7 @@ def compare(
         "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
-    result = frame.result(figures)
-    write_study(frame.out, result, CompareResult, compare_plot, compare_page)
-    return result
+    return frame.written(figures, CompareResult, compare_plot, compare_page)
 
 
 def _one_seed(

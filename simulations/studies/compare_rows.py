@@ -24,7 +24,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision
 from simulations.run_options import StudyArguments
 from simulations.studies.compare_report import compare_plot, leaderboard_page
-from simulations.studies.schema import Leaderboard, write_study
+from simulations.studies.schema import Leaderboard
 from simulations.studies.study import (
     REPLICATES,
     Frame,
@@ -99,7 +99,6 @@ def modules_of(rival: Rival) -> tuple[str, ...]:
 
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 WHOLE: tuple[Precision, ...] = ("fp32", "int8")
 """Precisions of the rivals' full tables."""
 METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Fcf(), PFedRec(), HeteFedRec())
@@ -142,9 +141,7 @@ def compare_federated(
         "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
-    result = frame.result(figures)
-    write_study(frame.out, result, Leaderboard, compare_plot, leaderboard_page)
-    return result
+    return frame.written(figures, Leaderboard, compare_plot, leaderboard_page)
 
 
 def _check(scenario: Scenario) -> None:
@@ -165,7 +162,7 @@ def _check(scenario: Scenario) -> None:
 def _one_seed(
     study: Study, shares: tuple[float, ...], methods: Sequence[Federated[Any]], effort: Effort
 ) -> dict[str, Any]:
-    trial = Trial("peel", study.scenario, shares, PRECISIONS, (study.scenario.selector,), full_tables=True)
+    trial = Trial("peel", study.scenario, shares, DENSE, (study.scenario.selector,), full_tables=True)
     peel = study.trials([trial])["peel"]
     rows = peel_rows(peel, study.scenario)
     tuning = {}
@@ -242,7 +239,7 @@ def served_rows(
     rows = [{**common, "share": 1.0, "budget_bytes": full_bytes, **one} for one in result["rows"]]
     if isinstance(method, HeteFedRec):
         widths = method.widths(context)
-        for precision in PRECISIONS:
+        for precision in DENSE:
             for share in shares:
                 request = Request(precision, share, share_bytes(full_bytes, share))
                 most = largest_dim(context.num_items, precision, request.budget_bytes, context.dim)

@@ -300,22 +300,20 @@ class Observer:
             alone = dataclasses.replace(mine[0], groups={group: mine[0].groups[group]}, traced=np.zeros(0, np.int64))
             ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, alone.groups[group])
             self._mark_present(cohort, alone, ranked, here)
+            whole = None  # of the sum, which is all that is seen of each device in it
             if self.sums_alone:
                 lost = vanishing(self.scenario, alone.server_round, sampled) == DropoutStage.VECTOR
                 total = dataclasses.replace(alone, devices=sampled[~lost])
                 if len(total.devices) < needed_of(self.scenario, self._announced[group])[1]:
                     continue  # void: nothing is opened
-                view = self._answer(cohort, total, ranked, group, len(total.devices))
-                for device in here.tolist():
-                    one = dataclasses.replace(alone, devices=np.array([device], np.int64))
-                    figures = {**view.figures, **self._figures_of_stages(cohort, one, ranked)}
-                    figures |= self._figures_of_joining(cohort, device, group)
-                    self.views[device].append(dataclasses.replace(view, figures=figures))
-                continue
+                whole = self._answer(cohort, total, ranked, group, len(total.devices))
             for device in here.tolist():
                 one = dataclasses.replace(alone, devices=np.array([device], np.int64))
-                view = self._answer(cohort, one, ranked, group, 1)
-                figures = {**view.figures, **self._figures_of_joining(cohort, device, group)}
+                view = whole or self._answer(cohort, one, ranked, group, 1)
+                figures = dict(view.figures)
+                if self.sums_alone:
+                    figures |= self._figures_of_stages(cohort, one, ranked)
+                figures |= self._figures_of_joining(cohort, device, group)
                 self.views[device].append(dataclasses.replace(view, figures=figures))
 
     def _figures_of_joining(self, cohort: Cohort, device: int, group: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ A stage's key is everything that decides its result: what the stage says of itse
 Change any, and the stage is done anew.
 
 A study loads its scenario and refuses what it cannot measure (:meth:`Frame.from_scenario`) before it does any work,
-does its own work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.result`).
+does its own work with :meth:`Frame.by_seed`, and adds to its figures where they are from (:meth:`Frame.written`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -50,10 +50,14 @@ from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
 from simulations.run_options import RunOptions, StudyArguments
 from simulations.scenario_files import load_scenario
+from simulations.studies.schema import Result, write_study
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.prepare import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
+
+if TYPE_CHECKING:
+    from simulations.report.drawing import Plot
 
 
 @dataclass(frozen=True)
@@ -319,15 +323,25 @@ class Frame:
                 done[seed] = work(study)
         return done
 
-    def result(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """The figures, and where they are from."""
+    def written(
+        self,
+        figures: dict[str, Any],
+        kind: type[Result],
+        plot: Callable[[Result], Plot],
+        page: Callable[[Result, Plot, Mapping[str, Any]], str],
+    ) -> dict[str, Any]:
+        """Return the figures, and where they are from, as the study's JSON has them; write its files. kind, plot, page:
+        as for :func:`simulations.studies.schema.write_study`.
+        """
         content = {
             **figures,
             "scenario": self.scenario.model_dump(mode="json"),
             "seed": self.scenario.seed,
             "versions": versions(),
         }
-        return content | ({"command": self.options.command} if self.options.command else {})
+        content |= {"command": self.options.command} if self.options.command else {}
+        write_study(self.out, content, kind, plot, page)
+        return content
 
 
 def _check(scenario: Scenario) -> None:

@@ -377,7 +377,7 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
     monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1]({"mechanism": "none"}, 1.0)])
     settings, events, changes = replace(SETTINGS, only=("none",)), [], []
     monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
-    monkeypatch.setattr(module, "write_study", lambda *_: [])
+    monkeypatch.setattr("simulations.studies.study.write_study", lambda *_: [])
     audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
     if what == "scenario":
         changes = ["refinement.rounds=1"]

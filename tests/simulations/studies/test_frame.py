@@ -99,11 +99,15 @@ def test_every_kind_of_scenario_is_audited_where_it_can_be(tiny, tmp_path, start
 def test_where_a_result_is_from(tiny, tmp_path, monkeypatch, study):
     """Without the work: what the frame adds to figures."""
     frame = Frame.from_scenario(load_scenario(tiny, seed=3), {"out": tmp_path / "out", "command": f"fl-peel {study}"})
-    result = frame.result({"figure": 1})
+    written = []
+    monkeypatch.setattr("simulations.studies.study.write_study", lambda out, content, *how: written.append((out, how)))
+    how = (AuditResult, audit_plot, audit_page)
+    result = frame.written({"figure": 1}, *how)
+    assert written == [(tmp_path / "out", how)]
     assert list(result) == ["figure", "scenario", "seed", "versions", "command"]
     assert (result["seed"], result["command"]) == (3, f"fl-peel {study}")
     assert result["scenario"]["fleet"] == str(tmp_path / "fleet.yaml")  # absolute
-    assert "command" not in Frame.from_scenario(tiny, {"out": tmp_path / "out"}).result({})
+    assert "command" not in Frame.from_scenario(tiny, {"out": tmp_path / "out"}).written({}, *how)
 
 
 def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
