@@ -77,18 +77,13 @@ def run(scenario: Scenario, options: RunOptions | None = None) -> RunResult | Ti
     options = options or RunOptions()
     if options.callbacks:
         return watched(
-            lambda on_event: _run_on(scenario, replace(options, on_event=on_event)),
+            lambda on_event: run(scenario, replace(options, on_event=on_event, callbacks=None)),
             scenario,
             options.callbacks,
             options.on_event,
             in_json,
             lambda result: figures_on_test(result) if isinstance(result, RunResult) else {},
         )
-    return _run_on(scenario, options)
-
-
-def _run_on(scenario: Scenario, options: RunOptions) -> RunResult | TimelineResult:
-    """:func:`_run`, which goes on from what is kept where there is a folder for it."""
     if options.out is None:
         return _run(scenario, options)
     return on_remaining_machines(lambda first: _run(scenario, replace(options, fresh=options.fresh and first)))

@@ -39,7 +39,7 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
     content = with_present_names(content)
     content.setdefault("name", path.stem)
     for override in overrides:
-        content = _with_override(content, override)
+        content = with_override(content, override)
     if seed is not None:
         content["seed"] = seed
     return validated(Scenario, content, str(source))
@@ -62,7 +62,12 @@ def _find(source: str | Path) -> Path:
     raise ScenarioError(f"{shortened(str(source), 200)}: no such scenario or file; {did_you_mean(source, shipped)}")
 
 
-def _with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
+def with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
+    """Return a scenario's content with a ``path=value`` in it.
+
+    Raises:
+        ScenarioError: not of this form, or no YAML.
+    """
     path, equals, text = override.partition("=")
     keys = present_key(path.strip()).split(".")
     shown = shortened(override, 100)

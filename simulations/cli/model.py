@@ -9,6 +9,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from fl_peel.errors import ArtifactError, FlPeelError, ModelError, ReportError, shortened
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 
 SIDE = ".items.json"
 """Ending of the file beside an artefact: own ids by catalogue row, and rows that were seen."""
+FORMATS = ("svg", "pdf", "png")
+"""Formats of figures for papers."""
 SIXTH = Decimal("0.000001")
 QUIT = ("q", "quit", "exit")
 _Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder model/ in the output folder of a run.")]
 _Precision = Annotated[
-    str | None,
-    typer.Option("--precision", help=f"Precision of the blocks: {', '.join(PRECISIONS)}; default: that of the run."),
+    Precision | None,
+    typer.Option(
+        "--precision",
+        click_type=click.Choice(PRECISIONS),
+        metavar="PRECISION",
+        help=f"Precision of the blocks: {', '.join(PRECISIONS)}; default: that of the run.",
+    ),
 ]
 _Top = Annotated[int, typer.Option("--top", min=1, help="Number of recommended items to print.")]
 
@@ -50,7 +58,6 @@ def export(
     from simulations.engine.inputs import check_file
 
     num_bytes, given = read_size(budget), [*_own_ids(user_items or []), *_lines(items_file)]
-    chosen = _precision(precision)
     check_file(out, "--out")
     side = out.with_suffix(SIDE)
 
@@ -58,7 +65,7 @@ def export(
     from simulations.report.result_files import write_files
 
     loaded = load(model)
-    embedding = loaded.device(given).embedding(num_bytes, chosen)
+    embedding = loaded.device(given).embedding(num_bytes, precision)
     content = embedding.to_bytes()
     write_files(out.absolute().parent, {out.name: content, side.name: _side(loaded, embedding)})
     typer.echo(f"{out}: {_held(embedding, len(content))}", err=True)
@@ -71,13 +78,12 @@ def export(
 
 def serve_device(model: _Model, precision: _Precision = None, top: _Top = 10) -> None:
     """Simulate a device of a saved model in the terminal: enter items and budgets, see recommendations; q ends."""
-    chosen = _precision(precision)
 
     from fl_peel.model.model import load
 
     loaded = load(model)
     typer.echo(f"{loaded.num_items:,} items, {loaded.num_groups} user groups, {loaded.precision} blocks; q ends")
-    session = _Session(loaded, chosen, top)
+    session = _Session(loaded, precision, top)
     for line in _typed(lambda: session.question):
         try:
             for line_out in session.answer(line):
@@ -211,20 +217,6 @@ def _lines(file: Path | None) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _precision(text: str | None) -> Precision | None:
-    """A precision that there is.
-
-    Raises:
-        ModelError: there is no such one.
-    """
-    for precision in PRECISIONS:
-        if text == precision:
-            return precision
-    if text is not None:
-        raise ModelError(f"--precision: {text[:20]!r} is unknown; choose from {', '.join(PRECISIONS)}")
-    return None
-
-
 # ---- `fl-peel export-onnx`
 
 
@@ -284,17 +276,20 @@ def plot(
     figure: Annotated[
         list[str] | None, typer.Option("--figure", metavar="NAME", help="Name of a figure, e.g. budgets; repeatable.")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="Format of the files: svg, pdf or png.")] = "pdf",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", click_type=click.Choice(FORMATS), metavar="FORMAT", help=f"One of {', '.join(FORMATS)}."
+        ),
+    ] = "pdf",
     width: Annotated[
         str, typer.Option("--width", metavar="WIDTH", help="Width: column or page of a paper, or inches.")
     ] = "column",
     out: Annotated[Path | None, path_option("--out", "Output folder; default: OUT/figures.")] = None,
 ) -> None:
     """Save the figures of a finished command for a paper: all, or those named."""
-    from simulations.report.drawing import FORMATS, PAPER_WIDTHS_IN
+    from simulations.report.drawing import PAPER_WIDTHS_IN
 
-    if form not in FORMATS:
-        raise ReportError(f"--format: {shortened(repr(form), 20)} is unknown; choose from {', '.join(FORMATS)}")
     try:
         width_in = PAPER_WIDTHS_IN.get(width) or float(width)
     except ValueError:

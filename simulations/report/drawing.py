@@ -99,7 +99,6 @@ WIDTH_IN, NARROW_IN = 7.4, 3.7
 """Inches of width of a figure on a page of its usual width, and on a telephone."""
 PAPER_WIDTHS_IN = {"column": 3.4, "page": 7.0}
 """Inches of width of a figure in a paper: in one of two columns, and across both."""
-FORMATS = ("svg", "pdf", "png")
 PNG_DPI = 300
 NARROW_CHARACTERS = 30
 """Characters of an axis's name on a telephone, before it continues on the next line."""

@@ -66,7 +66,7 @@ def test_a_figure_is_saved_for_a_paper(words, size, command_line, tmp_path):
     ("words", "message"),
     [
         ("--figure audits", "no figure 'audits'; did you mean 'audit'?"),
-        ("--format gif", "--format: 'gif' is unknown; choose from svg, pdf, png"),
+        ("--format gif", "Invalid value for '--format': 'gif' is not one of 'svg', 'pdf', 'png'"),
         ("--width nan", "--width: 'nan' is no width; give column, page, or 2 to 20 inches"),
         ("--width wide", "--width: 'wide' is no width"),
     ],

@@ -21,9 +21,8 @@ from simulations.bench import bench as benchmarks
 from simulations.bench import bench as module
 from simulations.bench import bench_context as bench_world
 from simulations.bench import stock_flower
-from simulations.bench.bench import bench, large
+from simulations.bench.bench import bench, large, pfl_rate
 from simulations.bench.bench_context import BenchPlan, bench_scenario
-from simulations.bench.rivals import pfl_rate
 from strategies.run.run_paths import RunPaths
 from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid

@@ -16,9 +16,20 @@ from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from simulations.scenario_files import load_scenario
 from simulations.studies import audit as module
-from simulations.studies.audit import AuditSettings, _require_replay, attacks_on, audit, audited, compared
+from simulations.studies.audit import (
+    AuditRow,
+    AuditSettings,
+    _require_replay,
+    added_rows,
+    attacked,
+    attacks_on,
+    audit,
+    audited,
+    chosen_rows,
+    compared,
+    control,
+)
 from simulations.studies.audit_report import audit_page, audit_plot, audit_verdicts, audit_view
-from simulations.studies.audit_rows import AuditRow, added_rows, attacked, chosen_rows, control
 from simulations.studies.observer import Observer, TapGrid, figures_of
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed, write_study
 from strategies.evaluation.trials import Trial, run_trial

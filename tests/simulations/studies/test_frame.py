@@ -14,9 +14,8 @@ from simulations.studies import audit as auditing
 from simulations.studies import compare as comparison
 from simulations.studies import study as studies
 from simulations.studies.ablate_report import population_plot
-from simulations.studies.audit import AuditSettings, audited
+from simulations.studies.audit import AuditRow, AuditSettings, added_rows, audited, chosen_rows
 from simulations.studies.audit_report import audit_page, audit_plot, audit_view
-from simulations.studies.audit_rows import AuditRow, added_rows, chosen_rows
 from simulations.studies.schema import AblateRow, AuditResult, typed, write_study
 from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial
