@@ -12,11 +12,9 @@ every step sees the table as the step before left it.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from fl_peel.kernels.lanes import dot
 from fl_peel.kernels.random import below, next_number
@@ -311,67 +309,26 @@ def add_updates(
             total[items[e], c] += np.int64(np.rint(np.float64(rows[e, c]) * scale))
 
 
-Array = NDArray[Any]
-
-
-def pooled_epoch(
-    table: NDArray[np.float32],
-    users: NDArray[np.float32],
-    indptr: NDArray[np.int64],
-    items: NDArray[np.int64],
-    owners: NDArray[np.int64],
-    order: NDArray[np.int64],
-    seed: int,
-    num_negatives: int,
-    learning_rate: float,
-    user_learning_rate: float,
-    l2: float,
-    softmax: bool,
-    temperature: float,
-    moments: NDArray[np.float32],
-) -> float:
-    """One pass, in place over table (I, d) and users (N, d); returns the mean loss.
-
-    indptr (N + 1,), items: train items, ascending within each user; owners: user of each; order: of the pass.
-    moments: (I, d) sums of squared gradients for AdaGrad (Duchi et al., JMLR 2011), changed; (1, 1) for plain steps.
-    """
-    state = np.array([seed], np.uint64)
-    loss: float = _pooled_epoch(
-        table,
-        users,
-        indptr,
-        items,
-        owners,
-        order,
-        state,
-        num_negatives,
-        np.float32(learning_rate),
-        np.float32(user_learning_rate),
-        np.float32(l2),
-        softmax,
-        np.float32(1 / temperature),
-        moments,
-    )
-    return loss
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pooled_epoch(
-    table: Array,
-    users: Array,
-    indptr: Array,
-    items: Array,
-    owners: Array,
-    order: Array,
-    state: Array,
-    num_negatives: int,
-    rate: Any,
-    user_rate: Any,
-    decay: Any,
-    softmax: bool,
-    inverse_temperature: Any,
-    moments: Array,
-) -> float:
+def pooled_epoch(
+    table,  # (I, d) float32, changed
+    users,  # (N, d) float32, changed
+    indptr,  # (N + 1,) int64
+    items,  # (E,) int64: train items, ascending within each user
+    owners,  # (E,) int64: the user of each
+    order,  # (E,) int64: of the pass
+    seed,  # uint64
+    num_negatives,
+    learning_rate,
+    user_learning_rate,
+    l2,
+    softmax,
+    temperature,
+    moments,  # (I, d) float32, changed: sums of squared gradients for AdaGrad; (1, 1) for plain steps
+):
+    """One pass; returns the mean loss. AdaGrad: Duchi et al., JMLR 2011."""
+    rate, user_rate, decay = np.float32(learning_rate), np.float32(user_learning_rate), np.float32(l2)
+    inverse_temperature = np.float32(1 / temperature)
     num_items, dim = table.shape
     adaptive = moments.shape[0] == num_items and moments.shape[1] == dim
     rows = np.empty(num_negatives + 1, np.int64)
@@ -379,7 +336,7 @@ def _pooled_epoch(
     user_gradient = np.empty(dim, np.float32)
     total_loss = 0.0
     used = 0
-    random = state[0]
+    state = np.uint64(seed)
     for j in order:
         owner = owners[j]
         start, stop = indptr[owner], indptr[owner + 1]
@@ -389,22 +346,7 @@ def _pooled_epoch(
         for k in range(num_negatives + 1):
             row = items[j]
             if k > 0:
-                while True:
-                    random = random + np.uint64(0x9E3779B97F4A7C15)
-                    z = random
-                    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-                    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-                    z = z ^ (z >> np.uint64(31))
-                    row = np.int64(((z >> np.uint64(32)) * np.uint64(num_items)) >> np.uint64(32))
-                    low, high = start, stop
-                    while low < high:
-                        middle = (low + high) // 2
-                        if items[middle] < row:
-                            low = middle + 1
-                        else:
-                            high = middle
-                    if low >= stop or items[low] != row:
-                        break
+                state, row = _negative(state, items, start, stop, num_items)
             rows[k] = row
             logits[k] = dot(users, owner, table, row, 0, dim) * inverse_temperature
         if softmax:

@@ -156,7 +156,7 @@ class CentralTraining:
                 sorted_items.astype(np.int64),
                 train.users(),
                 rng_for(material.seed, "central", group, epoch).permutation(train.num_interactions),
-                seed_for(material.seed, "central-negatives", group, epoch),
+                np.uint64(seed_for(material.seed, "central-negatives", group, epoch)),
                 local.num_negatives,
                 rates.learning_rate,
                 rates.user_learning_rate,
