@@ -43,7 +43,6 @@ class RandomAvailability(Spec):
     """Probability of being available in a round."""
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
-        """(N,) bool."""
         probability = self.probability.draw(device_uniforms(seed, "availability", "share", devices=devices))
         drawn = device_uniforms(seed, "availability", math.floor(now.server_round + 1e-9), devices=devices)
         return drawn < probability
@@ -76,7 +75,6 @@ class DiurnalAvailability(Spec):
         return self
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
-        """(N,) bool."""
         drawn = device_uniforms(seed, "availability", "phase", devices=devices)
         phase = drawn * self.period_hours if self.phase_hours is None else self.phase_hours.draw(drawn)
         window = self.window_hours.draw(device_uniforms(seed, "availability", "window", devices=devices))
@@ -96,7 +94,6 @@ class TraceAvailability(Spec):
     """Whether each device starts at a random time of its recording."""
 
     def available(self, seed: int, devices: Devices, now: Moment) -> NDArray[np.bool_]:
-        """(N,) bool."""
         values = self.file.at(seed, devices, now.time_s, at_end=self.at_end, random_start=self.random_start)
         return values >= 0.5
 

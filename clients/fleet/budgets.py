@@ -200,7 +200,6 @@ class MarkovBudget(BudgetProcess):
         return self
 
     def start(self, seed: int, devices: Devices) -> State:
-        """State numbers, (N,) int8."""
         if self.first is not None:
             return np.full(len(devices), list(self.states).index(self.first), dtype=np.int8)
         running = np.cumsum(self.long_run())
@@ -208,7 +207,6 @@ class MarkovBudget(BudgetProcess):
         return np.searchsorted(running / running[-1], drawn, side="right").astype(np.int8)
 
     def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """State numbers, (N,) int8."""
         assert state is not None
         table, _ = self._lookup()
         drawn = device_uniforms(seed, "markov", step, devices=devices)
@@ -232,13 +230,11 @@ class MarkovBudget(BudgetProcess):
         return result
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
         assert state is not None
         factors = np.asarray(list(self.states.values()), dtype=np.float64)
         return base_bytes * factors[state]
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
         return base_bytes * max(self.states.values())
 
     def long_run(self) -> FloatArray:
@@ -275,11 +271,9 @@ class ConstantBudget(BudgetProcess):
     """Constant budget: the base budget at all times."""
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
         return base_bytes
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
         return base_bytes
 
 
@@ -297,7 +291,6 @@ class PeriodicBudget(BudgetProcess):
     """Phase at the start, as a share of the period; null: spread evenly over the devices."""
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
         phase = device_uniforms(seed, "periodic", "phase", devices=devices)
         if self.phase is not None:
             phase = self.phase.draw(phase)
@@ -305,7 +298,6 @@ class PeriodicBudget(BudgetProcess):
         return base_bytes * (1.0 + self._amplitudes(seed, devices) * np.sin(2.0 * np.pi * turns))
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
         return base_bytes * (1.0 + self._amplitudes(seed, devices))
 
     def _amplitudes(self, seed: int, devices: Devices) -> FloatArray:
@@ -343,7 +335,6 @@ class RandomWalkBudget(BudgetProcess):
         return np.minimum(self.min_factor + (self.max_factor - self.min_factor) * drawn, self.max_factor)
 
     def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """Factors, (N,) float64."""
         assert state is not None
         width = self.max_factor - self.min_factor
         drawn = device_uniforms(seed, "random-walk", step, devices=devices)
@@ -352,12 +343,10 @@ class RandomWalkBudget(BudgetProcess):
         return np.clip(self.min_factor + place, self.min_factor, self.max_factor)
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
         assert state is not None
         return base_bytes * state
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
         return base_bytes * self.max_factor
 
 
@@ -386,7 +375,6 @@ class TraceBudget(BudgetProcess):
         return self.scale == "relative"
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
         memory = self.file.at(seed, devices, now.time_s, at_end=self.at_end, random_start=self.random_start)
         if self.scale == "absolute":
             return memory * self.recommender_share
@@ -394,7 +382,6 @@ class TraceBudget(BudgetProcess):
         return base_bytes * (memory / np.where(peak > 0, peak, 1.0))
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
         if self.scale == "relative":
             return base_bytes
         return self.file.peak[self.file.assigned(seed, devices)] * self.recommender_share
@@ -436,25 +423,20 @@ class ShockBudget(Shock, BudgetProcess):
         return self.of.needs_memory()
 
     def start(self, seed: int, devices: Devices) -> State:
-        """State of the process below."""
         return self.of.start(seed, devices)
 
     def advance(self, state: State, seed: int, devices: Devices, step: int) -> State:
-        """State of the process below."""
         return self.of.advance(state, seed, devices, step)
 
     def state_at(self, seed: int, devices: Devices, step: int) -> State:
-        """State of the process below."""
         return self.of.state_at(seed, devices, step)
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
-        """(N,) bytes."""
         below = self.of.budget(state, seed, devices, base_bytes, now)
         ended = self.until_round is not None and now.server_round >= self.until_round
         return below * self.factor if now.server_round >= self.at_round and not ended else below
 
     def ceiling(self, seed: int, devices: Devices, base_bytes: FloatArray) -> FloatArray:
-        """(N,) bytes."""
         forever = self.at_round == 0 and self.until_round is None
         return self.of.ceiling(seed, devices, base_bytes) * (self.factor if forever else max(self.factor, 1.0))
 

@@ -55,16 +55,13 @@ class Constant:
 
     @property
     def low(self) -> float:
-        """Smallest value."""
         return self.value
 
     @property
     def high(self) -> float:
-        """Largest value."""
         return self.value
 
     def draw(self, uniforms: FloatArray) -> FloatArray:
-        """(N,) -> (N,)."""
         return np.full(len(uniforms), self.value)
 
 
@@ -76,7 +73,6 @@ class Uniform:
     high: float
 
     def draw(self, uniforms: FloatArray) -> FloatArray:
-        """(N,) -> (N,)."""
         return np.minimum(self.low + uniforms * (self.high - self.low), self.high)
 
 
@@ -90,7 +86,6 @@ class LogNormal:
     high: float
 
     def draw(self, uniforms: FloatArray) -> FloatArray:
-        """(N,) -> (N,)."""
         inner = np.clip(uniforms, 2.0**-53, 1 - 2.0**-53)
         from scipy.special import ndtri  # a fleet is read before the first line, which nobody shall wait for
 
@@ -106,16 +101,13 @@ class Categorical:
 
     @property
     def low(self) -> float:
-        """Smallest value."""
         return min(self.values)
 
     @property
     def high(self) -> float:
-        """Largest value."""
         return max(self.values)
 
     def draw(self, uniforms: FloatArray) -> FloatArray:
-        """(N,) -> (N,)."""
         return np.asarray(self.values)[np.searchsorted(cumulative(self.shares), uniforms, side="right")]
 
 

@@ -68,17 +68,14 @@ class NodeDevices:
 
     @cached_property
     def contributed(self) -> UserItems:
-        """See :class:`fl_peel.steps.base.StepDevices`."""
         return self.cohort.splits.contributed_items.select(self.places)
 
     @cached_property
     def train(self) -> UserItems:
-        """See :class:`fl_peel.steps.base.StepDevices`."""
         return self.cohort.splits.train.select(self.places)
 
     @cached_property
     def validation(self) -> UserItems:
-        """See :class:`fl_peel.steps.base.StepDevices`."""
         return self.cohort.splits.validation.select(self.places)
 
     @cached_property

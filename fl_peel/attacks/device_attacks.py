@@ -67,11 +67,9 @@ class _RowAttack(Attack):
     secret: ClassVar[Secret] = "train items"
 
     def per_row(self, view: RoundView) -> FloatArray:
-        """(R,)."""
         raise NotImplementedError
 
     def scores(self, view: DeviceView, candidates: IntArray, seed: int) -> FloatArray:
-        """Sum over rounds."""
         total = np.zeros(view.num_items)
         for one in view.rounds:
             total[one.items] += self.per_row(one)
@@ -291,7 +289,6 @@ class _Trajectory(Attack):
         return np.concatenate([values.mean(axis=0), values.std(axis=0), values.min(axis=0), values.max(axis=0)])
 
     def learn(self, known: Sequence[Accomplice], seed: int) -> None:
-        """Train the forest."""
         pairs = [(self._row(one.view), int(one.candidates[one.truth][0])) for one in known]
         pairs = [(row, label) for row, label in pairs if len(row)]
         self._forest = None

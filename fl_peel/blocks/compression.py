@@ -83,7 +83,6 @@ class DenseTable:
 
     @property
     def user_dim(self) -> int:
-        """As many columns as the table."""
         return self.dim
 
     @property
@@ -97,7 +96,6 @@ class DenseTable:
         return tensors | ({"scales": self.scales.astype("<f2")} if has_scales(self.precision) else {})
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
-        """All items."""
         rows = dequantize(self.codes, self.scales, self.precision, self.dim)
         return np.arange(len(rows), dtype=np.int32), rows
 
@@ -122,7 +120,6 @@ class FactorTable:
 
     @property
     def user_dim(self) -> int:
-        """Columns of the product."""
         return self.right.dim
 
     @property
@@ -191,7 +188,6 @@ class SparseTable:
 
     @property
     def user_dim(self) -> int:
-        """As many columns as the table."""
         return self.dim
 
     @cached_property

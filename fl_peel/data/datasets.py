@@ -81,7 +81,6 @@ class Wheel:
 
     @property
     def where(self) -> str:
-        """The package's name."""
         return f"package {self.requirement}"
 
     def fetch(self, folder: Path, progress: ProgressCallback) -> None:
@@ -117,7 +116,6 @@ class ZipArchive:
 
     @property
     def where(self) -> str:
-        """The archive's address."""
         return self.url
 
     def fetch(self, folder: Path, progress: ProgressCallback) -> None:
@@ -140,11 +138,9 @@ class PlainFiles:
 
     @property
     def where(self) -> str:
-        """The address of their folder."""
         return self.base_url
 
     def fetch(self, folder: Path, progress: ProgressCallback) -> None:
-        """Download every file."""
         for name in self.names:
             download(f"{self.base_url}/{name}", folder / name, progress)
 

@@ -106,7 +106,6 @@ class FittedJoining(Joining):
         return FittedJoining(_floats(tensors, "centroids"), table, maps)
 
     def check(self, num_items: int, dim: int) -> None:
-        """See :class:`Joining`."""
         _check_shape("item_table", self.item_table, (num_items, dim))
         _check_shape("centroids", self.centroids, (self.num_groups, dim))
         _check_shape("maps", self.maps, (self.num_groups if len(self.maps) else 0, dim, dim))
@@ -158,7 +157,6 @@ class MappedJoining(Joining):
         return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **arrays)
 
     def check(self, num_items: int, dim: int) -> None:
-        """See :class:`Joining`."""
         columns = self.own.shape[-1] if self.own.ndim else 0
         _check_shape("own", self.own, (num_items, columns))
         _check_shape("own_units", self.own_units, (1, columns))

@@ -402,11 +402,9 @@ class PooledDevices:
 
     @property
     def train(self) -> UserItems:
-        """See :class:`fl_peel.steps.base.StepDevices`."""
         return self.contributed
 
     def vectors(self, some: Ints | None = None, columns: int | None = None) -> Floats:
-        """See :class:`fl_peel.steps.base.StepDevices`."""
         assert self.made is not None, "vectors come before what is made of them"
         return self.made[slice(None) if some is None else some, :columns]
 
@@ -432,11 +430,9 @@ class PooledSums:
         self.devices = PooledDevices(self.rows, self.validation or nothing, self.terms.fading)
 
     def std(self, part: str) -> float:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
         return 0.0
 
     def ask(self, step: Step, sent: Arrays, opened: Bools | None = None) -> Iterator[PartSums]:
-        """See :class:`fl_peel.steps.base.StepChannel`."""
         if self.choosing is not None and isinstance(step.question, ChoiceStep):
             yield from self.choosing.ask(step, sent, opened)
             return

@@ -92,7 +92,6 @@ class SystemBits:
         self._stream = Cipher(AES256(os.urandom(32)), CTR(os.urandom(16))).encryptor()
 
     def words(self, count: int) -> Words:
-        """See :class:`Bits`."""
         return np.frombuffer(self._stream.update(bytes(8 * count)), np.uint64)
 
 
@@ -265,7 +264,6 @@ class Gaussian(Mechanism):
     divides = True
 
     def event(self, multiplier: float) -> DpEvent:
-        """A Gaussian mechanism."""
         from dp_accounting import GaussianDpEvent
 
         return GaussianDpEvent(multiplier)
@@ -275,11 +273,9 @@ class Gaussian(Mechanism):
         return multiplier / math.sqrt(share)
 
     def std(self, scale: float) -> float:
-        """The scale itself."""
         return scale
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
-        """Normal numbers."""
         return rng.normal(0.0, scale, shape)
 
     def draw_whole(self, bits: Bits, count: int, scale: int) -> NDArray[np.int64]:
@@ -324,11 +320,9 @@ class LocalLaplace(Mechanism):
         return multiplier / share
 
     def std(self, scale: float) -> float:
-        """sqrt(2) b."""
         return math.sqrt(2.0) * scale
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> FloatArray:
-        """Laplace numbers."""
         return rng.laplace(0.0, scale, shape)
 
     def draw_whole(self, bits: Bits, count: int, scale: int) -> NDArray[np.int64]:

@@ -68,7 +68,6 @@ class SeededNoise(NoiseSource):
         return noise_share(rng_for(self.seed, *identity), shape, std, num_devices, unit)
 
     def uniforms(self, identity: Identity, devices: NDArray[np.integer]) -> NDArray[np.float64]:
-        """See :class:`NoiseSource`."""
         return device_uniforms(self.seed, *identity, devices=devices)
 
 
@@ -100,7 +99,6 @@ class SystemNoise(NoiseSource):
         return discrete_gaussian(SystemBits(), math.prod(shape), scale).reshape(shape)
 
     def uniforms(self, identity: Identity, devices: NDArray[np.integer]) -> NDArray[np.float64]:
-        """See :class:`NoiseSource`."""
         return uniforms(SystemBits(), len(devices))
 
 

@@ -47,7 +47,6 @@ class MaskWords:
 
     @staticmethod
     def zeros(narrow: int, wide: int) -> MaskWords:
-        """Return a vector of zeros."""
         return MaskWords(np.zeros(narrow, np.uint32), np.zeros(wide, np.uint64))
 
     def __add__(self, other: MaskWords) -> MaskWords:

@@ -466,11 +466,9 @@ class ChannelWrapper:
 
     @property
     def terms(self) -> StepTerms:
-        """See :class:`StepChannel`."""
         return self.channel.terms
 
     def std(self, part: str) -> float:
-        """See :class:`StepChannel`."""
         return self.channel.std(part)
 
 
@@ -497,26 +495,21 @@ class ContributorsStep(Step):
         return self.step
 
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`fl_peel.steps.base.Step`."""
         whole = self.step.sent_arrays(terms, (0, self.step.num_pieces))
         return {name: whole[name] for name in self.step.counting_sent}
 
     def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
-        """See :class:`fl_peel.steps.base.Step`."""
         return {name: sent[name] for name in self.step.counting_sent}
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`fl_peel.steps.base.Step`."""
         return (SumField("contributors", (self.step.num_rows(terms),), counts=True),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`fl_peel.steps.base.Step`."""
         return {"contributors": self.step.contributors(devices, sent, terms)}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
-        """See :class:`fl_peel.steps.base.Step`."""
         return self.step.cost(terms, items, budgets)
 
 

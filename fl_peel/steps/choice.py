@@ -213,7 +213,6 @@ class ChoiceStep(Step):
 
     @property
     def panel(self) -> int:
-        """See :class:`Step`."""
         return self.asked
 
     @property
@@ -222,7 +221,6 @@ class ChoiceStep(Step):
         return True
 
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`."""
         items, columns, filters = (terms.num_items,), (self.columns,), (self.filters,)
         return {
             "directions": ArraySpec(items + columns, dtypes=("float32",)),
@@ -252,7 +250,6 @@ class ChoiceStep(Step):
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`Step`."""
         if opened is not None and not opened[0]:
             return {one.name: np.zeros(one.shape, np.int64) for one in self.sums(terms)}
         shares, answered = self.request(sent, terms).shares(devices.train, devices.validation, terms.item_exponent)
@@ -297,7 +294,6 @@ class ChoiceStep(Step):
 
     @staticmethod
     def times(config: SpectralConfig, num_groups: int) -> int:
-        """See :class:`Step`."""
         return int(config.chooses)
 
     @staticmethod

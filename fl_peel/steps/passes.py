@@ -52,13 +52,11 @@ class CountsStep(Step):
     counts_alone: ClassVar[str] = "items"
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`Step`."""
         return (SumField("items", (terms.num_items,), counts=True),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`Step`."""
         return {"items": terms.count_items(devices.contributed)}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
@@ -99,7 +97,6 @@ class PassStep(Step):
         return self.columns
 
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`."""
         columns = self.columns if terms.bounded else part[1] - part[0]
         arrays = {"table": ArraySpec((terms.table_rows, columns), dtypes=("float32",))}
         if terms.bounded:
@@ -113,13 +110,11 @@ class PassStep(Step):
         return sent | {"table": np.ascontiguousarray(sent["table"][:, slice(*part)])}
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`Step`."""
         return (SumField("columns", (terms.num_items, self.columns), axis=1),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`Step`."""
         table, rows = sent["table"], devices.contributed
         if terms.bounds is not None:
             assert opened is None, "noise hides who contributes, and how many would reveal it without noise"
@@ -131,7 +126,6 @@ class PassStep(Step):
         return terms.num_items
 
     def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
-        """See :class:`Step`."""
         return terms.count_items(devices.contributed)
 
     def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
@@ -139,7 +133,6 @@ class PassStep(Step):
         return -(-(terms.num_items if terms.all_rows else items.contributed) // 8), 0
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
-        """See :class:`Step`."""
         rows, all_rows = items.contributed, terms.num_items if terms.all_rows else 0
         down = rows_bytes(self.columns, rows, all_rows)
         down = down + (NUMBER_BYTES * (all_rows or rows) if terms.bounded else 0)
@@ -150,7 +143,6 @@ class PassStep(Step):
 
     @staticmethod
     def times(config: SpectralConfig, num_groups: int) -> int:
-        """See :class:`Step`."""
         return config.passes
 
     @staticmethod

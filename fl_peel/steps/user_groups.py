@@ -55,7 +55,6 @@ class GroupedStep(Step):
     leading: Size
 
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`."""
         return {"centroids": ArraySpec((self.groups, self.leading), dtypes=("float32",))}
 
     def sizes(self, devices: StepDevices, sent: Arrays) -> Ints:
@@ -75,24 +74,20 @@ class GroupsStep(GroupedStep):
     counts_alone: ClassVar[str] = "sizes"
 
     def sums(self, terms: StepTerms) -> tuple[SumField, ...]:
-        """See :class:`Step`."""
         return (SumField("sizes", (self.groups,), counts=True),)
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`Step`."""
         return {"sizes": self.sizes(devices, sent) * (int(UNIT_SCALE) if terms.bounded else 1)}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
-        """See :class:`Step`."""
         column, kept = CENTROID_BYTES * self.groups, WORD_BYTES * self.groups + NUMBER_BYTES * self.leading
         moved = column * self.leading, ID_BYTES
         return cost_by_columns(self.leading, self.groups, budgets, moved=moved, kept=kept, column_bytes=column)
 
     @staticmethod
     def times(config: SpectralConfig, num_groups: int) -> int:
-        """See :class:`Step`."""
         return int(num_groups > 1)
 
     @staticmethod
@@ -191,7 +186,6 @@ class MomentsStep(GroupedStep):
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`Step`."""
         known, groups = nearest_groups(devices, sent["centroids"])
         devices.vectors(known[:0], self.columns)  # refuses more columns than there are
         values = {one.name: np.zeros(one.shape_of(part), np.int64) for one in self.sums(terms)}
@@ -211,7 +205,6 @@ class MomentsStep(GroupedStep):
         return self.groups
 
     def contributors(self, devices: StepDevices, sent: Arrays, terms: StepTerms) -> Ints:
-        """See :class:`Step`."""
         return self.sizes(devices, sent)
 
     def counting_bytes(self, terms: StepTerms, items: HeldItems) -> tuple[Ints | int, Ints | int]:
@@ -281,24 +274,20 @@ class VectorsStep(Step):
         return self.has_default
 
     def sent_arrays(self, terms: StepTerms, part: Part) -> Mapping[str, ArraySpec]:
-        """See :class:`Step`."""
         arrays = {"table": ArraySpec((terms.table_rows, part[1] - part[0]), dtypes=("float32",))}
         default = {"default": ArraySpec((self.columns,), dtypes=("float32",))}
         return arrays | (default if self.has_default else {})
 
     def cut(self, sent: Arrays, part: Part, terms: StepTerms) -> Arrays:
-        """See :class:`Step`."""
         return sent | {"table": np.ascontiguousarray(sent["table"][:, slice(*part)])}
 
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        """See :class:`Step`."""
         devices.keep_vectors(sent["table"], part[0], self.columns, sent.get("default"))
         return {}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
-        """See :class:`Step`."""
         rows = items.contributed
         down = rows_bytes(self.columns, rows, terms.num_items if terms.all_rows else 0)
         kept = NUMBER_BYTES * self.columns
@@ -323,7 +312,6 @@ class MapsStep(Step):
     name: ClassVar[str] = "maps"
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
-        """See :class:`Step`."""
         column, kept = ROW_BYTES * terms.dim, NUMBER_BYTES * self.columns + WORD_BYTES * terms.dim
         down = (column + UNIT_BYTES) * self.columns
         return cost_by_columns(self.columns, terms.dim, budgets, moved=(down, 0), kept=kept, column_bytes=column)

@@ -79,7 +79,6 @@ class BlockSums:
 
     @staticmethod
     def zeros(num_rows: int, num_slices: int, dim: int, num_blocks: int) -> BlockSums:
-        """Return sums over no devices."""
         return BlockSums(
             dim,
             [],

@@ -51,15 +51,12 @@ class SharedTable:
     """The server has one item table (I, d), which every device is sent; rows that devices changed are added up."""
 
     def server(self, context: FederatedContext, setting: Any) -> FloatArray:
-        """A random table."""
         return context.start_table("items", context.num_items, context.dim, START_SCALE)
 
     def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
-        """The whole table."""
         return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
 
     def nothing(self, context: FederatedContext) -> RowSums:
-        """Zeros."""
         return RowSums.nothing(context.num_items, context.dim)
 
 
@@ -71,11 +68,9 @@ class FedAvgBpr(SharedTable):
     grid: tuple[BprSetting, ...] = GRID
 
     def device_states(self, context: FederatedContext, setting: BprSetting) -> FloatArray:
-        """Random vectors."""
         return start_vectors(context, context.dim)
 
     def answer(self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound) -> RowUpdates:
-        """Changed rows."""
         widths, rate = (now.context.dim,), now.setting.learning_rate
         kept[devices], updates = bpr_steps(now, server, kept[devices], devices, widths, rate)
         return updates
@@ -87,7 +82,6 @@ class FedAvgBpr(SharedTable):
     def served(
         self, server: FloatArray, kept: FloatArray, context: FederatedContext, setting: BprSetting
     ) -> ServedTables:
-        """One table for all."""
         return ServedTables((server,), np.zeros(context.num_devices, np.int64), kept)
 
 

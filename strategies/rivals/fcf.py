@@ -84,7 +84,6 @@ class Fcf:
     grid: tuple[FcfSetting, ...] = GRID
 
     def server(self, context: FederatedContext, setting: FcfSetting) -> FcfServer:
-        """A random table."""
         table = context.start_table("items", context.num_items, context.dim, START_SCALE).astype(np.float64)
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
@@ -92,11 +91,9 @@ class Fcf:
         """Return an empty state: a factor is solved for anew in every round."""
 
     def sent(self, server: FcfServer, devices: IntArray, context: FederatedContext) -> IntArray:
-        """The whole table."""
         return np.full(len(devices), server.table.size * NUMBER_BYTES, np.int64)
 
     def nothing(self, context: FederatedContext) -> Gradients:
-        """Zeros."""
         return Gradients(
             np.zeros((context.dim, context.dim), np.int64),
             np.zeros((context.num_items, context.dim), np.int64),
@@ -113,7 +110,6 @@ class Fcf:
         return Gradients(sums.moments, sums.rows, self.sent(server, devices, context))
 
     def merged(self, server: FcfServer, sums: Gradients, setting: FcfSetting) -> FcfServer:
-        """A step of Adam."""
         gradient = 2 * (sums.sum_gradients(server.table) + setting.l2 * server.table)
         steps = server.steps + 1
         first = BETAS[0] * server.first + (1 - BETAS[0]) * gradient

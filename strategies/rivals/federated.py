@@ -182,7 +182,6 @@ class RowSums:
         return self
 
     def changes(self) -> NDArray[np.float64]:
-        """The sum (I, d)."""
         return self.total / UNITS
 
 
@@ -461,7 +460,6 @@ class Popularity:
     grid: tuple[None, ...] = (None,)
 
     def server(self, context: FederatedContext, setting: None) -> FloatArray:
-        """Zeros."""
         return np.zeros((context.num_items, 1), np.float32)
 
     def device_states(self, context: FederatedContext, setting: None) -> np.ndarray:
@@ -469,11 +467,9 @@ class Popularity:
         return np.zeros(context.num_devices, np.bool_)
 
     def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
-        """Return the bytes sent to devices: none."""
         return np.zeros(len(devices), np.int64)
 
     def nothing(self, context: FederatedContext) -> RowSums:
-        """Zeros."""
         return RowSums.nothing(context.num_items, 1)
 
     def answer(self, server: FloatArray, kept: np.ndarray, devices: IntArray, now: FederatedRound) -> RowUpdates:
@@ -487,7 +483,6 @@ class Popularity:
         )
 
     def merged(self, server: FloatArray, sums: RowSums, setting: None) -> FloatArray:
-        """Counts so far."""
         return (server + sums.changes()).astype(np.float32)
 
     def served(self, server: FloatArray, kept: np.ndarray, context: FederatedContext, setting: None) -> ServedTables:

@@ -90,21 +90,17 @@ class HeteFedRec:
         return tier
 
     def server(self, context: FederatedContext, setting: HeteSetting) -> HeteServer:
-        """Random tables."""
         table = context.start_table("items", context.num_items, context.dim, START_SCALE)
         return HeteServer(tuple(np.ascontiguousarray(table[:, :w]) for w in self.widths(context)), context.seed)
 
     def device_states(self, context: FederatedContext, setting: HeteSetting) -> FloatArray:
-        """Random vectors."""
         return start_vectors(context, context.dim)
 
     def sent(self, server: HeteServer, devices: IntArray, context: FederatedContext) -> IntArray:
-        """The table of a device's width."""
         sizes = np.array([table.size for table in server.tables], np.int64)
         return sizes[self.tiers(context)[devices]] * NUMBER_BYTES
 
     def nothing(self, context: FederatedContext) -> RowSums:
-        """Zeros."""
         return RowSums.nothing(context.num_items, context.dim)
 
     def answer(self, server: HeteServer, kept: FloatArray, devices: IntArray, now: FederatedRound) -> PaddedUpdates:
@@ -140,7 +136,6 @@ class HeteFedRec:
     def served(
         self, server: HeteServer, kept: FloatArray, context: FederatedContext, setting: HeteSetting
     ) -> ServedTables:
-        """Serve every device the table of its width."""
         return ServedTables(server.tables, self.tiers(context), kept)
 
     def at_width(

@@ -58,11 +58,9 @@ class PFedRec(SharedTable):
     grid: tuple[PFedRecSetting, ...] = GRID
 
     def device_states(self, context: FederatedContext, setting: PFedRecSetting) -> FloatArray:
-        """Random score functions."""
         return start_vectors(context, context.dim + 1)
 
     def answer(self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound) -> RowUpdates:
-        """Changed rows."""
         kept[devices], updates = personal_steps(now, server, kept[devices], devices)
         return updates
 

@@ -116,11 +116,9 @@ class Ease(Rival):
         return 5 * material.num_items**2 - int(psutil.virtual_memory().available)
 
     def why_nothing(self, material: Material) -> str:
-        """Return how much memory it needs."""
         return f"not done: needs {5 * material.num_items**2 / 1e9:.1f} GB of free memory"
 
     def solved(self, material: Material, ridge: float) -> ListOption:
-        """Lists of one ridge."""
         start = time.perf_counter()
         weights = ease_weights(interactions(material.splits.train, material.num_items), ridge)
         seconds = time.perf_counter() - start

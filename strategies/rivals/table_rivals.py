@@ -115,7 +115,6 @@ class MagnitudePruning(Rival):
     name: str = "magnitude-pruning"
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request."""
         table = material.pretrained.items
         num_items, dim = table.shape
         start = time.perf_counter()

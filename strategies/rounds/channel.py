@@ -83,7 +83,6 @@ class ClearServerChannel(ServerChannel):
         return RoundDevices(cohort, cohort)
 
     def message(self, request: wire.RoundRequest) -> wire.RoundRequest:
-        """Return the request itself."""
         return request
 
     def known(self, sent: SentRound, request: wire.RoundRequest, expects: Expects) -> MessageContext:

@@ -152,7 +152,6 @@ class OpenServerContents(ServerContents):
         return type(self).apply is not OpenServerContents.apply
 
     def empty(self, order: RowOrder, blocks: NDArray[np.int64]) -> BlockSums:
-        """Return sums over no devices."""
         layout = self.federation.layout
         return BlockSums.zeros(len(order.items), layout.num_slices, layout.embedding_dim, len(blocks))
 
