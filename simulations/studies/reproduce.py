@@ -23,6 +23,7 @@ from fl_peel.figures import Estimate
 from fl_peel.plugins import did_you_mean
 from fl_peel.problems import read_yaml_file
 from fl_peel.scenario.base import Keys
+from simulations.engine.folders import data_folder
 from simulations.report.table_view import format_estimate
 from simulations.resumable import CHECKPOINTS, owned_store
 from simulations.scenario_files import validated
@@ -50,21 +51,46 @@ class Claim(Keys):
     """Most that a measurement may differ: by default half of the fourth digit."""
 
 
+class ClaimRow(Keys):
+    """A row of a table whose cells are claimed."""
+
+    says: str
+    """What the row is of."""
+    where: dict[str, Any]
+    """As of a claim, for all cells."""
+    columns: list[str]
+    """Columns of the table of figures in which cells differ."""
+    cells: list[list[Any]]
+    """A list a cell: what these columns have, and the expected value behind it."""
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield a claim a cell."""
+        for *places, value in self.cells:
+            says = ", ".join([self.says, *map(str, places)])
+            yield Claim(says=says, where=self.where | dict(zip(self.columns, places, strict=True)), value=value)
+
+
 class Experiment(Keys):
     """A command, and the figures that are claimed of it."""
 
     name: str
     """Name for `--only`, and of its folder of results."""
     command: str
-    """Words after `fl-peel`, without the folders of data and results."""
+    """Words after `fl-peel`, without the folders of data and results; DATA in them stands for the former."""
     data: str
     """Data set that it reads."""
     seconds: float
     """Wall time on two idle cores of an AMD EPYC."""
     quick: bool = False
     """Whether `--quick` runs it."""
-    claims: list[Claim] = Field(min_length=1)
+    claims: list[Claim] = Field(default_factory=list)
     """Its figures."""
+    rows: list[ClaimRow] = Field(default_factory=list)
+    """Rows of tables of its figures."""
+
+    def all_claims(self) -> list[Claim]:
+        """Return its figures, those of rows behind the others."""
+        return [*self.claims, *(claim for row in self.rows for claim in row.claims())]
 
 
 class Claims(Keys):
@@ -136,11 +162,11 @@ def reproduce(
                 try:
                     kept = {"figures": _run(one, out / one.name, data_dir)}
                 except FlPeelError as error:
-                    yield from (Measured(one.name, one.command, claim, error=str(error)) for claim in one.claims)
+                    yield from (Measured(one.name, one.command, claim, error=str(error)) for claim in one.all_claims())
                     continue
                 checkpoints.write(one.name, key, kept, time.monotonic() - start)
                 on_event(Event(one.name, 1, 1, ""))
-            yield from (measured(one, claim, kept["figures"]) for claim in one.claims)
+            yield from (measured(one, claim, kept["figures"]) for claim in one.all_claims())
 
 
 def _run(one: Experiment, out: Path, data_dir: Path | None) -> list[dict[str, Any]]:
@@ -148,7 +174,8 @@ def _run(one: Experiment, out: Path, data_dir: Path | None) -> list[dict[str, An
     import pyarrow.parquet
 
     where = [] if data_dir is None else ["--data-dir", str(data_dir)]
-    words = [sys.executable, "-m", "simulations.cli.main", *shlex.split(one.command), "--out", str(out), *where]
+    asked = [word.replace("DATA", data_folder(data_dir)) for word in shlex.split(one.command)]
+    words = [sys.executable, "-m", "simulations.cli.main", *asked, "--out", str(out), *where]
     done = subprocess.run([*words, "--quiet"], capture_output=True, text=True, check=False)
     if done.returncode:
         line = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]

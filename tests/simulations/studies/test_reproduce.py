@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from fl_peel.errors import ReportError
 from simulations.cli.main import app
 from simulations.studies import reproduce as module
-from simulations.studies.reproduce import Claim, Experiment, chosen, measured, read_claims, reproduce
+from simulations.studies.reproduce import Claim, ClaimRow, Experiment, chosen, measured, read_claims, reproduce
 from tests.helpers.root import ROOT
 from tests.simulations.conftest import QUICK
 
@@ -103,16 +103,30 @@ def test_experiments_are_chosen_by_name():
         chosen(known, ["ml-100"], quick=False)
 
 
-def test_every_figure_of_the_quickstart_is_claimed():
-    """Each four-digit figure of README's table of its two runs."""
-    quickstart = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Quickstart")[2].partition("\n## ")[0]
-    shown = {float(figure) for figure in re.findall(r"\b0\.\d{4}\b", quickstart)}
-    assert len(shown) > 5
-    assert shown <= {claim.value for one in read_claims() for claim in one.claims}
+def test_every_figure_of_readme_is_claimed():
+    """Each four-digit figure of README: no ends of intervals, and none that is only said to be small."""
+    shown = set(re.findall(r"(?<![\d.])0?(\.\d{4})(?!\d)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert len(shown) > 15
+    known = {f"{end:.4f}"[1:] for one in read_claims() for claim in one.all_claims() for end in ends(claim)}
+    assert shown <= known
+
+
+def ends(claim):
+    return [abs(end) for end in (claim.value, claim.low, claim.high) if end is not None]
+
+
+def test_a_row_of_a_table_is_a_claim_a_cell():
+    cells = [[0.01, 0.1823], [0.05, 0.2]]
+    one = experiment(*ClaimRow(says="PEEL", where={"part": "budgets"}, columns=["budget_share"], cells=cells).claims())
+    assert [(claim.says, measured(one, claim, ROWS).holds) for claim in one.all_claims()] == [
+        ("PEEL, 0.01", True),
+        ("PEEL, 0.05", False),
+    ]
 
 
 def test_names_are_given_once():
     experiments = read_claims()
     assert len({one.name for one in experiments}) == len(experiments)
-    says = [claim.says for one in experiments for claim in one.claims]
+    says = [claim.says for one in experiments for claim in one.all_claims()]
     assert len(set(says)) == len(says)
+    assert all(one.all_claims() for one in experiments)
