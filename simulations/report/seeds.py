@@ -149,20 +149,14 @@ class SeedsRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeedsResult:
-    """The content of `seeds.json`. strongest: of the full tables, by mean recall on validation; gain: in recall, of
-    the group tables after refinement over those before it.
+class OverSeeds:
+    """What every result over several seeds says of itself. scenario: resolved, of the first; devices: the fewest of a
+    seed.
     """
 
     scenario: dict[str, Any]
     seeds: Annotated[tuple[int, ...], SETTING]
     devices: int
-    top_n: Annotated[int, SETTING]
-    strongest: str | None
-    gain: SeedsEstimate | None
-    method: str
-    replicates: Annotated[int, SETTING]
-    rows: tuple[SeedsRow, ...]
     versions: dict[str, str]
     command: str | None = None
 
@@ -170,6 +164,20 @@ class SeedsResult:
     def figures(self) -> Figures:
         """Return every number, as the rows of a tidy table."""
         return Figures.from_result(self, seeds=self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsResult(OverSeeds):
+    """The content of `seeds.json`. strongest: of the full tables, by mean recall on validation; gain: in recall, of
+    the group tables after refinement over those before it.
+    """
+
+    top_n: Annotated[int, SETTING]
+    strongest: str | None
+    gain: SeedsEstimate | None
+    method: str
+    replicates: Annotated[int, SETTING]
+    rows: tuple[SeedsRow, ...]
 
 
 def seeds_result(runs: SeedRuns, versions: dict[str, str], command: str | None, replicates: int) -> SeedsResult:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from fl_peel.errors import ScenarioError
-from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
+from fl_peel.figures import Column, Estimate, SeedsEstimate
 from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Sample
 from simulations.report import drawing
@@ -21,7 +21,7 @@ from simulations.report.drawing import EndLabel, Plot
 from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.section import Chart, Section
-from simulations.report.seeds import METHOD, write_over_seeds
+from simulations.report.seeds import METHOD, OverSeeds, write_over_seeds
 from simulations.report.table_view import (
     ABSENT,
     TableColumn,
@@ -491,21 +491,11 @@ class LineSeeds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimelineSeeds:
+class TimelineSeeds(OverSeeds):
     """The content of `timeline-seeds.json`. devices: that were asked, each once a period; the fewest of a seed."""
 
-    scenario: dict[str, Any]
-    seeds: Annotated[tuple[int, ...], SETTING]
-    devices: int
     method: str
     lines: tuple[LineSeeds, ...]
-    versions: dict[str, str]
-    command: str | None = None
-
-    @property
-    def figures(self) -> Figures:
-        """Return every number, as the rows of a tidy table."""
-        return Figures.from_result(self, seeds=self.seeds)
 
 
 def timeline_seeds(results: Sequence[TimelineResult], command: str | None = None) -> TimelineSeeds:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from fl_peel.errors import ReportError
-from fl_peel.figures import SETTING, Column, Estimate, Figures, SeedsEstimate
+from fl_peel.figures import SETTING, Column, Estimate, SeedsEstimate
 from fl_peel.json_codec import to_plain
 from simulations.report import drawing
 from simulations.report.diff import Difference, corrected, rows_of
@@ -22,7 +22,7 @@ from simulations.report.render import page, scenario_name
 from simulations.report.result_files import result_contents, write_results
 from simulations.report.run_files import read_report
 from simulations.report.section import Chart, Section
-from simulations.report.seeds import FULL_TABLES, METHOD, SeedRuns, require_same
+from simulations.report.seeds import FULL_TABLES, METHOD, OverSeeds, SeedRuns, require_same
 from simulations.report.table_view import TableView, format_estimate, format_metric
 from simulations.sweep.space import Setting, short_names
 from strategies.figures.per_device import METRICS, OWN_BUDGET
@@ -57,30 +57,20 @@ class SweepRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepResult:
+class SweepResult(OverSeeds):
     """Content of `sweep.json`. chosen: best setting on validation, None where that was not measured; tables: shares of
     the full table under the setting's own precision and selector, own budgets, and full tables; scenario: that of
     the first setting; search: keys that were searched; trials: their number of trials; both empty for a sweep over
     all combinations.
     """
 
-    scenario: dict[str, Any]
-    seeds: Annotated[tuple[int, ...], SETTING]
-    devices: int
     top_n: Annotated[int, SETTING]
     replicates: Annotated[int, SETTING]
     fixed: tuple[str, ...]
     chosen: str | None
     rows: tuple[SweepRow, ...]
-    versions: dict[str, str]
-    command: str | None = None
     search: tuple[str, ...] = ()
     trials: Annotated[int | None, SETTING] = None
-
-    @property
-    def figures(self) -> Figures:
-        """Return every number, as the rows of a tidy table."""
-        return Figures.from_result(self, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
