@@ -197,63 +197,6 @@ def test_trace_parquet_gives_what_csv_gives(tmp_path):
 # ---------------------------------------------------------------- what must always hold
 
 
-def a_process():
-    factor = st.floats(0, 3, allow_nan=False)
-
-    @st.composite
-    def markov(draw):
-        size = draw(st.integers(1, 4))
-        weights = st.lists(st.integers(0, 5), min_size=size, max_size=size).filter(any)
-        rows = [np.asarray(draw(weights), dtype=float) for _ in range(size)]
-        return MarkovBudget.model_validate(
-            {
-                "states": {f"s{i}": draw(factor) for i in range(size)},
-                "transitions_per_step": [(row / row.sum()).tolist() for row in rows],
-            }
-        )
-
-    @st.composite
-    def walk(draw):
-        low = draw(st.floats(0, 1))
-        return RandomWalkBudget(
-            largest_step=draw(st.floats(1e-6, 10)), min_factor=low, max_factor=low + draw(st.floats(1e-3, 2))
-        )
-
-    periodic = st.builds(
-        lambda hours, amplitude: PeriodicBudget.model_validate({"period_hours": hours, "amplitude": amplitude}),
-        st.floats(0.01, 1000),
-        st.floats(0, 1),
-    )
-    plain = st.one_of(st.just(ConstantBudget()), periodic, markov(), walk())
-    shock = st.builds(
-        lambda of, at, factor: ShockBudget(at_round=at, factor=factor, of=of), plain, st.integers(0, 10), factor
-    )
-    return st.one_of(plain, shock)
-
-
-@examples(150)
-@given(
-    process=a_process(),
-    seed=st.integers(0, 2**63),
-    step=st.integers(0, 60),
-    ids=st.lists(st.integers(0, 2**62), min_size=1, max_size=30, unique=True),
-    data=st.data(),
-)
-def test_any_process_is_within_bounds_and_ignores_path_and_company(process, seed, step, ids, data):
-    devices = np.asarray(ids, dtype=np.int64)
-    base = 1.0 + (devices % 1000).astype(float)
-    state = process.start(seed, devices)
-    ceiling = process.ceiling(seed, devices, base)
-    for earlier in range(1, step + 1):
-        state = process.advance(state, seed, devices, earlier)
-    budget = process.budget(state, seed, devices, base, CLOCK.moment(step))
-    assert (budget >= 0).all()
-    assert (budget <= ceiling).all()
-    some = np.asarray(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1, max_size=40)))
-    scratch = process.state_at(seed, devices[some], step)
-    assert np.array_equal(process.budget(scratch, seed, devices[some], base[some], CLOCK.moment(step)), budget[some])
-
-
 @examples(60)
 @given(
     name=st.sampled_from(shipped_names()),

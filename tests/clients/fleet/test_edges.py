@@ -221,6 +221,7 @@ def test_a_chain_of_one_state_stays_there():
     process = MarkovBudget.model_validate({"states": {"on": 0.5}, "transitions_per_step": [[1]]})
     assert series(process, 3, 4).tolist() == [[500.0] * 3] * 4
     assert process.state_at(0, ids(3), 9).tolist() == [0] * 3
+    assert process.ceiling(0, ids(2), np.array([10.0, 20.0])).tolist() == [5.0, 10.0]
 
 
 def test_a_chain_of_three_states_starts_as_it_goes_on():

@@ -6,10 +6,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-import yaml
 
-from clients.fleet.files import SHIPPED_FOLDER
-from clients.fleet.fleet import Fleet, FleetBudgets, fleet_from_mapping, load_fleet
+from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
 from clients.fleet.tabular import load_traces
 from tests.helpers.fleets import TABLE, ids
 from tests.helpers.root import ROOT
@@ -66,57 +64,9 @@ def errors_off(counts: np.ndarray, expected: np.ndarray) -> float:
 # ---------------------------------------------------------------- the phones of Waheed et al.
 
 
-def test_the_matrix_by_hand():
-    assert matrix("critical")[3].tolist() == pytest.approx([743 / 10922, 1048 / 10922, 3670 / 10922, 0.5])
-    assert matrix("critical")[0].tolist() == pytest.approx([0.5, 0, 1961 / 11474, 3776 / 11474])
-
-
 @pytest.mark.parametrize("name", STAY)
 def test_devices_go_from_state_to_state_as_phones_were_counted(name):
     assert errors_off(counted(shipped(name)), matrix(name)) < 5
-
-
-def swapped(first, second):
-    def swap(rows):
-        rows[first], rows[second] = rows[second], rows[first]
-
-    return swap
-
-
-def turned(rows):
-    """What came before, in place of what followed."""
-    copy = {state: dict(row) for state, row in rows.items()}
-    for state in STATES:
-        column = {other: copy[other].get(state, 0.0) for other in STATES}
-        rows[state] = {other: value / sum(column.values()) for other, value in column.items()}
-
-
-def never_staying(rows):
-    for state in STATES:
-        rest = 1 - rows[state][state]
-        rows[state] = {other: share / rest for other, share in rows[state].items() if other != state}
-
-
-def one_cell(rows):
-    rows["critical"] = {"critical": 0.5, "normal": 0.09595, "moderate": 0.06803, "low": 0.33602}
-
-
-MUTANTS = {
-    "low and critical swapped": swapped("low", "critical"),
-    "moderate and low swapped": swapped("moderate", "low"),
-    "turned": turned,
-    "never staying": never_staying,
-    "two cells swapped": one_cell,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_another_matrix_would_be_seen(mutant):
-    document = yaml.safe_load((SHIPPED_FOLDER / "pressured-phones.yaml").read_text())
-    MUTANTS[mutant](document["profiles"][2]["budget"]["transitions_per_step"])
-    fleet = fleet_from_mapping(document)
-    assert errors_off(counted(states_of(fleet, "critical")), matrix("critical")) > 5
 
 
 def test_a_third_of_the_phones_are_under_pressure_and_one_in_ten_is_critical():

@@ -94,18 +94,6 @@ def test_a_deadline_only_ever_takes_away(values, down, samples, up, deadline_s):
     assert not never_within_deadline(rates, work[0], work[1], deadline_s)[0] or cut.late[0]
 
 
-def test_devices_do_not_depend_on_their_company():
-    rng = np.random.default_rng(0)
-    rates = DeviceRates(*rng.uniform(0.1, 10, (6, 20)))
-    work = [rng.integers(0, 100, 20) for _ in range(3)]
-    together = spend(rates, *work, 40.0)
-    assert 0 < together.late.sum() < 20
-    for i in range(20):
-        alone = spend(rates.select(np.array([i])), *(part[i : i + 1] for part in work), 40.0)
-        assert alone.time_us[0] == together.time_us[i]
-        assert alone.energy_mj[0] == together.energy_mj[i]
-
-
 def test_a_value_that_all_devices_have_is_held_once():
     same, apart = np.full(1000, 2.5), np.append(np.full(999, 2.5), 2.0)
     assert held_once(same).strides == (0,)

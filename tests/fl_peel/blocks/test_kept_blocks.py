@@ -69,15 +69,6 @@ def test_the_smallest_budget_holds_the_smallest_block():
         check_budget(LAYOUT, "int8", smallest - 1, "here")
 
 
-def test_a_device_below_the_header_stores_nothing_and_one_at_it_the_header():
-    ranked = rank_blocks(LAYOUT, "int8", np.arange(9.0), TABLE)
-    overhead = overhead_bytes(2)
-    cutoffs, stored, kept = ranked.serving_cutoffs(
-        np.array([overhead - 1, overhead, overhead + 9]), rows_of([], [], [])
-    )
-    assert (cutoffs.tolist(), stored.tolist(), kept.tolist()) == ([0, 0, 0], [0, overhead, overhead], [0, 0, 0])
-
-
 @pytest.mark.parametrize(
     ("precision", "codes", "scales"), [("fp32", 8, 0), ("fp16", 4, 0), ("int8", 2, 2), ("int4", 1, 2)]
 )
@@ -110,16 +101,3 @@ def test_block_numbers_are_as_wide_as_slices_make_them():
     data = stored.to_bytes()
     assert StoredEmbedding.from_bytes(data).blocks.tolist() == [65_699]
     assert len(data) == overhead_bytes(219) + 4 + 4
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
-def test_a_ranked_list_is_coded_as_a_stored_file_is(precision):
-    ranked: RankedBlocks = rank_blocks(LAYOUT, precision, np.arange(9.0), TABLE)
-    stored = StoredEmbedding.build(LAYOUT, precision, np.ones(6, np.float32), ranked.blocks, TABLE)
-    again = StoredEmbedding.from_bytes(stored.to_bytes())
-    assert len(stored.to_bytes()) == ranked.stored_bytes(np.array([9]))[0]
-    rows, scores = again.scores()
-    assert rows.tolist() == list(range(6))
-    items = LAYOUT.catalogue[rows]
-    np.testing.assert_allclose(scores, ranked.table[ranked.row_of_item[items]].sum(axis=1), rtol=1e-6)
-    assert scores.dtype == np.float32

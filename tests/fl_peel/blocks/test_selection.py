@@ -181,17 +181,6 @@ def test_the_artefact_never_exceeds_the_budget_and_more_budget_keeps_a_superset(
         assert size == slow_serving(ranked, budget, set(elastic.seen.tolist()))[0]
 
 
-def test_the_room_of_seen_items_is_used_for_others():
-    # overhead 52, blocks of 8 bytes; room for two; the device has seen the items ranked first and third
-    layout = BlockLayout(np.arange(5, dtype=np.int32), 4, 1)
-    ranked = rank_blocks(layout, "int8", np.array([5.0, 4.0, 3.0, 2.0, 1.0]), np.ones((5, 4), np.float32))
-    fresh = ElasticEmbedding(ranked, np.ones(4, np.float32), np.zeros(0, np.int64))
-    known = ElasticEmbedding(ranked, np.ones(4, np.float32), np.array([2, 0]))
-    assert fresh.kept(52 + 16).tolist() == [0, 1]
-    assert known.kept(52 + 16).tolist() == [1, 3]
-    assert known.top_n(52 + 16, 5).tolist() == [1, 3]
-
-
 def test_the_user_embedding_is_as_wide_as_the_widest_row_kept():
     """Two slices of 2 columns in int8, blocks of 6 bytes: with header and first slice 48. The second slice of the user
     embedding, 4 bytes more, comes with the first block that has it and that is needed.
@@ -208,14 +197,6 @@ def test_the_user_embedding_is_as_wide_as_the_widest_row_kept():
     user = np.arange(4, dtype=np.float32)
     widths = [len(ElasticEmbedding(ranked, user, seen.row(i)).at(budget).user) for i, budget in enumerate(budgets)]
     assert widths == [2, 2, 2, 4, 2, 2, 4, 4]
-
-
-def test_a_group_is_needed_until_all_of_its_items_were_seen():
-    # group 0 = items 0, 1; group 1 = item 2; two slices: blocks 0, 1 and 2, 3, ranked 3 0 1 2
-    layout = BlockLayout(np.array([0, 0, 1], np.int32), 4, 2)
-    ranked = rank_blocks(layout, "fp32", np.array([3.0, 2.0, 1.0, 4.0]), np.ones((3, 4), np.float32))
-    unneeded = ranked.unneeded(rows_of([0], [0, 1], [2], [], [2, 1, 0]))
-    assert [unneeded.row(i).tolist() for i in range(5)] == [[], [1, 2], [0, 3], [], [0, 1, 2, 3]]
 
 
 def test_an_item_that_was_seen_twice_counts_once():

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import code_dtype, quantize
-from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.kernels.lanes import add_fixed
@@ -19,7 +18,6 @@ from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from tests.helpers import readable_twins as reference
-from tests.helpers.examples import examples
 
 
 def world(seed, num_items=150, dim=6, num_slices=1, num_devices=40, item_groups=None):
@@ -141,26 +139,6 @@ def test_a_device_ranks_the_same_in_any_company(num_slices):
     for i in range(0, 70, 9):
         one = top_rows(ranked, cutoffs[i : i + 1], users[i : i + 1], train.select(np.array([i])), 20)
         assert (one[0] == together[i]).all()
-
-
-@examples(30)
-@given(
-    seed=st.integers(0, 1000),
-    num_slices=st.sampled_from([1, 3]),
-    item_groups=st.sampled_from([None, 7]),
-    precision=st.sampled_from(["fp32", "fp16", "int8", "int4"]),
-    exponent=st.integers(-9, 3),
-)
-def test_packed_blocks_are_what_the_device_runtime_would_store(seed, num_slices, item_groups, precision, exponent):
-    rng = np.random.default_rng(seed)
-    layout = BlockLayout(np.arange(21, dtype=np.int32) % (item_groups or 21), 6, num_slices)
-    table = (rng.normal(size=(21, 6)) * 10.0**exponent).astype(np.float32)
-    table[rng.integers(21)] = 0
-    packed = pack_ranking(layout, precision, rng.random(layout.num_blocks), table, None)
-    items, slices, _ = layout.block_rows(packed["blocks"])
-    codes, scales = quantize(table.reshape(21, num_slices, -1)[items, slices], precision)
-    assert packed["codes"].tobytes() == codes.astype(code_dtype(precision)).tobytes()
-    assert packed["scales"].tobytes() == scales.tobytes()
 
 
 def test_aggregation_in_chunks_equals_the_mean_taken_whole():

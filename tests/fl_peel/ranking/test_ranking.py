@@ -16,7 +16,7 @@ from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.ranking.bootstrap import NUM_BINS, Effects, Histogram, PairedSums
 from fl_peel.ranking.top import MetricSums, Ranker, Tiles, evaluate, recall_ndcg, top_rows
 from tests.helpers import readable_twins as reference
-from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
+from tests.helpers.blocks import layouts, precisions, rows_of, seeds
 from tests.helpers.examples import examples
 
 
@@ -128,66 +128,6 @@ def test_who_wants_nothing_ranks_nothing(monkeypatch):
     assert len(ranks) == 1
 
 
-@examples(150)
-@given(layout=layouts, precision=precisions, seed=seeds)
-def test_device_and_cohort_recommend_the_same_items_on_any_table(layout, precision, seed):
-    """Scores are summed in another order, so two items may change places only where they tie to 1e-5."""
-    rng = np.random.default_rng(seed)
-    ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
-    user = rng.normal(size=(1, layout.embedding_dim)).astype(np.float32)
-    whole = overhead_bytes(layout.embedding_dim) + layout.block_bytes(precision).sum()
-    budget = rng.integers(overhead_bytes(layout.embedding_dim), whole + 1, 1)
-    seen = rows_of(np.flatnonzero(rng.random(layout.num_items) < 0.3).tolist())
-    cutoffs, _, _ = ranked.serving_cutoffs(budget, seen)
-    best = top_rows(ranked, cutoffs, stored_user(user), seen, 10)[0]
-    theirs = ranked.items[best[best >= 0]]
-    elastic = ElasticEmbedding(ranked, user[0], seen.row(0))
-    mine = elastic.top_n(int(budget[0]), 10)
-    rows, scores = elastic.at(int(budget[0])).scores()
-    score_of = np.full(layout.num_items, np.nan)
-    score_of[layout.catalogue[rows]] = scores
-    np.testing.assert_allclose(score_of[mine], score_of[theirs], rtol=1e-5, atol=1e-5)
-    assert (np.diff(score_of[mine]) <= 0).all()
-    assert not set(mine.tolist()) & set(seen.row(0).tolist())
-
-
-def test_an_item_is_scored_with_the_slices_that_are_present():
-    """Two slices of one column: item 0 has both, item 1 the second alone, item 2 none."""
-    layout = BlockLayout(np.arange(3, dtype=np.int32), 2, 2)
-    table = np.array([[1, 2], [50, 4], [100, 100]], np.float32)
-    # blocks 0, 1 of item 0; 2, 3 of item 1; 4, 5 of item 2; order: 3, 0, 1, then what is not kept
-    ranked = rank_blocks(layout, "fp32", np.array([5.0, 4.0, 1.0, 6.0, 0.0, 0.5]), table)
-    user = np.array([[1.0, 1.0]], np.float32)
-    nothing = rows_of([])
-    best = top_rows(ranked, np.array([3]), user, nothing, 3)[0]
-    # item 0: 1 + 2 = 3; item 1: 4 alone, not 50 + 4; item 2 scores 200 with its blocks, but has none here
-    assert ranked.items[best[:2]].tolist() == [1, 0]
-    assert best[2] == -1
-    flipped = top_rows(ranked, np.array([3]), np.array([[10.0, 1.0]], np.float32), nothing, 3)[0]
-    assert ranked.items[flipped[:2]].tolist() == [0, 1]  # 10 + 2 = 12 against 4
-    elastic = ElasticEmbedding(ranked, user[0], np.zeros(0, int))
-    budget = overhead_bytes(2) + int(ranked.cost[3])
-    assert elastic.top_n(budget, 3).tolist() == [1, 0]
-
-
-def test_a_negative_score_still_beats_no_item_at_all():
-    layout = BlockLayout(np.arange(2, dtype=np.int32), 2, 1)
-    ranked = rank_blocks(layout, "fp32", np.array([2.0, 1.0]), -np.ones((2, 2), np.float32))
-    best = top_rows(ranked, np.array([1]), np.ones((1, 2), np.float32), rows_of([]), 2)
-    assert ranked.items[best[0, :1]].tolist() == [0]
-    assert best[0, 1] == -1
-
-
-def test_ties_go_to_the_smaller_catalogue_row_on_both_sides():
-    # group 0 = items 1 and 3, group 1 = items 0 and 2: the catalogue is 1, 3, 0, 2
-    layout = BlockLayout(np.array([1, 0, 1, 0], np.int32), 2, 1)
-    ranked = rank_blocks(layout, "fp32", np.array([1.0, 2.0]), np.ones((4, 2), np.float32))
-    user = np.ones((1, 2), np.float32)
-    best = top_rows(ranked, np.array([2]), user, rows_of([]), 3)[0]
-    assert ranked.items[best].tolist() == [1, 3, 0]
-    assert ElasticEmbedding(ranked, user[0], np.zeros(0, int)).top_n(10_000, 3).tolist() == [1, 3, 0]
-
-
 # ---------------------------------------------------------------- metrics
 
 
@@ -215,20 +155,6 @@ def test_items_that_are_not_stored_count_as_missed():
     wanted = rows_of([0, 9], [9], [0])
     recall, _ = evaluate(ranked, np.array([2, 2, 0]), users, rows_of([], [], []), wanted, 5)
     assert recall.tolist() == [0.5, 0, 0]
-
-
-def test_means_are_over_devices_that_want_something():
-    ranked, users = ten_items()
-    wanted = rows_of([0], [9], [])
-    recall, ndcg = evaluate(ranked, np.full(3, 10), users, rows_of([], [], []), wanted, 2)
-    sums = MetricSums.from_devices(np.zeros(3, int), 1, recall, ndcg, wanted.counts() > 0)
-    assert sums.devices.tolist() == [2]
-    assert sums.mean()[0].tolist() == [0.5]
-
-
-def test_an_empty_cell_has_mean_zero():
-    sums = MetricSums.from_devices(np.zeros(0, int), 2, np.zeros(0), np.zeros(0), np.zeros(0, bool))
-    assert sums.mean()[0].tolist() == [0, 0]
 
 
 def test_items_that_no_table_knows_are_wanted_and_never_found():

@@ -22,7 +22,7 @@ from fl_peel.secure.device_protocol import (
     num_neighbours,
     vanishing,
 )
-from fl_peel.secure.keys import _SMALL_ORDER, Occasion, are_usable, combine, pair_key, private_key, public_key, split
+from fl_peel.secure.keys import _SMALL_ORDER, Occasion, are_usable, pair_key, private_key, public_key, split
 from fl_peel.secure.vector import (
     Field,
     Mask,
@@ -123,14 +123,6 @@ def test_masks_longer_than_a_chunk_are_one_key_stream():
     assert vector.narrow.tobytes() + vector.wide.tobytes() == stream
 
 
-def test_three_devices_add_up_to_what_one_computes_by_hand():
-    group = Group.drawn(3, 2)
-    vectors = [words([1, -2], [10, -5]), words([3, 4], [2**40, 0]), words([-1, 0], [5, 5])]
-    total = group.sum_of(vectors, {0, 1, 2})
-    assert total.narrow.view(np.int32).tolist() == [3, 2]  # 1 + 3 - 1, -2 + 4 + 0
-    assert total.wide.view(np.int64).tolist() == [2**40 + 15, 0]  # 10 + 2^40 + 5, -5 + 0 + 5
-
-
 def test_neighbours_agree_on_a_mask_and_on_no_other():
     one, two = private_key(bytes(range(32))), private_key(bytes(range(1, 33)))
     key = pair_key(one, public_key(two), OCCASION, 4, 9)
@@ -138,15 +130,6 @@ def test_neighbours_agree_on_a_mask_and_on_no_other():
     others = [pair_key(one, public_key(two), occasion, 4, 9) for occasion in (Occasion(4, 1), Occasion(3, 2))]
     others += [pair_key(one, public_key(two), OCCASION, *devices) for devices in ((4, 8), (5, 9))]
     assert len({key, *others}) == 5
-
-
-def test_a_secret_comes_back_from_enough_shares():
-    secret = bytes(range(16))
-    shares = dict(enumerate(split(secret, 5, 3), start=1))
-    assert combine({i: shares[i] for i in (5, 2, 4)}, 3) == secret
-    assert combine(shares, 3) == secret
-    with pytest.raises(SecureAggregationError, match="2 shares of a secret came back, 3 are needed"):
-        combine({1: shares[1], 2: shares[2]}, 3)
 
 
 # ---------------------------------------------------------------- any survivors
@@ -205,16 +188,6 @@ def test_a_masked_vector_looks_uniform_and_the_plain_one_does_not():
     assert (masked.wide == plain.wide).mean() < 0.001
 
 
-def test_one_missing_mask_hides_everything():
-    """The same vector, masked towards other neighbours or in another round, has nothing in common with itself."""
-    group = Group.drawn(4, 2)
-    zeros = MaskWords.zeros(1000, 1000)
-    other = protocol.mask_vector(zeros, group.secrets[0], Occasion(4, 1), 10, group.neighbours[0], group.needed)
-    first = group.masked(0, zeros)
-    assert (first.narrow == other.narrow).mean() < 0.01
-    assert not (first.wide == other.wide).any()
-
-
 # ---------------------------------------------------------------- what devices refuse
 
 
@@ -234,14 +207,6 @@ def test_shares_that_were_changed_are_refused():
         assert "\n" not in str(caught.value)
     with pytest.raises(SecureAggregationError, match="round 4, user group 1: device 10 refuses"):
         protocol.received_shares(group.secrets[0], Occasion(4, 1), 10, group.neighbours[0][:1], [sealed])
-
-
-def test_shares_sealed_for_another_device_are_refused():
-    group = Group.drawn(4, 3)
-    of_one_for_two = group.sealed[1][list(group.graph[1]).index(2)]
-    place = list(group.graph[0]).index(1)
-    with pytest.raises(SecureAggregationError, match="refuses the shares of device 11"):
-        protocol.received_shares(group.secrets[0], OCCASION, 10, [group.neighbours[0][place]], [of_one_for_two])
 
 
 def test_both_shares_of_a_device_are_never_given():
@@ -296,23 +261,6 @@ def test_a_vector_in_parts_is_masked_as_a_whole_one(first):
     add_mask(parts[1], seed, start=8 * first)
     assert np.concatenate([part.wide for part in parts]).tolist() == whole.wide.tolist()
     assert without(parts[1], [Mask(seed, added=True)], 8 * first).wide.tolist() == list(range(first, 9))
-
-
-def test_a_device_masks_parts_of_its_vector_as_the_whole():
-    group = Group.drawn(5, 4)
-    whole = group.masked(0, words([], range(9)))
-    parts = [
-        protocol.mask_vector(
-            dataclasses.replace(words([], range(first, stop)), start=8 * first),
-            group.secrets[0],
-            OCCASION,
-            10,
-            group.neighbours[0],
-            group.needed,
-        )
-        for first, stop in ((0, 5), (5, 9))
-    ]
-    assert np.concatenate([part.wide for part in parts]).tolist() == whole.wide.tolist()
 
 
 # ---------------------------------------------------------------- the graph

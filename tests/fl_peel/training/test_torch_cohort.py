@@ -22,7 +22,7 @@ from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking import torch_ranking
-from fl_peel.ranking.top import Ranker, evaluate, top_rows
+from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.settings import LocalTraining, pretraining_device, require_device, torch_device
 from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
@@ -237,15 +237,6 @@ def test_ties_go_to_the_smaller_item_number_and_equal_rows_are_equal():
     best = torch_ranking.top_rows(ranked, np.array([300]), user, nothing, 150, CPU, block_rows=7)
     first, second, _ = np.argsort(-(kinds @ user[0]))
     assert ranked.items[best[0]].tolist() == [*range(first, 300, 3), *range(second, 150, 3)]
-
-
-def test_metrics_in_torch_are_those_of_the_compiled_loop():
-    rng, ranked, cutoffs, users, train = small_world(7, num_items=60, num_devices=40)
-    wanted = UserItems.from_pairs(np.repeat(np.arange(40), 4), rng.integers(0, 60, 160), 40)
-    compiled = evaluate(ranked, cutoffs, users, train, wanted, 5)
-    assert compiled[0].any()
-    in_torch = Ranker(ranked, 5, "torch-cpu").evaluate(cutoffs[:, None], users, train, wanted)
-    np.testing.assert_array_equal(np.array(in_torch)[:, :, 0], compiled)
 
 
 @pytest.fixture

@@ -177,17 +177,6 @@ def test_the_gradient_is_that_of_the_loss_by_finite_differences():
             assert gradient.reshape(-1)[index] == pytest.approx(slope, abs=2e-3), (name, index)
 
 
-def test_no_gradient_where_hits_are_as_expected():
-    """Hits in proportion to exposure x start weight: nothing to learn, whatever the exposure."""
-    group = statistics(0, signals=False)
-    exposure = np.random.default_rng(0).integers(1, 50, 30).astype(float)
-    group.add_signals(exposure * (group.shown.astype(np.float64) + 1e-3), exposure, 0.5)
-    controller = Controller.for_statistics([group], STEP, seed=0)
-    controller.outer_step([group])
-    for gradient in gradients(controller).values():
-        np.testing.assert_allclose(gradient, 0, atol=1e-5)
-
-
 def test_blocks_that_nobody_kept_have_no_say():
     """Their features do not enter the gradient; their own weight moves through the shared parameters alone."""
     group = statistics(3)

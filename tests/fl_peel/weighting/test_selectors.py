@@ -63,10 +63,6 @@ def test_energy():
     assert order_of("energy", four_blocks(energy=[1, 4, 3, 4])) == [1, 3, 2, 0]
 
 
-def test_without_rates_energy_decides():
-    assert order_of("popularity", four_blocks(energy=[1, 4, 3, 2])) == [1, 2, 3, 0]
-
-
 def test_ties_at_the_top_are_broken_too():
     """The slices of the most popular item: equal rates, energies that differ by 10%."""
     statistics = four_blocks(popularity=[1, 1, 1, 1], energy=[0.81, 0.9, 0.73, 1.0])

@@ -9,8 +9,6 @@ from operator import add
 import numpy as np
 import pytest
 from flwr.app import Message
-from hypothesis import given
-from hypothesis import strategies as st
 
 from clients.node.channel import clear_round, work_samples
 from clients.node.cohort import open_cohort
@@ -34,8 +32,7 @@ from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
-from tests.helpers.blocks import layouts, precisions, random_table, rows_of, seeds
-from tests.helpers.examples import examples
+from tests.helpers.blocks import rows_of
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.runs import node_reply
 
@@ -178,21 +175,6 @@ def test_memory_of_a_round_by_hand():
     assert memory.dropped_blocks.tolist() == [False, True, True, True, False]
     assert memory.dropped_out.tolist() == [False, False, False, True, True]
     assert not memory.violations.any()
-
-
-@given(layouts, precisions, seeds, st.integers(1, 5), st.integers(1, 8))
-@examples(60)
-def test_devices_never_hold_more_than_the_budget_of_the_step(layout, precision, seed, steps, devices):
-    rng = np.random.default_rng(seed)
-    ranked = rank_blocks(layout, precision, rng.random(layout.num_blocks), random_table(rng, layout))
-    whole = int(ranked.stored_bytes(np.array([layout.num_blocks]))[0])
-    budgets = rng.integers(0, whole + 100, (steps, devices))
-    memory = RoundMemory.from_budgets(ranked, budgets, np.full(budgets.shape[1], len(ranked.blocks)))
-    assert not memory.violations.any()
-    assert (memory.last <= memory.first).all()
-    lowest = budgets.min(axis=0)
-    assert (memory.last == ranked.cutoffs(lowest)).all()
-    assert (ranked.stored_bytes(memory.last)[memory.last > 0] <= lowest[memory.last > 0]).all()
 
 
 FALLING = """

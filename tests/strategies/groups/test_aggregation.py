@@ -52,11 +52,6 @@ def added(*replies) -> BlockSums:
     return total
 
 
-def test_rows_and_ranks_of_the_example():
-    assert ORDER.items.tolist() == [0, 1]
-    assert ORDER.position.tolist() == [[0, 2], [1, 3]]
-
-
 def test_mean_over_those_that_changed_the_piece():
     mean, changed = mean_update(added(DEVICE_A, DEVICE_B), ORDER.position, "touched")
     # item 0: slice 0 by both, (0.4 + 0.2) / 2; slice 1 by A alone, 0.2 / 1. Item 1: slice 0 by B alone, 0.6 / 1

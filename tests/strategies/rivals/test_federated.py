@@ -91,18 +91,6 @@ def test_the_server_is_given_sums_and_nothing_of_a_single_device(method, setting
         assert len(part) == world.num_items  # never one row a device
 
 
-def test_messages_and_sums_have_these_fields_and_no_others():
-    """No field for users' vectors, interactions, or counts of them."""
-
-    def names(kind):
-        return [field.name for field in dataclasses.fields(kind)]
-
-    assert names(RowUpdates) == ["indptr", "items", "rows"]
-    assert names(PaddedUpdates) == ["parts", "places"]
-    assert names(RowSums) == ["total", "devices"]
-    assert names(Gradients) == ["moments", "rows", "num_bytes"]
-
-
 @pytest.mark.parametrize(("method", "setting"), [*SETTINGS, (Popularity(), None)], ids=[*NAMES, "popularity"])
 def test_order_and_chunks_of_devices_do_not_matter(method, setting, world):
     whole = arrays(rows_of(method, setting, world))

@@ -186,13 +186,6 @@ def test_a_step_that_reaches_nobody_says_why(scenario, tmp_path):
         prepared(scenario, tmp_path / "run")
 
 
-def test_a_part_may_be_collected(scenario, tmp_path):
-    scenario = changed(scenario, pretraining={"collected": {"mode": "users", "share": 0.25}})
-    result, _ = served(scenario, tmp_path / "run")
-    assert result.stage1.devices == 40
-    assert result.full_table.start.recall > 0.65
-
-
 def test_the_server_alone_takes_sums_of_what_is_collected(scenario, tmp_path):
     """All collected: what devices would have given, and no step of theirs."""
     alone = changed(scenario, pretraining={"source": "collected", "collected": {"mode": "users", "share": 1.0}})
