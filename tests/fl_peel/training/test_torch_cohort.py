@@ -4,7 +4,6 @@ On a machine with a GPU, the tests that need one run as well.
 """
 
 import dataclasses
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -369,16 +368,12 @@ def test_nodes_share_a_gpu_and_take_none_where_none_is_used(tiny_scenario):
         assert round(share * 10_000) == pytest.approx(share * 10_000)  # Ray knows no smaller part
 
 
-def test_workers_see_all_gpus_where_one_is_named_by_number(monkeypatch):
+def test_workers_see_all_gpus_where_one_is_named_by_number(tiny_scenario):
     key = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-    for before in (None, "0"):
-        monkeypatch.delenv(key, raising=False)
-        if before is not None:
-            monkeypatch.setenv(key, before)
-        for device, inside in (("cpu", before), ("cuda", before), ("cuda:1", "1")):
-            with engine._visible_gpus(device):
-                assert os.environ.get(key) == inside
-            assert os.environ.get(key) == before
+    for address in (None, "auto"):
+        for device, inside in (("cpu", None), ("cuda", None), ("cuda:1", "1")):
+            asked = on(tiny_scenario, device).engine.model_copy(update={"ray_address": address})
+            assert engine._ray_variables(asked, {}).get(key) == inside
 
 
 def test_the_bench_measures_how_far_apart_metrics_are(tmp_path, monkeypatch):
