@@ -573,13 +573,18 @@ def yardstick(axes: Axes, value: float, text: str, color: str = INK) -> EndLabel
 
 
 def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) -> None:
-    """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top."""
+    """Log x axis in % of the fp32 full table, ticks at the budgets measured; KB along the top. Where names would touch,
+    ticks have none: the ends have theirs first, then powers of ten.
+    """
     from matplotlib.ticker import NullFormatter, NullLocator
 
     ticks = sorted(set(shares))
     axes.set_xscale("log")
     axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
-    axes.set_xticks(ticks, [format_share(tick) for tick in ticks], rotation=0)
+    words = [format_share(tick) for tick in ticks]
+    sizes = [short_bytes(tick * full_bytes) for tick in ticks] if full_bytes and not is_narrow() else words
+    named = _with_room(axes, ticks, [max(pair, key=len) for pair in zip(words, sizes, strict=True)])
+    axes.set_xticks(ticks, [word if tick in named else "" for tick, word in zip(ticks, words, strict=True)], rotation=0)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(visible=False, axis="x")
     if is_narrow():
@@ -588,11 +593,27 @@ def share_axis(axes: Axes, shares: Sequence[float], full_bytes: float | None) ->
     axes.set_xlabel("budget, % of the bytes of the fp32 full item table (log scale)")
     if full_bytes:
         top = axes.secondary_xaxis("top")
-        top.set_xticks(ticks, [short_bytes(tick * full_bytes) for tick in ticks])
+        top.set_xticks(ticks, [size if tick in named else "" for tick, size in zip(ticks, sizes, strict=True)])
         top.xaxis.set_minor_locator(NullLocator())
         top.xaxis.set_minor_formatter(NullFormatter())
         top.tick_params(colors=MUTED, length=2, labelsize=7.5)
         top.spines["top"].set_visible(False)
+
+
+def _with_room(axes: Axes, ticks: Sequence[float], names: Sequence[str]) -> set[float]:
+    """Return the ticks of a log axis whose names do not touch: of ticks that do, the more round one."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    # what a panel has of the figure's width, beside the names of its lines in the wide form
+    inches = figure.get_figwidth() * (0.75 if is_narrow() else 0.6)
+    per_decade = 72 * inches / math.log10(axes.get_xlim()[1] / axes.get_xlim()[0])
+    kept: dict[float, float] = {}  # half the width of a name in points, by its tick
+    ends = (ticks[0], ticks[-1])
+    for tick in sorted(ticks, key=lambda one: (one not in ends, not round(math.log10(one), 9).is_integer(), one)):
+        half = 0.31 * LABEL_PT * len(names[ticks.index(tick)]) + 2
+        if all(abs(math.log10(tick / other)) * per_decade >= half + width for other, width in kept.items()):
+            kept[tick] = half
+    return set(kept)
 
 
 def line_aside(index: int, count: int) -> float:

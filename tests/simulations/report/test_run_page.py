@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from importlib.metadata import EntryPoint
+from itertools import pairwise
 
 import pytest
 
@@ -12,12 +13,15 @@ from simulations.report.contracts import SectionContract, example_results
 from simulations.report.drawing import (
     GRAPHICS,
     INK,
+    NARROW_IN,
     PLAIN,
+    WIDTH_IN,
     EndLabel,
     css,
     finish,
     label_ends,
     new_figure,
+    share_axis,
     styled,
     themed,
     variables,
@@ -202,6 +206,25 @@ def test_names_of_axes_are_in_line_and_clear_of_tick_labels_within_the_figure():
         assert names[1].x0 > 0
         assert under.y0 > 0
         assert over.y0 > panels[1].bbox.y1
+
+
+@pytest.mark.parametrize("width", [WIDTH_IN, NARROW_IN])
+@pytest.mark.parametrize("shares", [(0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.01, 0.1, 1), (0.001, 0.0025, 0.005, 0.01)])
+def test_budgets_on_one_axis_have_names_that_do_not_touch(shares, width):
+    """From 1 to 16 KB of 10 MB beside the whole of it: the ends and powers of ten keep theirs, as bytes do above."""
+    with styled(width):
+        figure, (axes,) = new_figure(3.0)
+        share_axis(axes, shares, 10_491_136)
+        finish(figure, "budgets", "Budgets", "Budgets.")
+        figure.draw_without_rendering()
+        for one in (axes, *axes.child_axes):
+            named = [label for label in one.get_xticklabels() if label.get_text()]
+            boxes = [label.get_window_extent() for label in named]
+            assert len(one.get_xticks()) == len(shares)
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+            assert len(named) >= 3
+        words = [label.get_text() for label in axes.get_xticklabels()]
+    assert all(words[place] for place, share in enumerate(shares) if share in (shares[0], 0.001, 0.01, 0.1, 1))
 
 
 @pytest.fixture(params=SECTIONS.shipped)
