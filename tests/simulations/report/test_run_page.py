@@ -209,7 +209,7 @@ def test_names_of_axes_are_in_line_and_clear_of_tick_labels_within_the_figure():
 
 
 @pytest.mark.parametrize("width", [WIDTH_IN, NARROW_IN])
-@pytest.mark.parametrize("shares", [(0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.01, 0.1, 1), (0.001, 0.0025, 0.005, 0.01)])
+@pytest.mark.parametrize("shares", [(1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 0.01, 0.1, 1), (0.001, 0.0025, 0.005, 0.01)])
 def test_budgets_on_one_axis_have_names_that_do_not_touch(shares, width):
     """From 1 to 16 KB of 10 MB beside the whole of it: the ends and powers of ten keep theirs, as bytes do above."""
     with styled(width):
