@@ -555,7 +555,8 @@ class SecureSettings:
 class SecureCounts:
     """Counts of secure aggregation. groups: group-rounds; sat_out_groups, void_groups: group-rounds skipped for lack of
     devices, and void ones; announced: device-rounds that started; devices: whose vector is in a sum; dropped: that
-    dropped out; recovered: whose masks were recovered; void_devices: in void groups.
+    dropped out; recovered: whose masks were recovered; void_devices: in void groups; owned_rows: rows of opened sums,
+    each in each, that are of an item of some device in the sum; few_owner_rows: of fewer than ``privacy.min_owners``.
     """
 
     groups: Count = 0
@@ -566,6 +567,8 @@ class SecureCounts:
     dropped: Count = 0
     recovered: Count = 0
     void_devices: Count = 0
+    owned_rows: Count = 0
+    few_owner_rows: Count = 0
 
     def __add__(self, other: Self) -> SecureCounts:
         """Add the counts of both."""

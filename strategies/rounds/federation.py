@@ -127,7 +127,9 @@ class RoundRecord:
 class SecureRecord:
     """The record of the protocol in a round. Devices: that announced keys in groups that did not sit out; that are in a
     sum; that dropped out; that dropped out after they had shared their secrets, and whose masks were recovered; that
-    sent their vector in vain, in a group that is void. Bytes are sums over the devices that shared their secrets.
+    sent their vector in vain, in a group that is void. owned_rows: rows of opened sums of which the server reads that
+    some device of the sum has the item; few_owner_rows: fewer than ``privacy.min_owners`` have it. Bytes are sums over
+    the devices that shared their secrets.
     """
 
     server_round: int
@@ -139,6 +141,8 @@ class SecureRecord:
     dropped: int = 0
     recovered: int = 0
     void_devices: int = 0
+    owned_rows: int = 0
+    few_owner_rows: int = 0
     shared: int = 0
     vector_bytes: int = 0
     download_bytes: int = 0

@@ -22,6 +22,7 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, Rou
 from fl_peel.exchange.release import layout_of, sparse
 from fl_peel.secure.device_protocol import DeviceBytes
 from fl_peel.secure.vector import MaskWords, Values, VectorLayout
+from fl_peel.steps.base import opened_rows
 from strategies.nodes import NodeRequest
 from strategies.rounds.channel import Expects, OpenedSum, RoundDevices, ServerChannel
 from strategies.rounds.federation import Federation, SecureRecord, SentRound
@@ -155,6 +156,7 @@ class MaskedServerChannel(ServerChannel):
                 continue
             record.devices += int(there.sum())
             record.recovered += int((one.shared & ~there).sum())
+            self._count_owners(record, content)
             counts = _with_counters(counts, counters)
             opened[group] = OpenedSum(len(one.devices), int(there.sum()))
             exchange.server_s += time.perf_counter() - start
@@ -171,6 +173,13 @@ class MaskedServerChannel(ServerChannel):
         record.vector_bytes += shared * moved.vector
         record.download_bytes += shared * moved.download
         record.upload_bytes += shared * moved.upload
+
+    def _count_owners(self, record: SecureRecord, content: wire.Arrays) -> None:
+        """Count the rows of which a sum tells that devices have the item: each learns from it in every epoch."""
+        if "row_examples" in content:
+            owners = content["row_examples"] // self._scenario.refinement.local.epochs
+            record.owned_rows += int((owners > 0).sum())
+            record.few_owner_rows += int(((owners > 0) & ~opened_rows(owners, self._scenario.privacy.min_owners)).sum())
 
     def _vector_layout(self, one: SecureGroup, sent: SentRound) -> VectorLayout:
         layout = self.federation.layout
