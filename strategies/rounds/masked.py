@@ -178,8 +178,9 @@ class MaskedServerChannel(ServerChannel):
         """Count the rows of which a sum tells that devices have the item: each learns from it in every epoch."""
         if "row_examples" in content:
             owners = content["row_examples"] // self._scenario.refinement.local.epochs
-            record.owned_rows += int((owners > 0).sum())
-            record.few_owner_rows += int(((owners > 0) & ~opened_rows(owners, self._scenario.privacy.min_owners)).sum())
+            owners = owners[owners > 0]
+            record.owned_rows += len(owners)
+            record.few_owner_rows += int((~opened_rows(owners, self._scenario.privacy.min_owners)).sum())
 
     def _vector_layout(self, one: SecureGroup, sent: SentRound) -> VectorLayout:
         layout = self.federation.layout

@@ -1,6 +1,7 @@
 """What README and docs claim is measured again, and said to hold only where it does."""
 
 import re
+import subprocess
 
 import pytest
 from typer.testing import CliRunner
@@ -93,6 +94,24 @@ def test_a_command_leaves_one_table_of_figures(tiny, tmp_path):
     assert {"full_table.global", "budgets"} <= {row["part"] for row in rows}
     with pytest.raises(ReportError, match="no such scenario or file"):
         module._run(Experiment(name="x", command="run nowhere", data="", seconds=1, claims=[claim()]), tmp_path, None)
+
+
+def test_data_in_a_command_is_the_folder_of_data_sets(tmp_path, monkeypatch):
+    asked = []
+
+    def run(words, **options):
+        asked.append(words)
+        return subprocess.CompletedProcess(words, 2, "", "fl-peel: error: no such data")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    one = Experiment(
+        name="x", command="run timeline --set data.path=DATA/mine.csv", data="", seconds=1, claims=[claim()]
+    )
+    for folder in (tmp_path, None):
+        monkeypatch.setenv("FL_PEEL_DATA", str(tmp_path))
+        with pytest.raises(ReportError, match=r"^no such data$"):
+            module._run(one, tmp_path / "out", folder)
+        assert f"data.path={tmp_path}/mine.csv" in asked[-1]
 
 
 def test_experiments_are_chosen_by_name():
