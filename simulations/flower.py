@@ -22,8 +22,7 @@ from simulations.cli.console import ProgressLines, print_parts
 from simulations.engine.folders import default_cache_dir
 from simulations.engine.inputs import checked, require_absolute
 from simulations.engine.passing_grid import deployment_grid
-from simulations.report.run_files import summary
-from simulations.report.timeline_report import timeline_summary
+from simulations.result_pages import result_kind
 from simulations.run_options import RunOptions
 from simulations.runner import run
 from simulations.scenario_files import load_scenario
@@ -59,7 +58,8 @@ def main(grid: Grid, context: Context) -> None:
         grid=deployment_grid(grid, scenario.engine.patience_s),
     )
     result = run(scenario, options)
-    print_parts(summary(result) if isinstance(result, RunResult) else timeline_summary(result))
+    kind = result_kind("report" if isinstance(result, RunResult) else "timeline")
+    print_parts(kind.page(result).terminal())
 
 
 def read_config(config: Mapping[str, object]) -> tuple[Scenario, str, Path | None]:

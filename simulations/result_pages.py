@@ -1,30 +1,44 @@
-"""The pages of finished results, written again from their JSON: nothing runs, and no figure changes."""
+"""Kinds of results, and the pages of finished ones, written again from their JSON: nothing runs, no figure changes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fl_peel.errors import ReportError
-from fl_peel.json_codec import from_plain
 from fl_peel.plugins import did_you_mean
 from simulations.engine.inputs import DEMO
-from simulations.report.drawing import PaperFigures, Plot, for_paper
+from simulations.report.drawing import PaperFigures, for_paper
 from simulations.report.result_files import write_files
-from simulations.report.run_files import run_page
-from simulations.report.timeline_report import timeline_page
-from simulations.studies.ablate_report import ablate_page, ablate_plot
-from simulations.studies.audit_report import audit_page, audit_plot
-from simulations.studies.compare_report import compare_page, compare_plot, leaderboard_page
-from simulations.studies.schema import AblateResult, AuditResult, CompareResult, Leaderboard, StudyResult, typed
-from simulations.sweep.report import SweepResult, sweep_page
-from strategies.figures.schema import from_json
-from strategies.timeline.timeline_figures import TimelineResult
 
-Study = TypeVar("Study", bound=StudyResult)
+if TYPE_CHECKING:
+    from simulations.report.render import ResultKind
+
+RESULTS: Mapping[str, str] = MappingProxyType(
+    {
+        "report": "report.run_files:RUN",
+        "compare": "studies.compare_report:COMPARE",
+        "seeds": "report.seeds:SEEDS",
+        "timeline": "report.timeline_report:TIMELINE",
+        "timeline-seeds": "report.timeline_report:TIMELINE_SEEDS",
+        "audit": "studies.audit_report:AUDIT",
+        "ablate": "studies.ablate_report:ABLATE",
+        "sweep": "sweep.report:SWEEP",
+    }
+)
+"""Kinds of results by the name of their files, each where it is described."""
+
+
+def result_kind(name: str) -> ResultKind[Any]:
+    """Return a kind of result by the name of its files; what draws its figures is not imported before."""
+    module, _, attribute = RESULTS[name].partition(":")
+    kind: ResultKind[Any] = getattr(import_module(f"simulations.{module}"), attribute)
+    return kind
 
 
 def rebuild_pages(folder: Path) -> list[Path]:
@@ -33,7 +47,7 @@ def rebuild_pages(folder: Path) -> list[Path]:
     Raises:
         ReportError: there is no result, one of them cannot be read, or the folder cannot be written.
     """
-    return write_files(folder, {f"{file.stem}.html": page for file, page in _pages(folder)})
+    return write_files(folder, dict(_pages(folder)))
 
 
 def paper_figures(folder: Path, form: str, width_in: float, names: Collection[str]) -> Mapping[str, bytes]:
@@ -52,62 +66,18 @@ def paper_figures(folder: Path, form: str, width_in: float, names: Collection[st
     return figures.files
 
 
-def _pages(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Make the page of every result in a folder, by the result's file."""
-    page_of_file = {file: page for name, page in PAGES.items() if (file := folder / name).is_file()}
-    if not page_of_file:
-        raise ReportError(f"{folder}: no result ({', '.join(PAGES)}); give the --out folder of a finished command")
-    for file, page in page_of_file.items():
-        yield file, page(_read(file), str(file))
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{file}: cannot read a result ({error}); run again with --out") from error
-
-
-def _run(plain: Any, where: str) -> bytes:
-    result = from_json(plain, where)
-    demo = DEMO if Path(where).with_name(DEMO).is_file() else None
-    return run_page(result, demo).encode()
-
-
-def _study(
-    kind: type[Study], plot: Callable[[Study], Plot], page: Callable[[Study, Plot, Mapping[str, Any]], str]
-) -> Callable[[Any, str], bytes]:
-    """Return how the JSON of a study becomes its page."""
-
-    def of_json(plain: Any, where: str) -> bytes:
-        result = typed(kind, plain, where)
-        return page(result, plot(result), plain).encode()
-
-    return of_json
-
-
-def _compare(plain: Any, where: str) -> bytes:
-    if isinstance(plain, dict) and "tuning" in plain:
-        return _study(Leaderboard, compare_plot, leaderboard_page)(plain, where)
-    return _study(CompareResult, compare_plot, compare_page)(plain, where)
-
-
-def _timeline(plain: Any, where: str) -> bytes:
-    return timeline_page(from_plain(TimelineResult, plain, where, top_n=20)).encode()
-
-
-def _sweep(plain: Any, where: str) -> bytes:
-    return sweep_page(from_plain(SweepResult, plain, where)).encode()
-
-
-PAGES: Mapping[str, Callable[[Any, str], bytes]] = MappingProxyType(
-    {
-        "report.json": _run,
-        "compare.json": _compare,
-        "timeline.json": _timeline,
-        "audit.json": _study(AuditResult, audit_plot, audit_page),
-        "ablate.json": _study(AblateResult, ablate_plot, ablate_page),
-        "sweep.json": _sweep,
-    }
-)
-"""Results by their file, and how each becomes a page."""
+def _pages(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Make the page of every result in a folder, each with its file's name."""
+    names = [name for name in RESULTS if (folder / f"{name}.json").is_file()]
+    if not names:
+        files = ", ".join(f"{name}.json" for name in RESULTS)
+        raise ReportError(f"{folder}: no result ({files}); give the --out folder of a finished command")
+    for name in names:
+        file, kind = folder / f"{name}.json", result_kind(name)
+        try:
+            plain = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ReportError(f"{file}: cannot read a result ({error}); run again with --out") from error
+        result = kind.read(plain, str(file))
+        demo = DEMO if name == "report" and (folder / DEMO).is_file() else None
+        yield f"{name}.html", replace(kind.page(result), demo=demo).html(result).encode()

@@ -41,6 +41,7 @@ from simulations.engine.memory import PeakMemory
 from simulations.engine.passing_grid import is_simulated
 from simulations.engine.versions import versions
 from simulations.report.result_files import write_results
+from simulations.result_pages import result_kind
 from simulations.resumable import (
     CHECKPOINTS,
     SEED,
@@ -194,17 +195,17 @@ def _over_seeds(out: Path, results: dict[int, Any], command: str | None) -> Seed
     """Put the results of all seeds together, and write what they show."""
     first = next(iter(results.values()))
     if isinstance(first, TimelineResult):
-        from simulations.report.timeline_report import timeline_seeds, write_timeline_seeds
+        from simulations.report.timeline_report import timeline_seeds
 
         over_time = timeline_seeds(list(results.values()), command)
-        write_timeline_seeds(out, over_time)
+        write_results(out, result_kind("timeline-seeds").contents(over_time))
         return over_time
-    from simulations.report.seeds import SeedRuns, seeds_result, write_seeds
+    from simulations.report.seeds import SeedRuns, seeds_result
 
     devices = tuple(PerDevice.read(out / f"{SEED}{number}" / FILE) for number in results)
     runs = SeedRuns.from_reports(str(out), tuple(results.values()), devices)
     together = seeds_result(runs, first.versions, command, first.scenario["evaluation"]["bootstrap"] or REPLICATES)
-    write_seeds(out, together)
+    write_results(out, result_kind("seeds").contents(together))
     return together
 
 
@@ -224,12 +225,8 @@ def save(
     """
     content: dict[str, bytes | Path] = {"scenario.yaml": scenario.to_yaml().encode()}
     if isinstance(result, TimelineResult):
-        from simulations.report.timeline_report import write_timeline
-
-        write_timeline(result, out, content)
+        write_results(out, result_kind("timeline").contents(in_json(result)) | content)
         return
-    from simulations.report.run_files import report_contents
-
     assert not isinstance(data, Timeline), "this is a run without one"
     run_dir = Path(paths.run_dir)
     model_dir = Path(paths.model_dir or run_dir / MODEL)
@@ -240,7 +237,7 @@ def save(
     write_results(
         out,
         {
-            **report_contents(result, next(iter(demo), None)),
+            **result_kind("report").contents(in_json(result), next(iter(demo), None)),
             **demo,
             **content,
             **({FILE: run_dir / FILE} if (run_dir / FILE).is_file() else {}),

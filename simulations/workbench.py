@@ -31,7 +31,7 @@ from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder
 from simulations.report.drawing import styled
 from simulations.report.render import render, scenario_name
 from simulations.report.result_files import write_results
-from simulations.report.run_files import read_report, report_contents
+from simulations.report.run_files import RUN, read_report
 from simulations.report.sections.quality import budgets_figure, budgets_plot, budgets_view
 from simulations.report.seeds import SEEDS_FILE
 from simulations.report.table_view import format_share
@@ -252,7 +252,7 @@ class Result(Mapping[str, Any]):
         folder = Path(path)
         check_out(folder, "save()", RUN_RESULTS)
         scenario = Scenario.model_validate(self.scenario).to_yaml().encode()
-        contents: dict[str, bytes | Path] = {**report_contents(self.measured), "scenario.yaml": scenario}
+        contents: dict[str, bytes | Path] = {**RUN.contents(self.report), "scenario.yaml": scenario}
         with tempfile.TemporaryDirectory() as temporary:
             if self.per_device is not None:
                 contents[FILE] = Path(temporary) / FILE

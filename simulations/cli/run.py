@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -193,6 +192,7 @@ def run(
         on_event(Event("start", 0, 1, loaded.name))
         from simulations import runner
         from simulations.engine.folders import default_cache_dir
+        from simulations.result_pages import result_kind
         from simulations.run_options import RunOptions
 
         options = RunOptions(
@@ -206,30 +206,9 @@ def run(
         )
         result = runner.run(loaded, options) if seeds is None else runner.run_seeds(loaded, seeds, options)
     one, several = ("report", "seeds") if loaded.data.timeline is None else ("timeline", "timeline-seeds")
-    page = None if out is None else out / f"{one if seeds is None else several}.html"
-    show(lambda: runner.in_json(result), lambda: _summary(result), page)
-
-
-def _summary(result: Any) -> Iterable[TableView | str]:
-    """Return what a result comes to; what draws figures is not imported before."""
-    from strategies.figures.schema import RunResult
-    from strategies.timeline.timeline_figures import TimelineResult
-
-    if isinstance(result, RunResult):
-        from simulations.report.run_files import summary
-
-        return summary(result)
-    if isinstance(result, TimelineResult):
-        from simulations.report.timeline_report import timeline_summary
-
-        return timeline_summary(result)
-    from simulations.report.seeds import SeedsResult, seeds_verdicts, seeds_view
-
-    if isinstance(result, SeedsResult):
-        return [*seeds_verdicts(result), seeds_view(result)]
-    from simulations.report.timeline_report import timeline_seeds_verdicts, timeline_seeds_view
-
-    return [*timeline_seeds_verdicts(result), timeline_seeds_view(result)]
+    name = one if seeds is None else several
+    page = None if out is None else out / f"{name}.html"
+    show(lambda: runner.in_json(result), lambda: result_kind(name).page(result).terminal(), page)
 
 
 # ---- `fl-peel deploy`: a scenario on Flower's deployment engine, on loopback

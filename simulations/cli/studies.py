@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +25,7 @@ from simulations.cli.console import (
     path_option,
     print_json,
     print_lines,
-    print_table,
+    print_parts,
     read_budgets,
     show,
     shown,
@@ -37,7 +37,6 @@ from simulations.trackers import trackers
 
 if TYPE_CHECKING:
     from fl_peel.scenario.scenario import Scenario
-    from simulations.report.table_view import TableView
 
 Out = Annotated[Path, path_option("--out", "Output folder, also for checkpoints to resume from.")]
 Budgets = Annotated[
@@ -86,7 +85,6 @@ def compare(
     single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
     from simulations.studies.compare import compare as compared
-    from simulations.studies.compare_report import compare_tables, leaderboard_tables
     from simulations.studies.compare_rows import compare_federated, nothing_is_collected, some
 
     if nothing_is_collected(loaded):
@@ -95,12 +93,12 @@ def compare(
                 raise ScenarioError(
                     f"{option}: is for scenarios in which the server collects interactions; leave it out"
                 )
-        _show_study(loaded, partial(compare_federated, loaded, shares, seeds=seeds), leaderboard_tables)
+        _show_study(loaded, partial(compare_federated, loaded, shares, seeds=seeds))
         return
     chosen: dict[str, Any] = {}
     if rivals is not None:
         chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
-    _show_study(loaded, partial(compared, loaded, shares, seeds=seeds, single_budgets=single, **chosen), compare_tables)
+    _show_study(loaded, partial(compared, loaded, shares, seeds=seeds, single_budgets=single, **chosen))
 
 
 def ablate(
@@ -126,9 +124,8 @@ def ablate(
     shares = read_budgets(budgets, full_table_bytes=_full_table_bytes(loaded, data_dir))
 
     from simulations.studies.ablate import ablate as ablated
-    from simulations.studies.ablate_report import ablate_tables
 
-    _show_study(loaded, partial(ablated, loaded, shares, seeds=seeds, parts=_words(parts, ",")), ablate_tables)
+    _show_study(loaded, partial(ablated, loaded, shares, seeds=seeds, parts=_words(parts, ",")))
 
 
 def audit(
@@ -179,11 +176,10 @@ def audit(
     loaded = load_scenario(scenario, overrides or [])
 
     from simulations.studies import audit as auditing
-    from simulations.studies.audit_report import audit_tables
 
     names = (_words(attacks, ","), _words(only, ";"))
     settings = auditing.AuditSettings(devices, rounds, shares[0], clip_norm, wanted, *names)
-    _show_study(loaded, partial(auditing.audit, loaded, settings=settings, rows=rows or []), audit_tables)
+    _show_study(loaded, partial(auditing.audit, loaded, settings=settings, rows=rows or []))
 
 
 def reproduce(
@@ -233,13 +229,12 @@ def _full_table_bytes(scenario: Scenario, data_dir: Path | None) -> Callable[[],
     return num_bytes
 
 
-def _show_study(
-    scenario: Scenario, study: Callable[..., dict[str, Any]], tables: Callable[[Any], Iterable[TableView | str]]
-) -> None:
+def _show_study(scenario: Scenario, study: Callable[..., dict[str, Any]]) -> None:
     """Tell how long the command's study may take, do it, and show what it came to. study: is given a study's arguments,
     which follow from the command's options.
     """
     from simulations.engine.folders import default_cache_dir
+    from simulations.result_pages import result_kind
 
     context = click.get_current_context()
     asked, name = context.params, str(context.info_name)
@@ -253,7 +248,8 @@ def _show_study(
         command=typed_command(),
         fresh=asked["fresh"],
     )
-    show(lambda: result, lambda: tables(result), asked["out"] / f"{name}.html")
+    kind = result_kind(name)
+    show(lambda: result, lambda: kind.page(kind.read(result, name)).terminal(), asked["out"] / f"{name}.html")
 
 
 def diff(
@@ -278,21 +274,21 @@ def diff(
     from fl_peel.json_codec import to_plain
     from simulations.engine.versions import versions
     from simulations.report.diff import diff as compared
-    from simulations.report.diff import diff_page, diff_views, missing_note
+    from simulations.report.diff import diff_page, missing_note
     from simulations.report.result_files import json_bytes, write_files
 
     result = compared(runs)
+    page = diff_page(result, versions())
     if as_json:
         print_json(result)
     else:
-        for view in diff_views(result):
-            print_table(view, wide=wide)
+        print_parts(page.terminal(), wide=wide)
     if missing_note(result):
         typer.echo(missing_note(result), err=as_json)
     if json_file is not None:
         write_files(json_file.absolute().parent, {json_file.name: json_bytes(to_plain(result))})
     if html_file is not None:
-        write_files(html_file.absolute().parent, {html_file.name: diff_page(result, versions()).encode()})
+        write_files(html_file.absolute().parent, {html_file.name: page.html().encode()})
         typer.echo(f"page: {html_file}", err=as_json)
 
 
@@ -344,7 +340,7 @@ def sweep(
 
     from fl_peel.json_codec import to_plain
     from simulations.engine.folders import default_cache_dir
-    from simulations.sweep.report import PAGE, sweep_views
+    from simulations.sweep.report import sweep_page
     from simulations.sweep.sweep import sweep as swept
 
     result = swept(
@@ -362,7 +358,7 @@ def sweep(
         searched=searched or [],
         trials=trials or TRIALS,
     )
-    show(lambda: to_plain(result), lambda: sweep_views(result), out / PAGE)
+    show(lambda: to_plain(result), lambda: sweep_page(result).terminal(), out / "sweep.html")
 
 
 def bench(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from simulations.report.render import page
+from simulations.report.render import Page
 from simulations.report.section import SECTIONS, Chart, Section
 from strategies.figures.schema import RunResult, from_json
 
@@ -42,7 +42,7 @@ class SectionContract:
         """It is made of runs of which hardly anything was measured, and its page is written."""
         for result in self.results:
             section = self.made(result)
-            text = page([section], title="t", lead="l", facts=[], source={})
+            text = Page("t", [section]).html()
             certain = [part for part in section.parts if part and not isinstance(part, Chart)]
             assert f'<section id="{section.id}">' in text or not certain, "it is not on its page"
 
@@ -58,5 +58,5 @@ class SectionContract:
     def test_the_same_run_has_the_same_section(self) -> None:
         """Its page depends on nothing but the run."""
         for result in self.results:
-            texts = {page([self.made(result)], title="t", lead="l", facts=[], source={}) for _ in range(2)}
+            texts = {Page("t", [self.made(result)]).html() for _ in range(2)}
             assert len(texts) == 1, "it changed"

@@ -16,7 +16,7 @@ from fl_peel.figures import SETTING, Column, Estimate, Figures
 from fl_peel.json_codec import laid_flat
 from fl_peel.ranking.bootstrap import REPLICATES, Sample, holm
 from simulations.report.drawing import INK, LABEL_PT, PALETTE, Plot, finish, in_both_forms, new_figure
-from simulations.report.render import page
+from simulations.report.render import Page
 from simulations.report.section import Chart, Section
 from simulations.report.seeds import SeedRuns, require_same
 from simulations.report.table_view import ABSENT, TableView, format_estimate, format_ratio, metric_name
@@ -181,7 +181,7 @@ def runs_view(result: DiffResult) -> TableView:
     rows = tuple(
         (one.run, one.path, one.scenario, ", ".join(map(str, one.seeds)), f"{one.devices:,}") for one in result.runs
     )
-    return TableView("Runs", ("run", "folder", "scenario", "seeds", "devices"), rows, 4)
+    return TableView("Runs", ("run", "folder", "scenario", "seeds", "devices"), rows, 4, terminal=True)
 
 
 def metric_views(result: DiffResult) -> list[TableView]:
@@ -196,7 +196,9 @@ def metric_views(result: DiffResult) -> list[TableView]:
         num_labels = 2
         if len(result.runs) == 2:  # there is but one other run, and columns have its name
             num_labels, columns, rows = 1, [columns[0], *columns[2:]], [(row[0], *row[2:]) for row in rows]
-        views.append(TableView(metric_name(metric), tuple(columns), tuple(rows), num_labels, _note(result)))
+        views.append(
+            TableView(metric_name(metric), tuple(columns), tuple(rows), num_labels, _note(result), terminal=True)
+        )
     return views
 
 
@@ -248,7 +250,8 @@ def changed_view(result: DiffResult) -> TableView | None:
     if not result.changed:
         return None
     rows = tuple((key, *(_value(value) for value in values)) for key, values in result.changed.items())
-    return TableView("Differences of the scenarios", ("key", *(one.run for one in result.runs)), rows, 1)
+    columns = ("key", *(one.run for one in result.runs))
+    return TableView("Differences of the scenarios", columns, rows, 1, terminal=True)
 
 
 def _value(value: object) -> str:
@@ -261,12 +264,6 @@ def missing_note(result: DiffResult) -> str:
         return ""
     words = [f"{table} (not in {', '.join(runs)})" for table, runs in result.missing.items()]
     return f"Not compared, since not in all runs: {'; '.join(words)}."
-
-
-def diff_views(result: DiffResult) -> list[TableView]:
-    """Return the views that the terminal shows."""
-    changed = changed_view(result)
-    return [runs_view(result), *([changed] if changed else []), *metric_views(result)]
 
 
 @in_both_forms
@@ -299,21 +296,23 @@ def diff_plot(result: DiffResult) -> Plot | None:
     return finish(figure, "diff", "Ratios", f"Dots with intervals, by table: {'; '.join(words)}.")
 
 
-def diff_page(result: DiffResult, versions: dict[str, str]) -> str:
-    """One HTML page, nothing fetched from elsewhere."""
+def diff_page(result: DiffResult, versions: dict[str, str] | None = None) -> Page:
+    """Return the page of a diff."""
     first, *others = run_names(result).values()
+    views = (runs_view(result), changed_view(result), *metric_views(result))
     caption = (
         "Right of the dashed line: better than the first run. An interval across it: no significant difference, even "
         "without the correction of the p-values below."
     )
-    return page(
-        [Section("tables", "", (Chart(lambda: diff_plot(result), caption), *diff_views(result), missing_note(result)))],
-        title=f"{', '.join(others)} compared with {first}",
-        lead="Paired comparison of runs on the same devices.",
-        facts=[
+    return Page(
+        f"{', '.join(others)} compared with {first}",
+        [Section("tables", "", (Chart(lambda: diff_plot(result), caption), *views, missing_note(result)))],
+        ["Paired comparison of runs on the same devices."],
+        [
             ("runs", str(len(result.runs))),
             ("devices", f"{min(one.devices for one in result.runs):,}"),
             ("tables", str(len({row.table for row in result.rows}))),
         ],
-        source={"versions": versions, "command": shlex.join(["fl-peel", "diff", *(one.path for one in result.runs)])},
+        shlex.join(["fl-peel", "diff", *(one.path for one in result.runs)]),
+        versions,
     )

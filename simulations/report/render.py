@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from fl_peel.json_codec import to_plain
 from simulations.report.drawing import css, themed
+from simulations.report.result_files import json_bytes
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import TableView
 
@@ -72,45 +75,96 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(usual | values)
 
 
-def page(
-    sections: Iterable[Section],
-    *,
-    title: str,
-    lead: str,
-    facts: Sequence[tuple[str, str]],
-    source: Mapping[str, Any],
-    demo: str | None = None,
-) -> str:
-    """Return a result's page, one HTML file. source: content that says where it is from; demo: a page beside it."""
-    drawn = [(one, tuple(_drawn_parts(one))) for one in sections]
-    shown = [{"id": one.id, "title": one.title, "parts": parts} for one, parts in drawn if parts]
-    scenario, packages = source.get("scenario"), source.get("versions")
-    if not isinstance(scenario, str | None):
-        scenario = yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True)
-    return render(
-        "page.html",
-        title=title,
-        lead=lead,
-        facts=facts,
-        sections=shown,
-        demo=demo,
-        command=source.get("command") or "",
-        seed=source.get("seed"),
-        scenario=scenario,
-        versions=TableView("Versions", ("package", "version"), tuple(packages.items()), 2) if packages else None,
-    )
+@dataclass(frozen=True)
+class Page:
+    """What a result comes to, on a page and in the terminal. lead: sentences; facts: names and values; command,
+    versions: where the result does not say them itself; demo: page to play with that lies beside it.
+    """
+
+    title: str
+    sections: Sequence[Section]
+    lead: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    command: str = ""
+    versions: Mapping[str, str] | None = None
+    demo: str | None = None
+
+    def html(self, source: object = None) -> str:
+        """Return one HTML file. source: the result, which says where it is from: scenario, seed, versions, command."""
+        drawn = [(one, tuple(_drawn_parts(one))) for one in self.sections]
+        shown = [{"id": one.id, "title": one.title, "parts": parts} for one, parts in drawn if parts]
+        scenario, packages = getattr(source, "scenario", None), getattr(source, "versions", None) or self.versions
+        if not isinstance(scenario, str | None):
+            scenario = yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True)
+        return render(
+            "page.html",
+            title=self.title,
+            lead="\n".join(self.lead),
+            facts=self.facts,
+            sections=shown,
+            demo=self.demo,
+            command=getattr(source, "command", None) or self.command,
+            seed=getattr(source, "seed", None),
+            scenario=scenario,
+            versions=TableView("Versions", ("package", "version"), tuple(packages.items()), 2) if packages else None,
+        )
+
+    def terminal(self) -> Iterator[TableView | str]:
+        """Yield what the terminal shows: the lead, and those parts of sections that say so."""
+        yield from self.lead
+        for part in (part for section in self.sections for part in section.parts):
+            if isinstance(part, TableView | Remark) and part.terminal:
+                yield part if isinstance(part, TableView) else part.text
+
+    def svg(self, name: str) -> str | None:
+        """Return the figure of this name alone, None where there is none."""
+        charts = (part for section in self.sections for part in section.parts if isinstance(part, Chart))
+        return next((chart.plot.svg for chart in charts if chart.plot is not None and chart.plot.name == name), None)
 
 
-def _drawn_parts(section: Section) -> Iterable[tuple[str, Any]]:
+def _drawn_parts(section: Section) -> Iterator[tuple[str, Any]]:
     """Yield the parts of a section that have something to show, each with its kind."""
     for part in section.parts:
         if isinstance(part, Chart):
-            plot = part.draw()
-            if plot is not None:
-                yield "Chart", (plot, part.caption)
+            if part.plot is not None:
+                yield "Chart", (part.plot, part.caption)
         elif isinstance(part, Remark):
             yield "Remark", part.text
         elif isinstance(part, TableView):
             yield "TableView", part
         elif part:
             yield "note", part
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ResultKind(Generic[Result]):
+    """A kind of result. name: of its files; read: makes the result of its JSON, which the second argument names in
+    messages; page: what it comes to; table: name of the two files of figures, where it is another.
+    """
+
+    name: str
+    read: Callable[[Any, str], Result]
+    page: Callable[[Result], Page]
+    table: str = ""
+
+    def contents(self, content: Any, demo: str | None = None) -> dict[str, bytes]:
+        """Return the files of a result by name: JSON, figures as CSV and as Parquet, the page, and its lead figure
+        alone, for a README or a paper. content: of its JSON; demo: as of :class:`Page`.
+
+        Raises:
+            ReportError: naming the key's path, for a value out of range or of the wrong type, NaN or infinity.
+        """
+        plain = to_plain(content, self.name)
+        result: Any = self.read(plain, self.name)
+        shown, figures = replace(self.page(result), demo=demo), result.figures
+        contents = {
+            f"{self.name}.json": json_bytes(plain),
+            f"{self.table or self.name}.csv": figures.to_csv(),
+            f"{self.table or self.name}.parquet": figures.to_parquet(),
+            f"{self.name}.html": shown.html(result).encode(),
+        }
+        svg = shown.svg(self.name)
+        return contents if svg is None else {**contents, f"{self.name}.svg": svg.encode()}

@@ -1,4 +1,4 @@
-"""Files of results: strict JSON, CSV, the table of figures, and writing that leaves all old or all new files, listed as
+"""Files of results: strict JSON, CSV, and writing that leaves all old or all new files, listed as
 ours (:mod:`simulations.listing`).
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from fl_peel.errors import ReportError
-from fl_peel.figures import Figures
 from fl_peel.files import locked, owned_folder, remove_abandoned
 from simulations.listing import LIST, listed
 
@@ -35,22 +34,6 @@ def csv_bytes(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue().encode()
-
-
-def result_contents(
-    name: str, plain: Any, figures: Figures, page: str, svg: str | None = None, *, table: str = ""
-) -> dict[str, bytes]:
-    """Return the files of a result by name: JSON, figures as CSV and as Parquet, the page, and its lead figure alone,
-    for a README or a paper. plain: plain JSON types; table: name of the two files of figures, where it is another.
-    """
-    table = table or name
-    contents = {
-        f"{name}.json": json_bytes(plain),
-        f"{table}.csv": figures.to_csv(),
-        f"{table}.parquet": figures.to_parquet(),
-        f"{name}.html": page.encode(),
-    }
-    return contents if svg is None else {**contents, f"{name}.svg": svg.encode()}
 
 
 def write_files(

@@ -10,27 +10,11 @@ import json
 from pathlib import Path
 
 from fl_peel.errors import ReportError
-from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents
+from simulations.report.render import Page, ResultKind, scenario_name
 from simulations.report.section import run_sections
-from simulations.report.sections.classes import device_classes_view
-from simulations.report.sections.costs import costs_view, stage1_views
-from simulations.report.sections.quality import budgets_view, full_table_view, missing_nodes
-from simulations.report.sections.rounds import acceptance_views
-from simulations.report.table_view import TableView, format_bytes
+from simulations.report.table_view import format_bytes
 from simulations.report.verdict import verdicts
-from strategies.figures.schema import RunResult, from_json, to_json
-
-
-def report_contents(result: RunResult, demo: str | None = None) -> dict[str, bytes]:
-    """Return the files of a run by name. demo: as in :func:`run_page`.
-
-    Raises:
-        ReportError: naming the key's path, for a value out of range or of the wrong type, NaN or infinity.
-    """
-    plain = to_json(result)
-    checked = from_json(plain)
-    return result_contents("report", plain, checked.figures, run_page(checked, demo), table="metrics")
+from strategies.figures.schema import RunResult, from_json
 
 
 def read_report(path: Path) -> RunResult:
@@ -49,16 +33,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number that a report may hold")
 
 
-def run_page(result: RunResult, demo: str | None = None) -> str:
-    """Return the page of a run; parts without data are left out. demo: page to play with that lies beside it."""
-    return page(
-        run_sections(result),
-        title=f"{scenario_name(result.scenario)}: personalized elastic embeddings",
-        lead="\n".join(verdicts(result)),
-        facts=_facts(result),
-        source={"command": f"fl-peel run scenario.yaml --seed {result.seed}", **to_json(result)},
-        demo=demo,
+def run_page(result: RunResult) -> Page:
+    """Return the page of a run; parts without data are left out."""
+    return Page(
+        f"{scenario_name(result.scenario)}: personalized elastic embeddings",
+        tuple(run_sections(result)),
+        verdicts(result),
+        _facts(result),
+        f"fl-peel run scenario.yaml --seed {result.seed}",
     )
+
+
+RUN = ResultKind("report", from_json, run_page, table="metrics")
 
 
 def _facts(result: RunResult) -> list[tuple[str, str]]:
@@ -75,17 +61,3 @@ def _facts(result: RunResult) -> list[tuple[str, str]]:
         ("seed", str(result.seed)),
     ]
     return facts if classes else facts[1:3] + facts[-2:]
-
-
-def summary(result: RunResult) -> list[TableView | str]:
-    """Return what the terminal shows of a run: sentences, excluded nodes, and then its tables."""
-    return [
-        *verdicts(result),
-        *missing_nodes(result),
-        budgets_view(result),
-        full_table_view(result),
-        *acceptance_views(result),
-        device_classes_view(result),
-        *stage1_views(result)[:1],
-        costs_view(result),
-    ]

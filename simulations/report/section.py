@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 
 from fl_peel.plugins import Registry
@@ -26,12 +27,18 @@ class Chart:
     draw: Callable[[], Plot | None]
     caption: str
 
+    @cached_property
+    def plot(self) -> Plot | None:
+        """Return the figure, which is drawn once."""
+        return self.draw()
+
 
 @dataclass(frozen=True)
 class Remark:
-    """A sentence that stands out from the page."""
+    """A sentence that stands out from the page. terminal: whether the terminal says it, too."""
 
     text: str
+    terminal: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,9 @@ import numpy as np
 
 from fl_peel.errors import ReportError
 from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
-from fl_peel.json_codec import to_plain
+from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import Doubles, Sample
-from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents, write_results
+from simulations.report.render import Page, ResultKind, scenario_name
 from simulations.report.run_files import read_report
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
@@ -253,25 +253,22 @@ def seeds_view(result: SeedsResult) -> TableView:
         "standard deviation of recall over runs. Relative to: paired ratio of recall to that of a full fp32 table "
         f"(best on validation: {result.strongest})."
     )
-    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note)
+    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", ("table", *names), rows, 1, note, terminal=True)
 
 
-def write_seeds(out: Path, result: SeedsResult) -> list[Path]:
-    """Write `seeds.json`, its tables and `seeds.html` into ``out``, all or none."""
-    return write_over_seeds(out, "seeds", result, seeds_view(result), seeds_verdicts(result))
+def seeds_page(result: SeedsResult) -> Page:
+    """Return the page of a run with several seeds."""
+    return over_seeds_page(result, seeds_view(result), seeds_verdicts(result))
 
 
-def write_over_seeds(
-    out: Path, name: str, result: Any, view: TableView, verdicts: Sequence[str], what: str = ""
-) -> list[Path]:
-    """Write the files of a result over several seeds, called ``name``, into ``out``, all or none. what: after the
-    number of seeds in the page's title.
-    """
-    content = page(
-        [Section("tables", "", (view, result.method))],
-        title=f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds{what}",
-        lead="\n".join(verdicts),
-        facts=[("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
-        source=to_plain(result) | {"seed": None},
+def over_seeds_page(result: OverSeeds, view: TableView, verdicts: Sequence[str], what: str = "") -> Page:
+    """Return the page of a result over several seeds, which is one table. what: after their number in its title."""
+    return Page(
+        f"{scenario_name(result.scenario)}: {len(result.seeds)} seeds{what}",
+        [Section("tables", "", (view, METHOD))],
+        verdicts,
+        [("devices", f"{result.devices:,}"), ("seeds", f"{len(result.seeds)}")],
     )
-    return write_results(out, result_contents(name, to_plain(result), result.figures, content))
+
+
+SEEDS = ResultKind("seeds", partial(from_plain, SeedsResult), seeds_page)

@@ -135,6 +135,7 @@ class TableView:
     best: frozenset[tuple[int, int]] = field(default_factory=frozenset)  # (row, column) to emphasize
     slider: bool = False  # whether a page has a slider of its column `share`
     brief: tuple[str, ...] = ()  # columns that a narrow terminal shows rather than others, first the most telling
+    terminal: bool = False  # whether the terminal shows it, and not the page alone
 
     def to_rich(self, *, wide: bool = True) -> Table:
         """Return the same table for the terminal. wide: with the columns that 80 characters have no room for, too."""
@@ -268,7 +269,13 @@ class TableColumn(Generic[Row]):
 
 
 def table_of(
-    title: str, rows: Sequence[Row], columns: Sequence[TableColumn[Row]], note: str = "", num_labels: int = 1
+    title: str,
+    rows: Sequence[Row],
+    columns: Sequence[TableColumn[Row]],
+    note: str = "",
+    num_labels: int = 1,
+    *,
+    terminal: bool = False,
 ) -> TableView:
     """Make a table of rows; columns of which no row has anything are left out."""
     shown = [column for column in columns if any(column.value(row) is not None for row in rows)]
@@ -276,7 +283,7 @@ def table_of(
         tuple(ABSENT if (value := column.value(row)) is None else column.write(value) for column in shown)
         for row in rows
     )
-    return TableView(title, tuple(column.heading for column in shown), body, num_labels, note)
+    return TableView(title, tuple(column.heading for column in shown), body, num_labels, note, terminal=terminal)
 
 
 def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:

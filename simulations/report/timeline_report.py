@@ -7,21 +7,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
 from fl_peel.errors import ScenarioError
 from fl_peel.figures import Column, Estimate, SeedsEstimate
-from fl_peel.json_codec import to_plain
+from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import Sample
 from simulations.report import drawing
 from simulations.report.drawing import EndLabel, Plot
-from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents, write_results
+from simulations.report.render import Page, ResultKind, scenario_name
 from simulations.report.section import Chart, Section
-from simulations.report.seeds import METHOD, OverSeeds, write_over_seeds
+from simulations.report.seeds import METHOD, OverSeeds, over_seeds_page
 from simulations.report.table_view import (
     ABSENT,
     TableColumn,
@@ -254,17 +253,6 @@ REFERENCES = {
 """Ways of serving that the verdict compares federated training with."""
 
 
-def write_timeline(result: TimelineResult, out_dir: Path, more: Mapping[str, bytes | Path] | None = None) -> list[Path]:
-    """Write the files, and more, into ``out_dir``, all or none, and return their paths.
-
-    Raises:
-        ReportError: the folder cannot be written.
-    """
-    plain, plot = to_plain(result, "timeline", top_n=20), recall_plot(result.periods)
-    contents = result_contents("timeline", plain, result.figures, timeline_page(result), plot.svg)
-    return write_results(out_dir, {**contents, **(more or {})})
-
-
 def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
     """Return every way of serving over the last three periods, or all of them."""
     summaries = result.last if last else result.whole
@@ -283,7 +271,7 @@ def summary_view(result: TimelineResult, *, last: bool = True) -> TableView:
         "The model is updated, then tested on the interactions of the next period; a device counts once for each "
         "period in which it has interactions. In brackets: 95 % intervals over devices, paired for ratios."
     )
-    return TableView(f"The last {some} periods" if last else "All periods", columns, body, 1, note)
+    return TableView(f"The last {some} periods" if last else "All periods", columns, body, 1, note, terminal=last)
 
 
 def recall_view(result: TimelineResult) -> TableView:
@@ -293,7 +281,8 @@ def recall_view(result: TimelineResult) -> TableView:
         (line_label(line), *(format_point(period.lines[line]["all"].recall) for period in result.periods))
         for line in lines
     )
-    return TableView("Recall@20, all devices", ("served by", *map(str, range(1, len(result.periods) + 1))), body, 1)
+    columns = ("served by", *map(str, range(1, len(result.periods) + 1)))
+    return TableView("Recall@20, all devices", columns, body, 1, terminal=True)
 
 
 def periods_view(result: TimelineResult) -> TableView:
@@ -346,7 +335,7 @@ def reads_view(result: TimelineResult) -> TableView:
         TableColumn("budget violations", lambda name: sum(one.reads[name].violations for one in result.periods)),
     )
     note = "Encoded blocks; per device, mean. 1 KB = 1000 bytes."
-    return table_of("Downloads of devices", list(result.periods[0].reads), columns, note)
+    return table_of("Downloads of devices", list(result.periods[0].reads), columns, note, terminal=True)
 
 
 def followed_view(result: TimelineResult) -> TableView:
@@ -424,32 +413,26 @@ def timeline_verdicts(scenario: Mapping[str, Any], over: Mapping[str, Mapping[st
     return tuple(sentences)
 
 
-def _verdicts(result: TimelineResult) -> tuple[str, ...]:
-    return timeline_verdicts(result.scenario, {line: one.over for line, one in result.last.items()})
-
-
-def timeline_summary(result: TimelineResult) -> list[TableView | str]:
-    """Return what the terminal shows: what the timeline comes to in words, and tables."""
-    return [*_verdicts(result), summary_view(result), recall_view(result), reads_view(result)]
-
-
-def timeline_page(result: TimelineResult) -> str:
-    """The page."""
+def timeline_page(result: TimelineResult) -> Page:
+    """Return the page of a timeline."""
     name, periods = scenario_name(result.scenario), result.periods
     last = result.last["federation"]
     cached = last.over.get("cached-list")
-    return page(
+    return Page(
+        f"{name}: recall over time",
         _sections(result),
-        title=f"{name}: recall over time",
-        lead="\n".join(_verdicts(result)),
-        facts=[
+        timeline_verdicts(result.scenario, {line: one.over for line, one in result.last.items()}),
+        [
             ("periods", str(len(periods))),
             ("devices, first and last", f"{periods[0].devices:,}; {periods[-1].devices + periods[-1].joining:,}"),
             ("Recall@20, last three", format_point(last.lines["all"].recall)),
             ("relative to static list", ABSENT if cached is None else f"{cached.value:.2f}"),
         ],
-        source={"command": f"fl-peel run {name}", **to_plain(result, top_n=20)},
+        f"fl-peel run {name}",
     )
+
+
+TIMELINE = ResultKind("timeline", partial(from_plain, TimelineResult, top_n=20), timeline_page)
 
 
 def _sections(result: TimelineResult) -> list[Section]:
@@ -476,9 +459,6 @@ def _sections(result: TimelineResult) -> list[Section]:
 
 
 # ---- Several seeds
-
-
-NAME = "timeline-seeds"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -548,15 +528,13 @@ def timeline_seeds_view(result: TimelineSeeds) -> TableView:
         f"Means over {len(result.seeds)} seeds of the last three periods. In brackets: 95 % intervals over devices and "
         "seeds, paired for ratios."
     )
-    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note)
+    return TableView(f"Seeds {', '.join(map(str, result.seeds))}", columns, body, 1, note, terminal=True)
 
 
-def timeline_seeds_verdicts(result: TimelineSeeds) -> tuple[str, ...]:
-    """Say what :func:`simulations.report.timeline_report.timeline_verdicts` says, of means over seeds."""
-    return timeline_verdicts(result.scenario, {one.line: one.over for one in result.lines})
+def timeline_seeds_page(result: TimelineSeeds) -> Page:
+    """Return the page of a timeline with several seeds."""
+    verdicts = timeline_verdicts(result.scenario, {one.line: one.over for one in result.lines})
+    return over_seeds_page(result, timeline_seeds_view(result), verdicts, ", recall over time")
 
 
-def write_timeline_seeds(out: Path, result: TimelineSeeds) -> list[Path]:
-    """Write `timeline-seeds.json`, its tables and `timeline-seeds.html` into ``out``, all or none."""
-    sentences = timeline_seeds_verdicts(result)
-    return write_over_seeds(out, NAME, result, timeline_seeds_view(result), sentences, ", recall over time")
+TIMELINE_SEEDS = ResultKind("timeline-seeds", partial(from_plain, TimelineSeeds), timeline_seeds_page)

@@ -20,9 +20,8 @@ from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
-from simulations.studies.ablate_report import ablate_page, ablate_plot
+from simulations.studies.ablate_report import ABLATE
 from simulations.studies.compare import budget_of, flat
-from simulations.studies.schema import AblateResult
 from simulations.studies.study import (
     Frame,
     Study,
@@ -93,7 +92,7 @@ def ablate(
         "rows": over_scenario(by_seed, devices),
         "seeds": seeds,
     }
-    return frame.written(figures, AblateResult, ablate_plot, ablate_page)
+    return frame.written(figures, ABLATE)
 
 
 def _one_seed(study: Study, shares: tuple[float, ...], parts: list[str] | None) -> dict[str, Any]:

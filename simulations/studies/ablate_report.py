@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
 
 from matplotlib.ticker import FuncFormatter
 
 from fl_peel.figures import Estimate
+from fl_peel.json_codec import from_plain
 from simulations.report import drawing
 from simulations.report.drawing import INK, Plot
-from simulations.report.render import page
+from simulations.report.render import Page, ResultKind
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     TableView,
@@ -20,7 +21,7 @@ from simulations.report.table_view import (
     format_share,
 )
 from simulations.report.verdict import SIGNIFICANT, starred
-from simulations.studies.schema import AblateResult, AblateRow, typed
+from simulations.studies.schema import AblateResult, AblateRow
 
 
 def _lines(rows: Sequence[AblateRow]) -> dict[tuple[str, str], dict[float, AblateRow]]:
@@ -45,12 +46,7 @@ def ablate_view(result: AblateResult) -> TableView:
         *("full, before refinement", "full, refined"),
     )
     note = "Recall@20 on test, by budget as a share of the fp32 full table; each line changes one part of the scenario."
-    return TableView("Contribution of each part", columns, tuple(body), 2, note)
-
-
-def ablate_tables(content: Any) -> list[TableView]:
-    """Return the tables that the terminal shows. content: of the JSON."""
-    return [ablate_view(typed(AblateResult, content))]
+    return TableView("Contribution of each part", columns, tuple(body), 2, note, terminal=True)
 
 
 def ratios_view(result: AblateResult) -> TableView:
@@ -181,15 +177,18 @@ def population_plot(rows: Sequence[AblateRow]) -> Plot | None:
     return _full_tables_plot("population", "Recall by number of devices", "Devices (synthetic)", lines, 10)
 
 
-def ablate_page(result: AblateResult, plot: Plot, source: Mapping[str, Any]) -> str:
-    """The page of an ablation. source: content of its JSON."""
+def ablate_page(result: AblateResult) -> Page:
+    """Return the page of an ablation."""
     full, rows = result.full_table, result.rows
     population = (
         "Group tables before refinement, on synthetic devices: the same noise is smaller relative to a sum over more "
         "devices."
     )
     parts = (
-        Chart(lambda: plot, "One mark per budget; right of the dashed line: better than the unchanged scenario."),
+        Chart(
+            lambda: ablate_plot(result),
+            "One mark per budget; right of the dashed line: better than the unchanged scenario.",
+        ),
         ablate_view(result),
         ratios_view(result),
         Chart(
@@ -202,15 +201,18 @@ def ablate_page(result: AblateResult, plot: Plot, source: Mapping[str, Any]) -> 
         ),
         Chart(lambda: population_plot(rows), population),
     )
-    return page(
+    return Page(
+        f"{result.name}: contribution of each part",
         [Section("parts", "Contribution of each part", parts)],
-        title=f"{result.name}: contribution of each part",
-        lead="One part of the method at a time is left out or changed; all other keys are those of the scenario.",
-        facts=[
+        ["One part of the method at a time is left out or changed; all other keys are those of the scenario."],
+        [
             ("full table, fp32", format_bytes(full.bytes)),
             ("Recall@20 of the full table", format_metric(full.recall.value)),
             ("variations", str(len(_lines(rows)) - 1)),
             ("seeds", str(result.seeds)),
         ],
-        source={"command": f"fl-peel ablate {result.name}", **source},
+        f"fl-peel ablate {result.name}",
     )
+
+
+ABLATE = ResultKind("ablate", partial(from_plain, AblateResult), ablate_page)

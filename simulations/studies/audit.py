@@ -44,9 +44,8 @@ from simulations.engine.versions import versions
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import shipped_scenarios, validated, with_override
-from simulations.studies.audit_report import audit_page, audit_plot
+from simulations.studies.audit_report import AUDIT
 from simulations.studies.observer import Observer, TapGrid, WatchedDevices
-from simulations.studies.schema import AuditResult
 from simulations.studies.study import (
     REPLICATES,
     Checkpoints,
@@ -143,7 +142,7 @@ def audit(
         "settings": asdict(settings),
         "collected_share": scenario.pretraining.collected.share,
     }
-    return frame.written(figures, AuditResult, audit_plot, audit_page)
+    return frame.written(figures, AUDIT)
 
 
 def row_key(row: AuditRow, paths: RunPaths, settings: AuditSettings, names: Sequence[str]) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fl_peel.figures import Estimate
+from fl_peel.json_codec import from_plain
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, Plot
-from simulations.report.render import page
+from simulations.report.render import Page, ResultKind
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     ABSENT,
@@ -22,7 +22,7 @@ from simulations.report.table_view import (
     format_ratio,
     format_share,
 )
-from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed
+from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult
 
 SUCCEEDS, HOLDS = 0.2, 0.02
 """Advantage that an attack must have on the unprotected run, and may have under protection at most."""
@@ -65,13 +65,7 @@ def audit_view(result: AuditResult) -> TableView:
         if (alone := row.differencing) is not None
     ]
     note = " ".join((note, *decoded))
-    return TableView("Leakage of each mechanism", columns, tuple(body), 2, note)
-
-
-def audit_tables(content: Any) -> list[TableView | str]:
-    """Return what the terminal shows: what the audit comes to in words, and a table. content: of the JSON."""
-    result = typed(AuditResult, content)
-    return [*audit_verdicts(result), audit_view(result)]
+    return TableView("Leakage of each mechanism", columns, tuple(body), 2, note, terminal=True)
 
 
 def audit_verdicts(result: AuditResult) -> tuple[str, ...]:
@@ -147,22 +141,26 @@ def _dot(panel: Axes, place: float, figure: Estimate, color: str, words: str) ->
     drawing.hover(panel, [figure.value], [place], [words])
 
 
-def audit_page(result: AuditResult, plot: Plot, source: Mapping[str, Any]) -> str:
-    """The page of an audit. source: content of its JSON."""
+def audit_page(result: AuditResult) -> Page:
+    """Return the page of an audit."""
     caption = (
         "Attacks on single devices, from exactly what the protocol reveals to the server. A panel for each attack: "
         "its advantage (TPR - FPR) under each mechanism, grey where it does not significantly exceed 0. Last panel: "
         "recall. Bars: 95 % intervals."
     )
-    return page(
-        [Section("leaks", "Leakage and cost of each mechanism", (Chart(lambda: plot, caption), audit_view(result)))],
-        title=f"{result.name}: privacy audit",
-        lead="\n".join(audit_verdicts(result)),
-        facts=[
+    parts = (Chart(lambda: audit_plot(result), caption), audit_view(result))
+    return Page(
+        f"{result.name}: privacy audit",
+        [Section("leaks", "Leakage and cost of each mechanism", parts)],
+        audit_verdicts(result),
+        [
             ("devices attacked", str(result.settings["devices"])),
             ("rounds observed", str(result.settings["rounds"])),
             ("mechanisms", str(len(result.rows))),
             ("collected for pretraining", format_share(result.collected_share)),
         ],
-        source={"command": f"fl-peel audit {result.name}", **source},
+        f"fl-peel audit {result.name}",
     )
+
+
+AUDIT = ResultKind("audit", partial(from_plain, AuditResult), audit_page)

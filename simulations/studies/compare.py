@@ -23,9 +23,8 @@ from fl_peel.scenario.settings import Precision, pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments
-from simulations.studies.compare_report import compare_page, compare_plot
+from simulations.studies.compare_report import COMPARE
 from simulations.studies.compare_rows import BUDGETS, CEILINGS, DENSE, RIVALS, modules_of, summary, with_intervals
-from simulations.studies.schema import CompareResult
 from simulations.studies.study import Frame, Study, aggregated, decisive, decisive_of_starts, with_interval
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
@@ -87,7 +86,7 @@ def compare(
         "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
-    return frame.written(figures, CompareResult, compare_plot, compare_page)
+    return frame.written(figures, COMPARE)
 
 
 def _one_seed(

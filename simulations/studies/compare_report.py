@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fl_peel.figures import Estimate
+from fl_peel.json_codec import from_plain
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, VERMILLION, Plot
-from simulations.report.render import page
+from simulations.report.render import Page, ResultKind
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     ABSENT,
@@ -39,7 +40,6 @@ from simulations.studies.schema import (
     LeaderboardRow,
     Tuning,
     Verdict,
-    typed,
 )
 
 
@@ -78,7 +78,7 @@ def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> Table
         "settings evaluated on validation per budget, precisions included (the largest number over budgets)."
     )
     best = frozenset((line, column + 3) for column, (_, line) in liked.items())
-    return TableView(f"{metric_name(metric)} by budget", columns, body, 2, note, best)
+    return TableView(f"{metric_name(metric)} by budget", columns, body, 2, note, best, terminal=metric == "recall@20")
 
 
 def trials(rows: Sequence[CompareRow], method: str) -> str:
@@ -107,7 +107,7 @@ def ceilings_view(result: CompareResult) -> TableView:
     )
     columns = ("method", "KB on the server", "trials", "validation Recall@20", "Recall@20", "NDCG@20", "setting")
     note = "Upper bounds that no device stores. 1 KB = 1000 bytes."
-    return TableView("Upper bounds: server with all data", columns, body, 1, note)
+    return TableView("Upper bounds: server with all data", columns, body, 1, note, terminal=True)
 
 
 VERDICT = {
@@ -141,7 +141,7 @@ def verdict_view(result: CompareResult) -> TableView:
         "popularity, refined under that order; PEEL trained for that budget alone; the best methods on validation "
         "without user groups and with them, variants of PEEL excluded. In brackets: paired 95 % intervals."
     )
-    return TableView("PEEL relative to other methods", columns, rows, 2, note)
+    return TableView("PEEL relative to other methods", columns, rows, 2, note, terminal=True)
 
 
 RIVALS = {"to_best_without_groups": "without user groups", "to_best_with_groups": "with user groups"}
@@ -190,7 +190,8 @@ def peel_over_view(rows: Sequence[CompareRow]) -> TableView:
         "brackets: paired 95 % intervals. *: the two differ significantly, corrected for all comparisons of this table "
         f"(Holm, p < {SIGNIFICANT})."
     )
-    return TableView("PEEL relative to each method", ("method", *map(format_share, shares)), body, 1, note)
+    columns = ("method", *map(format_share, shares))
+    return TableView("PEEL relative to each method", columns, body, 1, note, terminal=True)
 
 
 _DETAILS: Sequence[TableColumn[CompareRow]] = (
@@ -237,18 +238,6 @@ def refinement_view(result: CompareResult) -> TableView:
     return TableView("Refinement of the full table", columns, rows)
 
 
-def compare_tables(content: Any) -> list[TableView | str]:
-    """Return what the terminal shows: what the comparison comes to in words, and tables. content: of the JSON."""
-    result = typed(CompareResult, content)
-    views: list[TableView | str] = [
-        *compare_verdicts(result),
-        verdict_view(result),
-        compare_view(result.rows),
-        peel_over_view(result.rows),
-    ]
-    return [*views, *([ceilings_view(result)] if result.ceilings else [])]
-
-
 def _caption(lines: str) -> str:
     """Return the words beneath the figure of a comparison. lines: what its dashed and its level line are."""
     return (
@@ -257,11 +246,11 @@ def _caption(lines: str) -> str:
     )
 
 
-def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -> str:
-    """Return the page of a comparison. source: content of its JSON."""
+def compare_page(result: CompareResult) -> Page:
+    """Return the page of a comparison with central rivals."""
     caption = _caption("one table for all users; level line: full global table")
     quality = (
-        Chart(lambda: plot, caption),
+        Chart(lambda: compare_plot(result), caption),
         verdict_view(result),
         peel_over_view(result.rows),
         compare_view(result.rows),
@@ -273,31 +262,25 @@ def compare_page(result: CompareResult, plot: Plot, source: Mapping[str, Any]) -
         Section("refinement", "Refinement", (refinement_view(result),)),
         Section("rows", "All rows", (compare_details_view(result.rows),)),
     ]
-    lead = "\n".join(compare_verdicts(result))
-    return _page(result, sections, "methods under memory budgets", lead, "full table, fp32", source)
+    return _page(result, sections, "methods under memory budgets", compare_verdicts(result), "full table, fp32")
 
 
 def _page(
-    result: CompareResult | Leaderboard,
-    sections: Sequence[Section],
-    title: str,
-    lead: str,
-    full: str,
-    source: Mapping[str, Any],
-) -> str:
+    result: CompareResult | Leaderboard, sections: Sequence[Section], title: str, lead: Sequence[str], full: str
+) -> Page:
     """Return the page of either kind of comparison. full: what its full table is called."""
     name, table = result.name, result.full_table
-    return page(
+    return Page(
+        f"{name}: {title}" if name else title.capitalize(),
         sections,
-        title=f"{name}: {title}" if name else title.capitalize(),
-        lead=lead,
-        facts=[
+        lead,
+        [
             (full, format_bytes(table.bytes)),
             ("Recall@20", format_metric(table.recall.value)),
             ("NDCG@20", format_metric(table.ndcg.value)),
             ("methods", str(len({row.method for row in result.rows}))),
         ],
-        source={"command": f"fl-peel compare {shlex.quote(name)}" if name else "", **source},
+        f"fl-peel compare {shlex.quote(name)}" if name else "",
     )
 
 
@@ -330,12 +313,7 @@ def leaderboard_view(rows: Sequence[LeaderboardRow], title: str = "Leaderboard",
         f"brackets: paired 95 % intervals. *: differs significantly, corrected for all rows (Holm, p < {SIGNIFICANT})."
     )
     best = frozenset({(liked, 3)}) if shown else frozenset()
-    return replace(table_of(title, shown, _COLUMNS, note, 3), best=best)
-
-
-def leaderboard_tables(content: Any) -> list[TableView]:
-    """Return the tables that the terminal shows. content: of the JSON."""
-    return [leaderboard_view(typed(Leaderboard, content).rows)]
+    return replace(table_of(title, shown, _COLUMNS, note, 3, terminal=not every), best=best)
 
 
 def tuning_view(tuning: Mapping[str, Mapping[str, Tuning]]) -> TableView:
@@ -361,19 +339,19 @@ def _flat(setting: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def leaderboard_page(result: Leaderboard, plot: Plot, source: Mapping[str, Any]) -> str:
-    """Return the page. source: content of its JSON."""
+def leaderboard_page(result: Leaderboard) -> Page:
+    """Return the page of a comparison with federated rivals."""
     caption = _caption("one table for all users, or one for each width; level line: PEEL's full tables")
     sections = [
         Section("leaderboard", "Leaderboard", (leaderboard_view(result.rows),)),
-        Section("quality", "Quality against stored bytes", (Chart(lambda: plot, caption),)),
+        Section("quality", "Quality against stored bytes", (Chart(lambda: compare_plot(result), caption),)),
         Section("tuning", "Tuning", (tuning_view(result.tuning),)),
         Section("rows", "All rows", (leaderboard_view(result.rows, "All rows", every=True),)),
     ]
     lead = (
         "PEEL and other federated methods on the same devices, with all bytes counted; no interaction leaves a device."
     )
-    return _page(result, sections, "fully federated methods", lead, "PEEL's full tables, fp32", source)
+    return _page(result, sections, "fully federated methods", [lead], "PEEL's full tables, fp32")
 
 
 PANELS, NARROW_PANELS = 4, 2
@@ -446,3 +424,15 @@ def compare_alt(rows: Sequence[CompareRow]) -> str:
         f"at {format_share(share)} {best[share].method} with {best[share].recall.value:.4f}" for share in sorted(best)
     ]
     return f"Line charts of Recall@20 against stored bytes. Best on validation: {'; '.join(words)}."
+
+
+def _read(plain: Any, what: str) -> CompareResult | Leaderboard:
+    federated = isinstance(plain, dict) and "tuning" in plain
+    return from_plain(Leaderboard, plain, what) if federated else from_plain(CompareResult, plain, what)
+
+
+def _page_of(result: CompareResult | Leaderboard) -> Page:
+    return leaderboard_page(result) if isinstance(result, Leaderboard) else compare_page(result)
+
+
+COMPARE = ResultKind("compare", _read, _page_of)

@@ -23,8 +23,7 @@ from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision
 from simulations.run_options import StudyArguments
-from simulations.studies.compare_report import compare_plot, leaderboard_page
-from simulations.studies.schema import Leaderboard
+from simulations.studies.compare_report import COMPARE
 from simulations.studies.study import (
     REPLICATES,
     Frame,
@@ -141,7 +140,7 @@ def compare_federated(
         "stages": {str(seed): one["stages"] for seed, one in seeds_done.items()},
         "seeds": seeds,
     }
-    return frame.written(figures, Leaderboard, compare_plot, leaderboard_page)
+    return frame.written(figures, COMPARE)
 
 
 def _check(scenario: Scenario) -> None:

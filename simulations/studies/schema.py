@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fl_peel.attacks.decoder import Differencing, Reconstruction
 from fl_peel.figures import SETTING, Beside, Column, Estimate, Figures
-from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
-from simulations.report.drawing import Plot
+from fl_peel.json_codec import Inline, JsonKey
 from simulations.report.render import scenario_name
-from simulations.report.result_files import result_contents, write_results
 from strategies.figures.schema import Bytes, Count, Mean, Metric, Seconds, Share
 
 ENDS = Beside(Metric, form="list")
@@ -60,6 +56,8 @@ class StudyResult:
     stages: Annotated[dict[str, Annotated[dict[str, Seconds], Column("stage")]], Column("seed", whole=True)] = field(
         default_factory=dict
     )
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str | None = None
 
     @property
     def name(self) -> str:
@@ -265,39 +263,3 @@ class AuditResult(StudyResult):
     rows: tuple[AuditedRow, ...]
     settings: dict[str, Any]
     collected_share: Metric
-
-
-Result = TypeVar("Result", bound=StudyResult)
-
-
-def typed(kind: type[Result], content: Any, what: str = "") -> Result:
-    """Return a study's result, from the content of its JSON. what: is read, for messages.
-
-    Raises:
-        ReportError: naming the key's path, for a missing key, a wrong type, NaN or infinity.
-    """
-    what = what or WORDS[kind]
-    return from_plain(kind, to_plain(content, what), what)
-
-
-WORDS = {CompareResult: "comparison", Leaderboard: "comparison", AblateResult: "ablation", AuditResult: "audit"}
-"""What results are called in messages."""
-
-
-def write_study(
-    out: Path,
-    content: Any,
-    kind: type[Result],
-    plot: Callable[[Result], Plot],
-    page: Callable[[Result, Plot, Mapping[str, Any]], str],
-) -> list[Path]:
-    """Write NAME.json, .csv, .parquet, .html and .svg into ``out``, named after the plot, all or none, and return their
-    paths. content: of the JSON; page: from the result, its lead figure and the content of the JSON.
-
-    Raises:
-        ReportError: as for :func:`typed`; or the folder cannot be written.
-    """
-    plain, result = to_plain(content, WORDS[kind]), typed(kind, content)
-    drawn = plot(result)
-    contents = result_contents(drawn.name, plain, result.figures, page(result, drawn, plain), drawn.svg)
-    return write_results(out, contents)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -47,17 +47,15 @@ from simulations.engine.inputs import (
     require_items,
 )
 from simulations.engine.versions import versions
+from simulations.report.render import ResultKind
+from simulations.report.result_files import write_results
 from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
 from simulations.run_options import RunOptions, StudyArguments
 from simulations.scenario_files import load_scenario
-from simulations.studies.schema import Result, write_study
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.prepare import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
-
-if TYPE_CHECKING:
-    from simulations.report.drawing import Plot
 
 
 @dataclass(frozen=True)
@@ -323,15 +321,11 @@ class Frame:
                 done[seed] = work(study)
         return done
 
-    def written(
-        self,
-        figures: dict[str, Any],
-        kind: type[Result],
-        plot: Callable[[Result], Plot],
-        page: Callable[[Result, Plot, Mapping[str, Any]], str],
-    ) -> dict[str, Any]:
-        """Return the figures, and where they are from, as the study's JSON has them; write its files. kind, plot, page:
-        as for :func:`simulations.studies.schema.write_study`.
+    def written(self, figures: dict[str, Any], kind: ResultKind[Any]) -> dict[str, Any]:
+        """Return the figures, and where they are from, as the study's JSON has them; write its files.
+
+        Raises:
+            ReportError: as for :meth:`simulations.report.render.ResultKind.contents`; or the folder cannot be written.
         """
         content = {
             **figures,
@@ -340,8 +334,9 @@ class Frame:
             "versions": versions(),
         }
         content |= {"command": self.options.command} if self.options.command else {}
-        write_study(self.out, content, kind, plot, page)
-        return content
+        plain: dict[str, Any] = to_plain(content, kind.name)
+        write_results(self.out, kind.contents(plain))
+        return plain
 
 
 def _check(scenario: Scenario) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated
@@ -14,12 +15,11 @@ import numpy as np
 
 from fl_peel.errors import ReportError
 from fl_peel.figures import SETTING, Column, Estimate, SeedsEstimate
-from fl_peel.json_codec import to_plain
+from fl_peel.json_codec import from_plain
 from simulations.report import drawing
 from simulations.report.diff import Difference, corrected, rows_of
 from simulations.report.drawing import Plot
-from simulations.report.render import page, scenario_name
-from simulations.report.result_files import result_contents, write_results
+from simulations.report.render import Page, ResultKind, scenario_name
 from simulations.report.run_files import read_report
 from simulations.report.section import Chart, Section
 from simulations.report.seeds import FULL_TABLES, METHOD, OverSeeds, SeedRuns, require_same
@@ -157,10 +157,6 @@ def _comparable(first: SeedRuns, other: SeedRuns) -> bool:
     return True
 
 
-NAME = "sweep"
-PAGE = f"{NAME}.html"
-
-
 def sweep_view(result: SweepResult) -> TableView:
     """Return every setting's recall, by table; the setting that validation chooses is emphasized."""
     keys, tables = _columns(result)
@@ -179,7 +175,8 @@ def sweep_view(result: SweepResult) -> TableView:
         "table, with the setting's own precision and selector. Validation: validation Recall@20 in the last round, by "
         "which settings are chosen; the test part is for reporting the chosen one."
     )
-    return TableView("Settings", (*keys, "validation", *tables), rows, len(keys), note, frozenset(best))
+    columns = (*keys, "validation", *tables)
+    return TableView("Settings", columns, rows, len(keys), note, frozenset(best), terminal=True)
 
 
 def _columns(result: SweepResult) -> tuple[list[str], list[str]]:
@@ -206,13 +203,7 @@ def differences_view(result: SweepResult) -> TableView | None:
     )
     others = result.rows[1].setting if len(result.rows) == 2 else "other settings"
     title = f"Recall@{result.top_n}: {others} − {result.rows[0].setting}"
-    return TableView(title, (*keys, *tables), rows, len(keys), note)
-
-
-def sweep_views(result: SweepResult) -> list[TableView]:
-    """Return the views that the terminal shows: paired differences first."""
-    less = differences_view(result)
-    return [*([less] if less else []), sweep_view(result)]
+    return TableView(title, (*keys, *tables), rows, len(keys), note, terminal=True)
 
 
 @drawing.in_both_forms
@@ -240,7 +231,7 @@ def sweep_plot(result: SweepResult) -> Plot | None:
     axes.margins(y=0.08)
     drawing.label_ends(axes, labels)
     kind = "Difference in recall" if paired else "Recall"
-    return drawing.finish(figure, NAME, f"{kind} against the budget", f"{kind}, by setting: {'; '.join(words)}.")
+    return drawing.finish(figure, "sweep", f"{kind} against the budget", f"{kind}, by setting: {'; '.join(words)}.")
 
 
 def _drawn(result: SweepResult) -> tuple[SweepRow, ...]:
@@ -259,12 +250,8 @@ def _by_share(row: SweepRow, *, paired: bool) -> dict[float, Estimate]:
     }
 
 
-def sweep_page(result: SweepResult) -> str:
-    """One HTML page, nothing fetched from elsewhere."""
-    return _page(result, sweep_plot(result))
-
-
-def _page(result: SweepResult, plot: Plot | None) -> str:
+def sweep_page(result: SweepResult) -> Page:
+    """Return the page of a sweep; paired differences come first."""
     keys = list(result.rows[0].values)
     chosen = "" if result.chosen is None else f" Best on validation: {result.chosen}."
     more = len(result.rows) - len(drawing.PALETTE)
@@ -273,26 +260,17 @@ def _page(result: SweepResult, plot: Plot | None) -> str:
     origin = f", found in {result.trials} trials of a search on validation" if result.search else ""
     caption = f"By setting{which}, with paired 95 % intervals where it is compared with the first, at 0."
     caption += f" {more} more are in the table." if more > 0 else ""
-    return page(
-        [Section("settings", "", (Chart(lambda: plot, caption), *sweep_views(result), METHOD))],
-        title=f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",
-        lead=f"One scenario under {len(result.rows)} settings{origin}.{chosen}",
-        facts=[
+    parts = (Chart(lambda: sweep_plot(result), caption), differences_view(result), sweep_view(result), METHOD)
+    return Page(
+        f"{scenario_name(result.scenario).partition(':')[0]}: a {kind} over {', '.join(keys)}",
+        [Section("settings", "", parts)],
+        [f"One scenario under {len(result.rows)} settings{origin}.{chosen}"],
+        [
             ("settings", f"{len(result.rows):,}"),
             ("seeds", f"{len(result.seeds)}"),
             ("devices", f"{result.devices:,}"),
         ],
-        source=to_plain(result),
     )
 
 
-def write_sweep(out: Path, result: SweepResult) -> list[Path]:
-    """Write sweep.json, .csv, .parquet, .html and, where there are budgets, .svg: all or none.
-
-    Raises:
-        ReportError: the folder cannot be written.
-    """
-    plot = sweep_plot(result)
-    svg = None if plot is None else plot.svg
-    contents = result_contents(NAME, to_plain(result), result.figures, _page(result, plot), svg)
-    return write_results(out, contents, out_of_date=lambda name: name == f"{NAME}.svg")
+SWEEP = ResultKind("sweep", partial(from_plain, SweepResult), sweep_page)

@@ -15,11 +15,12 @@ from fl_peel.store import Store
 from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
 from simulations.engine.versions import versions
+from simulations.report.result_files import write_results
 from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished
 from simulations.run_options import RunArguments, RunOptions
 from simulations.runner import run_seeds
 from simulations.scenario_files import load_scenario
-from simulations.sweep.report import MeasuredSetting, SweepResult, shared_tables, sweep_rows, write_sweep
+from simulations.sweep.report import SWEEP, MeasuredSetting, SweepResult, shared_tables, sweep_rows
 from simulations.sweep.space import TRIALS, Setting, Space, optuna, search, settings_of, space_of
 
 
@@ -124,7 +125,7 @@ def sweep(
         result = _result([plan for plan, _ in settings], [measured for _, measured in settings], options.command)
         if looked_for:
             result = replace(result, search=looked_for, trials=trials)
-        write_sweep(how.out, result)
+        write_results(how.out, SWEEP.contents(result), out_of_date=lambda name: name == "sweep.svg")
     return result
 
 

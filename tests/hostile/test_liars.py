@@ -7,7 +7,7 @@ from flwr.app import Array, Error, Message
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.steps.units import UNIT_SCALE
-from simulations.report.run_files import report_contents, summary
+from simulations.report.run_files import run_page
 from simulations.scenario_files import load_scenario
 from strategies import nodes as nodes_module
 from strategies.figures.schema import from_json, to_json
@@ -251,8 +251,9 @@ def test_another_fleet_than_the_others_have_is_one_nodes_own(lied):
     report, result, _ = lied("clear", wire.JOIN, with_number("class_names", "phone\nwatch"))
     (failure,) = report["environment"]["excluded_nodes"].values()
     assert failure.endswith("gave a wrong answer: class_names phone watch, unlike others")
-    assert f"Without node {LIAR} and its devices" in report_contents(result)["report.html"].decode()
-    assert any(str(part).startswith(f"Without node {LIAR} and its devices") for part in summary(result))
+    page, sentence = run_page(result), f"Without node {LIAR} and its devices"
+    assert sentence in page.html()
+    assert any(str(part).startswith(sentence) for part in page.terminal())
 
 
 @pytest.mark.slow

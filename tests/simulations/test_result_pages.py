@@ -5,9 +5,9 @@ import json
 import pytest
 
 from fl_peel.errors import ReportError
+from simulations.report.result_files import write_results
 from simulations.result_pages import rebuild_pages
-from simulations.studies.compare_report import compare_page, compare_plot
-from simulations.studies.schema import CompareResult, write_study
+from simulations.studies.compare_report import COMPARE
 from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import compare_result, run_result
 
@@ -15,7 +15,7 @@ from tests.simulations.report.test_report import compare_result, run_result
 @pytest.mark.usefixtures("undrawn")
 def test_pages_are_made_again_and_nothing_else_is_touched(tmp_path):
     write_report(run_result(), tmp_path)
-    write_study(tmp_path, compare_result(), CompareResult, compare_plot, compare_page)
+    write_results(tmp_path, COMPARE.contents(compare_result()))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for name in ("report.html", "compare.html"):
         (tmp_path / name).write_text("of an older version")

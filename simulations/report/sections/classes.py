@@ -114,7 +114,7 @@ def device_classes_view(result: RunResult) -> TableView:
         note += f" Full tables: Recall@{result.top_n} of the same devices with full tables."
     if not counters_shown:
         note += " A dash: not reported by devices during rounds (privacy.counters); the rest comes from the evaluation."
-    return TableView("Device classes", columns, rows, note=note)
+    return TableView("Device classes", columns, rows, note=note, terminal=True)
 
 
 def own_full_tables(result: RunResult) -> dict[str, dict[str, float]]:

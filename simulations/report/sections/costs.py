@@ -58,7 +58,7 @@ def costs_view(result: RunResult) -> TableView:
     if result.peak_rss_bytes is not None:
         rows.append(("peak memory", format_bytes(result.peak_rss_bytes)))
     rows += secure_rows(result.secure_aggregation) if result.secure_aggregation is not None else []
-    return TableView(TITLE, ("quantity", "value"), tuple(rows))
+    return TableView(TITLE, ("quantity", "value"), tuple(rows), terminal=True)
 
 
 def secure_rows(result: SecureAggregationResult) -> list[tuple[str, str]]:
@@ -221,7 +221,7 @@ def stage1_views(result: RunResult) -> list[TableView]:
     per_class = "Insufficient memory: share of the rounds in which the device had less memory than the step needs."
     title = "Stage 1, fully federated" if not _share(result) else "Stage 1 by federation"
     return [
-        table_of(title, stage1.steps, _STEPS, note),
+        table_of(title, stage1.steps, _STEPS, note, terminal=True),
         table_of("Stage 1 by device class", list(stage1.classes.items()), _CLASSES, per_class),
     ]
 

@@ -38,7 +38,7 @@ def quality(result: RunResult) -> Section:
         "quality",
         "Quality under a budget",
         (
-            *map(Remark, missing_nodes(result)),
+            *(Remark(sentence, terminal=True) for sentence in missing_nodes(result)),
             Chart(lambda: budgets_plot(result), CAPTION),
             Remark(why) if why else None,
             budgets_view(result) if result.budgets else None,
@@ -121,7 +121,7 @@ def full_table_view(result: RunResult) -> TableView:
     rows = rows or (("any", format_bytes(full.bytes), *(format_metric(None),) * 2),)
     columns: tuple[str, ...] = ("table", "size", f"Recall@{result.top_n}", f"NDCG@{result.top_n}")
     columns += ("relative to global",) if over_global else ()
-    return TableView("Full item table, fp32", columns, rows, note=note)
+    return TableView("Full item table, fp32", columns, rows, note=note, terminal=True)
 
 
 def budgets_view(result: RunResult) -> TableView:
@@ -155,7 +155,9 @@ def budgets_view(result: RunResult) -> TableView:
         "(docs/timeline.md)."
     )
     brief = ("share", f"Recall@{result.top_n}", "relative to best", "budget KB")
-    return TableView("Elastic embeddings by budget", columns, rows, 1, note, slider=len(rows) > 1, brief=brief)
+    return TableView(
+        "Elastic embeddings by budget", columns, rows, 1, note, slider=len(rows) > 1, brief=brief, terminal=True
+    )
 
 
 def _against(row: BudgetRow, name: str | None) -> Estimate | None:

@@ -120,7 +120,7 @@ def acceptance_views(result: RunResult) -> list[TableView]:
         "minus that with the last accepted one, mean over devices; a group accepts a refined table that is "
         "significantly better."
     )
-    return [table_of("Acceptance of refinement", stage.comparisons, _COMPARISONS, note)]
+    return [table_of("Acceptance of refinement", stage.comparisons, _COMPARISONS, note, terminal=True)]
 
 
 _COMPARISONS: Sequence[TableColumn[ComparisonRow]] = (

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from simulations.report.run_files import report_contents
+from simulations.report.run_files import run_page
 from tests.helpers.browser import needs_chromium
 from tests.simulations.report.test_report import Page, run_result
 
@@ -16,7 +16,7 @@ SHOWN = "(selector) => [...document.querySelectorAll(selector)].filter((one) => 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_bytes(report_contents(run_result())["report.html"])
+    path.write_text(run_page(run_result()).html(run_result()))
     return path
 
 
@@ -100,7 +100,7 @@ def test_grey_lines_are_switched_off_and_on(page, tmp_path):
     one = run_result()
     precisions = ("int4", "fp16", "int2", "a", "b", "c")
     many = tuple(replace(row, precision=name) for row in one.budgets for name in (*precisions, row.precision))
-    (tmp_path / "many.html").write_bytes(report_contents(replace(one, budgets=many))["report.html"])
+    (tmp_path / "many.html").write_text(run_page(replace(one, budgets=many)).html())
     page.loaded.clear()
     page.open(tmp_path / "many.html")
     drawn = "[...document.querySelectorAll('.wide .series')].filter("

@@ -11,9 +11,10 @@ from scipy import stats
 from fl_peel.errors import ReportError
 from fl_peel.json_codec import to_plain
 from fl_peel.ranking.bootstrap import Replicates, holm, interval
-from simulations.report.diff import diff, diff_page, diff_views, missing_note
+from simulations.report.diff import diff, diff_page, missing_note
 from simulations.report.render import templates
 from simulations.report.seeds import SeedRuns
+from simulations.report.table_view import TableView
 from strategies.figures.per_device import PerDevice
 from tests.helpers.reports import write_report
 from tests.simulations.report.test_report import run_result
@@ -153,6 +154,11 @@ def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path, recall
     assert "The runs have different seeds" in diff_views(diff([a / "seed-0", b]))[-1].note
 
 
+def diff_views(result):
+    """The tables that the terminal shows of a diff."""
+    return [part for part in diff_page(result).terminal() if isinstance(part, TableView)]
+
+
 def test_runs_are_read_by_folder_or_file(tmp_path, recalls):
     whole = seeds_folder(tmp_path / "a", {4: recalls[0], 5: recalls[1]})
     assert SeedRuns.read(whole).seeds == SeedRuns.read(whole / "seeds.json").seeds == (4, 5)
@@ -177,14 +183,14 @@ def test_the_page_stands_alone_and_the_json_holds_it_all(tmp_path, recalls):
     name = "<b>run & 'a'</b>"
     paths = [folder(tmp_path / n, per_device(v)) for n, v in ((name.replace("/", ""), recalls[0]), ("b", recalls[1]))]
     result = diff(paths)
-    page = diff_page(result, {"numpy": "2"})
+    page = diff_page(result, {"numpy": "2"}).html()
     assert "<b>run" not in page
     assert page.count("<script") == page.count(f"<script>{templates()['page.js']}</script>") == 1  # its own
     assert not re.search(r'(src|href)="(?!#)|@import|url\((?!#)', page)
     assert "prefers-color-scheme: dark" in page
     assert 'name="viewport" content="width=device-width' in page
     assert page.count("<svg") == 2  # wide, narrow
-    assert diff_page(diff(paths), {"numpy": "2"}) == page
+    assert diff_page(diff(paths), {"numpy": "2"}).html() == page
     plain = json.loads(json.dumps(to_plain(result)))
     assert [row["table"] for row in plain["rows"][:3]] == list(TABLES)
     assert set(plain["rows"][0]["others"][0]) >= {"difference", "ratio", "p", "p_holm"}

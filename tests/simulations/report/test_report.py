@@ -25,21 +25,20 @@ from fl_peel.errors import ReportError
 from fl_peel.figures import Estimate
 from fl_peel.privacy.report import PrivacyReport
 from simulations.report.drawing import Plot, spread, themed
-from simulations.report.result_files import write_files
-from simulations.report.run_files import read_report, summary
+from simulations.report.result_files import write_files, write_results
+from simulations.report.run_files import read_report, run_page
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
 from simulations.report.verdict import verdicts
 from simulations.studies.compare_report import (
+    COMPARE,
     ceilings_view,
     compare_alt,
     compare_details_view,
-    compare_page,
     compare_plot,
     compare_verdicts,
     compare_view,
     verdict_view,
 )
-from simulations.studies.schema import CompareResult, typed, write_study
 from strategies.figures.schema import FullTableResult, Quality, RunResult, UserGroupRow, from_json
 from tests.helpers.reports import write_report
 from tests.helpers.runs import report_figures
@@ -326,10 +325,10 @@ def test_read_report_names_a_missing_file(tmp_path):
         ({"stages": {"federation": math.inf}}, "result.stages.federation is inf"),
         ({"scenario": {"when": object()}}, "result.scenario.when is a object"),
         ({"versions": {3: "x"}}, "result.versions has the key 3"),
-        ({"budgets": ("recall", Estimate(1.5))}, "result: budgets.2.recall@20: must be at most"),
-        ({"budgets": ("share", "1%")}, "result: budgets.2.share: must be a number"),
-        ({"rounds": ("upload_bytes", -1)}, "result: rounds.2.upload_bytes"),
-        ({"rounds": ("upload_bytes", 1.5)}, "result: rounds.2.upload_bytes"),
+        ({"budgets": ("recall", Estimate(1.5))}, "report: budgets.2.recall@20: must be at most"),
+        ({"budgets": ("share", "1%")}, "report: budgets.2.share: must be a number"),
+        ({"rounds": ("upload_bytes", -1)}, "report: rounds.2.upload_bytes"),
+        ({"rounds": ("upload_bytes", 1.5)}, "report: rounds.2.upload_bytes"),
         ({"traces": ("kept_blocks", (1,))}, "traces.1: lists of unequal length"),
     ],
 )
@@ -471,7 +470,7 @@ def test_the_bare_minimum_is_written(tmp_path):
     result = replace(minimal(), budgets=(), device_classes={}, rounds=(), stages={}, scenario={"name": "tiny"})
     write_report(result, tmp_path)
     assert page(tmp_path / "report.html").sections == {"quality", "costs", "reproduce"}
-    assert len(tables(result)) == 4
+    assert [one.title for one in tables(result)] == ["Full item table, fp32", "Bytes and seconds"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -635,7 +634,7 @@ def printed(view: TableView) -> str:
 
 def tables(result: RunResult) -> list[TableView]:
     """What the terminal shows of a run, without its sentences."""
-    return [part for part in summary(result) if isinstance(part, TableView)]
+    return [part for part in run_page(result).terminal() if isinstance(part, TableView)]
 
 
 def test_summary_tables_tell_the_numbers():
@@ -720,7 +719,7 @@ def test_labels_that_do_not_clash_stay_where_they_are():
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("compare")
-    write_study(out, compare_result(), CompareResult, compare_plot, compare_page)
+    write_results(out, COMPARE.contents(compare_result()))
     return out
 
 
@@ -742,23 +741,23 @@ def test_compare_page_and_figure(compared):
     ElementTree.fromstring(svg)
     assert "at 1% peel with 0.1800; at 10% peel with 0.1500" in svg
     assert all(value.startswith("#") for _, attrs in shown.tags for key, value in attrs.items() if key.endswith("href"))
-    assert svg == compare_plot(typed(CompareResult, compare_result())).svg
+    assert svg == compare_plot(COMPARE.read(compare_result(), "it")).svg
 
 
 def test_error_bars_are_drawn_only_where_there_is_a_spread():
     def bars(rows: list[dict]) -> int:
-        return compare_plot(typed(CompareResult, compare_result() | {"rows": rows})).svg.count("LineCollection")
+        return compare_plot(COMPARE.read(compare_result() | {"rows": rows}, "it")).svg.count("LineCollection")
 
     bare = [{key: value for key, value in row.items() if "std" not in key} for row in compare_result()["rows"]]
     assert bars(compare_result()["rows"]) - bars(bare) == 1
 
 
 def rows_of(rows: list[dict]):
-    return typed(CompareResult, compare_result() | {"rows": rows}).rows
+    return COMPARE.read(compare_result() | {"rows": rows}, "it").rows
 
 
 def test_a_comparison_says_what_it_comes_to_before_its_tables():
-    result = typed(CompareResult, compare_result())
+    result = COMPARE.read(compare_result(), "it")
     cached = replace(result.rows[0], method="cached-list", peel_over=Estimate(0.99, 0.95, 1.03), chosen=True)
     best, cached = compare_verdicts(replace(result, rows=(*result.rows, cached)))
     assert best == (
@@ -813,7 +812,7 @@ def test_ceilings_have_a_table_of_their_own():
     }
     done |= {"recall@20": 0.3, "ndcg@20": 0.2, "validation_recall@20": 0.4}
     skipped = done | {"server_bytes": 0, "trials": 0, "note": "not done: needs 8.4 GB of free memory"}
-    view = ceilings_view(typed(CompareResult, compare_result() | {"ceilings": [done, skipped]}))
+    view = ceilings_view(COMPARE.read(compare_result() | {"ceilings": [done, skipped]}, "it"))
     assert view.rows == (
         ("ease", "1,234.5", "6", "0.4000", "0.3000", "0.2000", "lambda 3"),
         ("ease", "–", "0", "–", "–", "–", "not done: needs 8.4 GB of free memory"),
@@ -821,5 +820,5 @@ def test_ceilings_have_a_table_of_their_own():
 
 
 def test_the_verdict_is_a_table():
-    view = verdict_view(typed(CompareResult, compare_result()))
+    view = verdict_view(COMPARE.read(compare_result(), "it"))
     assert view.rows == (("1%", "int8", "0.1800", "0.900", "–", "–", "–", "9.000", "random int8", "–", "–"),)

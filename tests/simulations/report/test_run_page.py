@@ -9,6 +9,7 @@ import pytest
 
 from fl_peel import plugins
 from fl_peel.figures import Estimate
+from simulations.report import render
 from simulations.report.contracts import SectionContract, example_results
 from simulations.report.drawing import (
     GRAPHICS,
@@ -26,7 +27,6 @@ from simulations.report.drawing import (
     themed,
     variables,
 )
-from simulations.report.render import page
 from simulations.report.run_files import run_page
 from simulations.report.section import SECTIONS, Section
 from simulations.report.sections.classes import device_classes_view, recall_by_class
@@ -146,7 +146,7 @@ def test_rounds_away_are_hatched_and_said():
 
 def words_of(result) -> str:
     """What a reader reads, without what is typed and the scenario."""
-    text = run_page(result)
+    text = run_page(result).html(result)
     return Page(re.sub(r"<pre>.*?</pre>|<script>.*?</script>|<style>.*?</style>", "", text, flags=re.DOTALL)).text
 
 
@@ -160,7 +160,7 @@ def test_no_key_is_shown():
 def test_one_row_is_a_sentence():
     several = TableView("Sizes", ("what", "size"), (("a", "1"), ("b", "2")), note="Of all.")
     one = replace(several, rows=(("a<", "1"),))
-    texts = [page([Section("sizes", "", (view,))], title="t", lead="l", facts=[], source={}) for view in (one, several)]
+    texts = [render.Page("t", [Section("sizes", "", (view,))]).html() for view in (one, several)]
     assert "Sizes. what a< : size 1 . Of all." in Page(texts[0]).text
     assert ["<table" in text for text in texts] == [False, True]
 
@@ -168,8 +168,8 @@ def test_one_row_is_a_sentence():
 @pytest.mark.usefixtures("undrawn")
 def test_there_is_no_slider_of_one_budget():
     several, one = run_result(), replace(run_result(), budgets=run_result().budgets[:1])
-    assert 'id="budget"' in run_page(several)
-    assert 'id="budget"' not in run_page(one)
+    assert 'id="budget"' in run_page(several).html()
+    assert 'id="budget"' not in run_page(one).html()
 
 
 def test_no_two_leaders_cross():
@@ -253,7 +253,7 @@ def broken(result):
 def test_sections_of_installed_packages_come_last_and_cost_no_report(monkeypatch, caplog):
     points = [EntryPoint(name, f"{__name__}:{name}", SECTIONS.group) for name in ("added", "broken", "missing")]
     monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == SECTIONS.group else [])
-    text = run_page(run_result())
+    text = run_page(run_result()).html()
     assert text.index('<section id="costs">') < text.index('<section id="added">') < text.index('id="reproduce"')
     assert "of an installed package" in text
     assert [record.message for record in caplog.records] == [

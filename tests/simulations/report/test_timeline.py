@@ -16,7 +16,7 @@ from fl_peel.store import Store
 from simulations import flower, runner
 from simulations.listing import LIST
 from simulations.report.table_view import format_ratio
-from simulations.report.timeline_report import LABELS, timeline_summary
+from simulations.report.timeline_report import LABELS, timeline_page
 from simulations.resumable import CHECKPOINTS
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario, shipped_scenarios
@@ -100,7 +100,7 @@ def test_a_timeline_leaves_its_files(file, tmp_path, monkeypatch):
         "joining in the period",
     ):
         assert words in page
-    seen, trained, at_budget, summary, recall, reads = timeline_summary(result)
+    seen, trained, at_budget, summary, recall, reads = timeline_page(result).terminal()
     assert all(sentence in page for sentence in (seen, trained, at_budget))
     assert seen.startswith("Fully federated: no interaction leaves a device")
     over = result.last["federation"].over

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from contextlib import chdir
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from fl_peel.errors import LostMachineError, ScenarioError
 from fl_peel.exchange.counters import ClassCounts, RoundCounts
 from fl_peel.figures import Estimate
 from fl_peel.scenario.scenario import Scenario
+from simulations.report.result_files import write_results
 from simulations.scenario_files import load_scenario
 from simulations.studies import audit as module
 from simulations.studies.audit import (
@@ -29,9 +31,9 @@ from simulations.studies.audit import (
     compared,
     control,
 )
-from simulations.studies.audit_report import audit_page, audit_plot, audit_verdicts, audit_view
+from simulations.studies.audit_report import AUDIT, audit_verdicts, audit_view
 from simulations.studies.observer import Observer, TapGrid, figures_of
-from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult, typed, write_study
+from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult
 from strategies.evaluation.trials import Trial, run_trial
 from strategies.nodes import Nodes
 from strategies.run.run import Run
@@ -314,13 +316,13 @@ def test_an_audit_from_rows_to_files(tiny_scenario, tmp_path):
         "seed": 0,
         "versions": {},
     }
-    written = write_study(tmp_path / "out", result, AuditResult, audit_plot, audit_page)
+    written = write_results(tmp_path / "out", AUDIT.contents(result))
     assert {path.name for path in written} == {
         f"audit.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")
     }
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert kept["rows"][1]["attacks"]["touched-rows"].keys() >= {"advantage", "auc", "advantage_low", "f1", "random_f1"}
-    assert len(audit_view(typed(AuditResult, kept)).rows) == 2
+    assert len(audit_view(AUDIT.read(kept, "it")).rows) == 2
 
 
 def test_recall_is_measured_with_the_larger_budgets_of_the_run(tiny_scenario, tmp_path, monkeypatch):
@@ -388,7 +390,8 @@ def test_a_row_that_is_kept_of_something_else_is_told_and_done_anew(what, tiny, 
     monkeypatch.setattr(module, "audited", lambda *asked: [asked[-1]({"mechanism": "none"}, 1.0)])
     settings, events, changes = replace(SETTINGS, only=("none",)), [], []
     monkeypatch.setattr(module, "compared", lambda rows, num_devices: rows)
-    monkeypatch.setattr("simulations.studies.study.write_study", lambda *_: [])
+    monkeypatch.setattr("simulations.studies.study.write_results", lambda *_: [])
+    monkeypatch.setattr(module, "AUDIT", SimpleNamespace(name="audit", contents=lambda content: {}))
     audit(load_scenario(tiny), out=tmp_path / "out", settings=settings)
     if what == "scenario":
         changes = ["refinement.rounds=1"]

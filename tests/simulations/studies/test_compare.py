@@ -27,10 +27,10 @@ from simulations.studies import ablate as ablation
 from simulations.studies import compare as comparison
 from simulations.studies import compare_rows
 from simulations.studies import study as studies
-from simulations.studies.ablate_report import ablate_view, ratios_view
+from simulations.studies.ablate_report import ABLATE, ablate_view, ratios_view
 from simulations.studies.compare_report import peel_over_view
 from simulations.studies.compare_rows import over_peel, summary, with_intervals
-from simulations.studies.schema import AblateResult, CompareRow, typed
+from simulations.studies.schema import CompareRow
 from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
@@ -495,9 +495,9 @@ def test_an_ablation_measures_every_part_and_runs_equals_once(tiny, tmp_path, co
         *(f"ablate.{ending}" for ending in ("json", "csv", "parquet", "html", "svg")),
         "checkpoints",
     }
-    view = ablate_view(typed(AblateResult, result))
+    view = ablate_view(ABLATE.read(result, "it"))
     assert len(view.rows) == len(by_name)
-    ratios = {row[:2]: row[2:] for row in ratios_view(typed(AblateResult, result)).rows}
+    ratios = {row[:2]: row[2:] for row in ratios_view(ABLATE.read(result, "it")).rows}
     assert len(ratios) == len(by_name) - 1
     assert ratios["controller", "on"][1] == "1.000 [1.000, 1.000]"
     assert view.rows[0][-1] == f"{base['refined_full_recall@20']:.4f}"

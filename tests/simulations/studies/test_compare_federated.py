@@ -12,8 +12,7 @@ from simulations.scenario_files import load_scenario
 from simulations.studies import compare as comparison
 from simulations.studies import compare_rows
 from simulations.studies import study as studies
-from simulations.studies.compare_report import leaderboard_view
-from simulations.studies.schema import Leaderboard, typed
+from simulations.studies.compare_report import COMPARE, leaderboard_view
 from strategies.rivals.bpr import BprSetting, FedAvgBpr
 from strategies.rivals.fcf import Fcf, FcfSetting
 from strategies.rivals.federated import Effort, Popularity
@@ -91,7 +90,7 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     assert len(started) == 1
     assert again["rows"] == rows
 
-    view = leaderboard_view(typed(Leaderboard, result).rows)
+    view = leaderboard_view(COMPARE.read(result, "it").rows)
     shown = [row for row in rows if row["chosen"] and row["stored_bytes_max"]]
     assert len(view.rows) == len(shown)
     best = max(shown, key=lambda row: row["validation_recall@20"])

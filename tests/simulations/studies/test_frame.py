@@ -2,11 +2,13 @@
 
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from fl_peel.errors import BudgetError, EngineError, ScenarioError
 from fl_peel.json_codec import from_plain
+from simulations.report.result_files import write_results
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import ablate as ablation
@@ -15,8 +17,8 @@ from simulations.studies import compare as comparison
 from simulations.studies import study as studies
 from simulations.studies.ablate_report import population_plot
 from simulations.studies.audit import AuditRow, AuditSettings, added_rows, audited, chosen_rows
-from simulations.studies.audit_report import audit_page, audit_plot, audit_view
-from simulations.studies.schema import AblateRow, AuditResult, typed, write_study
+from simulations.studies.audit_report import AUDIT, audit_view
+from simulations.studies.schema import AblateRow
 from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial
 from strategies.run.run import Run
@@ -99,14 +101,14 @@ def test_where_a_result_is_from(tiny, tmp_path, monkeypatch, study):
     """Without the work: what the frame adds to figures."""
     frame = Frame.from_scenario(load_scenario(tiny, seed=3), {"out": tmp_path / "out", "command": f"fl-peel {study}"})
     written = []
-    monkeypatch.setattr("simulations.studies.study.write_study", lambda out, content, *how: written.append((out, how)))
-    how = (AuditResult, audit_plot, audit_page)
-    result = frame.written({"figure": 1}, *how)
-    assert written == [(tmp_path / "out", how)]
+    monkeypatch.setattr("simulations.studies.study.write_results", lambda *files: written.append(files))
+    kind = SimpleNamespace(name="audit", contents=lambda content: {"audit.json": content})
+    result = frame.written({"figure": 1}, kind)
+    assert written == [(tmp_path / "out", {"audit.json": result})]
     assert list(result) == ["figure", "scenario", "seed", "versions", "command"]
     assert (result["seed"], result["command"]) == (3, f"fl-peel {study}")
     assert result["scenario"]["fleet"] == str(tmp_path / "fleet.yaml")  # absolute
-    assert "command" not in Frame.from_scenario(tiny, {"out": tmp_path / "out"}).written({}, *how)
+    assert "command" not in Frame.from_scenario(tiny, {"out": tmp_path / "out"}).written({}, kind)
 
 
 def test_seeds_are_those_from_the_scenarios_on(tiny, tmp_path):
@@ -303,6 +305,6 @@ def test_where_no_sum_is_ever_opened_nothing_was_seen(tiny, tmp_path):
         **{"rows": [row], "settings": {"devices": 40, "rounds": 2}, "collected_share": 1.0, "seed": 0, "versions": {}},
         "scenario": scenario.model_dump(mode="json"),
     }
-    write_study(tmp_path / "out", result, AuditResult, audit_plot, audit_page)
+    write_results(tmp_path / "out", AUDIT.contents(result))
     kept = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert len(audit_view(typed(AuditResult, kept)).rows) == 1
+    assert len(audit_view(AUDIT.read(kept, "it")).rows) == 1

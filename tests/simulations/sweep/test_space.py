@@ -251,7 +251,7 @@ def test_a_search_goes_on_where_it_was_stopped(tiny, tmp_path, monkeypatch, made
     assert "number 1 goes" not in drawn.alt
     wide, narrow = (float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1]) for svg in (drawn.svg, drawn.narrow))
     assert narrow < wide / 1.5
-    assert "By setting (the best eight on validation), with" in sweep_page(many)
+    assert "By setting (the best eight on validation), with" in sweep_page(many).html()
 
 
 @pytest.mark.parametrize(

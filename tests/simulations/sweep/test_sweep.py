@@ -16,7 +16,7 @@ from simulations.report.run_files import read_report
 from simulations.result_pages import rebuild_pages
 from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario
-from simulations.sweep.report import sweep_page, sweep_plot, sweep_views
+from simulations.sweep.report import sweep_page, sweep_plot
 from simulations.sweep.sweep import sweep
 from strategies.figures.schema import to_json
 from tests.helpers.runs import run
@@ -97,7 +97,7 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
     alone = run(load_scenario(tiny, [*QUICK, "blocks.precision=int4"]))
     assert to_json(read_report(out / other.folder / "seed-0"))["budgets"] == to_json(alone)["budgets"]
 
-    less, settings = sweep_views(result)
+    _, less, settings = sweep_page(result).terminal()
     assert less.title == "Recall@20: precision=int4 − precision=int8"
     assert all(cell[0] in "+-" for cell in less.rows[0][1:])
     assert settings.title == "Settings"
@@ -108,7 +108,7 @@ def test_differences_are_paired_as_those_of_a_diff(tiny, tmp_path, without_engin
 
     many = replace(result, rows=tuple(replace(first, setting=f"number {number}") for number in range(10)))
     assert sweep_plot(many).alt.count("goes from") == 8
-    assert "2 more are in the table" in sweep_page(many)
+    assert "2 more are in the table" in sweep_page(many).html()
 
 
 def test_settings_with_other_test_items_are_not_compared(tiny, tmp_path, made_up):
