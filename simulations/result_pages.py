@@ -28,7 +28,7 @@ RESULTS: Mapping[str, str] = MappingProxyType(
         "timeline-seeds": "report.timeline_report:TIMELINE_SEEDS",
         "audit": "studies.audit_report:AUDIT",
         "ablate": "studies.ablate_report:ABLATE",
-        "sweep": "sweep.report:SWEEP",
+        "sweep": "sweep:SWEEP",
     }
 )
 """Kinds of results by the name of their files, each where it is described."""

@@ -8,7 +8,7 @@ import typer
 
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario
-from simulations.sweep.space import settings_of
+from simulations.sweep_space import settings_of
 from tests.helpers.root import ROOT
 
 README = ROOT / "README.md"

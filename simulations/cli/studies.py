@@ -32,7 +32,7 @@ from simulations.cli.console import (
     typed_command,
 )
 from simulations.cli.run import print_estimate
-from simulations.sweep.space import TRIALS, settings_of
+from simulations.sweep_space import TRIALS, settings_of, space_of
 from simulations.trackers import trackers
 
 if TYPE_CHECKING:
@@ -328,10 +328,7 @@ def sweep(
     """
     # before the heavy imports
     if searched:
-        from simulations.sweep.space import optuna, space_of
-
         space_of(searched, asked or [])
-        optuna()
     else:
         settings_of(asked or [])
     if trials is not None and not searched:
@@ -340,8 +337,8 @@ def sweep(
 
     from fl_peel.json_codec import to_plain
     from simulations.engine.folders import default_cache_dir
-    from simulations.sweep.report import sweep_page
-    from simulations.sweep.sweep import sweep as swept
+    from simulations.sweep import sweep as swept
+    from simulations.sweep import sweep_page
 
     result = swept(
         scenario,

@@ -13,7 +13,7 @@ from fl_peel import Scenario
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario import scenario as renamed
 from simulations.scenario_files import load_scenario, validated
-from simulations.sweep.space import settings_of
+from simulations.sweep_space import settings_of
 
 OTHERS: dict[str, Any] = {"evaluation.selectors": ["shown", "popularity"], "controller.features": ["shown", "energy"]}
 """Values of keys that are lists."""

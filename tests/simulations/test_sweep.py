@@ -16,8 +16,7 @@ from simulations.report.run_files import read_report
 from simulations.result_pages import rebuild_pages
 from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import load_scenario
-from simulations.sweep.report import sweep_page, sweep_plot
-from simulations.sweep.sweep import sweep
+from simulations.sweep import sweep, sweep_page, sweep_plot
 from strategies.figures.schema import to_json
 from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fl_peel.errors import EngineError, ScenarioError
 from simulations import runner
-from simulations.sweep.report import sweep_page, sweep_plot
-from simulations.sweep.space import ListedValues, Range, search, settings_of, space_of, split_values
-from simulations.sweep.sweep import sweep
+from simulations.sweep import sweep, sweep_page, sweep_plot
+from simulations.sweep_space import search, settings_of, space_of, split_values
 from tests.simulations.conftest import QUICK
-from tests.simulations.sweep.test_sweep import stop
+from tests.simulations.test_sweep import stop
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -154,15 +154,15 @@ def test_numbers_have_four_digits_and_stay_within_their_range():
 
 def test_a_space_is_read():
     space = space_of(["a.b=1%..10%", "c=2..8(step 2)", "d=[1, 2],[3]"], ["e=7"])
-    assert space.varied == (
-        Range("a.b", 0.01, 0.1, False),
-        Range("c", 2.0, 8.0, True, step=2.0),
-        ListedValues("d", ("[1, 2]", "[3]")),
-    )
+    assert space.varied == {
+        "a.b": FloatDistribution(0.01, 0.1),
+        "c": IntDistribution(2, 8, step=2),
+        "d": CategoricalDistribution(("[1, 2]", "[3]")),
+    }
     assert space.fixed == ("e=7",)
     edges = [setting.overrides for setting in space.edges]
     assert edges == [["e=7", "a.b=0.01", "c=2", "d=[1, 2]"], ["e=7", "a.b=0.1", "c=8", "d=[3]"]]
-    assert space_of(["fleet=../a.yaml,../b.yaml"]).varied == (ListedValues("fleet", ("../a.yaml", "../b.yaml")),)
+    assert space_of(["fleet=../a.yaml,../b.yaml"]).varied["fleet"].choices == ("../a.yaml", "../b.yaml")
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_a_space_is_read():
         (["x=1..1"], [], "there is no value"),
         (["x=a..b"], [], "a is not a number; expected low..high"),
         (["x=0..nan"], [], "nan is not a number"),
-        (["x=0..1(log)"], [], "(log) needs numbers above 0"),
+        (["x=0..1(log)"], [], "must hold for `log=True`"),
         (["x=0..1(ln)"], [], "(ln) is unknown; known: (log), (step 8)"),
-        (["x=0..9(step 0)"], [], "a step must be above 0"),
+        (["x=0..9(step 0)"], [], "`step > 0` must hold"),
         (["x=0..9(step 0.5)"], [], "a whole number where the ends are"),
         (["seed=1..2"], [], "give --seed and --seeds"),
         (["x=1..2", "x=1,2"], [], "--search x: is given twice; leave one out"),

@@ -131,66 +131,54 @@ _WHOLE = re.compile(r"[+-]?[0-9]+")
 _STEP = re.compile(r"step\s+(\S+)")
 
 
-@dataclass(frozen=True)
-class Range:
-    """Numbers of a key from low to high, both included; whole: no fractions; log: as likely between 1 and 10 as between
-    10 and 100; step: between two of them, None for any.
+def optuna() -> Any:
+    """The library.
+
+    Raises:
+        MissingExtraError: it is not installed.
     """
-
-    path: str
-    low: float
-    high: float
-    whole: bool
-    log: bool = False
-    step: float | None = None
-
-    @property
-    def ends(self) -> tuple[str, str]:
-        """Return the ends of the range as they are typed."""
-        return self.text_of(self.low), self.text_of(self.high)
-
-    def text_of(self, value: float) -> str:
-        """Return a value as it is run and shown: four digits, within the range."""
-        if self.whole:
-            return str(int(value))
-        return repr(min(max(float(f"{value:.4g}"), self.low), self.high))
-
-    def holds(self, value: Any) -> bool:
-        """Whether a search can come to a value."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            return False
-        steps = (value - self.low) / self.step if self.step else 0.0
-        return math.isclose(steps, round(steps), abs_tol=1e-9) and (not self.whole or value == int(value))
-
-
-@dataclass(frozen=True)
-class ListedValues:
-    """Values of a key, as they are typed."""
-
-    path: str
-    values: tuple[str, ...]
-
-
-Varied = Range | ListedValues
+    return optional("optuna", "search", "--search")
 
 
 @dataclass(frozen=True)
 class Space:
-    """The space of a search. varied: what it chooses, as typed; fixed: overrides that all settings have."""
+    """The space of a search. varied: Optuna's distribution of each key that it chooses; fixed: overrides that all
+    settings have.
+    """
 
-    varied: tuple[Varied, ...]
+    varied: Mapping[str, Any]
     fixed: tuple[str, ...]
 
-    def setting(self, values: Iterable[str]) -> Setting:
-        """Return the setting with a value for each key, as it is typed."""
-        return Setting(tuple(zip((one.path for one in self.varied), values, strict=True)), self.fixed)
+    def setting(self, values: Mapping[str, Any]) -> Setting:
+        """Return the setting with a value for each key, as it is typed: floats with four digits, within the range."""
+        texts = ((path, _text(one, values[path])) for path, one in self.varied.items())
+        return Setting(tuple(texts), self.fixed)
 
     @property
     def edges(self) -> tuple[Setting, ...]:
         """Settings with every end and every choice in one of them: what is wrong with a value shows in these."""
-        options = [one.values if isinstance(one, ListedValues) else one.ends for one in self.varied]
-        most = max(map(len, options))
-        return tuple(self.setting(values[min(place, len(values) - 1)] for values in options) for place in range(most))
+        options = {path: getattr(one, "choices", None) or (one.low, one.high) for path, one in self.varied.items()}
+        most = max(map(len, options.values()))
+        return tuple(
+            self.setting({path: values[min(place, len(values) - 1)] for path, values in options.items()})
+            for place in range(most)
+        )
+
+    def as_parameters(self, own: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return a scenario's own values as Optuna has them, None where a search cannot come to them."""
+        values = {path: own.get(path) for path in self.varied}
+        values |= {path: str(values[path]) for path, one in self.varied.items() if hasattr(one, "choices")}
+        try:
+            optuna().create_trial(value=0.0, params=values, distributions=dict(self.varied))
+        except ValueError:
+            return None
+        return values
+
+
+def _text(distribution: Any, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return repr(min(max(float(f"{value:.4g}"), distribution.low), distribution.high))
 
 
 def space_of(searched: Iterable[str], asked: Iterable[str] = ()) -> Space:
@@ -199,19 +187,21 @@ def space_of(searched: Iterable[str], asked: Iterable[str] = ()) -> Space:
 
     Raises:
         ScenarioError: something of this makes no sense, or a key is given twice.
+        MissingExtraError: Optuna is not installed.
     """
-    varied = tuple(_varied(text) for text in searched)
     several, fixed = values_of(asked)
     if several:
         raise ScenarioError(f"--set {next(iter(several))}: has several values; in a search, give them with --search")
-    named = [*(one.path for one in varied), *fixed]
-    for one in varied:
-        if named.count(one.path) > 1:
-            raise ScenarioError(f"--search {one.path}: is given twice; leave one out")
+    varied: dict[str, Any] = {}
+    for text in searched:
+        path, distribution = _varied(text)
+        if path in varied or path in fixed:
+            raise ScenarioError(f"--search {path}: is given twice; leave one out")
+        varied[path] = distribution
     return Space(varied, as_overrides(fixed))
 
 
-def _varied(text: str) -> Varied:
+def _varied(text: str) -> tuple[str, Any]:
     path, equals, values = (part.strip() for part in text.partition("="))
     shown = f"--search {shortened(text, 100)}"
     if not equals or not path or not values:
@@ -219,29 +209,33 @@ def _varied(text: str) -> Varied:
     if path == "seed":
         raise ScenarioError(f"{shown}: seeds are not a setting; give --seed and --seeds")
     if match := _RANGE.fullmatch(values):
-        return _range(shown, path, match)
+        return path, _range(shown, match)
     choices = tuple(dict.fromkeys(split_values(values)))
     if not all(choices) or len(choices) < 2:
         raise ScenarioError(f"{shown}: expected low..high, or values between commas; one value is for --set")
-    return ListedValues(path, choices)
+    return path, optuna().distributions.CategoricalDistribution(choices)
 
 
-def _range(shown: str, path: str, match: re.Match[str]) -> Range:
+def _range(shown: str, match: re.Match[str]) -> Any:
     low_text, high_text, kind = match["low"].strip(), match["high"].strip(), (match["kind"] or "").strip()
-    whole = all(_WHOLE.fullmatch(text) for text in (low_text, high_text))
     low, high = _number(shown, low_text), _number(shown, high_text)
     if not low < high:
         raise ScenarioError(f"{shown}: from {low_text} to {high_text} there is no value; give the lower end first")
-    step = None
-    if stepped := _STEP.fullmatch(kind):
-        step = _number(shown, stepped[1])
-        if step <= 0 or (whole and step != int(step)):
-            raise ScenarioError(f"{shown}: a step must be above 0, and a whole number where the ends are")
-    elif kind not in ("", "log"):
+    stepped = _STEP.fullmatch(kind)
+    if not stepped and kind not in ("", "log"):
         raise ScenarioError(f"{shown}: ({kind}) is unknown; known: (log), (step 8)")
-    if kind == "log" and low <= 0:
-        raise ScenarioError(f"{shown}: (log) needs numbers above 0; raise the lower end, or leave it out")
-    return Range(path, low, high, whole, kind == "log", step)
+    step = _number(shown, stepped[1]) if stepped else None
+    whole = all(_WHOLE.fullmatch(text) for text in (low_text, high_text))
+    if whole and step is not None and step != int(step):
+        raise ScenarioError(f"{shown}: a step must be a whole number where the ends are")
+    more = {} if step is None else {"step": int(step) if whole else step}
+    distributions = optuna().distributions
+    try:
+        if whole:
+            return distributions.IntDistribution(int(low), int(high), log=kind == "log", **more)
+        return distributions.FloatDistribution(low, high, log=kind == "log", **more)
+    except ValueError as error:
+        raise ScenarioError(f"{shown}: {error}") from None
 
 
 def _number(shown: str, text: str) -> float:
@@ -254,22 +248,12 @@ def _number(shown: str, text: str) -> float:
     return value
 
 
-OwnValues = Mapping[str, Any]
 OnTrial = Callable[[int, Setting, float], None]
-
-
-def optuna() -> Any:
-    """The library.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    return optional("optuna", "search", "--search")
 
 
 def search(
     space: Space,
-    own: OwnValues,
+    own: Mapping[str, Any],
     validation_of: Callable[[Setting], float],
     *,
     trials: int,
@@ -285,28 +269,12 @@ def search(
 
     sampler = library.samplers.TPESampler(seed=seed_for(seed, "search") % 2**32)
     study = library.create_study(direction="maximize", sampler=sampler)
-    first = {one.path: _as_suggested(one, own.get(one.path)) for one in space.varied}
-    if None not in first.values():
+    first = space.as_parameters(own)
+    if first is not None:
         study.enqueue_trial(first)
     for number in range(1, trials + 1):
-        trial = study.ask()
-        setting = space.setting(_suggested(trial, one) for one in space.varied)
+        trial = study.ask(dict(space.varied))
+        setting = space.setting(trial.params)
         reached = validation_of(setting)
         study.tell(trial, reached)
         on_trial(number, setting, reached)
-
-
-def _as_suggested(one: Varied, value: Any) -> Any:
-    """A scenario's own value as Optuna would have it, or None where a search cannot come to it."""
-    if isinstance(one, ListedValues):
-        return next((text for text in one.values if text == str(value)), None)
-    return value if one.holds(value) else None
-
-
-def _suggested(trial: Any, one: Varied) -> str:
-    if isinstance(one, ListedValues):
-        return str(trial.suggest_categorical(one.path, one.values))
-    if one.whole:
-        step = 1 if one.step is None else int(one.step)
-        return one.text_of(trial.suggest_int(one.path, int(one.low), int(one.high), log=one.log, step=step))
-    return one.text_of(trial.suggest_float(one.path, one.low, one.high, log=one.log, step=one.step))

@@ -1,1 +1,0 @@
-"""`fl-peel sweep`: a scenario under every combination of some settings."""
