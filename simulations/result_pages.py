@@ -26,8 +26,8 @@ RESULTS: Mapping[str, str] = MappingProxyType(
         "seeds": "report.seeds:SEEDS",
         "timeline": "report.timeline_report:TIMELINE",
         "timeline-seeds": "report.timeline_report:TIMELINE_SEEDS",
-        "audit": "studies.audit_report:AUDIT",
-        "ablate": "studies.ablate_report:ABLATE",
+        "audit": "studies.audit:AUDIT",
+        "ablate": "studies.ablate:ABLATE",
         "sweep": "sweep:SWEEP",
     }
 )

@@ -85,7 +85,7 @@ def compare(
     single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
     from simulations.studies.compare import compare as compared
-    from simulations.studies.compare_rows import compare_federated, nothing_is_collected, some
+    from simulations.studies.compare import compare_federated, nothing_is_collected, some
 
     if nothing_is_collected(loaded):
         for option, given in (("--single-budgets", single), ("--rivals", rivals)):
@@ -391,8 +391,8 @@ def bench(
             figures = large(population, out, on_event=on_event)
         print_json(figures)
         return
+    from simulations.bench.bench import BenchPlan
     from simulations.bench.bench import bench as measure
-    from simulations.bench.bench_context import BenchPlan
 
     plan = BenchPlan(device=device, stock_devices=stock_devices)
     folder = data_dir or os.environ.get("FL_PEEL_DATA", "")

@@ -121,7 +121,7 @@ class RefinementComparison:
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """PEEL at a budget: its recall relative to others', see
-    :func:`simulations.studies.compare_rows.summary`."""
+    :func:`simulations.studies.compare.summary`."""
 
     share: Annotated[Share, Column("budget_share")]
     precision: Annotated[str, Column("precision")]

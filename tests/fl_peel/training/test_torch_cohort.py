@@ -27,7 +27,7 @@ from fl_peel.training import torch_cohort
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork, in_two_parts
 from simulations.bench import bench as bench_device
-from simulations.bench.bench_context import BenchPlan, bench_scenario
+from simulations.bench.bench import BenchPlan, bench_scenario
 from simulations.engine import ray_engine as engine
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario

@@ -19,10 +19,8 @@ from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from simulations.bench import bench as benchmarks
 from simulations.bench import bench as module
-from simulations.bench import bench_context as bench_world
 from simulations.bench import stock_flower
-from simulations.bench.bench import bench, large, pfl_rate
-from simulations.bench.bench_context import BenchPlan, bench_scenario
+from simulations.bench.bench import BenchPlan, bench, bench_scenario, large, pfl_rate
 from strategies.run.run_paths import RunPaths
 from tests.helpers import readable_twins as reference
 from tests.helpers.loopback import LoopbackGrid
@@ -87,7 +85,7 @@ def test_every_device_of_the_bench_trains_on_all_its_items(tmp_path):
     how = scenario.refinement.local.config(1.0)
     assert how == stock_flower.HOW
     run = connected(scenario, tmp_path / "run")
-    strategy = bench_world.make_context(run).strategy()
+    strategy = benchmarks.make_context(run).strategy()
     before = strategy.states[0].counted_interactions.copy()
     strategy.timed(run.grid, 1)
     assert [record.devices for record in strategy.rounds] == [90, 90]

@@ -19,6 +19,7 @@ from simulations.report.result_files import write_results
 from simulations.scenario_files import load_scenario
 from simulations.studies import audit as module
 from simulations.studies.audit import (
+    AUDIT,
     AuditRow,
     AuditSettings,
     _require_replay,
@@ -26,12 +27,13 @@ from simulations.studies.audit import (
     attacked,
     attacks_on,
     audit,
+    audit_verdicts,
+    audit_view,
     audited,
     chosen_rows,
     compared,
     control,
 )
-from simulations.studies.audit_report import AUDIT, audit_verdicts, audit_view
 from simulations.studies.observer import Observer, TapGrid, figures_of
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult
 from strategies.evaluation.trials import Trial, run_trial

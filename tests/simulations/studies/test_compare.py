@@ -25,11 +25,10 @@ from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import ablate as ablation
 from simulations.studies import compare as comparison
-from simulations.studies import compare_rows
 from simulations.studies import study as studies
-from simulations.studies.ablate_report import ABLATE, ablate_view, ratios_view
+from simulations.studies.ablate import ABLATE, ablate_view, ratios_view
+from simulations.studies.compare import over_peel, summary, with_intervals
 from simulations.studies.compare_report import peel_over_view
-from simulations.studies.compare_rows import over_peel, summary, with_intervals
 from simulations.studies.schema import CompareRow
 from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
 from strategies.evaluation.trials import Trial
@@ -557,8 +556,8 @@ def test_the_command_line_compares_on_ray_beside_packages_with_the_names_of_ours
 
 
 def test_some_rivals_are_asked_for_by_name():
-    chosen, ceilings = compare_rows.some(["cached-list", "pep", "item-neighbours"])
+    chosen, ceilings = comparison.some(["cached-list", "pep", "item-neighbours"])
     assert [rival.name for rival, _ in chosen] == ["pep", "cached-list"]
     assert [one.name for one in ceilings] == ["item-neighbours"]
     with pytest.raises(ScenarioError, match=r"^--rivals: unknown nobody; choose from smaller-dimension, .*ease"):
-        compare_rows.some(["pep", "nobody"])
+        comparison.some(["pep", "nobody"])

@@ -10,7 +10,6 @@ from simulations.listing import LIST
 from simulations.run_options import RunOptions
 from simulations.scenario_files import load_scenario
 from simulations.studies import compare as comparison
-from simulations.studies import compare_rows
 from simulations.studies import study as studies
 from simulations.studies.compare_report import COMPARE, leaderboard_view
 from strategies.rivals.bpr import BprSetting, FedAvgBpr
@@ -39,7 +38,7 @@ EFFORT = Effort(rounds=10, every=5)
 
 def compared(tiny, out, *, changes=(), methods=METHODS, **kwargs):
     scenario = load_scenario(tiny, [*NOTHING, *changes])
-    return compare_rows.compare_federated(scenario, BUDGETS, out=out, methods=methods, effort=EFFORT, **kwargs)
+    return comparison.compare_federated(scenario, BUDGETS, out=out, methods=methods, effort=EFFORT, **kwargs)
 
 
 @pytest.mark.slow
@@ -85,7 +84,7 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
     def dying(*args, **kwargs):
         raise AssertionError("trained anew")
 
-    monkeypatch.setattr(compare_rows, "tuned", dying)
+    monkeypatch.setattr(comparison, "tuned", dying)
     again = compared(tiny, out)
     assert len(started) == 1
     assert again["rows"] == rows
@@ -118,7 +117,7 @@ def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):
 
     scenario = load_scenario(tiny, [*NOTHING, "refinement.cohort_share=0.5"])
     with studies.open_study(scenario, tmp_path / "out", RunOptions()) as study:
-        world = compare_rows.federated_context(study)
+        world = comparison.federated_context(study)
         assert world.present(3).size == 20
         assert not np.array_equal(world.present(3), world.present(4))
         fleet = load_fleet(scenario.fleet)
@@ -153,9 +152,9 @@ def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
 
     from simulations.cli.main import app
 
-    original = compare_rows.compare_federated
+    original = comparison.compare_federated
     monkeypatch.setattr(
-        compare_rows, "compare_federated", lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], effort=EFFORT)
+        comparison, "compare_federated", lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], effort=EFFORT)
     )
     command = ["compare", str(tiny), "--budgets", "60%", "--out", str(tmp_path / "out")]
     for change in NOTHING:

@@ -15,9 +15,8 @@ from simulations.studies import ablate as ablation
 from simulations.studies import audit as auditing
 from simulations.studies import compare as comparison
 from simulations.studies import study as studies
-from simulations.studies.ablate_report import population_plot
-from simulations.studies.audit import AuditRow, AuditSettings, added_rows, audited, chosen_rows
-from simulations.studies.audit_report import AUDIT, audit_view
+from simulations.studies.ablate import population_plot
+from simulations.studies.audit import AUDIT, AuditRow, AuditSettings, added_rows, audit_view, audited, chosen_rows
 from simulations.studies.schema import AblateRow
 from simulations.studies.study import Frame, open_study
 from strategies.evaluation.trials import Trial

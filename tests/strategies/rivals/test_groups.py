@@ -7,7 +7,7 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.training.workers import fixed_threads
-from simulations.studies.compare_rows import CEILINGS, RIVALS, modules_of
+from simulations.studies.compare import CEILINGS, RIVALS, modules_of
 from strategies.rivals import compressed, server
 from strategies.rivals.base import (
     SPLITS,
