@@ -108,13 +108,14 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class TimelineState:
-    """What a period leaves to the next. clock: round of the fleet's clock in which the next step opens; basis: what
-    stage 1 made last, for the selection run of the next refinement; lasted: rounds that the last period did; won: (C,)
-    what devices have said of the exponents of freshness, older answers counting less;
-    first_lists, first: what rivals keep of the first period.
+    """What a period leaves to the next. clock: round of the fleet's clock in which the next step opens; asking: where
+    the channel to devices is besides, as its ``position`` has it; basis: what stage 1 made last, for the selection run
+    of the next refinement; lasted: rounds that the last period did; won: (C,) what devices have said of the exponents
+    of freshness, older answers counting less; first_lists, first: what rivals keep of the first period.
     """
 
     clock: int = 1
+    asking: tuple[Any, ...] = ()
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
     won: Ints | None = None
     model: SpectralModel | None = None
@@ -209,8 +210,18 @@ class Period:
         self.state = replace(self.state, **changes)
 
     def devices(self, phase: Phase) -> ClearSteps:
-        """Return the devices that are there, to be asked steps from the present time of the clock."""
-        return asked_devices(self.at(phase), self.splits(phase), begin=self.state.clock)
+        """Return the devices that are there, to be asked steps from the present time of the clock, under numbers that
+        no step had before, without those that spoiled one.
+        """
+        devices = asked_devices(self.at(phase), self.splits(phase), begin=self.state.clock)
+        time, *asking = devices.position
+        devices.resume((time, *(self.state.asking or asking)), [])
+        return devices
+
+    def after(self, devices: ClearSteps) -> None:
+        """Go on after the steps that these devices were asked."""
+        _, *asking = devices.position
+        self.move_on(clock=devices.now, asking=tuple(asking))
 
     def counted(self, devices: ClearSteps) -> CountedSteps:
         """Return their sums, of which none is opened that is of too few of them."""
@@ -230,7 +241,8 @@ class Period:
             recent = self.recent(records)
             present = self.devices("learn")
             model, start = self.continued(self.counted(present), before, recent)
-            self.move_on(model=model, clock=present.now)
+            self.move_on(model=model)
+            self.after(present)
             records += present.records
         here, newcomers = self.at("learn"), self.at("join")
         prepared = FederatedStage1Outcome.from_start(here.scenario, start, learn.num_users)
@@ -372,7 +384,8 @@ class Period:
                 won = won if self.state.won is None else won + self.state.won // 2
                 exponents = exponents_of(question, won, answered)
                 self.move_on(won=won)
-        self.move_on(exponents=exponents, clock=devices.now)
+        self.move_on(exponents=exponents)
+        self.after(devices)
         return [*records, *devices.records]
 
     def lasting_weight(self) -> float:
@@ -387,7 +400,7 @@ class Period:
         """Return recent uses of items (I,) when the period begins, or the one behind; records get what it takes."""
         devices = self.devices(phase)
         counts = CountsStep.ask(self.counted(devices))
-        self.move_on(clock=devices.now)
+        self.after(devices)
         records += devices.records
         basis = self.state.basis
         return recent_uses(counts, self.part.recency_half_life, None if basis is None else basis[1].recent)
@@ -548,7 +561,6 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
         ("pretraining.columns", pretraining.columns > pretraining.embedding_dim, "at most pretraining.embedding_dim"),
         ("refinement.aggregation.robust.rule", scenario.refinement.aggregation.robust != Robust(), "mean"),
         ("privacy.mechanism", scenario.privacy.noised, "none"),
-        ("secure_aggregation.enabled", scenario.secure_aggregation.enabled, "false"),
         ("poisoning.share", scenario.poisoning.largest_share > 0, "0"),
         ("selector", scenario.selector not in ("exposure", "popularity"), "exposure or popularity"),
         ("evaluation.top_n", scenario.evaluation.top_n != 20, "20"),

@@ -9,6 +9,7 @@ from fl_peel import wire
 from fl_peel.errors import ScenarioError
 from fl_peel.steps.choice import ChoiceStep
 from simulations.scenario_files import load_scenario
+from strategies.rounds.masked_exchange import MaskedExchange
 from strategies.run.run_paths import RunPaths
 from strategies.timeline.period import FULL, WHOLE, PublishedTables, check_timeline, published, serve_timeline
 from tests.helpers.loopback import LoopbackGrid
@@ -170,7 +171,6 @@ def test_the_rows_that_change_most_are_published_new_ones_first():
     [
         ("refinement.aggregation.robust.rule=median", "refinement.aggregation.robust.rule"),
         ("pretraining.columns=16", "pretraining.columns"),
-        ("secure_aggregation.enabled=true", "secure_aggregation.enabled"),
         ("selector=random", "selector"),
     ],
 )
@@ -190,6 +190,30 @@ def test_groups_with_tables_of_their_own_publish_each_by_itself():
     assert second.scored(0).tolist() == [[8, 0], [2, 8]]
     third = PublishedTables.from_exact([second.scored(0)], np.array([2.0, 1.0]), second, np.array([0]), 0.0)
     assert third.changed.tolist() == [[0, 2]], "no row may change, one is rescaled"
+
+
+MASKED = "secure_aggregation={enabled: true, devices_per_group: null, min_devices: 4}"
+
+
+@pytest.mark.slow
+def test_masks_change_no_figure_and_no_two_sums_have_the_same_number(folder, monkeypatch):
+    numbers, settle = [], MaskedExchange.settle
+
+    def settled(exchange, replies):
+        numbers.append(exchange.server_round)
+        settle(exchange, replies)
+
+    monkeypatch.setattr(MaskedExchange, "settle", settled)
+    changes = "data.timeline.periods=2", "refinement.rounds=1", "refinement.acceptance.rule=always"
+    clear, masked = (served(folder, planted(), *changes, *more, name=f"{len(more)}") for more in ((), (MASKED,)))
+    for ours, theirs in zip(clear.periods, masked.periods, strict=True):
+        assert ours.lines == theirs.lines
+        assert ours.reads == theirs.reads
+        assert ours.exponents == theirs.exponents
+        assert ours.refinement_rounds == theirs.refinement_rounds == 1
+        assert 4 * ours.stage1_up < theirs.stage1_up, "of every device: all rows and shares of its keys"
+    assert len(numbers) > 10
+    assert len(set(numbers)) == len(numbers)
 
 
 MOVING = """
