@@ -149,10 +149,10 @@ def bce_devices(
     seeds,  # (N,) uint64
     epochs,
     num_negatives,
-    batch_size,
     rate,  # of rows
     user_rate,
     l2,
+    batch_size,
     indptr_out,  # (N + 1,) int64, written
     items_out,  # (>= rows touched,) int32, written
     rows_out,  # (>= rows touched, d) float32, written

@@ -43,12 +43,12 @@ from simulations.studies.study import (
 )
 from strategies.evaluation.trials import Trial
 from strategies.groups.start import starting_tables
-from strategies.rivals.base import UNLIMITED, GroupStarts, Material, Request, Rival, compete, empty_row
+from strategies.rivals.base import UNLIMITED, GroupStarts, IntArray, Material, Request, Rival, compete, empty_row
 from strategies.rivals.bpr import FedAvgBpr
 from strategies.rivals.central import refine_centrally
 from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
 from strategies.rivals.fcf import Fcf
-from strategies.rivals.federated import Effort, Federated, FederatedContext, IntArray, Popularity, trial_row, tuned
+from strategies.rivals.federated import Effort, Federated, FederatedContext, Popularity, trial_row, tuned
 from strategies.rivals.groups import PerGroup
 from strategies.rivals.hetefedrec import HeteFedRec
 from strategies.rivals.pfedrec import PFedRec
@@ -482,7 +482,8 @@ def served_rows(
                     empty = empty_row(request)
                     line |= {**empty["test"], "validation_recall@20": 0.0, "note": empty["note"]}
                     line |= {"stored_bytes_max": 0, "stored_bytes_mean": 0.0, "precision": precision}
-                    line |= {"bytes_down_mean": float(best.down.mean()), "bytes_up_mean": float(best.up.mean())}
+                    line["bytes_down_mean"] = best.down / len(context.devices)
+                    line["bytes_up_mean"] = best.up / len(context.devices)
                 rows.append({**common, "share": share, "budget_bytes": request.budget_bytes, **line})
     return {**result, "rows": rows}
 

@@ -50,6 +50,12 @@ Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TOP_N = 20
 NOTHING_FITS = "nothing fits in this budget"
+CHUNK_USERS = 512
+"""Users whose scores of all items are held at a time."""
+Scores = Callable[[IntArray], FloatArray]
+"""Function from places of users (M,) to scores of all items (M, I), which the caller may change; minus infinity where
+an item has none.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,32 @@ class GroupStarts:
         return {group: np.flatnonzero(self.assignment == group) for group in np.unique(self.assignment).tolist()}
 
 
+class SplitDevices:
+    """Devices whose interactions are split."""
+
+    splits: Splits
+
+    @property
+    def num_items(self) -> int:
+        """Items, I."""
+        return self.splits.num_items
+
+    @cached_property
+    def seen(self) -> UserItems:
+        """Train and validation items, left out of the test ranking."""
+        return self.splits.train.merged(self.splits.validation)
+
+    def hidden(self, split: Split) -> UserItems:
+        """Return the items that the ranking leaves out on a split."""
+        return self.seen if split == "test" else self.splits.train
+
+    def wanted(self, split: Split) -> UserItems:
+        """Return the items to find on a split."""
+        return self.splits.test if split == "test" else self.splits.validation
+
+
 @dataclass(frozen=True)
-class Material:
+class Material(SplitDevices):
     """The material after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
     starts of the user groups, for rivals that start there.
     """
@@ -95,11 +125,6 @@ class Material:
     cache_dir: str = ""
     on_event: OnEvent = field(default=silent, repr=False)
     starts: GroupStarts | None = field(default=None, repr=False)
-
-    @property
-    def num_items(self) -> int:
-        """Items, I."""
-        return self.splits.num_items
 
     @cached_property
     def users(self) -> FloatArray:
@@ -117,11 +142,6 @@ class Material:
         layout = BlockLayout(np.arange(self.num_items, dtype=np.int32), self.pretrained.items.shape[1], 1)
         everything = ranked_as_numbered(layout, self.pretrained.items)
         return shown_in_lists(everything, self.users, self.given, ControllerPart().list_length)
-
-    @cached_property
-    def seen(self) -> UserItems:
-        """Train and validation items, left out of the test ranking."""
-        return self.splits.train.merged(self.splits.validation)
 
     def complete(self, users: FloatArray, items: FloatArray) -> FloatArray:
         """User embeddings (U, d) of a table (I, d): trained where data was collected, else fitted on the device."""
@@ -347,19 +367,17 @@ class DeviceQuality:
 
 
 def device_quality(
-    option: Option | ListOption, material: Material, split: Split, users: NDArray[np.int64] | None = None
+    option: Option | ListOption, material: SplitDevices, split: Split, users: NDArray[np.int64] | None = None
 ) -> DeviceQuality:
     """Return the quality for each device (or each of the given ones) with at least one item to find."""
-    splits = material.splits
-    wanted = splits.test if split == "test" else splits.validation
-    exclude = material.seen if split == "test" else splits.train
+    wanted = material.wanted(split)
     chosen = np.flatnonzero(wanted.counts() > 0) if users is None else users
     if isinstance(option, ListOption):
         want = wanted.select(chosen)
         metrics = list_metrics(option.lists[split][chosen], want, material.num_items)
         return DeviceQuality(chosen, *metrics, want.counts() > 0)
     cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
-    return chosen_quality(option.ranked, cutoffs, option.users, exclude, wanted, chosen)
+    return chosen_quality(option.ranked, cutoffs, option.users, material.hidden(split), wanted, chosen)
 
 
 def quality(
@@ -372,11 +390,28 @@ def quality(
 def top_lists(option: Option, material: Material, split: Split) -> Lists:
     """The TOP_N best items of every device (U, TOP_N), best first, -1 where it has fewer: what ``quality`` counts."""
     cutoffs = option.test_cutoffs if split == "test" else option.validation_cutoffs
-    exclude = material.seen if split == "test" else material.splits.train
-    rows = top_rows(option.ranked, cutoffs, stored_user(option.users), exclude, TOP_N)
+    rows = top_rows(option.ranked, cutoffs, stored_user(option.users), material.hidden(split), TOP_N)
     if not len(option.ranked.items):
         return rows
     return np.where(rows >= 0, option.ranked.items[rows], np.int32(-1)).astype(np.int32)
+
+
+def best_lists(scores_of: Scores, exclude: UserItems, num_items: int) -> Lists:
+    """The TOP_N best items (U, TOP_N) without ``exclude``; -1 where there are fewer. Ties go to the smaller item."""
+    lists = np.full((exclude.num_users, TOP_N), -1, np.int32)
+    for start in range(0, exclude.num_users, CHUNK_USERS):
+        users = np.arange(start, min(start + CHUNK_USERS, exclude.num_users))
+        scores = scores_of(users)
+        left_out = exclude.select(users)
+        scores[left_out.users(), left_out.items] = -np.inf
+        last = max(num_items - TOP_N, 0)
+        least = np.partition(scores, last, axis=1)[:, last]  # the score of the last one in the list
+        for place, user in enumerate(users):
+            row = scores[place]
+            among = np.flatnonzero((row >= least[place]) & (row > -np.inf))
+            best = among[np.argsort(-row[among], kind="stable")][:TOP_N]
+            lists[user, : len(best)] = best
+    return lists
 
 
 def lists_of(option: Option | ListOption, material: Material, split: Split) -> Lists:

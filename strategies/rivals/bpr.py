@@ -9,22 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
 from fl_peel.kernels.rivals import bpr_devices
-from fl_peel.randomness import device_seeds, rng_for
-from strategies.rivals.federated import (
-    NUMBER_BYTES,
-    FederatedContext,
-    FederatedRound,
-    FloatArray,
-    IntArray,
-    RowSums,
-    RowUpdates,
-    ServedTables,
-)
+from fl_peel.randomness import rng_for
+from strategies.rivals.base import FloatArray, IntArray
+from strategies.rivals.federated import FederatedContext, FederatedRound, LocalSteps, RoundSums, ServedTables
 
 START_SCALE = 0.1
 """Standard deviation of a number of tables and vectors at the start."""
@@ -47,42 +38,38 @@ class BprSetting:
 GRID = tuple(BprSetting(rate, l2, share) for rate, l2, share in product((0.05, 0.1), (0.006, 0.012), (0.1, 0.3)))
 
 
-class SharedTable:
-    """The server has one item table (I, d), which every device is sent; rows that devices changed are added up."""
-
-    def server(self, context: FederatedContext, setting: Any) -> FloatArray:
-        return context.start_table("items", context.num_items, context.dim, START_SCALE)
-
-    def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
-        return np.full(len(devices), server.size * NUMBER_BYTES, np.int64)
-
-    def nothing(self, context: FederatedContext) -> RowSums:
-        return RowSums.nothing(context.num_items, context.dim)
+STEPS = LocalSteps(bpr_devices, "federated-bpr")
+"""Steps under the loss of BPR, a sum over the first so many columns for each of some widths (W,), ascending."""
 
 
 @dataclass(frozen=True)
-class FedAvgBpr(SharedTable):
-    """Devices keep their vectors (U, d)."""
+class FedAvgBpr:
+    """The server has one item table (I, d), which every device is sent; devices keep their vectors (U, d)."""
 
     name: str = "fedavg-bprmf"
     grid: tuple[BprSetting, ...] = GRID
 
+    def server(self, context: FederatedContext, setting: BprSetting) -> FloatArray:
+        return context.start_table(START_SCALE)
+
     def device_states(self, context: FederatedContext, setting: BprSetting) -> FloatArray:
         return start_vectors(context, context.dim)
 
-    def answer(self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound) -> RowUpdates:
-        widths, rate = (now.context.dim,), now.setting.learning_rate
-        kept[devices], updates = bpr_steps(now, server, kept[devices], devices, widths, rate)
-        return updates
+    def contribute(
+        self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound, sums: RoundSums
+    ) -> None:
+        widths = np.array([now.context.dim])
+        kept[devices], updates = STEPS.train(now, server, kept[devices], devices, now.setting.learning_rate, widths)
+        sums.add(updates, server.size)
 
-    def merged(self, server: FloatArray, sums: RowSums, setting: BprSetting) -> FloatArray:
+    def merged(self, server: FloatArray, sums: RoundSums, setting: BprSetting) -> FloatArray:
         """The table, and a share of all changes."""
         return (server + setting.server_share * sums.changes()).astype(np.float32)
 
     def served(
         self, server: FloatArray, kept: FloatArray, context: FederatedContext, setting: BprSetting
     ) -> ServedTables:
-        return ServedTables((server,), np.zeros(context.num_devices, np.int64), kept)
+        return ServedTables.for_everybody(server, kept)
 
 
 def start_vectors(context: FederatedContext, dim: int) -> FloatArray:
@@ -90,42 +77,6 @@ def start_vectors(context: FederatedContext, dim: int) -> FloatArray:
     return np.stack(
         [
             (START_SCALE * rng_for(context.seed, "vector", device).standard_normal(dim)).astype(np.float32)
-            for device in range(context.num_devices)
+            for device in context.devices.tolist()
         ]
     )
-
-
-def bpr_steps(
-    now: FederatedRound,
-    table: FloatArray,
-    users: FloatArray,
-    devices: IntArray,
-    widths: tuple[int, ...],
-    item_rate: float,
-) -> tuple[FloatArray, RowUpdates]:
-    """Train these devices (N,) on a table (I, w): their vectors (N, w) after it, and how their rows changed.
-
-    widths: of the loss, which is a sum over the first so many columns; item_rate 0: vectors alone are trained.
-    """
-    context, setting = now.context, now.setting
-    train = context.train.select(devices)
-    users = np.ascontiguousarray(users)
-    draws = setting.epochs * (1 + setting.num_negatives) if item_rate else 0
-    room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
-    bpr_devices(
-        table,
-        users,
-        train.indptr,
-        train.items,
-        device_seeds(context.seed, "federated-bpr", now.number, devices=devices),
-        setting.epochs,
-        setting.num_negatives,
-        np.float32(item_rate),
-        np.float32(setting.learning_rate),
-        np.float32(setting.l2),
-        np.array(widths, np.int64),
-        room.indptr,
-        room.items,
-        room.rows,
-    )
-    return users, room.written

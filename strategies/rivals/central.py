@@ -128,12 +128,9 @@ class CentralTraining:
             for split in splits:
                 ranked = replace(ranked_blocks(layout, "fp32", np.arange(material.num_items), table), precision="fp32")
                 whole = np.full(len(members), material.num_items, np.int64)
-                exclude = material.seen if split == "test" else material.splits.train
-                wanted = material.splits.test if split == "test" else material.splits.validation
+                hidden, wanted = (rows(split).select(members) for rows in (material.hidden, material.wanted))
                 places = np.arange(len(members))
-                result[epoch, split] = chosen_quality(
-                    ranked, whole, users, exclude.select(members), wanted.select(members), places
-                ).sums()
+                result[epoch, split] = chosen_quality(ranked, whole, users, hidden, wanted, places).sums()
         return result
 
     def tables(self, members: NDArray[np.int64], group: int) -> Iterator[tuple[FloatArray, FloatArray]]:

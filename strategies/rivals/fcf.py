@@ -9,20 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.data.interactions import UserItems
 from fl_peel.kernels.rivals import add_gradients, solve_users
-from strategies.rivals.federated import (
-    NUMBER_BYTES,
-    UNITS,
-    FederatedContext,
-    FederatedRound,
-    IntArray,
-    ServedTables,
-)
+from strategies.rivals.base import IntArray
+from strategies.rivals.federated import UNITS, FederatedContext, FederatedRound, RoundSums, ServedTables
 
 BETAS = (0.1, 0.99)
 """Decay rates of Adam's moments, as in the paper."""
@@ -53,64 +47,35 @@ class FcfServer:
 
 
 @dataclass(frozen=True)
-class Gradients:
-    """The sum of what some devices send: a gradient (I, d) each, which is dense, as every row has its part in it.
-
-    Row i of a device's gradient is (c_i s_i - (1 + alpha) p_i) x with x its factor, s_i = x . y_i, and confidence c_i,
-    preference p_i. All that adds up: moments (d, d), of which row i takes its product with y_i, and rows (I, d), what
-    interactions add; in units of 1 / UNITS. num_bytes: (N,) of each device's own gradient.
-    """
-
-    moments: IntArray
-    rows: IntArray
-    num_bytes: IntArray
-
-    def sum_gradients(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum of the gradients (I, d)."""
-        return (table @ self.moments + self.rows) / UNITS
-
-    def __add__(self, other: Self) -> Self:
-        """Add the gradients of two disjoint sets of devices."""
-        return type(self)(
-            self.moments + other.moments, self.rows + other.rows, np.concatenate([self.num_bytes, other.num_bytes])
-        )
-
-
-@dataclass(frozen=True)
 class Fcf:
-    """The server has the item table; devices keep nothing but their interactions."""
+    """The server has the item table; devices keep nothing but their interactions.
+
+    A device's gradient (I, d) is dense, as every row has its part in it: row i is (c_i s_i - (1 + alpha) p_i) x with x
+    its factor, s_i = x . y_i, and confidence c_i, preference p_i. All that adds up: moments (d, d), of which row i
+    takes its product with y_i, and rows (I, d), what interactions add.
+    """
 
     name: str = "fcf"
     grid: tuple[FcfSetting, ...] = GRID
 
     def server(self, context: FederatedContext, setting: FcfSetting) -> FcfServer:
-        table = context.start_table("items", context.num_items, context.dim, START_SCALE).astype(np.float64)
+        table = context.start_table(START_SCALE).astype(np.float64)
         return FcfServer(table, np.zeros_like(table), np.zeros_like(table))
 
     def device_states(self, context: FederatedContext, setting: FcfSetting) -> None:
         """Return an empty state: a factor is solved for anew in every round."""
 
-    def sent(self, server: FcfServer, devices: IntArray, context: FederatedContext) -> IntArray:
-        return np.full(len(devices), server.table.size * NUMBER_BYTES, np.int64)
-
-    def nothing(self, context: FederatedContext) -> Gradients:
-        return Gradients(
-            np.zeros((context.dim, context.dim), np.int64),
-            np.zeros((context.num_items, context.dim), np.int64),
-            np.zeros(0, np.int64),
-        )
-
-    def answer(self, server: FcfServer, kept: None, devices: IntArray, now: FederatedRound) -> Gradients:
+    def contribute(
+        self, server: FcfServer, kept: None, devices: IntArray, now: FederatedRound, sums: RoundSums
+    ) -> None:
         """Gradients of every row, added up on the way."""
-        context, setting = now.context, now.setting
-        train = context.train.select(devices)
-        factors = solved(server.table, devices, context, setting)
-        sums = self.nothing(context)
-        add_gradients(server.table, factors, train.indptr, train.items, setting.alpha, UNITS, sums.moments, sums.rows)
-        return Gradients(sums.moments, sums.rows, self.sent(server, devices, context))
+        train, table = now.context.train.select(devices), server.table
+        factors = solved(table, train, now.setting)
+        add_gradients(table, factors, train.indptr, train.items, now.setting.alpha, UNITS, sums.moments, sums.rows)
+        sums.count(len(devices), table.size, len(devices) * table.size)
 
-    def merged(self, server: FcfServer, sums: Gradients, setting: FcfSetting) -> FcfServer:
-        gradient = 2 * (sums.sum_gradients(server.table) + setting.l2 * server.table)
+    def merged(self, server: FcfServer, sums: RoundSums, setting: FcfSetting) -> FcfServer:
+        gradient = 2 * (sum_gradients(server.table, sums) + setting.l2 * server.table)
         steps = server.steps + 1
         first = BETAS[0] * server.first + (1 - BETAS[0]) * gradient
         second = BETAS[1] * server.second + (1 - BETAS[1]) * gradient**2
@@ -119,18 +84,17 @@ class Fcf:
 
     def served(self, server: FcfServer, kept: None, context: FederatedContext, setting: FcfSetting) -> ServedTables:
         """One table for all, and the factors that it gives."""
-        parts = [
-            solved(server.table, some, context, setting) for some in context.chunks(np.arange(context.num_devices))
-        ]
-        users = np.concatenate(parts).astype(np.float32)
-        return ServedTables((server.table.astype(np.float32),), np.zeros(context.num_devices, np.int64), users)
+        factors = solved(server.table, context.train, setting)
+        return ServedTables.for_everybody(server.table.astype(np.float32), factors.astype(np.float32))
 
 
-def solved(
-    table: NDArray[np.float64], devices: IntArray, context: FederatedContext, setting: FcfSetting
-) -> NDArray[np.float64]:
-    """User factors (N, d) of these devices."""
-    train = context.train.select(devices)
-    factors = np.empty((len(devices), table.shape[1]))
+def sum_gradients(table: NDArray[np.float64], sums: RoundSums) -> NDArray[np.float64]:
+    """Return the sum of the gradients (I, d) of a table."""
+    return (table @ sums.moments + sums.rows) / UNITS
+
+
+def solved(table: NDArray[np.float64], train: UserItems, setting: FcfSetting) -> NDArray[np.float64]:
+    """User factors (N, d) of devices with these train items."""
+    factors = np.empty((train.num_users, table.shape[1]))
     solve_users(table, table.T @ table, factors, train.indptr, train.items, setting.alpha, setting.l2)
     return factors

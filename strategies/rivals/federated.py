@@ -3,13 +3,13 @@ list for everybody.
 
 Devices are simulated in one process, a chunk of them at a time, but the parts are kept apart as they would be:
 
-- :meth:`Federated.answer`, the device half, reads what the server sent and what these devices keep, and returns their
-  messages. It is the only place that sees interactions and users' vectors.
-- Messages of single devices meet in a sum of whole numbers (``sums + message``), so that the order of devices, and how
-  they are cut into chunks, cannot matter.
-- :meth:`Federated.merged`, the server half, gets the server's own state and the sum. It is given nothing else.
+- :meth:`Federated.contribute`, the device half, reads what the server sent and what these devices keep. It is the only
+  place that sees interactions and users' vectors.
+- What devices contribute meets in :class:`RoundSums` of whole numbers, so that the order of devices, and how they are
+  cut into chunks, cannot matter.
+- :meth:`Federated.merged`, the server half, gets the server's own state and the sums. It is given nothing else.
 
-Bytes are those of the arrays that a message is made of.
+Bytes are those of the arrays that devices are sent and would send.
 
 What a rival serves is measured by PEEL's own ranking, its bytes as they are stored.
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self, TypeVar
 
@@ -33,13 +33,22 @@ from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.kernels.rivals import add_updates
-from fl_peel.randomness import rng_for
-from fl_peel.ranking.top import recall_ndcg, top_rows
+from fl_peel.randomness import device_seeds, rng_for
 from fl_peel.scenario.settings import Precision
-from strategies.rivals.base import TOP_N, DeviceQuality, Request, Split, replicates, whole_table
+from strategies.rivals.base import (
+    DeviceQuality,
+    FloatArray,
+    IntArray,
+    Request,
+    Split,
+    SplitDevices,
+    best_lists,
+    device_quality,
+    list_metrics,
+    replicates,
+    whole_table,
+)
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 UNITS = float(1 << 24)
 """Units per 1.0 in a sum, which is a whole number of them."""
 NUMBER_BYTES = 4
@@ -47,7 +56,7 @@ NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True)
-class FederatedContext:
+class FederatedContext(SplitDevices):
     """Devices 0..U-1, their splits, and who is there when. dim: columns of a full table; memory: (U,) bytes that a
     device's budget never exceeds; present: ids of the devices that take part in a round, by its number from 1 on.
     """
@@ -66,28 +75,18 @@ class FederatedContext:
         return self.splits.train.by_item()
 
     @cached_property
-    def seen(self) -> UserItems:
-        """Train and validation items, left out of the test ranking."""
-        return self.splits.train.merged(self.splits.validation)
-
-    @property
-    def num_items(self) -> int:
-        """Items, I."""
-        return self.splits.num_items
-
-    @property
-    def num_devices(self) -> int:
-        """Devices, U."""
-        return self.splits.num_users
+    def devices(self) -> IntArray:
+        """All devices, (U,)."""
+        return np.arange(self.splits.num_users)
 
     def chunks(self, devices: IntArray) -> Iterator[IntArray]:
         """These devices, so many at a time."""
         for start in range(0, len(devices), self.chunk):
             yield devices[start : start + self.chunk]
 
-    def start_table(self, name: str, rows: int, columns: int, scale: float) -> FloatArray:
-        """Return a table of normal numbers (rows, columns) that is the same for every caller."""
-        drawn = rng_for(self.seed, name).standard_normal((rows, columns))
+    def start_table(self, scale: float) -> FloatArray:
+        """Return an item table of normal numbers (I, d) that is the same for every caller."""
+        drawn = rng_for(self.seed, "items").standard_normal((self.num_items, self.dim))
         return (scale * drawn).astype(np.float32)
 
 
@@ -100,14 +99,6 @@ class FederatedRound:
     number: int
 
 
-class Message(Protocol):
-    """The message of some devices."""
-
-    @property
-    def num_bytes(self) -> IntArray:
-        """Return the bytes that each device sends, (N,), in the order in which the devices were asked."""
-
-
 @dataclass(frozen=True)
 class RowUpdates:
     """Changed rows of the item table, by device: indptr (N + 1,); items (E,), distinct in a device; rows (E, w)."""
@@ -117,72 +108,89 @@ class RowUpdates:
     rows: FloatArray
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """Join the updates of the devices of all parts, in this order."""
-        starts = np.cumsum([0, *(len(part.items) for part in parts)])
-        indptr = [part.indptr[1:] + start for part, start in zip(parts, starts, strict=False)]
-        return cls(
-            np.concatenate([np.zeros(1, np.int64), *indptr]),
-            np.concatenate([part.items for part in parts]),
-            np.concatenate([part.rows for part in parts]),
-        )
-
-    @classmethod
-    def room(cls, train: UserItems, num_items: int, columns: int, draws: int) -> Self:
-        """Allocate updates for a compiled loop: rows that these devices can touch with ``draws`` per interaction."""
-        most = int(np.minimum(train.counts() * draws, num_items).sum())
+    def room(cls, train: UserItems, table: FloatArray, draws: int) -> Self:
+        """Allocate updates of a table for a compiled loop: rows that these devices can touch with ``draws`` per
+        interaction.
+        """
+        most = int(np.minimum(train.counts() * draws, len(table)).sum())
         indptr = np.zeros(train.num_users + 1, np.int64)
-        return cls(indptr, np.empty(most, np.int32), np.empty((most, columns), np.float32))
+        return cls(indptr, np.empty(most, np.int32), np.empty((most, table.shape[1]), np.float32))
 
     @property
     def written(self) -> Self:
         """Return the updates without the room that was left."""
         return type(self)(self.indptr, self.items[: self.indptr[-1]], self.rows[: self.indptr[-1]])
 
-    @property
-    def num_bytes(self) -> IntArray:
-        """Item numbers and rows of each device, (N,)."""
-        moved: IntArray = np.diff(self.indptr) * NUMBER_BYTES * (1 + self.rows.shape[1])
-        return moved
-
 
 @dataclass(frozen=True)
-class PaddedUpdates:
-    """Row updates of several widths, and which of the N devices each part is of."""
+class LocalSteps:
+    """Training of devices by a compiled loop of :mod:`fl_peel.kernels.rivals`. name: of its random numbers."""
 
-    parts: tuple[RowUpdates, ...]
-    places: tuple[IntArray, ...]
+    loop: Callable[..., None]
+    name: str
 
-    @property
-    def num_bytes(self) -> IntArray:
-        """Each device's own width, (N,)."""
-        moved = np.zeros(sum(len(places) for places in self.places), np.int64)
-        for part, places in zip(self.parts, self.places, strict=True):
-            moved[places] = part.num_bytes
-        return moved
+    def train(
+        self, now: FederatedRound, table: FloatArray, users: FloatArray, devices: IntArray, row_rate: float, more: Any
+    ) -> tuple[FloatArray, RowUpdates]:
+        """Train these devices (N,) on a table (I, w): their vectors after it, and how their rows changed.
+
+        users: (N, w) or, with a bias, (N, w + 1); row_rate 0: vectors alone are trained; more: the
+        loop's own argument.
+        """
+        train, setting = now.context.train.select(devices), now.setting
+        users = np.ascontiguousarray(users)
+        room = RowUpdates.room(train, table, setting.epochs * (1 + setting.num_negatives) if row_rate else 0)
+        self.loop(
+            table,
+            users,
+            train.indptr,
+            train.items,
+            device_seeds(now.context.seed, self.name, now.number, devices=devices),
+            setting.epochs,
+            setting.num_negatives,
+            np.float32(row_rate),
+            np.float32(setting.learning_rate),
+            np.float32(setting.l2),
+            more,
+            room.indptr,
+            room.items,
+            room.rows,
+        )
+        return users, room.written
 
 
 @dataclass
-class RowSums:
-    """Sums of row updates: total (I, d) in units of 1 / UNITS, narrower ones padded with zeros; devices: how many."""
+class RoundSums:
+    """What the devices of a round contribute and move. rows: (I, d), and moments: (d, d), in units of 1 / UNITS;
+    devices: how many; down, up: bytes of all of them.
+    """
 
-    total: IntArray
+    rows: IntArray
+    moments: IntArray
     devices: int = 0
+    down: int = 0
+    up: int = 0
 
     @classmethod
-    def nothing(cls, num_items: int, dim: int) -> Self:
+    def nothing(cls, context: FederatedContext) -> Self:
         """Return the sums of no devices: zeros."""
-        return cls(np.zeros((num_items, dim), np.int64))
+        dim = context.dim
+        return cls(np.zeros((context.num_items, dim), np.int64), np.zeros((dim, dim), np.int64))
 
-    def __iadd__(self, message: RowUpdates | PaddedUpdates) -> Self:
-        """Add the updates of these devices."""
-        for part in message.parts if isinstance(message, PaddedUpdates) else (message,):
-            add_updates(part.items, part.rows, UNITS, self.total)
-            self.devices += len(part.indptr) - 1
-        return self
+    def add(self, updates: RowUpdates, sent: int) -> None:
+        """Add the rows that devices changed, narrower ones to the first columns. sent: numbers that each was sent."""
+        add_updates(updates.items, updates.rows, UNITS, self.rows)
+        self.count(len(updates.indptr) - 1, sent, len(updates.items) * (1 + updates.rows.shape[1]))
+
+    def count(self, devices: int, sent: int, answered: int) -> None:
+        """Count devices that were sent so many numbers each, and what all of them answered."""
+        self.devices += devices
+        self.down += devices * sent * NUMBER_BYTES
+        self.up += answered * NUMBER_BYTES
 
     def changes(self) -> NDArray[np.float64]:
-        return self.total / UNITS
+        """Return the sum of the changes of rows, (I, d)."""
+        return self.rows / UNITS
 
 
 @dataclass(frozen=True)
@@ -196,13 +204,18 @@ class ServedTables:
     users: FloatArray
     own: RowUpdates | None = None
 
+    @classmethod
+    def for_everybody(cls, table: FloatArray, users: FloatArray, own: RowUpdates | None = None) -> Self:
+        """Return one table (I, d) for all users (U, d)."""
+        return cls((table,), np.zeros(len(users), np.int64), users, own)
+
 
 Setting = TypeVar("Setting")
 
 
 class Federated(Protocol[Setting]):
-    """A method. Server, Kept: whatever its server, and its devices, have; only ``answer`` and ``served``, which are of
-    devices, see both what was sent and what is kept.
+    """A method. Server, Kept: whatever its server, and its devices, have; only ``contribute`` and ``served``, which are
+    of devices, see both what was sent and what is kept.
     """
 
     @property
@@ -219,16 +232,10 @@ class Federated(Protocol[Setting]):
     def device_states(self, context: FederatedContext, setting: Setting) -> Any:
         """Return the state that all devices start with."""
 
-    def sent(self, server: Any, devices: IntArray, context: FederatedContext) -> IntArray:
-        """Bytes (N,) that these devices are sent in a round, from the arrays they are sent."""
+    def contribute(self, server: Any, kept: Any, devices: IntArray, now: FederatedRound, sums: RoundSums) -> None:
+        """Run the device half of a round: devices change what they keep, and add to the sums."""
 
-    def nothing(self, context: FederatedContext) -> Any:
-        """Return the sum over no devices."""
-
-    def answer(self, server: Any, kept: Any, devices: IntArray, now: FederatedRound) -> Message:
-        """Run the device half of a round: devices change what they keep, and send a message."""
-
-    def merged(self, server: Any, sums: Any, setting: Setting) -> Any:
+    def merged(self, server: Any, sums: RoundSums, setting: Setting) -> Any:
         """The server half of a round."""
 
     def served(self, server: Any, kept: Any, context: FederatedContext, setting: Setting) -> ServedTables:
@@ -253,64 +260,52 @@ def served_quality(
     precision: Precision = "fp32",
     among: IntArray | None = None,
 ) -> DeviceQuality:
-    """Return the quality for each device (or each of the given ones) with at least one item to find."""
-    splits = context.splits
-    wanted = splits.test if split == "test" else splits.validation
-    exclude = context.seen if split == "test" else splits.train
-    asked = np.arange(context.num_devices) if among is None else among
-    recall, ndcg = np.zeros(context.num_devices), np.zeros(context.num_devices)
-    chosen = asked[wanted.counts()[asked] > 0]
+    """Return the quality for each device (or each of the given ones); those with an item to find are counted."""
+    asked = context.devices if among is None else among
+    parts = []
     for place, table in enumerate(served.tables):
-        tier = chosen[served.tier[chosen] == place]
-        for some in context.chunks(tier):
-            users = stored_user(np.ascontiguousarray(served.users[some, : table.shape[1]]))
-            option = whole_table(Request(precision, 1.0, 0), DenseTable.from_table(table, precision), users, 0.0)
-            hidden = exclude.select(some)
-            if served.own is None:
-                best = top_rows(option.ranked, option.test_cutoffs, users, hidden, TOP_N)
-            else:
-                own = select_devices(served.own, some)
-                theirs = UserItems(own.indptr, own.items)
-                others = top_rows(option.ranked, option.test_cutoffs, users, hidden.merged(theirs), TOP_N)
-                rows = served.tables[place][own.items] + own.rows
-                rows = dequantize(
-                    *quantize(rows, precision), precision, rows.shape[1]
-                )  # as they come back from storage
-                best = with_own_rows(others, option.ranked.table, users, hidden, replace(own, rows=rows), TOP_N)
-            recall[some], ndcg[some] = recall_ndcg(option.ranked, best, wanted.select(some), TOP_N)
-    return DeviceQuality(chosen, recall[chosen], ndcg[chosen], np.ones(len(chosen), np.bool_))
+        some = asked[served.tier[asked] == place]
+        stored, users = DenseTable.from_table(table, precision), served.users[:, : table.shape[1]]
+        if served.own is None:
+            option = whole_table(Request(precision, 1.0, 0), stored, users, 0.0)
+            parts.append(device_quality(option, context, split, some))
+        else:
+            scores = own_scores(served.own, table, stored, stored_user(users[some]), some)
+            lists = best_lists(scores, context.hidden(split).select(some), context.num_items)
+            wanted = context.wanted(split).select(some)
+            metrics = list_metrics(lists, wanted, context.num_items)
+            parts.append(DeviceQuality(some, *metrics, wanted.counts() > 0))
+    return DeviceQuality(
+        *(np.concatenate([getattr(one, each.name) for one in parts]) for each in fields(DeviceQuality))
+    )
+
+
+def own_scores(
+    own: RowUpdates, table: FloatArray, stored: DenseTable, users: FloatArray, devices: IntArray
+) -> Callable[[IntArray], FloatArray]:
+    """Return the function that scores all items for some of these devices (N,), by their own rows where they have any.
+
+    table: (I, d) that ``own`` changes; stored: the same as devices store it; users: (N, d).
+    """
+    decoded = stored.decoded()[1]
+
+    def scores_of(some: IntArray) -> FloatArray:
+        scores: FloatArray = users[some] @ decoded.T
+        for place, one in enumerate(some):
+            mine = slice(own.indptr[devices[one]], own.indptr[devices[one] + 1])
+            rows = table[own.items[mine]] + own.rows[mine]
+            # as they come back from storage
+            rows = dequantize(*quantize(rows, stored.precision), stored.precision, rows.shape[1])
+            scores[place, own.items[mine]] = rows @ users[one]
+        return scores
+
+    return scores_of
 
 
 def held_bytes(served: ServedTables, precision: Precision) -> IntArray:
     """Bytes (U,) of what each device holds to rank: header, vector in fp16, its whole table."""
     sizes = [stored_bytes(DenseTable.from_table(table, precision)) for table in served.tables]
     return np.array(sizes, np.int64)[served.tier]
-
-
-def select_devices(updates: RowUpdates, devices: IntArray) -> RowUpdates:
-    """The updates of these devices (N,) alone, in this order."""
-    numbered = UserItems(updates.indptr, np.arange(len(updates.items), dtype=np.int32)).select(devices)
-    return RowUpdates(numbered.indptr, updates.items[numbered.items], updates.rows[numbered.items])
-
-
-def with_own_rows(
-    others: np.ndarray, table: FloatArray, users: FloatArray, hidden: UserItems, own: RowUpdates, n: int
-) -> np.ndarray:
-    """The n best items (N, n) of each device where some rows are its own; -1 where it has fewer.
-
-    others: the best (N, n) among all items but these and hidden ones; own.rows: whole rows. Ties go to the smaller
-    item, as in the ranking loop.
-    """
-    best = np.full_like(others, -1)
-    for k in range(len(users)):
-        some = slice(own.indptr[k], own.indptr[k + 1])
-        allowed = ~np.isin(own.items[some], hidden.row(k))
-        rest = others[k][others[k] >= 0]
-        items = np.concatenate([own.items[some][allowed], rest])
-        scores = np.concatenate([own.rows[some][allowed], table[rest]]) @ users[k]
-        order = np.lexsort((items, -scores))[:n]
-        best[k, : len(order)] = items[order]
-    return best
 
 
 RECALL = "recall@20"
@@ -330,14 +325,16 @@ class Effort:
 
 @dataclass(frozen=True)
 class BestRound:
-    """A training's best round. recall: of the panel on validation; down, up: (U,) bytes until then; last: round."""
+    """A training's best round. recall: of the panel on validation; down, up: bytes of all devices until then; last:
+    round.
+    """
 
     setting: Any
     round: int
     recall: float
     served: ServedTables
-    down: IntArray
-    up: IntArray
+    down: int
+    up: int
     last: int
 
 
@@ -345,17 +342,14 @@ def train(method: Federated[Any], setting: Any, context: FederatedContext, effor
     """Rounds until validation is no longer better or numbers diverge; parties as in :class:`Federated`."""
     panel = panel_of(context, effort.panel)
     server, kept = method.server(context, setting), method.device_states(context, setting)
-    down, up = np.zeros(context.num_devices, np.int64), np.zeros(context.num_devices, np.int64)
+    down = up = 0
     best: BestRound | None = None
     number = 0
     for number in range(1, effort.rounds + 1):
-        now = FederatedRound(context, setting, number)
-        sums = method.nothing(context)
+        sums = RoundSums.nothing(context)
         for some in context.chunks(context.present(number)):
-            down[some] += method.sent(server, some, context)
-            message = method.answer(server, kept, some, now)
-            up[some] += message.num_bytes
-            sums += message
+            method.contribute(server, kept, some, FederatedRound(context, setting, number), sums)
+        down, up = down + sums.down, up + sums.up
         server = method.merged(server, sums, setting)
         if number % effort.every and number != effort.rounds:
             continue
@@ -367,7 +361,7 @@ def train(method: Federated[Any], setting: Any, context: FederatedContext, effor
             recall = quality(served, context, "validation", among=panel)[RECALL]
             if best is None or recall > best.recall:
                 kept_now = replace(served, users=served.users.copy())  # later rounds change what devices keep
-                best = BestRound(setting, number, recall, kept_now, down.copy(), up.copy(), number)
+                best = BestRound(setting, number, recall, kept_now, down, up, number)
         assert best is not None
         if number - best.round >= effort.patience * effort.every:
             break
@@ -383,9 +377,8 @@ def storable(served: ServedTables) -> bool:
 
 def diverged(context: FederatedContext, setting: Any) -> BestRound:
     """Return the result of a setting under which no table could be served: zero recall for every device."""
-    nothing = np.zeros(context.num_devices, np.int64)
-    table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((context.num_devices, 1), np.float32)
-    return BestRound(setting, 0, 0.0, ServedTables((table,), nothing, users), nothing, nothing, 0)
+    table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((len(context.devices), 1), np.float32)
+    return BestRound(setting, 0, 0.0, ServedTables.for_everybody(table, users), 0, 0, 0)
 
 
 def panel_of(context: FederatedContext, size: int) -> IntArray:
@@ -434,8 +427,8 @@ def trial_row(
         "precision": precision,
         "stored_bytes_max": int(held.max(initial=0)),
         "stored_bytes_mean": float(held.mean()),
-        "bytes_down_mean": float((best.down + held).mean()),
-        "bytes_up_mean": float(best.up.mean()),
+        "bytes_down_mean": (best.down + int(held.sum())) / len(held),
+        "bytes_up_mean": best.up / len(held),
         "rounds": best.round,
         "validation_recall@20": quality(shown, context, "validation", precision)[RECALL],
         **on_test.mean(),
@@ -464,29 +457,19 @@ class Popularity:
 
     def device_states(self, context: FederatedContext, setting: None) -> np.ndarray:
         """Return the start: no device has contributed yet."""
-        return np.zeros(context.num_devices, np.bool_)
+        return np.zeros(len(context.devices), np.bool_)
 
-    def sent(self, server: FloatArray, devices: IntArray, context: FederatedContext) -> IntArray:
-        return np.zeros(len(devices), np.int64)
-
-    def nothing(self, context: FederatedContext) -> RowSums:
-        return RowSums.nothing(context.num_items, 1)
-
-    def answer(self, server: FloatArray, kept: np.ndarray, devices: IntArray, now: FederatedRound) -> RowUpdates:
-        """Return a one for each item of the devices that have not contributed yet."""
-        context = now.context
-        counts = context.train.counts()[devices] * ~kept[devices]
-        train = context.train.select(devices).keep(np.repeat(~kept[devices], context.train.counts()[devices]))
+    def contribute(
+        self, server: FloatArray, kept: np.ndarray, devices: IntArray, now: FederatedRound, sums: RoundSums
+    ) -> None:
+        """Add a one for each item of the devices that have not contributed yet."""
+        train = now.context.train.select(devices[~kept[devices]])
         kept[devices] = True
-        return RowUpdates(
-            np.concatenate([[0], np.cumsum(counts)]), train.items, np.ones((len(train.items), 1), np.float32)
-        )
+        sums.add(RowUpdates(train.indptr, train.items, np.ones((len(train.items), 1), np.float32)), 0)
 
-    def merged(self, server: FloatArray, sums: RowSums, setting: None) -> FloatArray:
-        return (server + sums.changes()).astype(np.float32)
+    def merged(self, server: FloatArray, sums: RoundSums, setting: None) -> FloatArray:
+        return (server + sums.changes()[:, :1]).astype(np.float32)
 
     def served(self, server: FloatArray, kept: np.ndarray, context: FederatedContext, setting: None) -> ServedTables:
         """Serve the counts as a table of one column, a score that is the same for all devices."""
-        return ServedTables(
-            (server,), np.zeros(context.num_devices, np.int64), np.ones((context.num_devices, 1), np.float32)
-        )
+        return ServedTables.for_everybody(server, np.ones((len(context.devices), 1), np.float32))

@@ -21,17 +21,9 @@ from torch import Tensor
 
 from fl_peel.randomness import rng_for
 from fl_peel.training.workers import fixed_threads
-from strategies.rivals.bpr import START_SCALE, BprSetting, bpr_steps, start_vectors
-from strategies.rivals.federated import (
-    NUMBER_BYTES,
-    FederatedContext,
-    FederatedRound,
-    FloatArray,
-    IntArray,
-    PaddedUpdates,
-    RowSums,
-    ServedTables,
-)
+from strategies.rivals.base import FloatArray, IntArray
+from strategies.rivals.bpr import START_SCALE, STEPS, BprSetting, start_vectors
+from strategies.rivals.federated import FederatedContext, FederatedRound, RoundSums, ServedTables
 
 DoubleArray = NDArray[np.float64]
 SHARES = (0.5, 0.3, 0.2)
@@ -83,43 +75,33 @@ class HeteFedRec:
 
     def tiers(self, context: FederatedContext) -> IntArray:
         """Return each device's width, (U,), as its tier: the devices with the most memory have the widest."""
-        order = np.lexsort((np.arange(context.num_devices), context.memory))
-        tier = np.empty(context.num_devices, np.int64)
-        ends = np.rint(np.cumsum(SHARES) * context.num_devices).astype(np.int64)
-        tier[order] = np.searchsorted(ends, np.arange(context.num_devices), side="right").clip(max=len(SHARES) - 1)
+        order = np.lexsort((context.devices, context.memory))
+        tier = np.empty(len(order), np.int64)
+        ends = np.rint(np.cumsum(SHARES) * len(order)).astype(np.int64)
+        tier[order] = np.searchsorted(ends, context.devices, side="right").clip(max=len(SHARES) - 1)
         return tier
 
     def server(self, context: FederatedContext, setting: HeteSetting) -> HeteServer:
-        table = context.start_table("items", context.num_items, context.dim, START_SCALE)
+        table = context.start_table(START_SCALE)
         return HeteServer(tuple(np.ascontiguousarray(table[:, :w]) for w in self.widths(context)), context.seed)
 
     def device_states(self, context: FederatedContext, setting: HeteSetting) -> FloatArray:
         return start_vectors(context, context.dim)
 
-    def sent(self, server: HeteServer, devices: IntArray, context: FederatedContext) -> IntArray:
-        sizes = np.array([table.size for table in server.tables], np.int64)
-        return sizes[self.tiers(context)[devices]] * NUMBER_BYTES
-
-    def nothing(self, context: FederatedContext) -> RowSums:
-        return RowSums.nothing(context.num_items, context.dim)
-
-    def answer(self, server: HeteServer, kept: FloatArray, devices: IntArray, now: FederatedRound) -> PaddedUpdates:
+    def contribute(
+        self, server: HeteServer, kept: FloatArray, devices: IntArray, now: FederatedRound, sums: RoundSums
+    ) -> None:
         """Changed rows, of devices with each of the widths."""
-        widths, tier = self.widths(now.context), self.tiers(now.context)[devices]
+        widths, tier = np.array(self.widths(now.context)), self.tiers(now.context)[devices]
         bpr = replace(now, setting=now.setting.bpr)
-        messages = []
         for place, (width, table) in enumerate(zip(widths, server.tables, strict=True)):
             some = devices[tier == place]
-            vectors = kept[some]
-            vectors[:, :width], updates = bpr_steps(
-                bpr, table, vectors[:, :width], some, widths[: place + 1], bpr.setting.learning_rate
+            kept[some, :width], updates = STEPS.train(
+                bpr, table, kept[some, :width], some, bpr.setting.learning_rate, widths[: place + 1]
             )
-            kept[some] = vectors
-            messages.append(updates)
-        places = tuple(np.flatnonzero(tier == place) for place in range(len(widths)))
-        return PaddedUpdates(tuple(messages), places)
+            sums.add(updates, table.size)
 
-    def merged(self, server: HeteServer, sums: RowSums, setting: HeteSetting) -> HeteServer:
+    def merged(self, server: HeteServer, sums: RoundSums, setting: HeteSetting) -> HeteServer:
         """Padded changes, then what the server does with the tables alone."""
         changes = setting.bpr.server_share * sums.changes()
         tables = [table + changes[:, : table.shape[1]] for table in server.tables]
@@ -145,13 +127,8 @@ class HeteFedRec:
         table = served.tables[place]
         training = FederatedRound(context, replace(setting.bpr, epochs=VECTOR_EPOCHS), 0)
         width = table.shape[1]
-        users = np.concatenate(
-            [
-                bpr_steps(training, table, served.users[some, :width], some, (width,), 0.0)[0]
-                for some in context.chunks(np.arange(context.num_devices))
-            ]
-        )
-        return ServedTables((table,), np.zeros(context.num_devices, np.int64), users)
+        users, _ = STEPS.train(training, table, served.users[:, :width].copy(), context.devices, 0.0, np.array([width]))
+        return ServedTables.for_everybody(table, users)
 
 
 def decorrelated(table: DoubleArray, step: float) -> DoubleArray:

@@ -15,17 +15,9 @@ from itertools import product
 import numpy as np
 
 from fl_peel.kernels.rivals import bce_devices
-from fl_peel.randomness import device_seeds
-from strategies.rivals.bpr import SharedTable, start_vectors
-from strategies.rivals.federated import (
-    FederatedContext,
-    FederatedRound,
-    FloatArray,
-    IntArray,
-    RowSums,
-    RowUpdates,
-    ServedTables,
-)
+from strategies.rivals.base import FloatArray, IntArray
+from strategies.rivals.bpr import START_SCALE, start_vectors
+from strategies.rivals.federated import FederatedContext, FederatedRound, LocalSteps, RoundSums, ServedTables
 
 BATCH_SIZE = 256
 
@@ -50,21 +42,32 @@ GRID = tuple(
 )
 
 
+STEPS = LocalSteps(bce_devices, "pfedrec")
+"""Steps of score functions and rows in batches of a size."""
+
+
 @dataclass(frozen=True)
-class PFedRec(SharedTable):
-    """Devices keep their score functions (U, d + 1), bias last."""
+class PFedRec:
+    """The server has one item table (I, d), which every device is sent; devices keep their score functions (U, d + 1),
+    bias last.
+    """
 
     name: str = "pfedrec"
     grid: tuple[PFedRecSetting, ...] = GRID
 
+    def server(self, context: FederatedContext, setting: PFedRecSetting) -> FloatArray:
+        return context.start_table(START_SCALE)
+
     def device_states(self, context: FederatedContext, setting: PFedRecSetting) -> FloatArray:
         return start_vectors(context, context.dim + 1)
 
-    def answer(self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound) -> RowUpdates:
-        kept[devices], updates = personal_steps(now, server, kept[devices], devices)
-        return updates
+    def contribute(
+        self, server: FloatArray, kept: FloatArray, devices: IntArray, now: FederatedRound, sums: RoundSums
+    ) -> None:
+        kept[devices], updates = STEPS.train(now, server, kept[devices], devices, now.setting.row_rate, BATCH_SIZE)
+        sums.add(updates, server.size)
 
-    def merged(self, server: FloatArray, sums: RowSums, setting: PFedRecSetting) -> FloatArray:
+    def merged(self, server: FloatArray, sums: RoundSums, setting: PFedRecSetting) -> FloatArray:
         """The mean of all devices' tables, or the table and a share of all changes."""
         share = 1 / max(sums.devices, 1) if setting.server_share is None else setting.server_share
         return (server + share * sums.changes()).astype(np.float32)
@@ -76,36 +79,6 @@ class PFedRec(SharedTable):
 
         The bias, the same for all items, ranks nothing.
         """
-        everybody, after = np.arange(context.num_devices), FederatedRound(context, setting, 0)
-        parts = [personal_steps(after, server, kept[some], some) for some in context.chunks(everybody)]
-        users = np.concatenate([part[0] for part in parts])
-        own = RowUpdates.joined([part[1] for part in parts])
-        return ServedTables((server,), np.zeros(context.num_devices, np.int64), users[:, :-1], own)
-
-
-def personal_steps(
-    now: FederatedRound, table: FloatArray, users: FloatArray, devices: IntArray
-) -> tuple[FloatArray, RowUpdates]:
-    """One local training of these devices (N,): score functions (N, d + 1) after it, and how their rows changed."""
-    context, setting = now.context, now.setting
-    train = context.train.select(devices)
-    users = np.ascontiguousarray(users)
-    draws = setting.epochs * (1 + setting.num_negatives)
-    room = RowUpdates.room(train, context.num_items, table.shape[1], draws)
-    bce_devices(
-        table,
-        users,
-        train.indptr,
-        train.items,
-        device_seeds(context.seed, "pfedrec", now.number, devices=devices),
-        setting.epochs,
-        setting.num_negatives,
-        BATCH_SIZE,
-        np.float32(setting.row_rate),
-        np.float32(setting.learning_rate),
-        np.float32(setting.l2),
-        room.indptr,
-        room.items,
-        room.rows,
-    )
-    return users, room.written
+        after = FederatedRound(context, setting, 0)
+        users, own = STEPS.train(after, server, kept.copy(), context.devices, setting.row_rate, BATCH_SIZE)
+        return ServedTables.for_everybody(server, users[:, :-1], own)

@@ -28,7 +28,6 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import (
     SPLITS,
-    TOP_N,
     UNLIMITED,
     FloatArray,
     ListOption,
@@ -37,17 +36,12 @@ from strategies.rivals.base import (
     Option,
     Request,
     Rival,
-    Split,
+    best_lists,
     lists_of,
     quality,
     whole_table,
 )
 from strategies.rivals.groups import PerGroup
-
-CHUNK_USERS = 512
-"""Users whose scores of all items are held at a time."""
-Scores = Callable[[sp.csr_matrix], FloatArray]
-"""Function from interactions (M, I) to scores of all items (M, I); minus infinity where an item has none."""
 
 
 def interactions(rows: UserItems, num_items: int) -> sp.csr_matrix:
@@ -56,31 +50,18 @@ def interactions(rows: UserItems, num_items: int) -> sp.csr_matrix:
     return sp.csr_matrix((values, rows.items, rows.indptr), shape=(rows.num_users, num_items))
 
 
-def best_lists(scores_of: Scores, known: UserItems, exclude: UserItems, num_items: int) -> Lists:
-    """The TOP_N best items (U, TOP_N) given ``known``, without ``exclude``; -1: fewer. Ties go to the smaller."""
-    matrix = interactions(known, num_items)
-    lists = np.full((known.num_users, TOP_N), -1, np.int32)
-    for start in range(0, known.num_users, CHUNK_USERS):
-        users = np.arange(start, min(start + CHUNK_USERS, known.num_users))
-        scores = scores_of(matrix[users])
-        left_out = exclude.select(users)
-        scores[left_out.users(), left_out.items] = -np.inf
-        last = max(num_items - TOP_N, 0)
-        least = np.partition(scores, last, axis=1)[:, last]  # the score of the last one in the list
-        for place, user in enumerate(users):
-            row = scores[place]
-            among = np.flatnonzero((row >= least[place]) & (row > -np.inf))
-            best = among[np.argsort(-row[among], kind="stable")][:TOP_N]
-            lists[user, : len(best)] = best
-    return lists
-
-
-def listed(scores_of: Scores, material: Material, num_bytes: int, seconds: float, label: str) -> ListOption:
-    """An option of lists from scores, given each device's train items; num_bytes: of the model, on the server."""
-    train = material.splits.train
-    excluded: dict[Split, UserItems] = {"validation": train, "test": material.seen}
-    lists = {split: best_lists(scores_of, train, rows, material.num_items) for split, rows in excluded.items()}
-    return ListOption(UNLIMITED, lists, np.full(train.num_users, num_bytes, np.int64), seconds, label)
+def listed(
+    scores_of: Callable[[sp.csr_matrix], FloatArray], material: Material, num_bytes: int, seconds: float, label: str
+) -> ListOption:
+    """An option of lists from scores (M, I), given each device's train items, (M, I); num_bytes: of the model, on the
+    server.
+    """
+    train = interactions(material.splits.train, material.num_items)
+    lists = {
+        split: best_lists(lambda some: scores_of(train[some]), material.hidden(split), material.num_items)
+        for split in SPLITS
+    }
+    return ListOption(UNLIMITED, lists, np.full(train.shape[0], num_bytes, np.int64), seconds, label)
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,27 @@ import pytest
 from fl_peel.blocks.compression import DenseTable, stored_bytes
 from fl_peel.data.interactions import Splits, UserItems, split
 from fl_peel.pretraining.central_training import pretrain
-from strategies.rivals.bpr import BprSetting, FedAvgBpr, bpr_steps
-from strategies.rivals.fcf import Fcf, FcfServer, FcfSetting, Gradients, solved
+from strategies.rivals import bpr, pfedrec
+from strategies.rivals.base import best_lists
+from strategies.rivals.bpr import BprSetting, FedAvgBpr
+from strategies.rivals.fcf import Fcf, FcfServer, FcfSetting, solved, sum_gradients
 from strategies.rivals.federated import (
     UNITS,
     Effort,
     FederatedContext,
     FederatedRound,
-    PaddedUpdates,
     Popularity,
-    RowSums,
+    RoundSums,
     RowUpdates,
     ServedTables,
     held_bytes,
+    own_scores,
     quality,
     train,
     tuned,
-    with_own_rows,
 )
 from strategies.rivals.hetefedrec import HeteFedRec, HeteSetting, decorrelated, distilled
-from strategies.rivals.pfedrec import PFedRec, PFedRecSetting, personal_steps
+from strategies.rivals.pfedrec import PFedRec, PFedRecSetting
 from tests.helpers.planted import planted_interactions
 from tests.helpers.settings import PRETRAINING
 
@@ -56,13 +57,20 @@ def world():
     return FederatedContext(splits, 8, 0, np.arange(120)[::-1] + 1, three_in_four)
 
 
+def sums_of(method, server, kept, devices, now):
+    """What some devices contribute in a round."""
+    sums = RoundSums.nothing(now.context)
+    method.contribute(server, kept, devices, now, sums)
+    return sums
+
+
 def rows_of(method, setting, world, numbers=(1, 2, 3), order=lambda devices: devices):
     """The server after some rounds."""
     server, kept = method.server(world, setting), method.device_states(world, setting)
     for number in numbers:
-        sums = method.nothing(world)
+        sums = RoundSums.nothing(world)
         for some in world.chunks(order(world.present(number))):
-            sums += method.answer(server, kept, some, FederatedRound(world, setting, number))
+            method.contribute(server, kept, some, FederatedRound(world, setting, number), sums)
         server = method.merged(server, sums, setting)
     return server
 
@@ -82,11 +90,10 @@ def arrays(server):
 @pytest.mark.parametrize(("method", "setting"), [*SETTINGS, (Popularity(), None)], ids=[*NAMES, "popularity"])
 def test_the_server_is_given_sums_and_nothing_of_a_single_device(method, setting, world):
     assert list(inspect.signature(type(method).merged).parameters) == ["self", "server", "sums", "setting"]
-    sums = method.nothing(world)
-    assert isinstance(sums, RowSums | Gradients)
     server, kept = method.server(world, setting), method.device_states(world, setting)
-    message = method.answer(server, kept, world.present(1), FederatedRound(world, setting, 1))
-    assert isinstance(message, RowUpdates | PaddedUpdates | Gradients)
+    sums = sums_of(method, server, kept, world.present(1), FederatedRound(world, setting, 1))
+    assert (sums.rows.shape, sums.moments.shape) == ((world.num_items, 8), (8, 8))
+    assert all(np.ndim(value) == 0 for name, value in vars(sums).items() if name not in ("rows", "moments"))
     for part in arrays(rows_of(method, setting, world)):
         assert len(part) == world.num_items  # never one row a device
 
@@ -106,33 +113,34 @@ def test_who_is_away_says_and_learns_nothing(world):
     method, kept = FedAvgBpr(), FedAvgBpr().device_states(world, BPR)
     before = kept.copy()
     devices = world.present(1)
-    message = method.answer(method.server(world, BPR), kept, devices, FederatedRound(world, BPR, 1))
+    sums = sums_of(method, method.server(world, BPR), kept, devices, FederatedRound(world, BPR, 1))
     away = np.setdiff1d(np.arange(120), devices)
     assert np.array_equal(kept[away], before[away])
     assert not np.array_equal(kept[devices], before[devices])
-    assert len(message.num_bytes) == len(devices) == 90
+    assert sums.devices == len(devices) == 90
 
 
 def test_bytes_are_those_of_the_arrays(world):
     method = FedAvgBpr()
-    server = method.server(world, BPR)
+    server, now = method.server(world, BPR), FederatedRound(world, BPR, 1)
     devices = np.array([3, 7])
-    message = method.answer(server, method.device_states(world, BPR), devices, FederatedRound(world, BPR, 1))
-    assert message.num_bytes.sum() == message.items.nbytes + message.rows.nbytes
-    assert method.sent(server, devices, world).tolist() == [server.nbytes] * 2
+    kept = method.device_states(world, BPR)
+    _, updates = bpr.STEPS.train(now, server, kept[devices], devices, BPR.learning_rate, np.array([8]))
+    sums = sums_of(method, server, kept, devices, now)
+    assert sums.up == updates.items.nbytes + updates.rows.nbytes
+    assert sums.down == 2 * server.nbytes
     fcf, setting = Fcf(), FcfSetting(1.0, 1.0, 0.02)
-    gradients = fcf.answer(fcf.server(world, setting), None, devices, FederatedRound(world, setting, 1))
-    assert gradients.num_bytes.tolist() == [4 * 100 * 8] * 2
+    sums = sums_of(fcf, fcf.server(world, setting), None, devices, FederatedRound(world, setting, 1))
+    assert sums.up == sums.down == 2 * 4 * 100 * 8
     hete, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
-    tiers = hete.tiers(world)[np.array([0, 119, 40])]
-    moved = hete.sent(hete.server(world, setting), np.array([0, 119, 40]), world)
-    assert (moved == np.array([4 * 100 * width for width in (2, 4, 8)])[tiers]).all()
-    now = FederatedRound(world, setting, 1)
-    padded, alone = (
-        hete.answer(hete.server(world, setting), hete.device_states(world, setting), devices, now)
-        for devices in (np.array([0, 119, 40]), np.array([119]))
+    now, devices = FederatedRound(world, setting, 1), np.array([0, 119, 40])
+    together, *alone = (
+        sums_of(hete, hete.server(world, setting), hete.device_states(world, setting), some, now)
+        for some in (devices, *devices[:, None])
     )
-    assert padded.num_bytes[1] == alone.num_bytes[0]
+    assert [one.down for one in alone] == [4 * 100 * (2, 4, 8)[tier] for tier in hete.tiers(world)[devices]]
+    assert together.down == sum(one.down for one in alone)
+    assert together.up == sum(one.up for one in alone)
 
 
 # steps
@@ -170,7 +178,9 @@ def test_a_step_goes_down_the_pairwise_loss_of_every_width(widths):
     rng = np.random.default_rng(0)
     table, user = rng.normal(size=(2, 3)).astype(np.float32), rng.normal(size=(1, 3)).astype(np.float32)
     setting = BprSetting(0.1, 0.02, 1.0, num_negatives=1)
-    after, updates = bpr_steps(FederatedRound(world, setting, 1), table, user.copy(), np.array([0]), widths, 0.3)
+    after, updates = bpr.STEPS.train(
+        FederatedRound(world, setting, 1), table, user.copy(), np.array([0]), 0.3, np.array(widths)
+    )
     pull = numeric(lambda x: log_loss(x, table[1], table[0], widths), user[0])
     np.testing.assert_allclose(after[0], user[0] - 0.1 * (pull + 0.02 * user[0]), rtol=1e-4)
     rows = numeric(lambda t: log_loss(user[0], t[1], t[0], widths), table)
@@ -185,7 +195,9 @@ def test_negatives_are_never_a_devices_own_items():
     for number in range(20):
         setting = BprSetting(0.1, 0.0, 1.0, epochs=2, num_negatives=3)
         user = np.full((1, 3), 0.5, np.float32)
-        _, updates = bpr_steps(FederatedRound(world, setting, number), table, user, np.array([0]), (3,), 0.1)
+        _, updates = bpr.STEPS.train(
+            FederatedRound(world, setting, number), table, user, np.array([0]), 0.1, np.array([3])
+        )
         up = updates.items[updates.rows[:, 0] > 0]
         assert set(up.tolist()) <= {0, 2, 4, 5}
         assert set(updates.items[updates.rows[:, 0] < 0].tolist()) <= {1, 3, 6}
@@ -197,7 +209,9 @@ def test_the_score_function_steps_first_then_rows_under_it():
     rng = np.random.default_rng(1)
     table, score = rng.normal(size=(3, 3)).astype(np.float32), rng.normal(size=(1, 4)).astype(np.float32)
     setting = PFedRecSetting(0.5, 2.0, 0.01, None, num_negatives=0)
-    after, updates = personal_steps(FederatedRound(world, setting, 1), table, score.copy(), np.array([0]))
+    after, updates = pfedrec.STEPS.train(
+        FederatedRound(world, setting, 1), table, score.copy(), np.array([0]), 2.0, pfedrec.BATCH_SIZE
+    )
     rows = table[[0, 2]].astype(np.float64)
 
     def loss(function, rows):
@@ -214,13 +228,13 @@ def test_the_score_function_steps_first_then_rows_under_it():
 def test_the_mean_of_devices_tables_is_what_the_server_of_pfedrec_has(world):
     method, setting = PFedRec(), PFedRecSetting(1.0, 10.0, 0.0, None)
     server, kept, devices = method.server(world, setting), method.device_states(world, setting), world.present(1)
-    message = method.answer(server, kept.copy(), devices, FederatedRound(world, setting, 1))
+    now = FederatedRound(world, setting, 1)
+    _, updates = pfedrec.STEPS.train(now, server, kept[devices], devices, setting.row_rate, pfedrec.BATCH_SIZE)
     tables = np.repeat(server[None].astype(np.float64), len(devices), axis=0)
     for place in range(len(devices)):
-        some = slice(message.indptr[place], message.indptr[place + 1])
-        tables[place, message.items[some]] += message.rows[some]
-    sums = method.nothing(world)
-    sums += message
+        some = slice(updates.indptr[place], updates.indptr[place + 1])
+        tables[place, updates.items[some]] += updates.rows[some]
+    sums = sums_of(method, server, kept, devices, now)
     np.testing.assert_allclose(method.merged(server, sums, setting), tables.mean(axis=0), atol=1e-5)
 
 
@@ -236,7 +250,7 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
     devices = np.arange(0, 30)
     table = np.random.default_rng(2).normal(size=(100, 8)) * 0.3
     train_items = world.train.select(devices)
-    factors = solved(table, devices, world, setting)
+    factors = solved(table, train_items, setting)
 
     def regularized(flat):
         return implicit_loss(table, flat, train_items, 3.0) + 0.7 * (flat**2).sum()
@@ -244,7 +258,7 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
     assert np.abs(numeric(regularized, factors)).max() < 1e-3
     method = Fcf()
     server = FcfServer(table, np.zeros_like(table), np.zeros_like(table))
-    sums = method.answer(server, None, devices, FederatedRound(world, setting, 1))
+    sums = sums_of(method, server, None, devices, FederatedRound(world, setting, 1))
     # device by device, as it would be said: a dense gradient of (I, d) each
     output = np.zeros_like(table)
     for place in range(len(devices)):
@@ -252,9 +266,9 @@ def test_a_device_of_fcf_solves_its_least_squares_and_sends_the_gradient(world):
         preference[train_items.row(place)] = 1
         confidence = 1 + 3.0 * preference
         output += (confidence * (table @ factors[place] - preference))[:, None] * factors[place]
-    np.testing.assert_allclose(sums.sum_gradients(table), output, atol=1e-4)
+    np.testing.assert_allclose(sum_gradients(table, sums), output, atol=1e-4)
     wanted = numeric(lambda t: implicit_loss(t, factors, train_items, 3.0), table)
-    np.testing.assert_allclose(2 * sums.sum_gradients(table), wanted, atol=1e-3)
+    np.testing.assert_allclose(2 * sum_gradients(table, sums), wanted, atol=1e-3)
 
 
 def test_the_server_of_fcf_steps_as_adam_does():
@@ -267,7 +281,7 @@ def test_the_server_of_fcf_steps_as_adam_does():
     optimizer = torch.optim.Adam([twin], lr=0.1, betas=(0.1, 0.99))
     for _ in range(4):
         rows = rng.normal(size=(5, 2))
-        sums = Gradients(np.zeros((2, 2), np.int64), np.rint(rows * UNITS).astype(np.int64), np.zeros(0, np.int64))
+        sums = RoundSums(np.rint(rows * UNITS).astype(np.int64), np.zeros((2, 2), np.int64))
         twin.grad = 2 * (torch.tensor(rows) + 0.5 * twin.detach())
         optimizer.step()
         server = method.merged(server, sums, setting)
@@ -289,13 +303,14 @@ def test_the_devices_with_the_most_memory_have_the_widest_tables(world):
 def test_narrow_changes_are_padded_and_each_width_takes_its_columns(world):
     method, setting = HeteFedRec(), HeteSetting(BPR, 0.0, 0.0)
     server, kept = method.server(world, setting), method.device_states(world, setting)
-    message = method.answer(server, kept, np.arange(120), FederatedRound(world, setting, 1))
-    assert [part.rows.shape[1] for part in message.parts] == [2, 4, 8]
-    wanted = np.zeros((100, 8))
-    for part in message.parts:
-        np.add.at(wanted, part.items, np.pad(part.rows, ((0, 0), (0, 8 - part.rows.shape[1]))))
-    sums = method.nothing(world)
-    sums += message
+    tiers, wanted, widths = method.tiers(world), np.zeros((100, 8)), np.array([2, 4, 8])
+    now = FederatedRound(world, BPR, 1)
+    for place, width in enumerate(widths):
+        some = np.flatnonzero(tiers == place)
+        table, users = server.tables[place], kept[some, :width]
+        _, part = bpr.STEPS.train(now, table, users, some, BPR.learning_rate, widths[: place + 1])
+        np.add.at(wanted, part.items, np.pad(part.rows, ((0, 0), (0, 8 - width))))
+    sums = sums_of(method, server, kept, np.arange(120), FederatedRound(world, setting, 1))
     after = method.merged(server, sums, setting)
     for table, before, width in zip(after.tables, server.tables, (2, 4, 8), strict=True):
         np.testing.assert_allclose(table, before + 0.2 * wanted[:, :width], atol=1e-5)
@@ -331,13 +346,14 @@ def test_a_device_trains_its_first_columns_by_themselves_for_every_narrower_widt
     tiers = method.tiers(world)
     for place, widths in enumerate(((2,), (2, 4), (2, 4, 8))):
         devices = np.flatnonzero(tiers == place)[:3]
-        vectors = kept[devices, : widths[-1]]
-        after, updates = bpr_steps(
-            FederatedRound(world, BPR, 1), server.tables[place], vectors, devices, widths, BPR.learning_rate
+        vectors = kept[devices, : widths[-1]]  # a copy
+        after, updates = bpr.STEPS.train(
+            FederatedRound(world, BPR, 1), server.tables[place], vectors, devices, BPR.learning_rate, np.array(widths)
         )
-        changed = kept.copy()
-        message = method.answer(server, changed, devices, FederatedRound(world, setting, 1))
-        assert np.array_equal(message.parts[place].rows, updates.rows)
+        changed, alone = kept.copy(), RoundSums.nothing(world)
+        alone.add(updates, server.tables[place].size)
+        sums = sums_of(method, server, changed, devices, FederatedRound(world, setting, 1))
+        assert np.array_equal(sums.rows, alone.rows)
         assert np.array_equal(changed[devices, : widths[-1]], after)
         assert np.array_equal(changed[devices, widths[-1] :], kept[devices, widths[-1] :])
 
@@ -371,23 +387,24 @@ def test_rows_of_a_devices_own_are_ranked_with_all_others():
     )
     own_items = np.concatenate([np.sort(rng.permutation(30)[:5]) for _ in range(6)]).astype(np.int32)
     own = RowUpdates(np.arange(7) * 5, own_items, rng.normal(size=(30, 4)).astype(np.float32))
-    others = np.full((6, 10), -1, np.int32)
-    wanted = np.empty((6, 10), np.int64)
+    wanted = np.empty((6, 20), np.int64)
     for k in range(6):
         mine = table.copy()
         some = slice(5 * k, 5 * k + 5)
-        mine[own_items[some]] = own.rows[some]
+        mine[own_items[some]] += own.rows[some]
         scores = mine @ users[k]
         scores[hidden.row(k)] = -np.inf
-        wanted[k] = np.argsort(-scores)[:10]
-        rest = [i for i in np.argsort(-(table @ users[k])) if i not in own_items[some] and i not in hidden.row(k)]
-        others[k] = rest[:10]
-    assert np.array_equal(with_own_rows(others, table, users, hidden, own, 10), wanted)
+        wanted[k] = np.argsort(-scores)[:20]
+    scores_of = own_scores(own, table, DenseTable.from_table(table, "fp32"), users, np.arange(6))
+    assert np.array_equal(best_lists(scores_of, hidden, 30), wanted)
+    some = np.array([4, 1])
+    scores_of = own_scores(own, table, DenseTable.from_table(table, "fp32"), users[some], some)
+    assert np.array_equal(best_lists(scores_of, hidden.select(some), 30), wanted[some])
 
 
 def test_a_device_is_not_shown_on_the_test_what_it_has_in_validation(world):
     splits = world.splits
-    table = np.zeros((world.num_items, world.num_devices), np.float32)
+    table = np.zeros((world.num_items, 120), np.float32)
     table[splits.test.items, splits.test.users()] = 1
     table[splits.validation.items, splits.validation.users()] = 2
     table[splits.train.items, splits.train.users()] = 3
@@ -415,15 +432,8 @@ class Told:
     def device_states(self, world, setting):
         return None
 
-    def sent(self, server, devices, world):
-        return np.full(len(devices), 100)
-
-    def nothing(self, world):
-        return RowSums.nothing(world.num_items, 1)
-
-    def answer(self, server, kept, devices, now):
-        empty = np.zeros(len(devices) + 1, np.int64)
-        return RowUpdates(empty, np.zeros(0, np.int32), np.zeros((0, 1), np.float32))
+    def contribute(self, server, kept, devices, now, sums):
+        sums.count(len(devices), 25, 0)
 
     def merged(self, server, sums, setting):
         return server + 1
@@ -431,12 +441,10 @@ class Told:
     def served(self, server, kept, world, setting):
         """From round 30 on it knows nothing."""
         wanted = self.splits.test if setting == "test" else self.splits.validation
-        table = np.zeros((world.num_items, world.num_devices), np.float32)
+        table = np.zeros((world.num_items, 120), np.float32)
         if server[0, 0] < 30:
             table[wanted.items, wanted.users()] = 1
-        return ServedTables(
-            (table,), np.zeros(world.num_devices, np.int64), np.eye(world.num_devices, dtype=np.float32)
-        )
+        return ServedTables((table,), np.zeros(120, np.int64), np.eye(120, dtype=np.float32))
 
 
 def test_setting_and_round_are_chosen_on_validation(world):

@@ -42,6 +42,7 @@ from strategies.rivals.base import (
     GroupStarts,
     Material,
     Request,
+    best_lists,
     block_option,
     compete,
     decoded_blocks,
@@ -64,7 +65,6 @@ from strategies.rivals.server import (
     Ease,
     FullTable,
     ItemNeighbours,
-    best_lists,
     ease_weights,
     keep_popular_items,
     neighbour_weights,
@@ -568,11 +568,9 @@ def test_neighbours_in_blocks_are_the_same(matrix):
 
 
 def test_lists_are_the_best_scores_ties_to_the_smaller_item(material):
-    train = material.splits.train
     scores = np.random.default_rng(0).integers(0, 9, (120, 60)).astype(np.float32)
     scores[:, 7] = -np.inf
-    place = iter(range(0, 120, server.CHUNK_USERS))
-    lists = best_lists(lambda rows: scores[next(place) :][: rows.shape[0]].copy(), train, material.seen, 60)
+    lists = best_lists(lambda some: scores[some], material.seen, 60)
     for user in range(120):
         free = [i for i in range(60) if i != 7 and i not in set(material.seen.row(user).tolist())]
         wanted = sorted(free, key=lambda i: (-scores[user, i], i))[:20]
