@@ -1,5 +1,5 @@
 """Contract suites of what packages add to the method, to be subclassed in your own tests: of block selectors, bounded
-statistics, mechanisms and attacks.
+statistics, stages, mechanisms and attacks.
 
 ::
 
@@ -18,11 +18,13 @@ import copy
 import math
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
 from fl_peel.attacks.base import (
     ITEM_SECRETS,
     Accomplice,
@@ -41,9 +43,15 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks, ranking
 from fl_peel.data.interactions import UserItems
 from fl_peel.exchange.bounded_statistic import BoundedStatistic, GroupShape, TrainedDevices, bounded
 from fl_peel.kernels import FIXED_POINT
+from fl_peel.pretraining.stage1 import PooledDevices
 from fl_peel.privacy.mechanisms import Mechanism, Schedule, SystemBits, calibrated, event_of, privacy_cost
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.settings import LocalTraining
+from fl_peel.secure.vector import CHECK
+from fl_peel.steps import STEPS, Stage
+from fl_peel.steps.base import Arrays, ContributionBounds, HeldItems, StepTerms
+from fl_peel.steps.stage import AFTER
+from fl_peel.steps.units import Floats, unit_vectors
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from fl_peel.weighting.block_statistics import BlockStatistics
@@ -188,6 +196,120 @@ class StatisticContract:
             for name, array in vars(statistics).items():
                 assert np.isfinite(array).all(), f"{name} is no longer finite"
                 assert array.shape == getattr(before, name).shape, f"{name} has another shape"
+
+
+def example_hosts(seed: int, num_devices: int = 9, num_items: int = 14) -> PooledDevices:
+    """Devices of random items and vectors, as steps ask them; the last one has none."""
+    rng = np.random.default_rng(seed)
+    sizes = [*rng.integers(1, num_items, num_devices - 1).tolist(), 0]
+    rows = [np.sort(rng.permutation(num_items)[:size]) for size in sizes]
+    items = UserItems(np.cumsum([0, *sizes]), np.concatenate(rows).astype(np.int32))
+    vectors = unit_vectors(rng.standard_normal((num_devices, 8)).astype(np.float32)) * (items.counts() > 0)[:, None]
+    return PooledDevices(items, UserItems(0 * items.indptr, items.items[:0]), None, vectors)
+
+
+class StageContract:
+    """Contract suite of a stage: subclass it and set ``stage``; ``seeds`` sets how much is tested."""
+
+    stage: ClassVar[type[Stage]]
+    seeds: ClassVar[tuple[int, ...]] = (0, 1, 2)
+    terms: ClassVar[StepTerms] = StepTerms(14, 0.3, dim=4)
+    bounded: ClassVar[tuple[StepTerms, ...]] = (
+        replace(terms, bounds=ContributionBounds(1.5)),
+        replace(terms, bounds=ContributionBounds(1.5, l1=True)),
+    )
+
+    def tables(self, seed: int) -> list[Floats]:
+        """Return item tables of two user groups."""
+        return list(np.random.default_rng(seed).normal(size=(2, 14, 4)).astype(np.float32))
+
+    def contribution(self, terms: StepTerms, seed: int, places: Sequence[int] | None = None) -> Arrays:
+        """Return the sum of example devices, or of those at some places."""
+        stage, all_devices = type(self).stage(), example_hosts(seed)
+        some = np.arange(9) if places is None else np.array(places, np.int64)
+        rows, none = (part.select(some) for part in (all_devices.contributed, all_devices.validation))
+        assert all_devices.made is not None
+        devices = PooledDevices(rows, none, None, all_devices.made[some])
+        sent = stage.sent(self.tables(seed))
+        pieces = [(piece, piece + 1) for piece in range(stage.num_pieces)]
+        each = (stage.contribute(devices, stage.cut(sent, part, terms), part, terms, None) for part in pieces)
+        return stage.whole(terms, zip(pieces, each, strict=True))
+
+    def test_it_has_a_name_and_a_place(self) -> None:
+        """It is made without arguments, and has a name of its own and a stage of every run to stand after."""
+        stage = type(self).stage()
+        assert stage.name and stage.name not in STEPS, f"{stage.name!r} is the name of a step of stage 1"  # noqa: PT018
+        assert stage.after in AFTER, f"after {stage.after!r}: one of {', '.join(AFTER)}"
+
+    def test_contributions_have_the_stated_shape_and_are_whole(self) -> None:
+        """Sums are 64-bit integers of the stated shapes, whatever devices have, and what a node may reply."""
+        stage = type(self).stage()
+        for terms in (self.terms, *self.bounded):
+            for seed in self.seeds:
+                sums = self.contribution(terms, seed)
+                assert {name: array.shape for name, array in sums.items()} == {
+                    one.name: one.shape for one in stage.sums(terms)
+                }, "another shape than sums() states"
+                assert not {CHECK, "classes", "clock"} & sums.keys(), "a name of what goes with every masked vector"
+                assert all(array.dtype == np.int64 for array in sums.values()), "sums are int64"
+                specs = stage.reply_arrays(terms, (0, stage.num_pieces), 9)
+                ArrayChecker.from_context(MessageContext({TOTAL: MOST}, arrays=specs)).group(sums, "a reply")
+
+    def test_what_is_sent_is_what_is_stated(self) -> None:
+        """Arrays that are sent have the stated shapes and types, of which the cost of the stage is made."""
+        stage = type(self).stage()
+        specs = stage.sent_arrays(self.terms, (0, stage.num_pieces))
+        ArrayChecker.from_context(MessageContext({TOTAL: MOST}, arrays=specs)).group(stage.sent(self.tables(0)), "sent")
+        none, budgets = np.zeros(3, np.int64), np.full(3, 1 << 20)
+        cost = stage.whole_cost(self.terms, HeldItems(none, none, none), budgets)
+        assert all((array >= 0).all() and array.shape == (3,) for array in vars(cost).values()), "costs are (N,)"
+
+    def test_a_device_speaks_for_itself(self) -> None:
+        """The sum is that of each device alone, so that nodes and masks change nothing."""
+        for terms in (self.terms, *self.bounded):
+            for seed in self.seeds:
+                alone = [self.contribution(terms, seed, [place]) for place in range(9)]
+                for name, whole in self.contribution(terms, seed).items():
+                    assert np.array_equal(whole, sum(each[name] for each in alone)), f"{name} is no sum over devices"
+
+    def test_noised_parts_are_within_their_bounds(self) -> None:
+        """No device passes the bound of a noised part; a sum of which some part is noised is noised as a whole."""
+        stage = type(self).stage()
+        for terms in self.bounded if stage.noised else ():
+            assert {part.field for part in stage.noised} == {one.name for one in stage.sums(terms)}, "without noise"
+            assert terms.bounds is not None
+            for seed in self.seeds:
+                for place in range(9):
+                    sums = self.contribution(terms, seed, [place])
+                    for part in stage.noised:
+                        mine = sums[part.field].astype(np.float64) / part.unit
+                        norm = np.abs(mine).sum() if terms.bounds.l1 else np.sqrt((mine * mine).sum())
+                        bound = terms.bounds.counts if part.bound is None else part.bound
+                        assert norm <= bound, f"{part.name}: a device adds {norm:.3g}, above {bound}"
+
+    def test_rows_of_few_devices_stay_closed(self) -> None:
+        """Its contributors are counted: by the sum itself, or before it, and closed rows say nothing of anybody."""
+        stage, terms = type(self).stage(), replace(self.terms, counts_contributors=True)
+        assert stage.counts_alone or stage.num_rows(terms), "set counts_alone, or num_rows and contributors"
+        if stage.counts_alone:
+            assert stage.counts_alone in {one.name for one in stage.sums(terms)}, f"no {stage.counts_alone}"
+            return
+        sent, devices, part = stage.sent(self.tables(0)), example_hosts(0), (0, stage.num_pieces)
+        counted = stage.contributors(devices, {name: sent[name] for name in stage.counting_sent}, terms)
+        assert counted.shape == (stage.num_rows(terms),), "contributors are (R,)"
+        closed = stage.contribute(devices, sent, part, terms, np.zeros(len(counted), np.bool_))
+        assert not any(array.any() for array in closed.values()), "a closed row has something"
+
+    def test_any_sum_has_figures(self) -> None:
+        """Figures are made of the sum, of noised ones below 0, and of nobody's; each has a name and is finite."""
+        stage = type(self).stage()
+        for seed in self.seeds:
+            sums = {name: array.astype(np.float64) for name, array in self.contribution(self.terms, seed).items()}
+            nobody, noised = ({name: a * one - b for name, one in sums.items()} for a, b in ((0, 0), (1, 3)))
+            for values in (sums, nobody, noised):
+                for figure in stage.figures(values, self.tables(seed)):
+                    assert figure.name, "a figure needs a name"
+                    assert math.isfinite(figure.value), f"{figure.name} is {figure.value}"
 
 
 class MechanismContract:

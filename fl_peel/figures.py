@@ -7,7 +7,7 @@ number in it becomes a row, and fields marked with :class:`Column` say where it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, SupportsFloat, TypeVar, cast, get_args, get_origin
 
 from fl_peel.json_codec import UNWRITTEN, bare_type, fields_of
@@ -255,7 +255,10 @@ def _figures(
 ) -> Iterator[Figure]:
     """Yield the figures in a value of a type. part, name: path of its owner, and its own name there."""
     about: dict[str, Any] = {"name": name, "unit": unit_of(name), "part": part}
-    if isinstance(value, Estimate):
+    if isinstance(value, Figure):
+        unit = value.unit or unit_of(value.name)
+        yield replace(value, unit=unit, part=part, where={**where, **value.where})
+    elif isinstance(value, Estimate):
         yield Figure(value.value, value.low, value.high, **about, where=where)
         if isinstance(value, SeedsEstimate):
             seeds = cast(Sequence[int], names.get("seeds", range(len(value.by_seed))))

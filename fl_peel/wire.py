@@ -24,7 +24,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl_peel.array_specs import SUM_SCALE, TOTAL, ArraySpec, IntColumns, fields_of, hosted, metric_of, name_of, plain_of
-from fl_peel.errors import MessageError
+from fl_peel.errors import FieldError, MessageError
 from fl_peel.exchange.counters import (
     ClassCounts,
     ClockCounts,
@@ -37,7 +37,7 @@ from fl_peel.exchange.counters import (
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
 from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.settings import PRECISIONS
-from fl_peel.steps import STEPS
+from fl_peel.steps import find_step
 from fl_peel.steps.base import Step
 
 USER_MISTAKE = 1001
@@ -862,9 +862,12 @@ class _MessageReader:
     def _step(self, name: str) -> type[Step]:
         """The class of a step, by its name."""
         step = self._number(str, name)
-        if step not in STEPS or name.count(".") > 1:
-            raise MessageError(f"{self.what}: {name} is {step[:40]!r}, which is no step")
-        return STEPS[step]
+        try:
+            if name.count(".") <= 1:
+                return find_step(step)
+        except FieldError:
+            pass  # as one that is nowhere
+        raise MessageError(f"{self.what}: {name} is {step[:40]!r}, which is no step")
 
     def end(self) -> None:
         """Nothing is left that no field has."""

@@ -51,6 +51,7 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes import NUM_TRACED, some_devices
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
+from strategies.run.added_stages import AddedStages
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner, select_settings
 from strategies.run.run import Run
@@ -84,9 +85,13 @@ def serve_run(run: Run) -> RunResult:
         strategy = refiner.joined(NUM_TRACED)
     evaluator, members, states = Evaluator.from_strategy(strategy), strategy.members, strategy.states
     on_event(Event("joining", 1, 1, f"{len(members.devices):,} devices joined"))
+    last = max((record.time for record in prepared.steps), default=0)
+    added, tables_now = AddedStages(run, last + scenario.pretraining.open_rounds), _Tables(states)
+    added.ask("joining", tables_now)
     start = checkpoints.stage("start-tables", lambda: _before_rounds(evaluator, prepared), timed="evaluation")
     with stages("refinement"):
         keeping = refiner.refine(strategy)
+    added.ask("refinement", tables_now, scenario.refinement.rounds + 1)
     extra = tier_rows(evaluator) | fall_rows(evaluator)
 
     def on_test() -> EvaluationReplies:
@@ -99,6 +104,7 @@ def serve_run(run: Run) -> RunResult:
         "evaluation", lambda: (nodes.settled(on_test), dict(nodes.excluded)), disks=True, timed="evaluation"
     )
     nodes.excluded.update(excluded)
+    added.ask("evaluation", tables_now)
     if paths.model_dir:
         with stages("model"):
             num_bytes = save_model(strategy, prepared, paths)
@@ -149,6 +155,7 @@ def serve_run(run: Run) -> RunResult:
         if scenario.secure_aggregation.enabled
         else None,
         privacy=report_of(scenario, plan, strategy.contents.clip_norms),
+        added_stages=added.results or None,
         stages=stages.seconds,
         environment=EnvironmentResult(
             nodes=len(nodes.ids),

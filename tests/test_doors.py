@@ -136,6 +136,7 @@ EXPORTED = {
         *("Attack", "AttackContract", "BlockStatistics", "FlPeelError", "Mechanism", "MechanismContract", "Population"),
         *("Scenario", "SelectorContract", "__version__", "device_uniforms", "rng_for", "load_scenario", "run"),
         *("Chart", "Progress", "Result", "Section", "SectionContract", "TableView"),
+        *("Figure", "NoisedPart", "Stage", "StageContract", "SumField"),
         *FLEETS,
     },
     "clients": FLEETS | DEVICE_CONTENTS,

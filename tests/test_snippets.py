@@ -1,6 +1,7 @@
 """What the how-to pages tell a reader to do is done, and works; the tutorial is typed by tests/test_first_hour.py."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -90,16 +91,19 @@ def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch)
     ]
     small += ["user_groups={count: 2}", "refinement.rounds=1", "evaluation.budgets=[50%]", "evaluation.artifacts=0"]
     small += ["elasticity={rounds: 0, falls: []}", "fairness.tiers=[]", "selector=exposure"]
-    changes = [*small, "evaluation.selectors=[exposure, surprising]"]
+    changes = [*small, "evaluation.selectors=[exposure, surprising]", "stages=[lengths]"]
     words = [word for change in changes for word in ("--set", change)]
     typed(shlex.join(["fl-peel", "run", "ml-100k", "--quiet", "--out", "out", *words]))
     assert '<section id="participation">' in (folder / "out" / "report.html").read_text()
-    for module, suite in (("test_my_package", "TestSurprising"), ("test_my_sections", "TestParticipation")):
+    (stage,) = json.loads((folder / "out" / "report.json").read_text())["added_stages"].values()
+    assert [figure["value"] for figure in stage["figures"]] == [0, 0, 0, 40, *[0] * 12], "12 items each, 9 to train on"
+    suites = {"package": "TestSurprising", "sections": "TestParticipation", "stages": "TestLengths"}
+    for module, suite in ((f"test_my_{name}", suite) for name, suite in suites.items()):
         tests = getattr(importlib.import_module(module), suite)()
         for name in (name for name in dir(tests) if name.startswith("test_")):
             getattr(tests, name)()
-    for name in ("test_my_package", "test_my_sections", "my_package", "my_sections"):
-        sys.modules.pop(name, None)
+    for name in suites:
+        sys.modules.pop(f"my_{name}", None), sys.modules.pop(f"test_my_{name}", None)
 
 
 def test_blocks_are_found(tmp_path):

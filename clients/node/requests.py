@@ -21,6 +21,7 @@ from fl_peel import wire
 from fl_peel.array_specs import MessageContext, check
 from fl_peel.errors import EngineError, FlPeelError, MessageError, ScenarioError
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.steps import STEPS
 from fl_peel.wire import NodeError
 
 ANYTHING = MessageContext(arrays=None)
@@ -33,6 +34,10 @@ def checked(cohort: Cohort, request: object) -> None:
     Raises:
         MessageError: of another shape, or with numbers out of range.
     """
+    if isinstance(request, wire.StepRequest | wire.SecureStepRequest):
+        step = request.step.question
+        if step.name not in STEPS and step.name not in cohort.scenario.stages:
+            raise MessageError(f"{type(request).__name__}: {step.name} is no stage of the scenario")
     check(request, _known(cohort, request))
     if isinstance(request, wire.JoinRequest):
         _check_join(cohort, request)

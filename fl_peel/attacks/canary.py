@@ -27,7 +27,7 @@ from scipy.stats import binom
 
 from fl_peel.exchange.release import NamedSums, Part, bounds, released
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.privacy.noise_plan import NOISED_PARTS, Plan, Stage1Scales, in_masked_sums, noise_devices_of
+from fl_peel.privacy.noise_plan import Plan, Stage1Scales, in_masked_sums, noise_devices_of
 from fl_peel.privacy.sources import SeededNoise, noise, with_noise_shares
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
@@ -106,7 +106,7 @@ def _releases(scenario: Scenario, plan: Plan, seed: int) -> Iterator[_Release]:
             shares = [stage1.shared(fewest, number, device) for device in range(fewest)]
             draws = shares if shared else [stage1.whole("canary", number)]
             drawn = np.sum([draw(part, (CANARIES,), 0) for draw in draws], axis=0)
-            yield _Release({part: drawn / NOISED_PARTS[part].unit}, {part: stage1.scale(part)}, {part: release.bound})
+            yield _Release({part: drawn / release.unit}, {part: stage1.scale(part)}, {part: release.bound})
     limits, server_round = bounds(scenario, scenario.privacy.clipping.norm), 0
     for times, share in plan.schedule.rounds:
         parts = released(plan.shares, signals=share >= 1.0)

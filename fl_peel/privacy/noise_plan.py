@@ -20,25 +20,28 @@ from fl_peel.privacy.mechanisms import Mechanism, PrivacyCost, Schedule, calibra
 from fl_peel.privacy.sources import NoiseSource, source_of, whole_scale
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import answers_needed
-from fl_peel.steps import STEPS
+from fl_peel.steps import STEPS, find_stage, steps_of
 from fl_peel.steps.base import ContributionBounds, Draw, NoisedPart
 from fl_peel.steps.units import Ints
 
 NOISED_PARTS = MappingProxyType({part.name: part for step in STEPS.values() for part in step.noised})
-"""Parts of sums that a mechanism noises, of all steps. Their shares of the budget of stage 1 are for all times of a
-part together; shares of unused parts go to the others. Chosen on ML-100K's validation items at epsilon 8: the pass
-alone finds what popularity does not show.
+"""Parts of sums of stage 1 that a mechanism noises. Their shares of its budget are for all times of a part together;
+shares of unused parts go to the others. Chosen on ML-100K's validation items at epsilon 8: the pass alone finds what
+popularity does not show.
 """
 
 
 @dataclass(frozen=True)
 class Stage1Release:
-    """Release of a part of stage 1. times: how often; share: of a round's release, each time; bound: of a device."""
+    """Release of a part of stage 1, or of a stage that shares its budget. times: how often; share: of a round's
+    release, each time; bound: of a device; unit: units in one.
+    """
 
     part: str
     times: int
     share: float
     bound: float
+    unit: float
 
 
 def contribution_bounds(scenario: Scenario) -> ContributionBounds | None:
@@ -53,12 +56,13 @@ def stage1_releases(scenario: Scenario) -> tuple[Stage1Release, ...]:
     if not (privacy.noised and pretraining.by_devices):
         return ()
     config, num_groups = pretraining.spectral(), scenario.user_groups.count
-    times = {part: step.times(config, num_groups) for step in STEPS.values() for part in step.noised}
+    times = {part: step.times(config, num_groups) for step in steps_of(scenario) for part in step.noised}
     whole = sum(part.share for part in times if times[part])
 
     def release(part: NoisedPart) -> Stage1Release:
         share = privacy.shares.stage1 * part.share / whole / times[part]
-        return Stage1Release(part.name, times[part], share, privacy.counts_norm if part.bound is None else part.bound)
+        bound = privacy.counts_norm if part.bound is None else part.bound
+        return Stage1Release(part.name, times[part], share, bound, part.unit)
 
     return tuple(release(part) for part in times if times[part])
 
@@ -94,7 +98,7 @@ class Stage1Scales:
 
         def draw(part: str, shape: tuple[int, ...], piece: int) -> Ints:
             what = ("stage-1-noise", *identity, part, piece)
-            return self.source.noise(self.mechanism, shape, self.scale(part), NOISED_PARTS[part].unit, what)
+            return self.source.noise(self.mechanism, shape, self.scale(part), self.releases[part].unit, what)
 
         return draw
 
@@ -103,7 +107,7 @@ class Stage1Scales:
 
         def draw(part: str, shape: tuple[int, ...], piece: int) -> Ints:
             what = ("stage-1-noise-share", *identity, part, piece)
-            return self.source.share(shape, self.std(part), num_devices, NOISED_PARTS[part].unit, what)
+            return self.source.share(shape, self.std(part), num_devices, self.releases[part].unit, what)
 
         return draw
 
@@ -263,7 +267,7 @@ def check_scales(scenario: Scenario, plan: Plan) -> None:
             whole_scale(plan.scale(part, bound), FIXED_POINT)
     scales = Stage1Scales.from_scenario(scenario, plan.multiplier)
     for release in plan.stage1:
-        whole_scale(scales.scale(release.part), NOISED_PARTS[release.part].unit)
+        whole_scale(scales.scale(release.part), release.unit)
 
 
 def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
@@ -284,6 +288,13 @@ def check_keys(scenario: Scenario, mechanism: Mechanism) -> None:
         )
     if in_masked_sums(scenario, mechanism):
         noise_devices_of(scenario, scenario.secure_aggregation.min_devices)
+    names = [part.name for step in steps_of(scenario) for part in step.noised]
+    for stage in map(find_stage, scenario.stages):
+        if not stage.noised or any(names.count(part.name) > 1 for part in stage.noised):
+            raise ScenarioError(
+                f"stages: {stage.name} has no noised parts with names of their own, to which {mechanism.name} could "
+                "add noise; leave it out, or the mechanism"
+            )
     for key, again in (
         ("fairness.exclude_below", scenario.fairness.exclude_below is not None),
         ("elasticity.trained_for", bool(scenario.elasticity.trained_for)),

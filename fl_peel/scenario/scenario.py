@@ -24,6 +24,7 @@ from fl_peel.scenario.base import (
     MOST_NODES,
     MOST_ROUNDS,
     Keys,
+    OneOf,
     Share,
     Text,
     check_distinct,
@@ -41,7 +42,7 @@ from fl_peel.scenario.method import (
     UserGroupsPart,
 )
 from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
-from fl_peel.scenario.settings import Precision, check_device_name
+from fl_peel.scenario.settings import STAGES, Precision, check_device_name
 
 
 def _device(name: str) -> str:
@@ -146,6 +147,8 @@ class Engine(Keys):
         return self
 
 
+Stage = Annotated[str, AfterValidator(STAGES.check), OneOf(STAGES)]
+
 logger = logging.getLogger("fl_peel")
 
 # ---- Former names of keys and values: accepted for one version, with a warning of one line
@@ -244,6 +247,8 @@ class Scenario(Keys):
     privacy: Privacy = Privacy()
     secure_aggregation: SecureAggregation = SecureAggregation()
     poisoning: Poisoning = Poisoning()
+    stages: tuple[Stage, ...] = Field((), max_length=MOST_LISTED, exclude_if=lambda names: not names)
+    """Stages of installed packages that the run has besides its own, see docs/how-to/extend.md."""
     engine: Engine = Engine()
 
     @model_validator(mode="before")
@@ -316,6 +321,17 @@ class Scenario(Keys):
             raise ValueError(
                 "pretraining.source: collected lets devices choose the filter in the clear; under a mechanism set "
                 "pretraining.count_exponent and value_exponent, or source: devices"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages(self) -> Scenario:
+        check_distinct("stages", self.stages)
+        if self.stages and self.data.timeline is not None:
+            raise ValueError("stages: a timeline has none but its own; leave them out")
+        if self.stages and self.privacy.noised and not self.pretraining.by_devices:
+            raise ValueError(
+                "stages have a share of the noise of stage 1 under a mechanism; set pretraining.source: devices"
             )
         return self
 

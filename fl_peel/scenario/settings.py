@@ -273,6 +273,8 @@ MECHANISMS: Registry[Any] = Registry(
 DEVICE_CONTENTS: Registry[Any] = Registry("device contribution", "fl_peel.device_contents")
 SERVER_CONTENTS: Registry[Any] = Registry("server contribution", "fl_peel.server_contents")
 STATISTICS: Registry[Any] = Registry("statistic", "fl_peel.statistics")
+STAGES: Registry[Any] = Registry("stage", "fl_peel.stages")
+"""Subclasses of :class:`fl_peel.steps.stage.Stage`: the values of ``stages``."""
 
 
 def check_contents(name: str | None) -> str | None:

@@ -150,8 +150,10 @@ def added(vectors: Iterable[MaskWords]) -> MaskWords:
 Bits = Literal[32, 64]
 Values = dict[str, NDArray[np.int64]]
 
-CHECK = "devices"
-"""A word in which every device says 1. The server knows how many devices there are: the sum proves the masks gone."""
+CHECK = "check"
+"""Name of a word in which every device says 1. The server knows how many devices there are: the sum proves the masks
+gone.
+"""
 
 
 @dataclass(frozen=True)

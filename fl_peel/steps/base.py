@@ -200,6 +200,11 @@ class StepTerms:
         return self.bounds is not None
 
     @property
+    def one(self) -> int:
+        """Return what a device adds where it counts: 1, within bounds in units."""
+        return int(UNIT_SCALE) if self.bounded else 1
+
+    @property
     def word_bytes(self) -> int:
         """Return the bytes of a number that is added up."""
         return self.units.bits // 8

@@ -79,7 +79,7 @@ class GroupsStep(GroupedStep):
     def contribute(
         self, devices: StepDevices, sent: Arrays, part: Part, terms: StepTerms, opened: Bools | None
     ) -> Arrays:
-        return {"sizes": self.sizes(devices, sent) * (int(UNIT_SCALE) if terms.bounded else 1)}
+        return {"sizes": self.sizes(devices, sent) * terms.one}
 
     def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
         column, kept = CENTROID_BYTES * self.groups, WORD_BYTES * self.groups + NUMBER_BYTES * self.leading
@@ -194,7 +194,7 @@ class MomentsStep(GroupedStep):
             if not len(members) or (opened is not None and not opened[group]):
                 continue
             vectors = devices.vectors(members, self.columns)
-            values["sizes"][place] = len(members) * (int(UNIT_SCALE) if terms.bounded else 1)
+            values["sizes"][place] = len(members) * terms.one
             values["first"][place], second = added_products(vectors, terms)
             values["second"][place] = half_of(second)
             values["items"][place] = terms.count_items(devices.contributed.select(members))

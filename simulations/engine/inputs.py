@@ -374,6 +374,11 @@ def check_plug_ins(scenario: Scenario) -> None:
 
         device_kind(scenario)
         server_kind(scenario)
+    if scenario.stages:
+        from fl_peel.steps import find_stage
+
+        for name in scenario.stages:
+            find_stage(name)
     if scenario.privacy.statistics:
         from fl_peel.exchange.bounded_statistic import find_statistic
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from fl_peel.errors import ReportError
-from fl_peel.figures import Beside, Column, Estimate, Figures
+from fl_peel.figures import Beside, Column, Estimate, Figure, Figures
 from fl_peel.json_codec import Inline, JsonKey, from_plain, to_plain
 from fl_peel.privacy.report import PrivacyReport
 
@@ -203,6 +203,17 @@ class Stage1Step:
     energy_j: Mean
     virtual_seconds: Mean
     void: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedStage:
+    """Stage of an installed package. after: stage of the run after which it stood; step: what it took of devices;
+    figures: its own.
+    """
+
+    after: str
+    step: Stage1Step
+    figures: tuple[Figure, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -701,6 +712,7 @@ class RunResult:
     poisoning: PoisoningResult | None = None
     secure_aggregation: SecureAggregationResult | None = None
     privacy: PrivacyReport | None = None
+    added_stages: Annotated[dict[str, AddedStage] | None, Column("stage")] = None
     stages: Annotated[dict[str, Seconds], Column("stage")]
     environment: EnvironmentResult | None = None
     peak_rss_bytes: Bytes | None = None

@@ -175,7 +175,7 @@ def stage1_result(
         filter=Stage1Filter(
             count_exponent=start.count_exponent, value_exponent=start.value_exponent, recall=start.chosen
         ),
-        steps=tuple(_step(name, [record for record in records if record.step == name]) for name in names),
+        steps=tuple(step_row(name, [record for record in records if record.step == name]) for name in names),
         classes={
             name: Stage1Class(
                 devices=int(devices[i]),
@@ -190,7 +190,8 @@ def stage1_result(
     )
 
 
-def _step(name: str, records: Sequence[SumsRecord]) -> Stage1Step:
+def step_row(name: str, records: Sequence[SumsRecord]) -> Stage1Step:
+    """Return what a step took, over all of its records."""
     classes = [record.counts.classes.total() for record in records]
     clock = [record.counts.clock.total() for record in records]
     return Stage1Step(

@@ -36,7 +36,7 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts
 from fl_peel.privacy.noise_plan import Plan, Stage1Scales, contribution_bounds, in_masked_sums, noise_devices_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.vector import MaskWords, Values, added
-from fl_peel.steps import STEPS
+from fl_peel.steps import steps_of
 from fl_peel.steps.base import (
     Arrays,
     Bools,
@@ -383,7 +383,7 @@ class MaskedSteps(ClearSteps):
         """
         void = {record.time for record in self.records} - {record.time for record in self.records if not record.void}
         config, groups = self.scenario.pretraining.spectral(), self.scenario.user_groups.count
-        steps = sum(one.times(config, groups) for one in STEPS.values() if one.noised)
+        steps = sum(one.times(config, groups) for one in steps_of(self.scenario) if one.noised)
         if 2 * len(void) > steps:
             raise SecureAggregationError(
                 f"secure aggregation, stage 1, {step.question.name}: {why}; {len(void)} of {steps} steps are void, and "

@@ -264,6 +264,11 @@ def asked_devices(run: Run, splits: Splits, plan: Plan | None = None, begin: int
     return kind(run.nodes, run.scenario, setting, splits.num_items, multiplier, begin)
 
 
+def channel_to(devices: ClearSteps, scenario: Scenario, plan: Plan | None) -> StepChannel:
+    """Return the way to the sums of devices: noised or, as noise hides who contributes, with contributors counted."""
+    return CountedSteps(devices, scenario.privacy.min_owners) if plan is None else NoisedSteps(devices, scenario, plan)
+
+
 def group_plan(scenario: Scenario) -> GroupPlan:
     """Return the user groups that a scenario asks for."""
     groups = scenario.user_groups
@@ -317,10 +322,7 @@ class _Stage1Inputs:
         by_devices = scenario.pretraining.by_devices
         plan = run.plan if by_devices else None
         devices = asked_devices(run, splits, plan)
-        # noise hides who contributes: there is nothing to count
-        counted = CountedSteps(devices, scenario.privacy.min_owners)
-        asked = counted if plan is None else NoisedSteps(devices, scenario, plan)
-        checkpointed = CheckpointedSteps(asked, devices, run.checkpoints)
+        checkpointed = CheckpointedSteps(channel_to(devices, scenario, plan), devices, run.checkpoints)
         collected = StepTerms(splits.num_items, scenario.pretraining.user_exponent)
         sums = checkpointed if by_devices else PooledSums(given, collected, choosing=checkpointed)
 
