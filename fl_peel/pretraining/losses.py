@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,7 +113,8 @@ def systematic(chances: NDArray[np.float64], start: float) -> NDArray[np.int64]:
     return drawn
 
 
-_CHUNK_LOGITS = 1 << 21  # logits held at once: 8 MB of float32, so that they stay in the processor's cache
+_CHUNK_LOGITS = 1 << 18  # logits that a worker holds at once: 1 MB of float32, so that they stay in its core's cache
+_STRANDS = 2  # parts of a batch that are worked off beside one another, however many workers there are
 
 
 @dataclass(frozen=True)
@@ -155,18 +155,6 @@ def product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
         return torch.mm(left, right, out=out)
     np.matmul(left.detach().numpy(), right.detach().numpy(), out=out.detach().numpy())
     return out
-
-
-def exponentials(logits: Tensor, bias: Tensor, rows: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Highest of every one of these rows (n, 1), and the sum of what is left in their place, exp(logit - highest)."""
-    part = logits[slice(*rows)].add_(bias)
-    highest = part.amax(dim=1, keepdim=True)
-    return highest, part.sub_(highest).exp_().sum(dim=1, keepdim=True)
-
-
-def scale(logits: Tensor, factors: Tensor, rows: tuple[int, int]) -> None:
-    """Multiply these rows."""
-    logits[slice(*rows)] *= factors[slice(*rows)]
 
 
 def positives(scaled: Tensor, items: Tensor, batch: UserBatch, workers: Workers) -> Tensor:
@@ -215,36 +203,43 @@ class _SampledSoftmax(torch.autograd.Function):
         scaled = users / temperature  # (B, d)
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
-        item_gradient = torch.zeros_like(items)
-        table_gradient = item_gradient if candidates is None else torch.zeros_like(table)
         pull = torch.empty_like(batch.weights)
-        loss = torch.zeros((), dtype=torch.float64, device=users.device)
         num_users = users.shape[0]
         chunk = max(1, min(num_users, _CHUNK_LOGITS // table.shape[0]))
-        buffer, pushed = users.new_empty(chunk, table.shape[0]), torch.empty_like(table)
         positive = positives(scaled, items, batch, workers)
-        for start in range(0, num_users, chunk):
-            stop = min(start + chunk, num_users)
-            logits = product(scaled[start:stop], columns, out=buffer[: stop - start])  # (c, M)
-            parts = workers.ranges(0, stop - start)
-            tops = workers.map(partial(exponentials, logits, bias), parts)
-            highest, total = (torch.cat(part) for part in zip(*tops, strict=True))  # (c, 1) each
-            log_total = (total.log() + highest)[:, 0]
 
-            # not shared out: the last few numbers of torch's softplus and sigmoid come of other code than those before
-            first, last = int(batch.indptr[start]), int(batch.indptr[stop])
-            rows, weights = batch.rows[first:last] - start, batch.weights[first:last]
-            margin = log_total[rows] - positive[first:last]
-            if candidates is None:
-                losses, pull[first:last] = margin, weights
-            else:  # the positive joins its own denominator
-                losses, pull[first:last] = F.softplus(margin), weights * torch.sigmoid(margin)
-            loss += (losses * weights).sum(dtype=torch.float64)
+        @torch.no_grad()  # which is said thread by thread
+        def strand(users_of: tuple[int, int]) -> tuple[Tensor, Tensor]:
+            """Loss of these users, and the gradient (M, d) of the table."""
+            loss = torch.zeros((), dtype=torch.float64, device=users.device)
+            table_gradient, pushed = torch.zeros_like(table), torch.empty_like(table)
+            buffer = users.new_empty(chunk, table.shape[0])
+            for start in range(*users_of, chunk):
+                stop = min(start + chunk, users_of[1])
+                logits = product(scaled[start:stop], columns, out=buffer[: stop - start]).add_(bias)  # (c, M)
+                highest = logits.amax(dim=1, keepdim=True)
+                total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)  # (c, 1)
+                log_total = (total.log() + highest)[:, 0]
 
-            pushes = users.new_zeros(stop - start).index_add_(0, rows, pull[first:last])
-            workers.map(partial(scale, logits, (pushes / total[:, 0])[:, None]), parts)
-            product(logits, table, out=user_gradient[start:stop])
-            table_gradient += product(logits.T, scaled[start:stop], out=pushed)
+                first, last = int(batch.indptr[start]), int(batch.indptr[stop])
+                rows, weights = batch.rows[first:last] - start, batch.weights[first:last]
+                margin = log_total[rows] - positive[first:last]
+                if candidates is None:
+                    losses, pull[first:last] = margin, weights
+                else:  # the positive joins its own denominator
+                    losses, pull[first:last] = F.softplus(margin), weights * torch.sigmoid(margin)
+                loss += (losses * weights).sum(dtype=torch.float64)
+
+                pushes = users.new_zeros(stop - start).index_add_(0, rows, pull[first:last])
+                logits *= (pushes / total[:, 0])[:, None]
+                product(logits, table, out=user_gradient[start:stop])
+                table_gradient += product(logits.T, scaled[start:stop], out=pushed)
+            return loss, table_gradient
+
+        cut = -(-num_users // chunk) // _STRANDS * chunk
+        strands = workers.map(strand, [part for part in ((0, cut), (cut, num_users)) if part[0] < part[1]])
+        loss, table_gradient = (torch.stack(parts).sum(dim=0) for parts in zip(*strands, strict=True))
+        item_gradient = table_gradient if candidates is None else torch.zeros_like(items)
         own_terms(batch, items, scaled, pull, user_gradient, item_gradient, workers)
         user_gradient /= temperature
         if candidates is not None:

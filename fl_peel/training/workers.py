@@ -1,7 +1,7 @@
-"""Who works beside whom in pretraining: threads of its own, and BLAS, but no threads of torch.
+"""Who works beside whom in pretraining: threads of its own, but none of torch or BLAS.
 
-Those wait for work by spinning on the cores that BLAS or others need: with two cores, torch and BLAS in turns were no
-faster on two threads than on one. What a worker makes does not depend on how many there are.
+Those wait for work, and for each other, by spinning on the cores that others need: on a busy machine a decomposition
+took eight times longer on two threads of BLAS than on one. What a worker makes does not depend on how many there are.
 """
 
 from __future__ import annotations
@@ -77,11 +77,8 @@ def threads_for(num_interactions: int) -> int:
 
 @contextmanager
 def own_threads(num_threads: int) -> Iterator[Workers]:
-    """So many workers, BLAS on as many threads, and torch on one."""
-    import torch
-
-    with fixed_threads(num_threads):
-        torch.set_num_threads(1)
+    """So many workers; torch and BLAS on one thread each."""
+    with fixed_threads(1):
         if num_threads == 1:
             yield ALONE
             return
