@@ -63,7 +63,7 @@ def compare(
     ] = None,
     rivals: Annotated[
         str | None,
-        typer.Option("--rivals", metavar="NAMES", help="Restrict centrally trained rivals and upper bounds to these."),
+        typer.Option("--rivals", metavar="NAMES", help="Restrict other methods and upper bounds to these."),
     ] = None,
     seeds: Seeds = 1,
     overrides: Overrides = None,
@@ -85,19 +85,17 @@ def compare(
     single = None if single_budgets is None else read_budgets(single_budgets, "--single-budgets", whole)
 
     from simulations.studies.compare import compare as compared
-    from simulations.studies.compare import compare_federated, nothing_is_collected, some
+    from simulations.studies.compare import compare_federated, nothing_is_collected, some, some_federated
 
-    if nothing_is_collected(loaded):
-        for option, given in (("--single-budgets", single), ("--rivals", rivals)):
-            if given is not None:
-                raise ScenarioError(
-                    f"{option}: is for scenarios in which the server collects interactions; leave it out"
-                )
-        _show_study(loaded, partial(compare_federated, loaded, shares, seeds=seeds))
+    federated, names = nothing_is_collected(loaded), _words(rivals, ",")
+    chosen = {} if names is None else (some_federated if federated else some)(names)
+    if federated:
+        if single is not None:
+            raise ScenarioError(
+                "--single-budgets: is for scenarios in which the server collects interactions; leave it out"
+            )
+        _show_study(loaded, partial(compare_federated, loaded, shares, seeds=seeds, **chosen))
         return
-    chosen: dict[str, Any] = {}
-    if rivals is not None:
-        chosen = dict(zip(("rivals", "ceilings"), some(name.strip() for name in rivals.split(",")), strict=True))
     _show_study(loaded, partial(compared, loaded, shares, seeds=seeds, single_budgets=single, **chosen))
 
 

@@ -1,7 +1,8 @@
 """`fl-peel compare`: PEEL and every rival under the same budgets; what each is, and is tuned on, is in docs/compare.md.
 
 Federated methods are trials on Flower nodes (:mod:`strategies.evaluation.trials`), central ones compete on the
-pretrained tables (:mod:`strategies.rivals.base`). Every stage is kept under ``DIR/checkpoints`` as soon as it is done.
+pretrained tables (:mod:`strategies.rivals.base`), or, where nothing is collected, on those that PEEL's user groups have
+from sums. Every stage is kept under ``DIR/checkpoints`` as soon as it is done.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import yaml
+from flwr.serverapp import Grid
 
 from clients.fleet.fleet import FleetBudgets, load_fleet
 from fl_peel.blocks.compression import largest_dim
 from fl_peel.blocks.layout import share_bytes
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.errors import ScenarioError
+from fl_peel.events import OnEvent
 from fl_peel.figures import Estimate
+from fl_peel.pretraining.central_training import PretrainedEmbeddings
 from fl_peel.pretraining.clusters import choose_group
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision, pretraining_device
 from fl_peel.training.workers import fixed_threads
+from simulations.engine.engine import simulated
 from simulations.report.result_files import write_files
 from simulations.run_options import StudyArguments
 from simulations.studies.compare_report import COMPARE
@@ -53,9 +59,13 @@ from strategies.rivals.groups import PerGroup
 from strategies.rivals.hetefedrec import HeteFedRec
 from strategies.rivals.pfedrec import PFedRec
 from strategies.rivals.rule import Rule
-from strategies.rivals.server import CachedList, Ease, ItemNeighbours
-from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd
+from strategies.rivals.server import CachedList, Ease, FullTable, ItemNeighbours
+from strategies.rivals.table_rivals import FixedTiers, MagnitudePruning, SmallerDimension, TruncatedSvd, UniformWidth
 from strategies.rounds.strategy import sample_cohort
+from strategies.run.prepare import prepare
+from strategies.run.refinement import with_parts
+from strategies.run.run import Run
+from strategies.run.run_paths import RunPaths
 
 DENSE: tuple[Precision, ...] = ("fp32", "int8", "int4")
 SPARSE: tuple[Precision, ...] = ("fp16", "int8", "int4")
@@ -72,6 +82,7 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
     (Pep(), SPARSE),
     (ProductQuantization(), BOOKS),
     (PerGroup("product-quantization-groups", ProductQuantization().settings()), ("int8",)),
+    (PerGroup("uniform-width-groups", UniformWidth().settings()), SMALL),
     (Hashing(), SMALL),
     (FixedTiers(), DENSE),
     (Rule(), DENSE),
@@ -80,6 +91,10 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
 """Rivals under every budget, and the precisions each is tried at."""
 CEILINGS: tuple[Rival, ...] = (Ease(), ItemNeighbours())
 """Methods of a server that knows no budget: measured once."""
+GROUP_LIST = CachedList(tables=(PerGroup("groups' start", (FullTable(),)),))
+"""The list of a server that has every device's interactions beside the tables that PEEL makes without them."""
+BY_SUMS = (*((rival, tried) for rival, tried in RIVALS if isinstance(rival, PerGroup)), (GROUP_LIST, ("fp32",)))
+"""Rivals that need no table but those of PEEL's user groups: they are measured where nothing is collected, too."""
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 WHOLE: tuple[Precision, ...] = ("fp32", "int8")
@@ -180,8 +195,7 @@ def _one_seed(
         return [{"method": rival.name, "group_aware": rival.group_aware, **flat(row)} for row in served]
 
     for rival, precisions in rivals:
-        requests = [Request(p, share, budget_of(study, share)) for p in precisions for share in shares]
-        rows += [{**row, "ceiling": rival.ceiling} for row in competed(rival, requests)]
+        rows += [{**row, "ceiling": rival.ceiling} for row in competed(rival, requests_of(study, precisions, shares))]
     looked_up_to = [ceiling_row(row) for rival in ceilings for row in competed(rival, [UNLIMITED])]
     central = study.stage("central refinement", decisive(study.scenario), lambda: refined(study, material))
     full = results["peel"]["full_table"]
@@ -282,6 +296,11 @@ def budget_of(study: Study, share: float) -> int:
     return share_bytes(4 * study.splits.num_items * study.scenario.pretraining.embedding_dim, share)
 
 
+def requests_of(study: Study, precisions: Iterable[Precision], shares: Iterable[float]) -> list[Request]:
+    """Return what a rival is asked to serve at these shares of the fp32 full item table."""
+    return [Request(p, share, budget_of(study, share)) for p in precisions for share in shares]
+
+
 def material_of(study: Study) -> Material:
     """Return what central rivals start from; devices of which nothing was collected choose their group."""
     prepared = study.prepared()
@@ -314,20 +333,38 @@ def refined(study: Study, material: Material | None) -> dict[str, Any]:
         return refine_centrally(material, groups, local, refinement.rounds * local.epochs, start=start)
 
 
-def some(names: Iterable[str]) -> tuple[tuple[tuple[Rival, tuple[Precision, ...]], ...], tuple[Rival, ...]]:
-    """Return the members of ``RIVALS`` and of ``CEILINGS`` that have these names.
+def some(names: Iterable[str]) -> dict[str, Any]:
+    """Return the members of ``RIVALS`` and of ``CEILINGS`` that have these names, as :func:`compare` takes them.
 
     Raises:
         ScenarioError: a name that none of them has.
     """
+    wanted = _known(names, [*(rival.name for rival, _ in RIVALS), *(ceiling.name for ceiling in CEILINGS)])
+    return {
+        "rivals": tuple(one for one in RIVALS if one[0].name in wanted),
+        "ceilings": tuple(one for one in CEILINGS if one.name in wanted),
+    }
+
+
+def some_federated(names: Iterable[str]) -> dict[str, Any]:
+    """Return the members of ``METHODS`` and of ``BY_SUMS`` that have these names, as :func:`compare_federated` takes
+    them.
+
+    Raises:
+        ScenarioError: a name that none of them has.
+    """
+    wanted = _known(names, [*(method.name for method in METHODS), *(rival.name for rival, _ in BY_SUMS)])
+    return {
+        "methods": tuple(method for method in METHODS if method.name in wanted),
+        "rivals": tuple(one for one in BY_SUMS if one[0].name in wanted),
+    }
+
+
+def _known(names: Iterable[str], known: Sequence[str]) -> set[str]:
     wanted = set(names)
-    known = [rival.name for rival, _ in RIVALS] + [ceiling.name for ceiling in CEILINGS]
     if strange := sorted(wanted - set(known)):
         raise ScenarioError(f"--rivals: unknown {', '.join(strange)}; choose from {', '.join(known)}")
-    return (
-        tuple(one for one in RIVALS if one[0].name in wanted),
-        tuple(one for one in CEILINGS if one.name in wanted),
-    )
+    return wanted
 
 
 def modules_of(rival: Rival) -> tuple[str, ...]:
@@ -347,18 +384,23 @@ def compare_federated(
     *,
     seeds: int = 1,
     methods: Sequence[Federated[Any]] = METHODS,
+    rivals: Sequence[tuple[Rival, tuple[Precision, ...]]] = BY_SUMS,
     effort: Effort | None = None,
     **arguments: Unpack[StudyArguments],
 ) -> dict[str, Any]:
-    """Compare PEEL at every budget, and its full tables, with federated rivals; write compare.json and its companions.
+    """Compare PEEL at every budget, and its full tables, with federated methods, and with rivals that start from the
+    tables of its user groups; write compare.json and its companions. ``data.refit`` is left out: settings are chosen on
+    the validation items that it trains on.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.
     """
     frame = Frame.from_scenario(scenario, arguments)
     _check(frame.scenario)
+    frame = dataclasses.replace(frame, scenario=with_parts(frame.scenario, {"data": {"refit": False}}))
     shares = tuple(sorted(set(budgets)))
-    seeds_done = frame.by_seed(seeds, lambda study: _one_federated_seed(study, shares, methods, effort or Effort()))
+    asked = shares, methods, rivals, effort or Effort()
+    seeds_done = frame.by_seed(seeds, lambda study: _one_federated_seed(study, *asked))
     by_seed = list(seeds_done.values())
     rows = aggregated([one["rows"] for one in by_seed])
     for place, line in enumerate(rows):
@@ -390,7 +432,11 @@ def _check(scenario: Scenario) -> None:
 
 
 def _one_federated_seed(
-    study: Study, shares: tuple[float, ...], methods: Sequence[Federated[Any]], effort: Effort
+    study: Study,
+    shares: tuple[float, ...],
+    methods: Sequence[Federated[Any]],
+    rivals: Sequence[tuple[Rival, tuple[Precision, ...]]],
+    effort: Effort,
 ) -> dict[str, Any]:
     trial = Trial("peel", study.scenario, shares, DENSE, (study.scenario.selector,), full_tables=True)
     peel = study.trials([trial])["peel"]
@@ -405,6 +451,16 @@ def _one_federated_seed(
         served = study.stage(method.name, what, work, (type(method).__module__,))
         rows += served["rows"]
         tuning[method.name] = {key: served[key] for key in ("setting", "own_rows", "tried")}
+    material = cache(partial(material_by_sums, study))
+    for rival, precisions in rivals:
+        requests = requests_of(study, precisions, shares)
+        what = [decisive(study.scenario), repr(rival), [dataclasses.astuple(request) for request in requests]]
+
+        def competed(rival: Rival = rival, requests: list[Request] = requests) -> list[dict[str, Any]]:
+            return compete(rival, material(), requests)
+
+        served = study.stage(rival.name, what, competed, modules_of(rival))
+        rows += [by_sums_row(rival, row, peel["moved"]["stage1"]) for row in served]
     full = {**peel["full_table"]["refined"], "bytes": peel["full_table"]["bytes"]}
     devices = study.tested_devices
     return {"rows": rows, "full_table": full, "devices": devices, "tuning": tuning, "stages": study.seconds}
@@ -412,8 +468,16 @@ def _one_federated_seed(
 
 def over_peel(rows: Sequence[dict[str, Any]], num_devices: int) -> list[dict[str, Any]]:
     """Rows with intervals in place of replicates, and ``to_peel``: recall over that of PEEL's full tables, paired, and
-    ``p_holm``: p-value of no difference, corrected for all of these.
+    ``p_holm``: p-value of no difference, corrected for all of these; ``peel_over``: PEEL's recall at the same budget
+    over theirs, where validation chose both.
     """
+    at_budget = {line["share"]: line for line in rows if line["method"] == "peel" and line["chosen"]}
+    rows = [
+        line | ratios_in_json("peel_over", ratio_of(at_budget[line["share"]], line, num_devices))
+        if line["chosen"] and line["share"] in at_budget and line["method"] != "peel"
+        else line
+        for line in rows
+    ]
     (peel,) = (line for line in rows if line["method"] == "peel-full")
     ratios = [None if line is peel else ratio_of(line, peel, num_devices) for line in rows]
     return _with_ratios(rows, "to_peel", ratios, num_devices)
@@ -449,6 +513,42 @@ def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
         stored = full["bytes"] + overhead_bytes(scenario.pretraining.embedding_dim)
         rows.append(line(method, 1.0, stored, spent, number) | kept | quality)
     return rows
+
+
+def by_sums_row(rival: Rival, row: Row, moved: Mapping[str, float]) -> Row:
+    """A row of a rival that starts from the tables of PEEL's user groups. moved: bytes of a device in stage 1, by which
+    these are made; what it stores it downloads, too.
+    """
+    stored = row["stored_bytes_max"]
+    return {
+        **{"method": rival.name, "group_aware": rival.group_aware, "ceiling": rival.ceiling, "rounds": 0, **flat(row)},
+        **{"stored_bytes_mean": float(stored), "bytes_down_mean": moved["down"] + stored, "bytes_up_mean": moved["up"]},
+    }
+
+
+def material_by_sums(study: Study) -> Material:
+    """What rivals start from where nothing is collected: tables and exposures of PEEL's user groups, of sums alone,
+    each device's own embedding and group, and counts of items, which are sums, too.
+    """
+
+    def server(grid: Grid, scenario: Scenario, paths: RunPaths, on_event: OnEvent) -> Material:
+        prepared = prepare(Run.connect(grid, scenario, paths, on_event))
+        states = prepared.states(scenario, paths.run_dir)
+        shown = [state.statistics.of_item_groups(prepared.layout.num_slices).shown for state in states]
+        items, train = prepared.layout.item_group, study.splits.train
+        users, groups = prepared.joining.join(train)
+        return Material(
+            train,
+            np.ones(len(users), np.bool_),
+            study.splits,
+            PretrainedEmbeddings(users, np.zeros((study.splits.num_items, users.shape[1]), np.float32), 1.0),
+            scenario.pretraining.config(),
+            scenario.seed,
+            on_event=study.on_event,
+            starts=GroupStarts(groups, lambda group: states[group].table, lambda group: shown[group][items]),
+        )
+
+    return simulated(study.scenario, study.paths, study.on_event, server=server)
 
 
 def filters(scenario: Scenario) -> int:

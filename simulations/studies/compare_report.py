@@ -292,6 +292,7 @@ _COLUMNS: Sequence[TableColumn[LeaderboardRow]] = (
     TableColumn("Recall@20", lambda row: row.spread("recall@20"), format_margin),
     TableColumn("NDCG@20", lambda row: row.spread("ndcg@20"), format_margin),
     TableColumn("relative to peel-full", lambda row: row.to_peel and starred(row.to_peel, row.p_holm)),
+    TableColumn("peel at this budget, relative to it", lambda row: row.peel_over and format_ratio(row.peel_over)),
     TableColumn("stored KB, max", lambda row: row.stored_bytes_max, format_kilobytes),
     TableColumn("down", lambda row: row.bytes_down_mean, format_bytes),
     TableColumn("up", lambda row: row.bytes_up_mean, format_bytes),

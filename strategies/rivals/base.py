@@ -74,11 +74,13 @@ UNLIMITED = Request("fp32", 1.0, 1 << 62)
 @dataclass(frozen=True)
 class GroupStarts:
     """The tables that user groups start with in PEEL. assignment: (U,) each device's group, by number; table: the item
-    table (I, d) that a group starts with, to be called under ``fixed_threads(1)``.
+    table (I, d) that a group starts with, to be called under ``fixed_threads(1)``; shown: as :attr:`Material.shown`,
+    of a group, where the server has it from sums alone.
     """
 
     assignment: NDArray[np.integer]
     table: Callable[[int], FloatArray]
+    shown: Callable[[int], NDArray[np.floating]] | None = None
 
     def members(self) -> dict[int, IntArray]:
         """Devices, ascending, of every group that has any."""
@@ -112,7 +114,7 @@ class SplitDevices:
 @dataclass(frozen=True)
 class Material(SplitDevices):
     """The material after stage 1. users (U, d): every device's, those that gave no data fitted on the device; starts:
-    starts of the user groups, for rivals that start there.
+    starts of the user groups, for rivals that start there; shown_by_sums: ``shown`` where no list is known.
     """
 
     given: UserItems
@@ -125,6 +127,7 @@ class Material(SplitDevices):
     cache_dir: str = ""
     on_event: OnEvent = field(default=silent, repr=False)
     starts: GroupStarts | None = field(default=None, repr=False)
+    shown_by_sums: NDArray[np.floating] | None = field(default=None, repr=False)
 
     @cached_property
     def users(self) -> FloatArray:
@@ -137,8 +140,10 @@ class Material(SplitDevices):
         return self.given.popularity(self.num_items)
 
     @cached_property
-    def shown(self) -> NDArray[np.float64]:
+    def shown(self) -> NDArray[np.floating]:
         """Discounted places of items (I,) in the lists of users who gave data, as PEEL counts them for its blocks."""
+        if self.shown_by_sums is not None:
+            return self.shown_by_sums
         layout = BlockLayout(np.arange(self.num_items, dtype=np.int32), self.pretrained.items.shape[1], 1)
         everything = ranked_as_numbered(layout, self.pretrained.items)
         return shown_in_lists(everything, self.users, self.given, ControllerPart().list_length)

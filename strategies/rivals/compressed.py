@@ -44,7 +44,7 @@ from fl_peel.scenario.settings import Precision
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import TOP_N, FloatArray, IntArray, Material, Option, Request, Rival, quality, whole_table
 from strategies.rivals.central import PrunedTable, descend, generator_for, generators_for, training
-from strategies.rivals.table_rivals import narrowed
+from strategies.rivals.table_rivals import Order, best_items, narrowed
 
 Operation = Literal["add", "multiply"]
 
@@ -260,7 +260,6 @@ def pruned_table(pruned: PrunedTable, request: Request) -> tuple[SparseTable, Fl
     return SparseTable.from_table(table, table != 0, request.precision), table
 
 
-Order = Literal["popularity", "exposure"]
 ITERATIONS, ROWS_PER_CENTROID = 10, 64
 """Iterations of K-means, and its rows per centroid: where there are more rows, it samples that many."""
 
@@ -397,9 +396,3 @@ class ProductQuantization(Rival):
                 seconds = time.perf_counter() - start
                 label = f"{dim} columns, {parts} x {bits} bits, {most} items by {by}"
                 yield whole_table(request, stored, users, seconds, label, num_items)
-
-
-def best_items(material: Material, by: Order) -> IntArray:
-    """Return the items (I,), best first; items that are shown to no user are ordered by popularity."""
-    shown = material.shown if by == "exposure" else np.zeros(material.num_items)
-    return np.lexsort((-material.popularity, -shown)).astype(np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from typing import ClassVar
@@ -105,8 +105,10 @@ class _GatheredLists:
 
 def group_material(material: Material, group: int, members: IntArray) -> Material:
     """Return what a group's rival starts from: the group's table and its members' data alone."""
-    assert material.starts is not None
-    return material.select_devices(members).starting_with(material.starts.table(group))
+    starts = material.starts
+    assert starts is not None
+    shown = None if starts.shown is None else starts.shown(group)
+    return replace(material.select_devices(members).starting_with(starts.table(group)), shown_by_sums=shown)
 
 
 def _validation_sums(setting: Rival, inside: Material, requests: Sequence[Request]) -> dict[Request, MetricSums]:

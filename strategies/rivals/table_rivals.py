@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -18,8 +19,21 @@ from fl_peel.blocks.compression import (
     largest_rank,
     most_entries,
 )
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import Event
-from strategies.rivals.base import FloatArray, Material, Option, Request, Rival, distinct, whole_table
+from strategies.rivals.base import (
+    FloatArray,
+    IntArray,
+    Material,
+    Option,
+    Request,
+    Rival,
+    block_option,
+    decoded_blocks,
+    distinct,
+    ranked_blocks,
+    whole_table,
+)
 from strategies.rivals.central import train_nested
 
 
@@ -106,6 +120,45 @@ def narrowed(material: Material, dim: int) -> tuple[FloatArray, FloatArray]:
         return table, users
     left, right = singular_factors(table, score_metric(users))
     return np.ascontiguousarray(left[:, :dim]), np.ascontiguousarray(users @ right[:dim].T)
+
+
+Order = Literal["popularity", "exposure"]
+
+
+def best_items(material: Material, by: Order) -> IntArray:
+    """Return the items (I,), best first; items that are shown to no user are ordered by popularity."""
+    shown = material.shown if by == "exposure" else np.zeros(material.num_items)
+    return np.lexsort((-material.popularity, -shown)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class UniformWidth(Rival):
+    """Rows in order of exposure, as many as fit, all of one width: PEEL with one slice of a narrower table. dims:
+    columns, as parts of d, the closest in the scores that users get.
+    """
+
+    name: str = "uniform-width"
+    dims: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
+
+    def settings(self) -> tuple[UniformWidth, ...]:
+        """Return every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
+        return tuple(UniformWidth(self.name, (share,)) for share in self.dims)
+
+    def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
+        """One option a request and width, of those of which a row fits."""
+        order = best_items(material, "exposure")
+        precisions = dict.fromkeys(request.precision for request in requests)
+        for share, precision in product(self.dims, precisions):
+            dim = max(round(share * material.pretrained.items.shape[1]), 1)
+            start = time.perf_counter()
+            table, users = narrowed(material, dim)
+            layout = BlockLayout(np.arange(len(table), dtype=np.int32), dim, 1)
+            ranked = ranked_blocks(layout, precision, order, decoded_blocks(layout, precision, table))
+            seconds = time.perf_counter() - start
+            for request in (request for request in requests if request.precision == precision):
+                option = replace(block_option(request, ranked, material, seconds), users=users)
+                if option.test_cutoffs.all():
+                    yield replace(option, label=f"{dim} columns, {int(option.test_cutoffs.min())} items")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.studies import audit, study
+from simulations.studies import audit, compare, study
 from tests.helpers.without_ray import simulated
 
 
@@ -15,6 +15,6 @@ def started(monkeypatch):
         scenarios.append(scenario)
         return simulated(scenario, *args, **how)
 
-    for module in (study, audit):
+    for module in (study, audit, compare):
         monkeypatch.setattr(module, "simulated", noted)
     return scenarios

@@ -556,7 +556,7 @@ def test_the_command_line_compares_on_ray_beside_packages_with_the_names_of_ours
 
 
 def test_some_rivals_are_asked_for_by_name():
-    chosen, ceilings = comparison.some(["cached-list", "pep", "item-neighbours"])
+    chosen, ceilings = comparison.some(["cached-list", "pep", "item-neighbours"]).values()
     assert [rival.name for rival, _ in chosen] == ["pep", "cached-list"]
     assert [one.name for one in ceilings] == ["item-neighbours"]
     with pytest.raises(ScenarioError, match=r"^--rivals: unknown nobody; choose from smaller-dimension, .*ease"):

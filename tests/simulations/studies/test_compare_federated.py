@@ -15,8 +15,10 @@ from simulations.studies.compare_report import COMPARE, leaderboard_view
 from strategies.rivals.bpr import BprSetting, FedAvgBpr
 from strategies.rivals.fcf import Fcf, FcfSetting
 from strategies.rivals.federated import Effort, Popularity
+from strategies.rivals.groups import PerGroup
 from strategies.rivals.hetefedrec import HeteFedRec, HeteSetting
 from strategies.rivals.pfedrec import PFedRec, PFedRecSetting
+from strategies.rivals.table_rivals import UniformWidth
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -34,11 +36,17 @@ METHODS = (
     HeteFedRec(grid=(HeteSetting(BprSetting(0.1, 0.01, 0.2), 1.0, 1.0),)),
 )
 EFFORT = Effort(rounds=10, every=5)
+RIVALS = (
+    (PerGroup("uniform-width-groups", UniformWidth().settings()), ("int8",)),
+    (comparison.GROUP_LIST, ("fp32",)),
+)
 
 
-def compared(tiny, out, *, changes=(), methods=METHODS, **kwargs):
+def compared(tiny, out, *, changes=(), methods=METHODS, rivals=(), **kwargs):
     scenario = load_scenario(tiny, [*NOTHING, *changes])
-    return comparison.compare_federated(scenario, BUDGETS, out=out, methods=methods, effort=EFFORT, **kwargs)
+    return comparison.compare_federated(
+        scenario, BUDGETS, out=out, methods=methods, rivals=rivals, effort=EFFORT, **kwargs
+    )
 
 
 @pytest.mark.slow
@@ -102,6 +110,42 @@ def test_a_leaderboard_has_every_row_and_resumes_without_retraining(tiny, tmp_pa
 
 
 @pytest.mark.slow
+def test_rivals_start_from_the_tables_of_peels_groups(tiny, tmp_path, started):
+    """Whole tables of the groups' start give the lists of PEEL before its rounds; ``data.refit`` is left out."""
+    result = compared(tiny, tmp_path / "out", methods=METHODS[:1], rivals=RIVALS, changes=["data.refit=true"])
+    assert not any(scenario.data.refit for scenario in started)
+    assert len(started) == 2
+    by_place = {(row["method"], row["share"]): row for row in result["rows"] if row["chosen"]}
+    start = by_place["peel-stage-1", 1.0]
+    for share in BUDGETS:
+        cached, uniform = by_place["cached-list", share], by_place["uniform-width-groups", share]
+        assert (cached["ceiling"], uniform["ceiling"], uniform["group_aware"]) == (True, False, True)
+        assert cached["stored_bytes_max"] <= cached["budget_bytes"]
+        assert 44 < uniform["stored_bytes_max"] <= uniform["budget_bytes"]
+        assert uniform["peel_over"]["value"] == pytest.approx(
+            by_place["peel", share]["recall@20"] / uniform["recall@20"]
+        )
+        assert uniform["bytes_up_mean"] == start["bytes_up_mean"]
+        assert (
+            uniform["bytes_down_mean"]
+            == start["bytes_down_mean"] - start["stored_bytes_mean"] + uniform["stored_bytes_mean"]
+        )
+    for key in ("recall@20", "ndcg@20", "validation_recall@20"):
+        assert by_place["cached-list", 0.9][key] == pytest.approx(start[key], abs=1e-6)
+    again = compared(tiny, tmp_path / "out", methods=METHODS[:1], rivals=RIVALS, changes=["data.refit=true"])
+    assert len(started) == 2
+    assert again["rows"] == result["rows"]
+
+
+def test_some_methods_are_asked_for_by_name():
+    chosen = comparison.some_federated(["fcf", "uniform-width-groups", "cached-list"])
+    assert [method.name for method in chosen["methods"]] == ["fcf"]
+    assert [rival.name for rival, _ in chosen["rivals"]] == ["uniform-width-groups", "cached-list"]
+    with pytest.raises(ScenarioError, match=r"^--rivals: unknown pep; choose from popularity, .*cached-list"):
+        comparison.some_federated(["fcf", "pep"])
+
+
+@pytest.mark.slow
 def test_seeds_give_means(tiny, tmp_path, started):
     two = compared(tiny, tmp_path / "out", seeds=2, methods=METHODS[:1])
     one = compared(tiny, tmp_path / "out", methods=METHODS[:1])
@@ -154,7 +198,9 @@ def test_the_command_line_prints_it(tiny, tmp_path, started, monkeypatch):
 
     original = comparison.compare_federated
     monkeypatch.setattr(
-        comparison, "compare_federated", lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], effort=EFFORT)
+        comparison,
+        "compare_federated",
+        lambda *args, **kw: original(*args, **kw, methods=METHODS[:2], rivals=(), effort=EFFORT),
     )
     command = ["compare", str(tiny), "--budgets", "60%", "--out", str(tmp_path / "out")]
     for change in NOTHING:

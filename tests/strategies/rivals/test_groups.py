@@ -27,7 +27,7 @@ from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
 from strategies.rivals.groups import PerGroup, group_material
 from strategies.rivals.rule import Rule, SearchSettings
 from strategies.rivals.server import Ease, FullTable
-from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd
+from strategies.rivals.table_rivals import MagnitudePruning, TruncatedSvd, best_items
 from tests.strategies.rivals.test_rivals import requests
 
 
@@ -71,6 +71,16 @@ def test_a_group_sees_its_members_alone(grouped):
     assert inside.given.num_interactions == grouped.given.select(members[2]).num_interactions
     assert inside.starts is None
     np.testing.assert_array_equal(inside.users, grouped.users[members[2]])
+
+
+def test_a_group_has_the_exposure_that_the_server_has_of_it(grouped):
+    counted = group_material(grouped, 2, grouped.starts.members()[2]).shown
+    starts = dataclasses.replace(grouped.starts, shown=lambda group: np.arange(60.0) * group)
+    told = dataclasses.replace(grouped, starts=starts)
+    inside = group_material(told, 2, starts.members()[2])
+    np.testing.assert_array_equal(inside.shown, np.arange(60.0) * 2)
+    assert best_items(inside, "exposure").tolist() == list(range(60))[::-1]
+    assert best_items(inside, "exposure").tolist() != np.argsort(-counted, kind="stable").tolist()
 
 
 def test_the_lists_of_an_option_are_what_is_measured(material):

@@ -13,12 +13,11 @@ from strategies.rivals.compressed import (
     Hashing,
     ProductQuantization,
     QuantizedTable,
-    best_items,
     composed,
     most_remainders,
     most_rows,
 )
-from strategies.rivals.table_rivals import narrowed
+from strategies.rivals.table_rivals import best_items, narrowed
 from tests.strategies.rivals.conftest import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests
 

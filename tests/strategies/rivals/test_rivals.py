@@ -26,6 +26,7 @@ from fl_peel.blocks.compression import (
     to_bytes,
 )
 from fl_peel.blocks.layout import BlockLayout
+from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.data.interactions import collected, split
 from fl_peel.kernels.rivals import pooled_epoch
@@ -74,6 +75,9 @@ from strategies.rivals.table_rivals import (
     MagnitudePruning,
     SmallerDimension,
     TruncatedSvd,
+    UniformWidth,
+    best_items,
+    narrowed,
     score_metric,
     singular_factors,
 )
@@ -92,6 +96,26 @@ def requests(*shares, precisions=("fp32", "int8", "int4"), overhead=60):
     """Shares of the full table on top of the 44 bytes of header and 16 of user embedding, which are all a tiny table
     would be allowed otherwise."""
     return [Request(p, share, overhead + round(share * FULL_BYTES)) for p in precisions for share in shares]
+
+
+def test_rows_of_one_width_are_what_peel_keeps_with_one_slice(material):
+    """The bytes of an artefact of one slice, as many of the first items by exposure, scored by the same columns."""
+    (request,) = requests(0.5, precisions=("int8",))
+    for share, dim in ((1.0, 8), (0.5, 4)):
+        (option,) = UniformWidth(dims=(share,)).options(material, [request])
+        table, users = narrowed(material, dim)
+        layout, order = BlockLayout(np.arange(60, dtype=np.int32), dim, 1), best_items(material, "exposure")
+        weights = np.empty(60)
+        weights[order] = np.arange(60, 0, -1.0)
+        ranked = rank_blocks(layout, "int8", weights, table)
+        cutoffs, stored, _ = ranked.serving_cutoffs(np.full(120, request.budget_bytes), material.seen)
+        np.testing.assert_array_equal(option.test_cutoffs, cutoffs)
+        assert (stored <= option.stored).all()
+        assert option.stored.max() <= request.budget_bytes
+        np.testing.assert_array_equal(option.ranked.table, ranked.table)
+        np.testing.assert_array_equal(option.ranked.items, ranked.items)
+        np.testing.assert_array_equal(option.users, users)
+    assert not list(UniformWidth(dims=(1.0,)).options(material, [Request("int8", 0.0, 60)]))
 
 
 # bytes
