@@ -4,7 +4,7 @@ seeds `timeline-seeds.json` and `.html`, which say what part of its figures is t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,7 @@ from fl_peel.figures import Column, Estimate, SeedsEstimate
 from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import Sample
 from simulations.report import drawing
-from simulations.report.drawing import EndLabel, Plot
+from simulations.report.drawing import Plot
 from simulations.report.render import Page, ResultKind, scenario_name
 from simulations.report.section import Chart, Section
 from simulations.report.seeds import METHOD, OverSeeds, over_seeds_page
@@ -75,16 +75,17 @@ def line_label(line: str) -> str:
     return LABELS.get(line) or line.replace("federation", LABELS["federation"])
 
 
+Lines = list[tuple[drawing.Line, Mapping[str, Any]]]
+"""Lines of a panel, each with its style."""
+
+
 @drawing.in_both_forms
 def recall_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of all devices over the periods, a line for each way of serving, with 95 % intervals."""
     names = [name for name in LEAD if name in periods[0].lines]
     figure, (axes,) = drawing.new_figure(4.2)
-    labels = _recall_lines(axes, periods, names)
-    axes.set_ylim(bottom=0)
+    _draw(axes, "Recall@20 on the interactions of the period", _recall_lines(periods, names))
     axes.set_xlabel("period")
-    axes.set_ylabel("Recall@20 on the interactions of the period")
-    drawing.label_ends(axes, labels)
     last = "; ".join(f"{line_label(name)} {periods[-1].lines[name]['all'].recall.value:.4f}" for name in names)
     return drawing.finish(
         figure, "timeline", "Recall over time", f"Line chart of Recall@20 by period. In the last: {last}."
@@ -97,12 +98,12 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
     figure, panels = drawing.new_figure(3.2, 1, 3, sharey=True)
     for axes, (kind, words) in zip(panels, KINDS.items(), strict=True):
         for index, name in enumerate(("federation", "start-table", "cached-list")):
-            results = [(number, period.lines[name].get(kind)) for number, period in enumerate(periods, start=1)]
-            known = [(number, one) for number, one in results if one is not None]
+            known = {
+                number: one.lines[name][kind].recall for number, one in _numbered(periods) if kind in one.lines[name]
+            }
             style = drawing.line_kwargs(index, strong=index == 0, dashed=index > 0) | {"label": line_label(name)}
             if known:
-                x, recalls = zip(*((number, one.recall) for number, one in known), strict=True)
-                drawing.draw_line(axes, drawing.Line(name, x, recalls), style)
+                drawing.draw_line(axes, drawing.Line(name, list(known), list(known.values())), style)
         axes.set_title(words)
         axes.set_xlabel("period")
     panels[0].set_ylim(bottom=0)
@@ -117,17 +118,32 @@ def kinds_plot(periods: Sequence[PeriodResult]) -> Plot:
 @drawing.in_both_forms
 def life_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Over the periods: recall, bytes, what changed, own budgets at every moment, and re-selections."""
+    from matplotlib.ticker import NullFormatter
+
     figure, (recall, moved, changed, budgets, selected) = drawing.new_figure(10.0, 5, 1, sharex=True)
-    _recall(recall, periods)
-    _moved_bytes(moved, periods)
-    _changed(changed, periods)
-    _draw_budgets(budgets, periods)
-    x = list(range(1, len(periods) + 1))
+    lines = _recall_lines(periods, ("federation", "federation, own budgets", "cached-list"))
+    _draw(recall, "Recall@20", lines, [one.high or one.value for line, _ in lines for one in line.figures])
+    moved.set_yscale("log")
+    _draw(moved, "KB sent per device", _moved_bytes(periods), None)
+    moved.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    moved.yaxis.set_minor_formatter(NullFormatter())
+    later = periods[1:]  # in the first everything is new
+    shares = {
+        "devices that changed group": [100 * period.reads["federation"].moved for period in later],
+        "share of rows changed": [100 * period.changed_rows / max(period.items, 1) for period in later],
+    }
+    lines = [
+        (_line(words, range(2, len(periods) + 1), values), drawing.line_kwargs(index))
+        for index, (words, values) in enumerate(shares.items())
+        if later
+    ]
+    _draw(changed, "per cent", lines, [value for values in shares.values() for value in values])
+    lines = _own_budgets(periods)
+    _draw(budgets, "KB, mean over devices", lines, [float(one) for line, _ in lines[:1] for one in line.figures])
     followed = [period.followed for period in periods]
     often = [one.figures.reselections / max(one.figures.devices, 1) if one else 0.0 for one in followed]
-    selected.plot(x, often, **drawing.line_kwargs(0))
-    _from_nought(selected, often)
-    selected.set_ylabel("re-selections per device")
+    selected.plot(range(1, len(periods) + 1), often, **drawing.line_kwargs(0))
+    _draw(selected, "re-selections per device", [], often)
     selected.set_xlabel("period")
     return drawing.finish(
         figure,
@@ -137,110 +153,82 @@ def life_plot(periods: Sequence[PeriodResult]) -> Plot:
     )
 
 
-def _from_nought(axes: Axes, values: Sequence[float]) -> None:
-    """An axis from nought to a little above the largest value, however flat the line is."""
-    axes.set_ylim(0, 1.12 * max([*values, 1e-9]))
+def _draw(axes: Axes, name: str, lines: Lines, values: Sequence[float] | None = ()) -> None:
+    """Draw lines, each with its label, on an axis of this name: from nought to a little above the largest of ``values``,
+    however flat the line is, or where there are none to what is drawn; None: not from nought.
+    """
+    labels = [drawing.draw_line(axes, line, style) for line, style in lines]
+    if values is not None:
+        axes.set_ylim(0, 1.12 * max([*values, 1e-9]) if values else None)
+    axes.set_ylabel(name)
+    drawing.label_ends(axes, labels)
 
 
-def _recall_lines(axes: Axes, periods: Sequence[PeriodResult], names: Sequence[str]) -> list[EndLabel]:
-    """Draw the recall of all devices under some ways of serving; return their labels."""
-    labels = []
+def _numbered(periods: Sequence[PeriodResult]) -> Iterator[tuple[int, PeriodResult]]:
+    return enumerate(periods, start=1)
+
+
+def _recall_lines(periods: Sequence[PeriodResult], names: Sequence[str]) -> Lines:
+    """Return the recall of all devices under some ways of serving."""
+    lines: Lines = []
     for index, name in enumerate(names):
         style = drawing.line_kwargs(index, strong=name == "federation", dashed=not name.startswith("federation"))
         recalls = [period.lines[name]["all"].recall for period in periods]
-        label = _line(axes, line_label(name), list(range(1, len(periods) + 1)), recalls, style)
-        labels.append(replace(label, bold=name == "federation"))
-    return labels
+        line = _line(line_label(name), range(1, len(periods) + 1), recalls)
+        lines.append((replace(line, bold=name == "federation"), style))
+    return lines
 
 
-def _recall(axes: Axes, periods: Sequence[PeriodResult]) -> None:
-    names = ("federation", "federation, own budgets", "cached-list")
-    labels = _recall_lines(axes, periods, names)
-    recalls = [period.lines[name]["all"].recall for period in periods for name in names]
-    _from_nought(axes, [one.high or one.value for one in recalls])
-    axes.set_ylabel("Recall@20")
-    drawing.label_ends(axes, labels)
-
-
-def _moved_bytes(axes: Axes, periods: Sequence[PeriodResult]) -> None:
-    from matplotlib.ticker import NullFormatter
-
-    x = list(range(1, len(periods) + 1))
+def _moved_bytes(periods: Sequence[PeriodResult]) -> Lines:
     names = [name for name in periods[0].reads if name != "federation"] + ["federation"]
-    lines = {line_label(name): [period.reads[name].sent_mean for period in periods] for name in names}
-    lines["stage 1, both ways"] = [period.stage1_down + period.stage1_up for period in periods]
+    sent = {line_label(name): [period.reads[name].sent_mean for period in periods] for name in names}
+    sent["stage 1, both ways"] = [period.stage1_down + period.stage1_up for period in periods]
     if any(period.refinement_down for period in periods):
-        lines["refinement, both ways"] = [period.refinement_down + period.refinement_up for period in periods]
-    labels = []
-    for index, (words, sent) in enumerate(lines.items()):
-        style = drawing.line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names))
-        labels.append(_line(axes, words, x, [max(one, 1.0) / 1000 for one in sent], style))
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylabel("KB sent per device")
-    drawing.label_ends(axes, labels)
+        sent["refinement, both ways"] = [period.refinement_down + period.refinement_up for period in periods]
+    return [
+        (
+            _line(words, range(1, len(periods) + 1), [max(one, 1.0) / 1000 for one in values]),
+            drawing.line_kwargs(index, strong=index == len(names) - 1, dashed=index >= len(names)),
+        )
+        for index, (words, values) in enumerate(sent.items())
+    ]
 
 
-def _changed(axes: Axes, periods: Sequence[PeriodResult]) -> None:
-    later = periods[1:]  # in the first everything is new
-    x = list(range(2, len(periods) + 1))
-    shares = {
-        "devices that changed group": [100 * period.reads["federation"].moved for period in later],
-        "share of rows changed": [100 * period.changed_rows / max(period.items, 1) for period in later],
-    }
-    labels = []
-    if later:
-        labels = [_line(axes, words, x, y, drawing.line_kwargs(i)) for i, (words, y) in enumerate(shares.items())]
-    _from_nought(axes, [value for values in shares.values() for value in values])
-    axes.set_ylabel("per cent")
-    drawing.label_ends(axes, labels)
-
-
-def _draw_budgets(axes: Axes, periods: Sequence[PeriodResult]) -> None:
+def _own_budgets(periods: Sequence[PeriodResult]) -> Lines:
     """Means over devices, at every step of the clock, from when they are asked in a period until the next one."""
-    x, budgets, held = [], [], []
-    for number, period in enumerate(periods, start=1):
-        moments = () if period.followed is None else period.followed.moments
-        x += [number + step / len(moments) for step in range(len(moments))]
-        budgets += [moment.budget_bytes_mean / 1000 for moment in moments]
-        held += [moment.stored_bytes_mean / 1000 for moment in moments]
-    labels = []
-    if x:
-        shown = enumerate((("own budget", budgets), ("stored", held)))
-        labels = [_line(axes, words, x, y, drawing.line_kwargs(i) | {"marker": ""}) for i, (words, y) in shown]
-    _from_nought(axes, budgets)
-    axes.set_ylabel("KB, mean over devices")
-    drawing.label_ends(axes, labels)
+    known = [(number, one.followed.moments) for number, one in _numbered(periods) if one.followed is not None]
+    x = [number + step / len(moments) for number, moments in known for step in range(len(moments))]
+    lines = {
+        "own budget": [moment.budget_bytes_mean / 1000 for _, moments in known for moment in moments],
+        "stored": [moment.stored_bytes_mean / 1000 for _, moments in known for moment in moments],
+    }
+    return [
+        (replace(_line(words, x, values), words=()), drawing.line_kwargs(index) | {"marker": ""})
+        for index, (words, values) in enumerate(lines.items())
+        if x
+    ]
 
 
 @drawing.in_both_forms
 def classes_plot(periods: Sequence[PeriodResult]) -> Plot:
     """Recall of each device class under its own budgets, over the periods, with 95 % intervals."""
     figure, (axes,) = drawing.new_figure(3.4)
-    labels = []
+    lines: Lines = []
     for index, name in enumerate(periods[0].classes):
-        style = drawing.line_kwargs(index)
-        known = [(number, period.classes[name]) for number, period in enumerate(periods, start=1)]
-        points = [(number, one.recall) for number, one in known if one.recall is not None]
-        if points:
-            x, recalls = zip(*points, strict=True)
-            labels.append(_line(axes, name, x, recalls, style))
-    axes.set_ylim(bottom=0)
+        recalls = {number: one.classes[name].recall for number, one in _numbered(periods)}
+        known = {number: recall for number, recall in recalls.items() if recall is not None}
+        if known:
+            lines.append((_line(name, list(known), list(known.values())), drawing.line_kwargs(index)))
+    _draw(axes, "Recall@20, own budgets", lines)
     axes.set_xlabel("period")
-    axes.set_ylabel("Recall@20, own budgets")
-    drawing.label_ends(axes, labels)
     return drawing.finish(figure, "classes", "Device classes", "Line chart of Recall@20 by period and device class.")
 
 
-def _line(
-    axes: Axes, words: str, x: Sequence[float], figures: Sequence[Estimate | float], style: Mapping[str, Any]
-) -> EndLabel:
-    """Draw a line, and words at each of its points where it has markers; return its label."""
+def _line(words: str, x: Sequence[float], figures: Sequence[Estimate | float]) -> drawing.Line:
+    """Return a line with words at each of its points."""
     known = [figure if isinstance(figure, Estimate) else Estimate(figure) for figure in figures]
-    pairs = zip(x, known, strict=True)
-    tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in pairs] if style["marker"] else []
-    return drawing.draw_line(axes, drawing.Line(words, x, known, tips), style)
+    tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in zip(x, known, strict=True)]
+    return drawing.Line(words, x, known, tips)
 
 
 BASES = ("cached-list", "retrained", "recent-popularity")
