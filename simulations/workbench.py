@@ -31,11 +31,10 @@ from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder
 from simulations.report.drawing import styled
 from simulations.report.render import render, scenario_name
 from simulations.report.result_files import write_results
-from simulations.report.run_files import RUN, read_report
+from simulations.report.run_files import RUN, own_rows, read_report
 from simulations.report.sections.quality import budgets_figure, budgets_plot, budgets_view
 from simulations.report.seeds import SEEDS_FILE
 from simulations.report.table_view import format_share
-from simulations.report.verdict import own_rows
 from simulations.run_options import RunArguments, RunOptions
 from simulations.scenario_files import load_scenario
 from strategies.figures.per_device import FILE, PerDevice

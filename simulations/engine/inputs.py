@@ -75,7 +75,7 @@ def checked(
     check_one_root()
     require_device(scenario.engine.device)
     if scenario.engine.ray_address:
-        from simulations.engine.ray_machines import require_cluster
+        from simulations.engine.ray_engine import require_cluster
 
         require_cluster(scenario.engine.ray_address)
     if out is not None:

@@ -16,10 +16,9 @@ from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
 from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import Doubles, Sample
 from simulations.report.render import Page, ResultKind, scenario_name
-from simulations.report.run_files import read_report
+from simulations.report.run_files import best_budget, read_report, refinement_helped, seen_data
 from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
-from simulations.report.verdict import best_budget, refinement_helped, seen_data
 from strategies.figures.per_device import FILE, METRICS, PerDevice
 from strategies.figures.schema import RunResult
 

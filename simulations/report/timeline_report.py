@@ -19,6 +19,7 @@ from fl_peel.ranking.bootstrap import Sample
 from simulations.report import drawing
 from simulations.report.drawing import Plot
 from simulations.report.render import Page, ResultKind, scenario_name
+from simulations.report.run_files import LEARNING_RATE, seen_data, significance
 from simulations.report.section import Chart, Section
 from simulations.report.seeds import METHOD, OverSeeds, over_seeds_page
 from simulations.report.table_view import (
@@ -36,7 +37,6 @@ from simulations.report.table_view import (
     format_thousandths,
     table_of,
 )
-from simulations.report.verdict import LEARNING_RATE, seen_data, significance
 from strategies.figures.schema import OverTime
 from strategies.timeline.timeline_figures import ClassResult, PeriodResult, TimelineResult
 
@@ -154,8 +154,8 @@ def life_plot(periods: Sequence[PeriodResult]) -> Plot:
 
 
 def _draw(axes: Axes, name: str, lines: Lines, values: Sequence[float] | None = ()) -> None:
-    """Draw lines, each with its label, on an axis of this name: from nought to a little above the largest of ``values``,
-    however flat the line is, or where there are none to what is drawn; None: not from nought.
+    """Draw lines, each with its label, on an axis of this name: from nought to a little above the largest of
+    ``values``, however flat the line is, or where there are none to what is drawn; None: not from nought.
     """
     labels = [drawing.draw_line(axes, line, style) for line, style in lines]
     if values is not None:

@@ -25,6 +25,7 @@ from fl_peel.scenario.scenario import Scenario
 from simulations.report import drawing
 from simulations.report.drawing import INK, Plot
 from simulations.report.render import Page, ResultKind
+from simulations.report.run_files import SIGNIFICANT, starred
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     TableView,
@@ -33,7 +34,6 @@ from simulations.report.table_view import (
     format_metric,
     format_share,
 )
-from simulations.report.verdict import SIGNIFICANT, starred
 from simulations.run_options import StudyArguments
 from simulations.scenario_files import validated
 from simulations.studies.compare import budget_of, flat

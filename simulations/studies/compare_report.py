@@ -16,6 +16,7 @@ from fl_peel.json_codec import from_plain
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, VERMILLION, Plot
 from simulations.report.render import Page, ResultKind
+from simulations.report.run_files import SIGNIFICANT, significance, starred
 from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     ABSENT,
@@ -32,7 +33,6 @@ from simulations.report.table_view import (
     metric_name,
     table_of,
 )
-from simulations.report.verdict import SIGNIFICANT, significance, starred
 from simulations.studies.schema import (
     CompareResult,
     CompareRow,

@@ -12,6 +12,7 @@ import numpy as np
 from fl_peel.figures import Estimate
 from simulations.report import drawing
 from simulations.report.drawing import GREEN, INK, MUTED, PAPER, Plot, Series, darker
+from simulations.report.run_files import own_rows
 from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import (
     FULL_TABLES,
@@ -24,7 +25,6 @@ from simulations.report.table_view import (
     format_share,
     selector_name,
 )
-from simulations.report.verdict import own_rows
 from strategies.figures.schema import BudgetRow, RunResult, UserGroupRow
 
 if TYPE_CHECKING:

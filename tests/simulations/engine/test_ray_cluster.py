@@ -21,11 +21,10 @@ from ray._private import services
 from fl_peel.errors import EngineError
 from fl_peel.events import Callback
 from simulations import run
-from simulations.engine import ray_machines
+from simulations.engine import ray_engine
 from simulations.engine.inputs import checked
 from simulations.engine.memory import WORKERS, lasting_objects
-from simulations.engine.ray_engine import environment, own_token, watched_raylet
-from simulations.engine.ray_machines import require_cluster
+from simulations.engine.ray_engine import environment, own_token, require_cluster, watched_raylet
 from simulations.scenario_files import load_scenario
 from tests.helpers.runs import figures, served
 
@@ -165,7 +164,7 @@ def test_ray_looks_for_the_cluster_of_this_machine_itself():
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_somebody_who_listens_and_says_nothing_is_no_ray(scheme, monkeypatch):
-    monkeypatch.setattr("simulations.engine.ray_machines.CONNECT_S", 0.5)
+    monkeypatch.setattr("simulations.engine.ray_engine.CONNECT_S", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -271,7 +270,7 @@ def test_a_killed_one_is_told_once_and_a_living_one_not():
 def test_a_start_that_ray_gave_up_is_tried_again_aloud_until_patience_ends(monkeypatch, caplog):
     """Whatever else ends a start is not."""
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.setattr(ray_machines, "TELL_S", 0.01)
+    monkeypatch.setattr(ray_engine, "TELL_S", 0.01)
     busy, tries = RuntimeError("The current node timed out during startup."), []
 
     def start():
@@ -281,7 +280,7 @@ def test_a_start_that_ray_gave_up_is_tried_again_aloud_until_patience_ends(monke
         return "started"
 
     def start_patiently(start, patience_s, alive=False):
-        return ray_machines.start_patiently(start, patience_s, lambda: alive)
+        return ray_engine.start_patiently(start, patience_s, lambda: alive)
 
     assert start_patiently(start, 60) == "started"
     assert len(tries) == 3

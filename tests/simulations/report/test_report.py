@@ -26,9 +26,8 @@ from fl_peel.figures import Estimate
 from fl_peel.privacy.report import PrivacyReport
 from simulations.report.drawing import Plot, spread, themed
 from simulations.report.result_files import write_files, write_results
-from simulations.report.run_files import read_report, run_page
+from simulations.report.run_files import read_report, run_page, verdicts
 from simulations.report.table_view import TableView, format_bytes, format_share, nested_views
-from simulations.report.verdict import verdicts
 from simulations.studies.compare_report import (
     COMPARE,
     ceilings_view,

@@ -27,22 +27,22 @@ from simulations.report.drawing import (
     themed,
     variables,
 )
-from simulations.report.run_files import run_page
+from simulations.report.run_files import (
+    best_budget,
+    classes_below,
+    own_rows,
+    refinement_helped,
+    run_page,
+    seen_data,
+    significance,
+    verdicts,
+)
 from simulations.report.section import SECTIONS, Section
 from simulations.report.sections.classes import device_classes_view, recall_by_class
 from simulations.report.sections.costs import stage1_views
 from simulations.report.sections.quality import budgets_plot, why_less
 from simulations.report.sections.rounds import device_traces
 from simulations.report.table_view import TableView
-from simulations.report.verdict import (
-    best_budget,
-    classes_below,
-    own_rows,
-    refinement_helped,
-    seen_data,
-    significance,
-    verdicts,
-)
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import (
     FULL_GLOBAL,
