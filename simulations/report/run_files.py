@@ -1,4 +1,4 @@
-"""Files of a run: `report.json`, `metrics.csv`, `metrics.parquet` and `report.html`; and what it says before its tables:
+"""Files of a run: `report.json`, `metrics.csv`, `metrics.parquet`, `report.html`; and what it says before its tables:
 who has seen which interactions, what its budgets come to, what refinement did.
 
 The shape of a result is in `strategies.figures.schema`, what its page shows in `sections`. The same result gives the

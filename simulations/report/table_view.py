@@ -48,13 +48,9 @@ SELECTORS: Mapping[str, str] = MappingProxyType(
 )
 KEYS: Mapping[str, str] = MappingProxyType(
     {
-        "accountant": "accountant",
-        "adjacency": "adjacency",
-        "budget_violations": "budget violations",
         "clip_norms": "clipping bounds, by round",
         "counters": "device counters",
         "cpus": "processors",
-        "delta": "delta",
         "device_rounds": "device-rounds left out",
         "epsilon_pld": "epsilon by privacy loss distributions",
         "epsilon_rdp": "epsilon by Rényi divergences",
@@ -66,10 +62,7 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "hours": "hours followed",
         "kind": "attack",
         "missing_block_bytes": "bytes of missing blocks",
-        "noise_multiplier": "noise multiplier",
-        "noise_source": "noise source",
         "noise_std": "standard deviation of the noise",
-        "not_covered": "not covered",
         "num_targets": "target items",
         "requests": "blocks that devices request",
         "reselections": "re-selections",
@@ -80,7 +73,6 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "rows": "rows that devices send",
         "shrank": "re-selections that shrank",
         "shrink_bytes": "bytes sent for shrinking",
-        "target_epsilon": "target epsilon",
     }
 )
 VALUES: Mapping[tuple[str, str], str] = MappingProxyType(
