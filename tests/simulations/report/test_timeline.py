@@ -120,8 +120,8 @@ def test_shipped_timelines_are_refused_nothing():
 
 def test_what_does_not_go_with_a_timeline_is_refused_before_anything_runs(file, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "simulated", None)
-    with pytest.raises(ScenarioError, match=r"^secure_aggregation.enabled: "):
-        run(load_scenario(file, ["secure_aggregation.enabled=true"]), out=tmp_path / "out")
+    with pytest.raises(ScenarioError, match=r"^poisoning.share: "):
+        run(load_scenario(file, ["poisoning.share=5%"]), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(ScenarioError, match=r"data.timeline: .*start 0.9 and 8 periods of 0.07 cover more than all"):
         load_scenario(file, ["data.timeline.start=0.9"])
