@@ -8,7 +8,6 @@ from tests.helpers.root import ROOT
 
 NAMING = {"rng_for", "seed_for", "device_seeds", "device_uniforms"}
 SHARED = {
-    ("bench",): "figures of speed alone",
     ("local-training",): "the bench's twin of a device trains on what the device trains on",
     ("user-groups",): "clusters made by devices start where those of the server do",
 }
