@@ -56,8 +56,9 @@ lint: $(INSTALLED)-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# the site of docs/ and of what is made from the code, into site/; a warning is an error
+# docs/messages.md, and the site of docs/ and of what is made from the code, into site/; a warning is an error
 docs: $(INSTALLED)-docs
+	$(BIN)/python .ci/site_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # what a release uploads: wheel and sdist in dist/, checked

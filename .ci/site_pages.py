@@ -103,6 +103,86 @@ def pages() -> dict[str, str]:
     }
 
 
+def messages_page() -> str:
+    """docs/messages.md: every step of stage 1, with what is sent and what a device adds."""
+    from fl_peel.steps import STEPS
+
+    lines = [
+        "# Messages of stage 1",
+        "",
+        "What the server sends in each step of stage 1, and what devices add up: made from `fl_peel/steps`.",
+        "",
+        "```",
+        "fl-peel run nothing-collected     # the report has the bytes of each step",
+        "```",
+        "",
+        "| step | what | sent to a device | summed over devices | rows | noise: share; bound |",
+        "|---|---|---|---|---|---|",
+        *(f"| {' | '.join(_step_cells(step))} |" for step in STEPS.values()),
+        "",
+        "- Sizes: I items, K columns, G user groups, c of their columns, C filters, D drawn items, R rows. Arrays in",
+        "  italics may be absent.",
+        "- Sums are of whole numbers, 64 bits each, or 32 with `pretraining.sum_bits`. Under",
+        "  [secure aggregation](secure-aggregation.md) every sum is masked; steps without one answer nothing.",
+        "- Rows: contributors to each of so many rows are counted first, and only rows of `privacy.min_owners` of",
+        "  them are opened; the arrays of `counts` and `groups` are such counts themselves.",
+        "- Noise: share of the budget of stage 1 that an array has under a",
+        "  [mechanism](privacy.md#stage-1-under-noise), all times of the step together, and the bound on a device's",
+        "  part of it, in L2 or L1.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_LETTERS = {"columns": "K", "groups": "G", "leading": "c", "filters": "C", "drawn": "D"}
+"""Sizes of steps as papers write them; any other one has its own name."""
+
+
+def _step_cells(kind: Any) -> tuple[str, ...]:
+    """The cells of a step, which is made of primes for sizes: a shape shows which size went where."""
+    from dataclasses import fields, replace
+
+    from fl_peel.steps.base import ContributionBounds, StepTerms
+    from fl_peel.steps.passes import PassStep
+
+    primes = iter((9973, 997, 101, 89, 71, 53, 37, 23))
+    items = next(primes)
+    letters: dict[Any, str] = {items: "I", 1: "1"}
+    values: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name == "step":
+            values[field.name] = PassStep(next(primes))
+            letters[items] = "R"
+        elif field.type == "bool":
+            values[field.name] = True
+        else:
+            size = values[field.name] = next(primes)
+            letter = letters[size] = _LETTERS.get(field.name, field.name)
+            letters[size * (size + 1) // 2] = f"{letter} ({letter} + 1) / 2"
+    step, terms = kind(**values), StepTerms(items, 0.3)
+    whole = (0, step.num_pieces)
+
+    def shaped(name: str, shape: Any) -> str:
+        return f"{name} ({', '.join(letters[size] for size in shape)})"
+
+    opened = step.sent_arrays(terms, whole)
+    bounded = step.sent_arrays(replace(terms, bounds=ContributionBounds(1.0)), whole)
+    sent = [f"*{text}*" if one.may_lack else text for name, one in opened.items() for text in [shaped(name, one.shape)]]
+    sent += [f"under a mechanism {shaped(name, bounded[name].shape)}" for name in bounded if name not in opened]
+    rows = "" if step.counts_alone else letters.get(step.num_rows(terms), "")
+    noised = (
+        f"{one.field} {one.share:g}; {'`counts_norm`' if one.bound is None else f'{one.bound:g}'}"
+        for one in step.noised
+    )
+    return (
+        f"`{step.name}`",
+        " ".join(re.split(r"\.\s", kind.__doc__, maxsplit=1)[0].split()).rstrip(".").replace("``", "`"),
+        ", ".join(sent),
+        "<br>".join(shaped(one.name, one.shape) for one in step.sums(terms)),
+        rows,
+        "<br>".join(noised),
+    )
+
+
 def notebook_page(file: Path) -> str:
     """A notebook with its outputs as they are saved in it."""
     parts = []
@@ -216,3 +296,7 @@ def python_page() -> str:
     for name in sorted(set(fl_peel.__all__) - {"__version__"}):
         lines += [f"::: {elsewhere.get(name, f'fl_peel:{name}').replace(':', '.')}", ""]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "messages.md").write_text(messages_page(), encoding="utf-8")

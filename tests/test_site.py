@@ -8,11 +8,21 @@ import time
 
 import pytest
 import yaml
-from site_pages import OPTIONAL, commands_page, fleet_page, pages, python_page, relinked, scenario_page
+from site_pages import (
+    OPTIONAL,
+    commands_page,
+    fleet_page,
+    messages_page,
+    pages,
+    python_page,
+    relinked,
+    scenario_page,
+)
 
 import fl_peel
 from clients.fleet.files import fleet_parts
 from fl_peel.scenario.reference import keys_of, scenario_schema
+from fl_peel.steps import STEPS
 from tests.helpers.browser import browser, needs_chromium
 from tests.helpers.root import ROOT
 
@@ -54,6 +64,14 @@ def test_every_key_of_a_scenario_has_a_row():
         assert any(key.unit in row and key.type.replace("<", "&lt;") in row for row in rows), key.path
     assert "[docs/" not in page
     assert "](../privacy.md)" in page
+
+
+def test_messages_are_those_of_the_steps():
+    page = (ROOT / "docs" / "messages.md").read_text(encoding="utf-8")
+    assert page == messages_page(), "make docs writes it anew"
+    assert [name for name in STEPS if f"\n| `{name}` |" not in page] == []
+    assert "| sizes (G)<br>first (G, K)<br>second (G, K (K + 1) / 2)<br>items (G, I) | G | sizes 0.01; 1<br>" in page
+    assert "| table (I, K), under a mechanism weights (I) | columns (I, K) | I | columns 0.69; 1 |" in page
 
 
 def test_every_command_and_option_is_there():

@@ -64,6 +64,12 @@ def test_a_page_works_as_told(page, folder, typed):
     assert done > 0 or page.stem == "extend"
 
 
+@pytest.mark.parametrize("part", ["A stage of a run", "A section of the report"])
+def test_a_part_is_added_in_forty_lines(part):
+    text = (ROOT / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
+    assert len(text.split(f"## {part}\n")[1].split("\n## ")[0].splitlines()) <= 40
+
+
 @pytest.mark.usefixtures("api")
 def test_names_of_the_package_that_extends_are_known(folder, typed, monkeypatch):
     """As if it were installed: its entry points are those of its pyproject.toml."""
