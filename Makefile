@@ -67,7 +67,7 @@ dist: $(INSTALLED)-dev
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m twine check --strict dist/*
 
-# docs/mutants.md; MODULES="fl_peel.secure.*" for some of it
+# CONTRIBUTING.md; MODULES="fl_peel.secure.*" for some of it
 mutants: $(VENV)/.installed-dev
 	$(BIN)/python .ci/mutants.py $(MODULES)
 

@@ -1,4 +1,4 @@
-"""Mutation tests of the modules that carry claims: ``make mutants``, see docs/mutants.md.
+"""Mutation tests of the modules that carry claims: ``make mutants``, see CONTRIBUTING.md.
 
 mutmut does all of it, as [tool.mutmut] of pyproject.toml says. This compares what survived with ``.ci/survivors.yaml``.
 """

@@ -175,7 +175,7 @@ def _step_cells(kind: Any) -> tuple[str, ...]:
     )
     return (
         f"`{step.name}`",
-        " ".join(re.split(r"\.\s", kind.__doc__, maxsplit=1)[0].split()).rstrip(".").replace("``", "`"),
+        " ".join(re.split(r"\.\s|:|\.$", kind.__doc__, maxsplit=1)[0].split()),
         ", ".join(sent),
         "<br>".join(shaped(one.name, one.shape) for one in step.sums(terms)),
         rows,
