@@ -12,7 +12,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fl_peel.kernels.lanes import LANES, lanes_at, lanes_of, row_start
+from fl_peel.kernels.lanes import LANES, fetch, lanes_at, lanes_of, row_start
 
 WIDE = 64
 """Columns whose sums stay in registers while a row is added up."""
@@ -97,6 +97,25 @@ def spread_rows(
                 total[r, c] += out[r, c]
 
 
+@intrinsic
+def _add_scaled_lanes(typingctx, target, to, table, of, factor, first, last):  # type: ignore[no-untyped-def]
+    """:func:`add_scaled_rows` of one row and the columns ``first`` .. ``last``, a multiple of 16 of them."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        given, added = (
+            row_start(context, builder, signature.args[at], arguments[at], arguments[at + 1]) for at in (2, 0)
+        )
+        factor = lanes_of(builder, arguments[4])
+        with cgutils.for_range_slice(builder, *arguments[5:7], ir.Constant(arguments[5].type, LANES)) as (column, _):
+            place = lanes_at(builder, added, column)
+            product = builder.fmul(builder.load(lanes_at(builder, given, column), align=4), factor)
+            builder.store(builder.fadd(builder.load(place, align=4), product), place, align=4)
+        return context.get_dummy_value()
+
+    kinds = target, types.int64, table, types.int64, types.float32, types.int64, types.int64
+    return types.void(*kinds), generate
+
+
 @njit(nogil=True, cache=True)
 def add_scaled_rows(
     target,  # (n, d) float32, columns first .. last added to
@@ -107,10 +126,13 @@ def add_scaled_rows(
     first,
     last,
 ):
+    whole = first + (last - first) // LANES * LANES
     for k in range(len(into)):
+        fetch(target, into[min(k + AHEAD, len(into) - 1)])
         factor = factors[k]
         to, of = into[k], rows[k]
-        for c in range(first, last):
+        _add_scaled_lanes(target, to, table, of, factor, first, whole)
+        for c in range(whole, last):
             target[to, c] += table[of, c] * factor
 
 

@@ -174,8 +174,11 @@ class _Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         loss = self._loss(batch, generator)
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        if self._config.l2 > 0:
+            loss = loss + self._loss_of.add_penalty(self._users, self._items)
         self._optimizer.step()
-        return float(loss.detach())
+        return float(loss)
 
     def _final(self, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The tables that score: (U, d) or, of the users that are wanted, (B, d); (I, d)."""
@@ -185,8 +188,6 @@ class _Trainer:
         config = self._config
         users, items = self._final(batch.users)
         loss = self._loss_of(users, items, batch, generator)
-        if config.l2 > 0:
-            loss = loss + self._loss_of.penalty(self._users, self._items)
         if config.diversity_weight > 0:
             chosen = evenly_drawn(self._num_items, _DIVERSITY_SAMPLE, generator, self._device)
             table = items if chosen is None else items[chosen]

@@ -244,13 +244,13 @@ class _SampledSoftmax(torch.autograd.Function):
         user_gradient /= temperature
         if candidates is not None:
             item_gradient.index_add_(0, candidates.items, table_gradient)
-        ctx.save_for_backward(user_gradient, item_gradient)
+        ctx.gradients = user_gradient, item_gradient
         return loss.to(users.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        user_gradient, item_gradient = ctx.saved_tensors
-        return gradients[0] * user_gradient, gradients[0] * item_gradient, None, None, None, None
+        users, items = (own.mul_(gradients[0]) for own in ctx.gradients)
+        return users, items, None, None, None, None
 
 
 def sampled_softmax_loss(
@@ -323,6 +323,20 @@ class BatchLoss:
         """The l2 penalty on tables (U, d), (I, d)."""
         squares = self._user_l2 @ users.square().sum(dim=1) + self._item_l2 @ items.square().sum(dim=1)
         return 0.5 * self.config.l2 * squares
+
+    def add_penalty(self, users: Tensor, items: Tensor) -> Tensor:
+        """The same of tables that have a gradient, to which that of the penalty is added: in place, table after table,
+        as what lies in between is as large as they are.
+        """
+        squares = []
+        with torch.no_grad():
+            for shares, table in ((self._user_l2, users), (self._item_l2, items)):
+                work = table.square()
+                squares.append(shares @ work.sum(dim=1))
+                assert table.grad is not None, "the loss is taken before its penalty"
+                slope = shares * (0.5 * self.config.l2) * 2.0
+                table.grad += torch.mul(table, slope[:, None], out=work)
+        return 0.5 * self.config.l2 * (squares[0] + squares[1])
 
     def batches(self, generator: torch.Generator) -> Iterator[UserBatch]:
         """One pass over the users who gave data, in random order."""

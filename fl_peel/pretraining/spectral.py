@@ -62,6 +62,10 @@ def _inverse_power(degrees: NDArray[np.float32], exponent: float) -> FloatArray:
 
 OVERSAMPLING, ITERATIONS = 32, 8
 """Directions besides those that are wanted, and power iterations, of a truncated singular value decomposition."""
+INDEPENDENT = 1e-3
+"""Smallest diagonal of Cholesky's factor, over the largest, from which a basis has all digits of float32: rounding of
+float64 grows with the square of the columns' condition.
+"""
 
 
 def truncated_svd(matrix: sp.csr_matrix, rank: int, *, seed: int) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -73,10 +77,10 @@ def truncated_svd(matrix: sp.csr_matrix, rank: int, *, seed: int) -> tuple[Float
     width = min(rank + OVERSAMPLING, num_rows, num_columns)
     transposed = sp.csr_matrix(matrix.T)
     right = rng_for(seed, "spectral").standard_normal((num_columns, width)).astype(np.float32)
-    left = np.linalg.qr(matrix @ right)[0]
+    left = basis(matrix @ right)
     for _ in range(ITERATIONS):
-        right = np.linalg.qr(transposed @ left)[0]
-        left = np.linalg.qr(matrix @ right)[0]
+        right = basis(transposed @ left)
+        left = basis(matrix @ right)
     # matrix ~ left @ (left.T @ matrix), and the second factor is small enough for an exact decomposition
     small_left, values, small_right = np.linalg.svd((transposed @ left).T.astype(np.float64), full_matrices=False)
     users = np.zeros((num_rows, rank), np.float32)
@@ -89,6 +93,22 @@ def truncated_svd(matrix: sp.csr_matrix, rank: int, *, seed: int) -> tuple[Float
     # a singular vector's sign is arbitrary: make the largest entry of each item direction positive
     signs = np.where(items[np.abs(items).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0).astype(np.float32)
     return users * signs, kept, items * signs
+
+
+def basis(block: FloatArray) -> FloatArray:
+    """Orthonormal basis (n, k) of the span of columns (n, k), that of a QR decomposition up to signs. By Cholesky's
+    factor of the products, in a tenth of its time; where columns nearly depend, by Householder's reflections.
+    """
+    wide = block.astype(np.float64)
+    try:
+        factor = np.linalg.cholesky(wide.T @ wide)
+    except np.linalg.LinAlgError:
+        return np.linalg.qr(block)[0]
+    diagonal = np.diag(factor)
+    if diagonal.min() < INDEPENDENT * diagonal.max():
+        return np.linalg.qr(block)[0]
+    basis: FloatArray = (wide @ np.linalg.inv(factor).T).astype(block.dtype)
+    return basis
 
 
 def spectral_tables(rows: UserItems, num_items: int, dim: int, *, seed: int) -> tuple[FloatArray, FloatArray]:

@@ -25,7 +25,7 @@ from fl_peel.pretraining.losses import (
     systematic,
 )
 from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
-from fl_peel.pretraining.spectral import normalized_interactions, truncated_svd
+from fl_peel.pretraining.spectral import basis, normalized_interactions, truncated_svd
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.workers import Workers, own_threads
@@ -92,6 +92,18 @@ def test_truncated_svd_of_a_matrix_smaller_than_the_rank() -> None:
     assert users.shape == (5, 8)
     assert items.shape == (4, 8)
     assert np.allclose((users * values) @ items.T, matrix.toarray(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("least", "rank"), [(0.5, 12), (1e-2, 12), (1e-5, 12), (0.0, 11)])
+def test_a_basis_is_that_of_a_qr_decomposition_up_to_signs(least: float, rank: int) -> None:
+    """Columns of which the last is the others' sum, but for so much of its own."""
+    block = rng_for(0, "block").standard_normal((300, 12)).astype(np.float32)
+    block[:, -1] = block[:, :-1].sum(axis=1) + least * block[:, -1]
+    columns, twin = basis(block), np.linalg.qr(block)[0]
+    assert columns.dtype == np.float32
+    assert np.allclose(columns.T @ columns, np.eye(12), atol=1e-6)
+    signs = np.sign((columns * twin).sum(axis=0))
+    assert np.allclose((columns * signs)[:, :rank], twin[:, :rank], atol=1e-6)
 
 
 # ---- propagation
@@ -297,6 +309,19 @@ def test_bpr_by_hand() -> None:
     expected = (2 * math.log(1 + math.exp(1)) + math.log(1 + math.exp(-2))) / 3
     negatives = torch.tensor([[3], [2], [0]])
     assert bpr_loss(users, items, batch, negatives, 1.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_penalty_that_is_added_to_gradients_is_that_of_the_loss_to_the_last_bit() -> None:
+    loss_of, source = BatchLoss(some_rows(), 30, replace(SMALL, l2=0.3, l2_exponent=0.7)), generator(1)
+    tables = [torch.randn(size, 8, generator=source) for size in (40, 30)]
+    pulls = [torch.randn(size, 8, generator=source) for size in (40, 30)]
+    one, other = ([table.clone().requires_grad_() for table in tables] for _ in range(2))
+    whole = loss_of.penalty(*one)
+    (whole + sum((table * pull).sum() for table, pull in zip(one, pulls, strict=True))).backward()
+    for table, pull in zip(other, pulls, strict=True):
+        table.grad = pull.clone()
+    assert torch.equal(loss_of.add_penalty(*other), whole.detach())
+    assert all(torch.equal(mine.grad, theirs.grad) for mine, theirs in zip(one, other, strict=True))
 
 
 # ---- diversity
