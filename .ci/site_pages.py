@@ -122,13 +122,12 @@ def messages_page() -> str:
         "",
         "- Sizes: I items, K columns, G user groups, c of their columns, C filters, D drawn items, R rows. Arrays in",
         "  italics may be absent.",
-        "- Sums are of whole numbers, 64 bits each, or 32 with `pretraining.sum_bits`. Under",
-        "  [secure aggregation](secure-aggregation.md) every sum is masked; steps without one answer nothing.",
+        "- Sums are of whole numbers, 64 bits each, or 32 with `pretraining.sum_bits`, all of them masked under",
+        "  [secure aggregation](secure-aggregation.md). Steps without a sum answer nothing.",
         "- Rows: contributors to each of so many rows are counted first, and only rows of `privacy.min_owners` of",
         "  them are opened; the arrays of `counts` and `groups` are such counts themselves.",
-        "- Noise: share of the budget of stage 1 that an array has under a",
-        "  [mechanism](privacy.md#stage-1-under-noise), all times of the step together, and the bound on a device's",
-        "  part of it, in L2 or L1.",
+        "- Noise: an array's share of the budget of stage 1 under a [mechanism](privacy.md#stage-1-under-noise), all",
+        "  times of the step together, and the bound on a device's part, in L2 or L1.",
     ]
     return "\n".join(lines) + "\n"
 
