@@ -18,12 +18,12 @@ import numpy as np
 import scipy.linalg
 
 from fl_peel.errors import DataError
+from fl_peel.pretraining.spectral import popular_directions
 from fl_peel.pretraining.spectral_steps import (
     SCORE_SPREAD,
     USER_LENGTH,
     Filter,
     GroupStart,
-    blocks_of,
     coarse,
     drawn_items,
     drawn_users,
@@ -37,17 +37,15 @@ from fl_peel.pretraining.stage1 import (
     GroupPlan,
     SpectralStart,
     find_centroids,
-    iterated,
+    known_counts,
     large_groups,
     moments_by_group,
-    passed,
-    require_items,
+    repeated_passes,
 )
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import StepChannel
 from fl_peel.steps.choice import UNUSED, FilterGrid, FilterRequest, freshness, spread_of
-from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
 from fl_peel.steps.user_groups import Moments, VectorsStep
 from fl_peel.training.workers import fixed_threads
@@ -206,8 +204,7 @@ def update_model(
     dim, seed = plan.dim, plan.seed
     if config.columns > dim:
         raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
-    counts = np.asarray(CountsStep.ask(sums))
-    require_items(counts)
+    counts = np.asarray(known_counts(sums))
     with fixed_threads(config.num_threads):
         whole, all_values = _directions(sums, config, previous, counts, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]
@@ -255,18 +252,20 @@ def _directions(
     sums: StepChannel, config: SpectralConfig, before: SpectralModel | None, counts: Counts, seed: int
 ) -> tuple[Doubles, Doubles]:
     """Return directions and eigenvalues under these counts, from the previous model's directions, if any."""
-    directions = starting_directions(counts, config.columns + config.oversampling, seed)
+    columns = config.columns + config.oversampling
+    if sums.terms.bounded:
+        directions = popular_directions(counts, columns, config.item_exponent)
+    else:
+        directions = starting_directions(counts, columns, seed)
     if before is not None:
-        # what there was, and for the items that are new whatever the first pass says
-        kept = min(before.directions.shape[1], directions.shape[1])
+        # what there was, and for the items that are new whatever the first pass says; not what was noise
+        kept = int((before.values > 0).sum()) if sums.terms.bounded else min(before.directions.shape[1], columns)
         known = np.zeros((len(counts), kept))
         known[: before.num_items] = before.directions[:, :kept]
-        directions = orthonormal(known * (counts > 0)[:, None])
+        rest = directions[:, : columns - kept] if sums.terms.bounded else directions[:, :0]
+        directions = orthonormal(np.hstack([known * (counts > 0)[:, None], rest]))
 
-    def once(block: Doubles) -> Doubles:
-        return passed(sums, block, counts, config)
-
-    directions, values = iterated(once, directions, blocks_of(config.passes))
+    directions, values = repeated_passes(sums, directions, counts, config)
     return orthonormal_again(directions), values
 
 

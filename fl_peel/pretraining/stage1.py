@@ -219,17 +219,51 @@ def _passes(
     earlier: Floats | None,
     step: Callable[[str], None],
 ) -> SpectralFilter:
-    whole = CountsStep.ask(sums)
-    if sums.terms.bounded and not whole.any():  # a void sum: nothing is known of any item
-        whole = np.full_like(whole, int(UNIT_SCALE))
-    counts: Counts = known(whole, sums.std("counts")) if sums.terms.bounded else whole
+    counts = known_counts(sums)
     step("items counted")
-    require_items(counts)
     with fixed_threads(config.num_threads):
         if sums.terms.bounded and (given is None or not given.num_interactions):
             directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
         else:
             directions = _beginning(counts, config, seed, given, earlier)
+    with fixed_threads(config.num_threads):
+        directions, values = repeated_passes(sums, directions, counts, config, step)
+        directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
+    count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
+    if config.chooses:
+        step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
+    return SpectralFilter(directions, values, counts, count_exponent, value_exponent, chosen)
+
+
+def known_counts(sums: StepChannel) -> Counts:
+    """Return item counts (I,); of bounded sums zero where noise alone has as much.
+
+    Raises:
+        DataError: no device has any item that enough devices have.
+    """
+    counts: Counts = CountsStep.ask(sums)
+    if sums.terms.bounded:
+        if not counts.any():  # a void sum: nothing is known of any item
+            counts = np.full_like(counts, int(UNIT_SCALE))
+        counts = known(counts, sums.std("counts"))
+    if not counts.any():
+        raise DataError(
+            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
+            "show, raise deadlines, or lower privacy.min_owners"
+        )
+    return counts
+
+
+def repeated_passes(
+    sums: StepChannel,
+    directions: Doubles,
+    counts: Counts,
+    config: SpectralConfig,
+    step: Callable[[str], None] = lambda text: None,
+) -> tuple[Doubles, Doubles]:
+    """Return directions (I, k) and eigenvalues (k,) after ``config.passes`` from orthonormal directions; of bounded
+    sums the leading columns' zero where noise alone has as much. step: told of each pass.
+    """
     number, std, block = 0, 0.0, directions
 
     def one(directions: Doubles) -> Doubles:
@@ -241,30 +275,12 @@ def _passes(
             std, block = sums.std("pass"), columns
         return block
 
-    with fixed_threads(config.num_threads):
-        # filtered passes are of directions that are not orthonormal, which devices would cut
-        sizes = [1] * config.passes if sums.terms.bounded else blocks_of(config.passes)
-        directions, values = iterated(one, directions, sizes)
-        directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
+    # filtered passes are of directions that are not orthonormal, which devices would cut
+    sizes = [1] * config.passes if sums.terms.bounded else blocks_of(config.passes)
+    directions, values = iterated(one, directions, sizes)
     if sums.terms.bounded:
-        values = above_noise(values, counts, std)
-    count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
-    if config.chooses:
-        step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
-    return SpectralFilter(directions, values, counts, count_exponent, value_exponent, chosen)
-
-
-def require_items(counts: Counts) -> None:
-    """Refuse item counts (I,) of which none is left.
-
-    Raises:
-        DataError: no device has any item that enough devices have.
-    """
-    if not counts.any():
-        raise DataError(
-            "stage 1: no item has as many devices that answered as privacy.min_owners asks for; see fl-peel fleet "
-            "show, raise deadlines, or lower privacy.min_owners"
-        )
+        values[: config.columns] = above_noise(values[: config.columns], counts, std)
+    return directions, values
 
 
 def iterated(once: Callable[[Doubles], Doubles], directions: Doubles, sizes: Sequence[int]) -> tuple[Doubles, Doubles]:
@@ -368,7 +384,7 @@ def find_centroids(
     weights = np.asarray(counts[counts > 0], np.float64)
     centroids = coarse(k_means(points, wanted, seed_for(plan.seed, "user-groups"), weights=weights))
     if sums.terms.bounded:
-        return centroids if plan.num_groups == 1 else centroids[large_groups(sums, centroids, plan.min_size)]
+        return centroids[large_groups(sums, centroids, plan.min_size)]
     while True:
         sizes = GroupsStep.ask(sums, centroids)
         if len(centroids) == 1 or sizes.min() >= plan.min_size:
@@ -383,6 +399,8 @@ def large_groups(sums: StepChannel, centroids: Floats, min_size: int) -> Bools:
     """Return which groups (G,) have as many devices as allowed, and the largest one: to ask how large the others became
     without the rest would be one release more.
     """
+    if sums.terms.bounded and len(centroids) == 1:
+        return np.ones(1, np.bool_)
     sizes = GroupsStep.ask(sums, centroids)
     if sums.terms.bounded and not sizes.any():  # a void sum: nothing is known of any group
         return np.ones(len(centroids), np.bool_)

@@ -1,7 +1,8 @@
 """A run's plan: how much noise on what, in rounds and in stage 1, from the scenario's keys, and what it costs.
 
 A device is in every step that it comes to, for certain: nothing is amplified by sampling. Steps compose, as do the
-parts of a step. How often each is taken is known from the scenario's keys alone, before anything is asked.
+parts of a step, and the periods of a timeline. How often each is taken is known from the scenario's keys alone, before
+anything is asked.
 
 What a round releases, part by part, is in :mod:`fl_peel.exchange.release`.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from fl_peel.errors import ScenarioError
@@ -21,7 +22,9 @@ from fl_peel.privacy.sources import NoiseSource, source_of, whole_scale
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import answers_needed
 from fl_peel.steps import STEPS, find_stage, steps_of
-from fl_peel.steps.base import ContributionBounds, Draw, NoisedPart
+from fl_peel.steps.base import ContributionBounds, Draw, NoisedPart, Step
+from fl_peel.steps.choice import ChoiceStep
+from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.units import Ints
 
 NOISED_PARTS = MappingProxyType({part.name: part for step in STEPS.values() for part in step.noised})
@@ -50,13 +53,28 @@ def contribution_bounds(scenario: Scenario) -> ContributionBounds | None:
     return None if mechanism is None else ContributionBounds(scenario.privacy.counts_norm, mechanism.norm == "l1")
 
 
+def times_of(step: type[Step], scenario: Scenario) -> int:
+    """Return how often a run takes a step under a mechanism, at most. A timeline has two stages 1 before its first
+    period, of which one is for devices to choose the filter, and one in each period after it; and a choice of freshness
+    in all of them, for which uses of late are counted once more than there are periods.
+    """
+    config, num_groups, timeline = scenario.pretraining.spectral(), scenario.user_groups.count, scenario.data.timeline
+    times = step.times(config, num_groups)
+    if timeline is None:
+        return times
+    if step is ChoiceStep:
+        return times + timeline.periods * int(timeline.chooses)
+    later = step.times(replace(config, passes=timeline.passes), num_groups)
+    recent = int(step is CountsStep and timeline.counts_recent) * (timeline.periods + 1)
+    return 2 * times + (timeline.periods - 1) * later + recent
+
+
 def stage1_releases(scenario: Scenario) -> tuple[Stage1Release, ...]:
     """Return the releases of stage 1; none where no mechanism adds noise, or devices have no part in it."""
     pretraining, privacy = scenario.pretraining, scenario.privacy
     if not (privacy.noised and pretraining.by_devices):
         return ()
-    config, num_groups = pretraining.spectral(), scenario.user_groups.count
-    times = {part: step.times(config, num_groups) for step in steps_of(scenario) for part in step.noised}
+    times = {part: times_of(step, scenario) for step in steps_of(scenario) for part in step.noised}
     whole = sum(part.share for part in times if times[part])
 
     def release(part: NoisedPart) -> Stage1Release:

@@ -154,8 +154,10 @@ def _covers(scenario: Scenario, plan: Plan) -> str:
     elif plan.mechanism.where == "server":
         seen_by = "the other devices and anyone who sees the tables"
     stages = "stage 1 and in refinement" if plan.stage1 else "refinement"
+    timeline = scenario.data.timeline
+    over = "rounds" if timeline is None else f"steps of {timeline.periods} periods"
     group = ", and the user group it reports" if plan.group_epsilon else ""
-    return f"everything a device sends in {stages}{group}, per device, over all rounds, towards {seen_by}"
+    return f"everything a device sends in {stages}{group}, per device, over all {over}, towards {seen_by}"
 
 
 def _not_covered(scenario: Scenario) -> list[str]:
@@ -176,6 +178,10 @@ def _not_covered(scenario: Scenario) -> list[str]:
             "subtracted (privacy.noise_source: system)",
             "the last bits of the noise, which floating-point samplers draw (privacy.noise_source: system)",
         ]
+    if scenario.data.timeline is not None:
+        rest.append("who and which items come, and when: users and items of a timeline are numbered as they appear")
+        if scenario.privacy.noise_source == "system":
+            rest.append("sums of a period that is stopped before its end, which are asked for again with other noise")
     rest += [
         "memory budgets, device classes and availability, which are not interactions",
         "the test evaluation, which the researcher runs on all devices outside the protocol",

@@ -98,6 +98,16 @@ class TimelinePart(Keys):
     phase: Phase = "learn"
     """Part of the period; the run sets it."""
 
+    @property
+    def chooses(self) -> bool:
+        """Return whether freshness, or the weight of everybody's mean vector, is left to the devices."""
+        return len(self.recency_exponents) * len(self.popularity_weights) > 1
+
+    @property
+    def counts_recent(self) -> bool:
+        """Return whether it matters what was used of late."""
+        return self.chooses or any(self.recency_exponents)
+
     @model_validator(mode="after")
     def _fits(self) -> TimelinePart:
         if self.days is None and self.start + self.periods * self.share > 1 + 1e-9:

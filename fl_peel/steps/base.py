@@ -189,7 +189,7 @@ class StepTerms:
             bounds,
             None if timeline is None else timeline.decay_interactions,
             pretraining.embedding_dim,
-            scenario.secure_aggregation.enabled or (privacy.rows == "all-sent" and timeline is None),
+            scenario.secure_aggregation.enabled or privacy.rows == "all-sent",
             privacy.counts_contributors,
             timeline is not None,
         )

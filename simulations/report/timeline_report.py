@@ -21,6 +21,7 @@ from simulations.report.drawing import Plot
 from simulations.report.render import Page, ResultKind, scenario_name
 from simulations.report.run_files import LEARNING_RATE, seen_data, significance
 from simulations.report.section import Chart, Section
+from simulations.report.sections.costs import privacy_views
 from simulations.report.seeds import METHOD, OverSeeds, over_seeds_page
 from simulations.report.table_view import (
     ABSENT,
@@ -443,6 +444,7 @@ def _sections(result: TimelineResult) -> list[Section]:
         Section("kinds", "New and old devices", (Chart(lambda: kinds_plot(periods), kinds),)),
         Section("classes", "Device classes", (Chart(lambda: classes_plot(periods), classes),)),
         Section("life", "Costs and budgets", (Chart(lambda: life_plot(periods), life), *costs)),
+        Section("privacy", "", privacy_views(result.privacy)),
     ]
 
 

@@ -13,7 +13,7 @@ from fl_peel import wire
 from fl_peel.blocks.layout import BlockLayout, budget_bytes
 from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.data.interactions import UserItems, collected
-from fl_peel.device_storage import device_splits
+from fl_peel.device_storage import device_splits, device_timeline
 from fl_peel.model.device import Joining
 from fl_peel.privacy.noise_plan import Plan, check_delta, make_plan
 from fl_peel.scenario.scenario import Scenario
@@ -101,7 +101,11 @@ def privacy_plan(scenario: Scenario, paths: RunPaths) -> Plan | None:
     if not scenario.privacy.noised:
         return None
     splits, refinement = device_splits(scenario, paths.data_dir, paths.run_dir), scenario.refinement
-    check_delta(scenario, splits.num_users)
+    num_devices = splits.num_users
+    if scenario.data.timeline is not None:  # of all periods
+        timeline = device_timeline(scenario, paths.data_dir, paths.run_dir)
+        num_devices = timeline.users_before(int(timeline.edges[-1]))
+    check_delta(scenario, num_devices)
     _, has_data = given_data(scenario, splits.train)
     most = None
     if refinement.sampling == "fixed":  # a schedule that depends on no data: count the rounds of each device

@@ -8,6 +8,7 @@ read what they lack of them and rank.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
@@ -34,23 +35,25 @@ from fl_peel.pretraining.incremental import (
     freshness_request,
     update_model,
 )
+from fl_peel.pretraining.spectral import known
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
+from fl_peel.privacy.report import report_of
 from fl_peel.scenario.method import Robust, TimelinePart
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Phase
 from fl_peel.steps.base import NUMBER_BYTES, StepChannel, StepTerms
-from fl_peel.steps.choice import ChoiceStep, recent_uses
+from fl_peel.steps.choice import ChoiceStep, FilterRequest, recent_uses
 from fl_peel.steps.passes import CountsStep
-from fl_peel.steps.units import Doubles, Ints
+from fl_peel.steps.units import Counts, Doubles, Ints
 from fl_peel.steps.user_groups import VectorsStep
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes import EVALUATED_BYTES, Members, packed_batches
 from strategies.rounds.federation import RoundRecord
-from strategies.rounds.step_channels import ClearSteps, CountedSteps, SumsRecord
+from strategies.rounds.step_channels import ClearSteps, NoisedSteps, SumsRecord
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.prepare import FederatedStage1Outcome, asked_devices, group_plan
+from strategies.run.prepare import FederatedStage1Outcome, asked_devices, channel_to, group_plan
 from strategies.run.refinement import Refiner, join, put_together, try_rounds, with_rounds
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths
@@ -111,13 +114,15 @@ class TimelineState:
     """What a period leaves to the next. clock: round of the fleet's clock in which the next step opens; asking: where
     the channel to devices is besides, as its ``position`` has it; basis: what stage 1 made last, for the selection run
     of the next refinement; lasted: rounds that the last period did; won: (C,) what devices have said of the exponents
-    of freshness, older answers counting less; first_lists, first: what rivals keep of the first period.
+    of freshness, older answers counting less; taken: how often devices were asked for each noised part, in all periods;
+    first_lists, first: what rivals keep of the first period.
     """
 
     clock: int = 1
     asking: tuple[Any, ...] = ()
     exponents: Exponents = field(default_factory=lambda: Exponents(0.5, 0.5, 0.0))
     won: Ints | None = None
+    taken: dict[str, int] = field(default_factory=dict)
     model: SpectralModel | None = None
     basis: tuple[FederatedStage1Outcome, SpectralModel] | None = None
     published: PublishedTables | None = None
@@ -180,6 +185,10 @@ class Period:
     number: int
     state: TimelineState
     _splits: dict[Phase, Splits] = field(default_factory=dict, init=False)
+    _taken: Counter[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._taken = Counter(self.state.taken)
 
     @property
     def part(self) -> TimelinePart:
@@ -213,7 +222,7 @@ class Period:
         """Return the devices that are there, to be asked steps from the present time of the clock, under numbers that
         no step had before, without those that spoiled one.
         """
-        devices = asked_devices(self.at(phase), self.splits(phase), begin=self.state.clock)
+        devices = asked_devices(self.at(phase), self.splits(phase), self.run.plan, begin=self.state.clock)
         time, *asking = devices.position
         devices.resume((time, *(self.state.asking or asking)), [])
         return devices
@@ -223,9 +232,12 @@ class Period:
         _, *asking = devices.position
         self.move_on(clock=devices.now, asking=tuple(asking))
 
-    def counted(self, devices: ClearSteps) -> CountedSteps:
-        """Return their sums, of which none is opened that is of too few of them."""
-        return CountedSteps(devices, self.run.scenario.privacy.min_owners)
+    def sums(self, devices: ClearSteps) -> StepChannel:
+        """Return their sums: noised, each as one more of all periods, or none opened that is of too few of them."""
+        channel = channel_to(devices, self.run.scenario, self.run.plan)
+        if isinstance(channel, NoisedSteps):
+            channel.taken = self._taken
+        return channel
 
     def serve(self) -> TimelineState:
         """Serve the period: tables first, then devices that were there, then those that join."""
@@ -240,7 +252,7 @@ class Period:
         with stages("stage 1"):
             recent = self.recent(records)
             present = self.devices("learn")
-            model, start = self.continued(self.counted(present), before, recent)
+            model, start = self.continued(self.sums(present), before, recent)
             self.move_on(model=model)
             self.after(present)
             records += present.records
@@ -305,7 +317,7 @@ class Period:
             classes=class_results(replies, members.class_names, self.labels.index(OWN)),
             followed=None,
         )
-        self.move_on(periods=(*self.state.periods, result))
+        self.move_on(periods=(*self.state.periods, result), taken=dict(self._taken))
         return self.state
 
     def refiner(self, run: Run, prepared: FederatedStage1Outcome) -> Refiner:
@@ -358,7 +370,7 @@ class Period:
         records: list[SumsRecord] = []
         earlier = self.recent(records, "earlier") if self.state.model is None else None
         devices = self.devices("choose")
-        sums = self.counted(devices)
+        sums = self.sums(devices)
         model, fixed = self.state.model, self.state.exponents
         count: tuple[float, ...] = (fixed.count,)
         value: tuple[float, ...] = (fixed.value,)
@@ -375,11 +387,11 @@ class Period:
             exponents = Exponents(count[0], value[0], fresh[0], mean[0])
             first = filter_request(model, seed, count=count, value=value, fresh=fresh, fading=fading)
             if first is not None:
-                best = exponents_of(first, *ChoiceStep.ask(sums, first, splits.num_users))
+                best = exponents_of(first, *self.won(sums, first))
                 exponents = replace(exponents, count=best.count, value=best.value)
         question = freshness_request(model, seed, exponents, fresh=fresh, mean=mean, fading=fading)
         if question is not None:
-            won, answered = ChoiceStep.ask(sums, question, splits.num_users)
+            won, answered = self.won(sums, question)
             if answered or self.state.model is None:  # later, what was chosen last stays where nobody says anything
                 won = won if self.state.won is None else won + self.state.won // 2
                 exponents = exponents_of(question, won, answered)
@@ -387,6 +399,11 @@ class Period:
         self.move_on(exponents=exponents)
         self.after(devices)
         return [*records, *devices.records]
+
+    def won(self, sums: StepChannel, question: FilterRequest) -> tuple[Ints, int]:
+        """Return what everybody says of each filter (C,), and how many answered, which nobody tells within bounds."""
+        won, answered = ChoiceStep.ask(sums, question, self.splits("choose").num_users)
+        return won, answered or int(sums.terms.bounded)
 
     def lasting_weight(self) -> float:
         """Return the weight of everybody's mean vector that devices favour where least freshness counts."""
@@ -399,9 +416,14 @@ class Period:
     def recent(self, records: list[SumsRecord], phase: Phase = "recent") -> Doubles:
         """Return recent uses of items (I,) when the period begins, or the one behind; records get what it takes."""
         devices = self.devices(phase)
-        counts = CountsStep.ask(self.counted(devices))
-        self.after(devices)
-        records += devices.records
+        counts: Counts = np.zeros(devices.num_items)
+        if self.part.counts_recent:
+            sums = self.sums(devices)
+            counts = CountsStep.ask(sums)
+            if sums.terms.bounded:
+                counts = known(counts, sums.std("counts"))
+            self.after(devices)
+            records += devices.records
         basis = self.state.basis
         return recent_uses(counts, self.part.recency_half_life, None if basis is None else basis[1].recent)
 
@@ -533,6 +555,7 @@ def replay(run: Run) -> TimelineResult:
     """As :func:`serve_timeline`, of a run whose nodes are connected."""
     with run.stages("start"):
         timeline = device_timeline(run.scenario, run.paths.data_dir, run.paths.run_dir)
+        run.plan  # noqa: B018, a target that cannot be met shows before anything is asked
     live: dict[str, object] = {"nodes": run.nodes}
     kept = run.checkpoints.read("timeline", live=live)
     state: TimelineState = TimelineState() if kept is None else kept.value.at(run.paths)
@@ -560,7 +583,8 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
         ("pretraining.collected.share", collects, "0, with model: spectral and source: devices"),
         ("pretraining.columns", pretraining.columns > pretraining.embedding_dim, "at most pretraining.embedding_dim"),
         ("refinement.aggregation.robust.rule", scenario.refinement.aggregation.robust != Robust(), "mean"),
-        ("privacy.mechanism", scenario.privacy.noised, "none"),
+        ("refinement.rounds", scenario.privacy.noised and scenario.refinement.rounds > 0, "0 under a mechanism"),
+        ("user_groups.count", scenario.privacy.noised and scenario.user_groups.count > 1, "1 under a mechanism"),
         ("poisoning.share", scenario.poisoning.largest_share > 0, "0"),
         ("selector", scenario.selector not in ("exposure", "popularity"), "exposure or popularity"),
         ("evaluation.top_n", scenario.evaluation.top_n != 20, "20"),
@@ -600,6 +624,7 @@ def _result(run: Run, state: TimelineState) -> TimelineResult:
         whole=summaries(state.lines, periods),
         stages=run.stages.seconds,
         nodes=len(run.nodes.ids),
+        privacy=None if run.plan is None else report_of(run.scenario, run.plan, []),
         replicates=state.lines.replicates(last),
     )
 

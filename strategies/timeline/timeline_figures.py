@@ -16,6 +16,7 @@ from fl_peel.events import plain_name
 from fl_peel.exchange.counters import RefreshCounts
 from fl_peel.figures import Beside, Column, Estimate, Figures
 from fl_peel.json_codec import UNWRITTEN
+from fl_peel.privacy.report import PrivacyReport
 from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import MetricSums
 from strategies.figures.per_device import MeasuredQuality, cell_recalls
@@ -102,7 +103,7 @@ class TimelineSummary:
 class TimelineResult:
     """Content of timeline.json. full_table_bytes: size of the fp32 full table in the last period; last: summaries over
     the last three periods; whole: summaries over all periods; replicates: (B,) of mean recall over the last three
-    periods, by serving method, for a summary over several seeds."""
+    periods, by serving method, for a summary over several seeds; privacy: what a mechanism spent over all periods."""
 
     scenario: dict[str, Any]
     seed: Annotated[int, Column("seed")]
@@ -112,6 +113,7 @@ class TimelineResult:
     whole: Annotated[dict[str, TimelineSummary], Column("method")]
     stages: Annotated[dict[str, float], Column("stage")]
     nodes: int
+    privacy: PrivacyReport | None = None
     versions: dict[str, str] = field(default_factory=dict)
     command: str | None = None
     peak_rss_bytes: int = 0

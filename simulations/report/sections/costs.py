@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fl_peel.json_codec import to_plain
+from fl_peel.privacy.report import PrivacyReport
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, ORANGE, EndLabel, Plot
 from simulations.report.section import Chart, Section
@@ -145,12 +146,11 @@ def environment(result: RunResult) -> Section:
 
 def privacy(result: RunResult) -> Section:
     """Return the section."""
-    return Section("privacy", "", privacy_views(result))
+    return Section("privacy", "", privacy_views(result.privacy))
 
 
-def privacy_views(result: RunResult) -> list[TableView]:
+def privacy_views(report: PrivacyReport | None) -> list[TableView]:
     """Tables of privacy: what was hidden, and the epsilon spent; none where nothing was hidden."""
-    report = result.privacy
     return nested_views("Privacy", to_plain(report)) if report is not None and report.hides else []
 
 

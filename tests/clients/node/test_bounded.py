@@ -68,7 +68,7 @@ def test_off_is_off(tiny_run):
         "requests": "own-budget",
         "counters": "withheld",
     }
-    assert privacy_views(plain) == []
+    assert privacy_views(plain.privacy) == []
     request = next(content for kind, content in grid.crossed if kind == wire.ROUND)
     assert wire.unpack(wire.RoundRequest, request).clip_norm == math.inf
 

@@ -38,6 +38,25 @@ def test_how_often_a_device_is_in_which_part():
     assert times(scenario(groups=2)).keys() == NOISED_PARTS.keys()
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        # two stages 1 and four more; recent uses of five periods and the one before; two passes in a later period
+        ({}, {"counts": 6 + 6, "pass": 2 * 3 + 4 * 2, "choice": 1 + 5}),
+        ({"recency_exponents": [0.5], "popularity_weights": [0]}, {"counts": 6 + 6, "pass": 14, "choice": 1}),
+        ({"recency_exponents": [0], "popularity_weights": [1]}, {"counts": 6, "pass": 14, "choice": 1}),
+        ({"recency_exponents": [0], "popularity_weights": [0, 1]}, {"counts": 6 + 6, "pass": 14, "choice": 1 + 5}),
+    ],
+)
+def test_a_device_of_a_timeline_is_in_every_period(keys, expected):
+    content = scenario(groups=1).model_dump(mode="json")
+    content["data"]["timeline"] = {"periods": 5, "passes": 2} | keys
+    given = Scenario.model_validate(content)
+    moments = {part: 6 for part in NOISED_PARTS if part.startswith("moment")}
+    assert times(given) == expected | moments
+    assert sum(one.times * one.share for one in stage1_releases(given)) == pytest.approx(given.privacy.shares.stage1)
+
+
 @pytest.mark.parametrize("given", [scenario(), scenario(filters=FIXED), scenario(groups=1)], ids=range(3))
 def test_shares_of_all_times_together_are_that_of_stage_1(given):
     releases = stage1_releases(given)

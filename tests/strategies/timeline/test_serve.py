@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
+from fl_peel.privacy.noise_plan import Stage1Scales
 from fl_peel.steps.choice import ChoiceStep
 from simulations.scenario_files import load_scenario
 from strategies.rounds.masked_exchange import MaskedExchange
@@ -214,6 +216,72 @@ def test_masks_change_no_figure_and_no_two_sums_have_the_same_number(folder, mon
         assert 4 * ours.stage1_up < theirs.stage1_up, "of every device: all rows and shares of its keys"
     assert len(numbers) > 10
     assert len(set(numbers)) == len(numbers)
+
+
+PRIVATE = "user_groups={count: 1, min_size: 4}", "data.timeline.periods=2", "pretraining.passes=2"
+CLEAR, FEW = "secure_aggregation.enabled=false", MASKED.replace("min_devices", "neighbours: 4, min_devices")
+
+
+def noised(mechanism):
+    rows = "rows: all-sent, requests: group-prefix, min_owners: 1"
+    return f"privacy={{mechanism: {mechanism}, target_epsilon: 8, delta: 1e-3, clipping: {{kind: flat}}, {rows}}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mechanism", "masks"),
+    [("central-gaussian", CLEAR), ("central-gaussian", FEW), ("local-gaussian", CLEAR)],
+)
+def test_all_noise_of_all_periods_together_costs_the_epsilon_of_the_report(mechanism, masks, folder, monkeypatch):
+    """What is drawn, by step and part, is put together anew: Gaussian noise of std s on what differs by b is
+    sum of (b / s)^2 in all, of which epsilon follows in closed form (Balle and Wang, ICML 2018).
+    """
+    drawn, steps = {}, {}
+    whole, shared = Stage1Scales.whole, Stage1Scales.shared
+
+    def seen(scales, number, draw):
+        def one(part, shape, piece):
+            steps[part, number] = scales.releases[part].bound * scales.mechanism.range / scales.std(part)
+            return draw(part, shape, piece)
+
+        return one
+
+    def of_shares(scales, count, *identity):
+        drawn.setdefault(identity, 0)
+        return seen(scales, identity[0], shared(scales, count, *identity))
+
+    monkeypatch.setattr(Stage1Scales, "whole", lambda one, *who: seen(one, who[who[0] == "server"], whole(one, *who)))
+    monkeypatch.setattr(Stage1Scales, "shared", of_shares)
+    result = served(folder, planted(), *PRIVATE, noised(mechanism), masks)
+    assert bool(drawn) == (masks == FEW)
+    report = result.privacy
+    mu = np.sqrt(sum(ratio**2 for ratio in steps.values()))
+
+    def delta_at(epsilon):
+        return norm.cdf(mu / 2 - epsilon / mu) - np.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
+
+    assert report.epsilon <= 8
+    assert delta_at(report.epsilon) <= report.delta
+    assert delta_at(0.98 * report.epsilon) > report.delta, "and no more noise than that"
+    times = {release.part.removeprefix("stage 1, "): release.rounds for release in report.accounted.releases}
+    assert times == {"counts": 3 + 3, "pass": 2 * 2 + 1, "choice": 2} | dict.fromkeys(MOMENTS, 3)
+    assert {part: sum(name == part for name, _ in steps) for part in times} == times, "each as often as accounted"
+    assert "over all steps of 2 periods" in report.accounted.covers
+    assert any("who and which items come, and when" in line for line in report.accounted.not_covered)
+
+
+MOMENTS = "moment sizes", "moment vectors", "moment products", "moment items"
+
+
+def test_under_noise_nothing_is_asked_that_nothing_accounts_for(folder):
+    one = PRIVATE[0]
+    for change, key in (("refinement.rounds=1", "refinement.rounds"), ("user_groups.count=2", "user_groups.count")):
+        scenario = scenario_of(folder, planted(), one, noised("central-gaussian"), change)
+        with pytest.raises(ScenarioError, match=rf"^{key}: .* set it to [01] under a mechanism$"):
+            check_timeline(scenario)
+    many = scenario_of(folder, planted(), one, noised("central-gaussian"), "privacy.delta=0.0067")
+    with pytest.raises(ScenarioError, match=r"^privacy\.delta: 0.0067 is above one of 150 devices"):
+        serve_timeline(LoopbackGrid(1), many, RunPaths("", str(folder / "run")))
 
 
 MOVING = """

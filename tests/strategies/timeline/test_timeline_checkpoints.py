@@ -19,6 +19,10 @@ from tests.strategies.run.test_checkpoints import Stopped
 PERIODS = 3
 KINDS = {
     "stage 1": (),
+    "noised": (
+        "user_groups={count: 1, min_size: 4}",
+        "privacy={mechanism: central-gaussian, target_epsilon: 20, delta: 1e-3, clipping: {kind: flat}}",
+    ),
     "refined": ("refinement.rounds=2", "data.timeline.inactivity_half_life=2", "refinement.acceptance.every=1"),
 }
 
