@@ -62,7 +62,7 @@ def _send(slots, count, local, table, sent, items_out, rows_out):
     """By how much a device's copies of rows changed, written behind what was sent; how much is sent now."""
     for k in range(count):
         items_out[sent] = slots[k]
-        for c in range(table.shape[1]):
+        for c in range(rows_out.shape[1]):
             rows_out[sent, c] = local[k, c] - table[slots[k], c]
         sent += 1
     return sent
@@ -83,9 +83,10 @@ def bpr_devices(
     widths,  # (W,) int64, ascending, the last d: the loss is the sum over the first columns of each
     indptr_out,  # (N + 1,) int64, written
     items_out,  # (>= rows touched,) int32, written: rows that each device changed
-    rows_out,  # (>= rows touched, d) float32, written: and by how much
+    rows_out,  # (>= rows touched, w <= d) float32, written: and by how much; further columns of rows stay as they are
 ):
     num_items, dim = table.shape
+    trained = rows_out.shape[1]
     longest = 0
     for n in range(len(users)):
         longest = max(longest, indptr[n + 1] - indptr[n])
@@ -132,7 +133,7 @@ def bpr_devices(
                                 w -= 1
                             own, one, two = user[c], local[p, c], local[q, c]
                             user[c] = own + user_rate * (total * (one - two) - l2 * own)
-                            if rate > 0.0:
+                            if rate > 0.0 and c < trained:
                                 local[p, c] = one + rate * (total * own - l2 * one)
                                 local[q, c] = two - rate * (total * own + l2 * two)
         if rate > 0.0:

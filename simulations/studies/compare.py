@@ -52,6 +52,7 @@ from strategies.groups.start import starting_tables
 from strategies.rivals.base import UNLIMITED, GroupStarts, IntArray, Material, Request, Rival, compete, empty_row
 from strategies.rivals.bpr import FedAvgBpr
 from strategies.rivals.central import refine_centrally
+from strategies.rivals.colr import Colr
 from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
 from strategies.rivals.fcf import Fcf
 from strategies.rivals.federated import Effort, Federated, FederatedContext, Popularity, trial_row, tuned
@@ -99,7 +100,7 @@ BY_SUMS = (*((rival, tried) for rival, tried in RIVALS if isinstance(rival, PerG
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
 WHOLE: tuple[Precision, ...] = ("fp32", "int8")
 """Precisions of the rivals' full tables."""
-METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Fcf(), PFedRec(), HeteFedRec())
+METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Colr(), Fcf(), PFedRec(), HeteFedRec())
 MEANS = ("bytes_down_mean", "bytes_up_mean", "stored_bytes_mean", "rounds")
 """Columns of rows, besides metrics, that are averaged over seeds."""
 OWN = ("peel", "peel-single-budget", "group-exposure", "group-popularity")

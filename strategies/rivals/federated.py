@@ -108,13 +108,13 @@ class RowUpdates:
     rows: FloatArray
 
     @classmethod
-    def room(cls, train: UserItems, table: FloatArray, draws: int) -> Self:
-        """Allocate updates of a table for a compiled loop: rows that these devices can touch with ``draws`` per
+    def room(cls, train: UserItems, shape: tuple[int, int], draws: int) -> Self:
+        """Allocate updates of a table (I, w) for a compiled loop: rows that these devices can touch with ``draws`` per
         interaction.
         """
-        most = int(np.minimum(train.counts() * draws, len(table)).sum())
+        most = int(np.minimum(train.counts() * draws, shape[0]).sum())
         indptr = np.zeros(train.num_users + 1, np.int64)
-        return cls(indptr, np.empty(most, np.int32), np.empty((most, table.shape[1]), np.float32))
+        return cls(indptr, np.empty(most, np.int32), np.empty((most, shape[1]), np.float32))
 
     @property
     def written(self) -> Self:
@@ -124,22 +124,26 @@ class RowUpdates:
 
 @dataclass(frozen=True)
 class LocalSteps:
-    """Training of devices by a compiled loop of :mod:`fl_peel.kernels.rivals`. name: of its random numbers."""
+    """Training of devices by a compiled loop of :mod:`fl_peel.kernels.rivals`. name: of its random numbers; columns: of
+    rows that are trained, so many, the first ones (None: all).
+    """
 
     loop: Callable[..., None]
     name: str
+    columns: int | None = None
 
     def train(
         self, now: FederatedRound, table: FloatArray, users: FloatArray, devices: IntArray, row_rate: float, more: Any
     ) -> tuple[FloatArray, RowUpdates]:
-        """Train these devices (N,) on a table (I, w): their vectors after it, and how their rows changed.
+        """Train these devices (N,) on a table (I, w): their vectors after it, and how trained columns changed.
 
         users: (N, w) or, with a bias, (N, w + 1); row_rate 0: vectors alone are trained; more: the
         loop's own argument.
         """
         train, setting = now.context.train.select(devices), now.setting
         users = np.ascontiguousarray(users)
-        room = RowUpdates.room(train, table, setting.epochs * (1 + setting.num_negatives) if row_rate else 0)
+        shape = (len(table), table.shape[1] if self.columns is None else self.columns)
+        room = RowUpdates.room(train, shape, setting.epochs * (1 + setting.num_negatives) if row_rate else 0)
         self.loop(
             table,
             users,

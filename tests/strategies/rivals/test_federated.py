@@ -12,6 +12,7 @@ from fl_peel.pretraining.central_training import pretrain
 from strategies.rivals import bpr, pfedrec
 from strategies.rivals.base import best_lists
 from strategies.rivals.bpr import BprSetting, FedAvgBpr
+from strategies.rivals.colr import Colr, ColrSetting
 from strategies.rivals.fcf import Fcf, FcfServer, FcfSetting, solved, sum_gradients
 from strategies.rivals.federated import (
     UNITS,
@@ -37,6 +38,7 @@ EFFORT = Effort(rounds=60, every=10, patience=6, panel=1000)
 BPR = BprSetting(0.1, 0.01, 0.2, num_negatives=4)
 SETTINGS = (
     (FedAvgBpr(), BPR),
+    (Colr(), ColrSetting(BPR, 2)),
     (Fcf(), FcfSetting(1.0, 1.0, 0.02)),
     (PFedRec(), PFedRecSetting(1.0, 10.0, 0.0, 0.1)),
     (HeteFedRec(), HeteSetting(BPR, 1.0, 1.0)),
@@ -286,6 +288,48 @@ def test_the_server_of_fcf_steps_as_adam_does():
         optimizer.step()
         server = method.merged(server, sums, setting)
     np.testing.assert_allclose(server.table, twin.detach().numpy(), atol=1e-5)
+
+
+# CoLR
+
+
+def test_updates_of_colr_lie_in_the_subspace_of_the_round_and_at_full_rank_are_those_of_fedavg(world):
+    """A round's change of the table has the rank of the setting; without a subspace it is FedAvg's."""
+    plain = FedAvgBpr()
+    wanted = rows_of(plain, BPR, world, (1,)) - plain.server(world, BPR)
+    method = Colr()
+    for rank in (2, 8):
+        setting = ColrSetting(BPR, rank)
+        start, once, twice = (rows_of(method, setting, world, range(1, 1 + rounds)) for rounds in (0, 1, 2))
+        change, second = once.table - start.table, twice.table - once.table
+        assert np.linalg.matrix_rank(change, tol=1e-4) == np.linalg.matrix_rank(second, tol=1e-4) == rank
+        if rank == 8:
+            np.testing.assert_allclose(change, wanted, atol=1e-4)
+        else:  # every round has directions of its own
+            assert np.linalg.matrix_rank(np.concatenate([change, second]), tol=1e-4) == 4
+        assert (once.rounds, twice.rounds) == (1, 2)
+        assert not np.array_equal(once.basis, twice.basis)
+
+
+def test_a_device_of_colr_sends_the_rank_and_downloads_the_rounds_that_it_missed(world):
+    method, setting = Colr(), ColrSetting(BPR, 2)
+    server, kept = method.server(world, setting), method.device_states(world, setting)
+    _, updates = bpr.STEPS.train(
+        FederatedRound(world, BPR, 1), server.table, kept.users[[3, 7]], np.array([3, 7]), 0.1, np.array([8])
+    )
+    for number, devices, columns in ((1, [3, 7], 0), (2, [3], 2), (3, [3, 7], 2 + 4), (9, [7], 8)):
+        server = dataclasses.replace(server, rounds=number - 1)  # 9: six rounds of 2 columns, more than the whole table
+        sums = sums_of(method, server, kept, np.array(devices), FederatedRound(world, setting, number))
+        assert sums.down == columns * world.num_items * 4
+    sums = sums_of(
+        method,
+        method.server(world, setting),
+        method.device_states(world, setting),
+        np.array([3, 7]),
+        FederatedRound(world, setting, 1),
+    )
+    assert 0 < sums.up <= len(updates.items) * (1 + 2) * 4 * 1.3
+    assert not sums.rows[:, 2:].any()
 
 
 # HeteFedRec
