@@ -21,12 +21,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from fl_peel.errors import EngineError
 from fl_peel.packages import own_root
 from fl_peel.scenario.scenario import Engine
+from simulations.engine.message_pipe import MessagePipe
 from simulations.engine.worker import DRAWS, WANTED, error_reply
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class ForkServer:
                 stderr=self._errors,
             )
 
-    def fork(self) -> Connection:
-        """Start a worker; returns the connection to it.
+    def fork(self) -> MessagePipe:
+        """Start a worker; returns the pipe to it.
 
         Raises:
             EngineError: no more are wanted.
@@ -81,7 +81,7 @@ class ForkServer:
             ours, theirs = socket.socketpair()
             with theirs:
                 socket.send_fds(self._control, [WANTED], [theirs.fileno()])
-        return Connection(ours.detach())
+        return MessagePipe(ours)
 
     def prepare_drawing(self) -> None:
         """Have what draws imported, for workers that are forked later."""
@@ -133,7 +133,7 @@ class _Worker:
         self._open: set[str] = set()
         self._asked: str | None = None
         self._pid: int | None = None
-        self._connection: Connection | None = None
+        self._pipe: MessagePipe | None = None
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
 
@@ -163,25 +163,25 @@ class _Worker:
                 self._asked = None
             question.on_reply(reply)
             del question, reply  # not kept until the next one comes
-        if self._connection is not None:
-            self._connection.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
     def _reply(self, question: _Question) -> Message:
         started = False
         try:
-            if self._connection is None:
-                self._connection = self._fork_server.fork()
-                self._pid = self._connection.recv()
+            if self._pipe is None:
+                self._pipe = self._fork_server.fork()
+                self._pid = self._pipe.recv()
             started = True
-            self._connection.send((question.message, question.context))
-            reply: Message = self._connection.recv()
+            self._pipe.send((question.message, question.context))
+            reply: Message = self._pipe.recv()
             return reply
         except (EOFError, OSError, EngineError) as error:
             with self._lock:
                 self._pid = None
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            if self._pipe is not None:
+                self._pipe.close()
+                self._pipe = None
             if started:
                 return error_reply(question.message, "its worker process has died, perhaps for lack of memory")
             why = self._fork_server.last_words() or str(error)
@@ -257,9 +257,9 @@ def prepare_drawing() -> None:
 
 
 @contextmanager
-def helpers_ahead(count: int) -> Iterator[list[Connection]]:
+def helpers_ahead(count: int) -> Iterator[list[MessagePipe]]:
     """Fork processes beside workers that were started ahead, which call what they are sent; fewer where it fails."""
-    started, helpers = _started_ahead.get(None), list[Connection]()
+    started, helpers = _started_ahead.get(None), list[MessagePipe]()
     with ExitStack() as stack:
         with suppress(EOFError, EngineError, OSError):  # whoever asks does without
             while started is not None and len(helpers) < count:

@@ -78,7 +78,7 @@ def simulated(
         def on_server_event(event: Event) -> None:
             if stop.is_set():
                 raise EngineError("the simulation engine has stopped")
-            if event.stage != "pretraining" or event.done == event.total:
+            if event.stage not in ("pretraining", "refinement") or event.done == event.total:
                 release_memory()
             on_event(event)
 

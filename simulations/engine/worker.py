@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 from importlib import import_module
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
+
+from simulations.engine.message_pipe import MessagePipe
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -52,21 +53,21 @@ def serve_forks(control: socket.socket, client: str, preloaded: tuple[str, ...] 
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            answer_all(Connection(sockets[0]), app)
+            answer_all(MessagePipe(socket.socket(fileno=sockets[0])), app)
         os.close(sockets[0])
 
 
-def answer_all(connection: Connection, app: ClientApp) -> NoReturn:
+def answer_all(pipe: MessagePipe, app: ClientApp) -> NoReturn:
     """Say which process this is; answer messages, or call what comes instead, until nobody sends any more."""
-    connection.send(os.getpid())
+    pipe.send(os.getpid())
     while True:
         try:
-            request = connection.recv()
+            request = pipe.recv()
         except EOFError:
             os._exit(0)
         reply = request() if callable(request) else answer(app, *request)
         del request
-        connection.send(reply)
+        pipe.send(reply)
         del reply
 
 

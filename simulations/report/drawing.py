@@ -23,10 +23,9 @@ from functools import cache, partial, wraps
 from html import escape
 from importlib import import_module
 from itertools import zip_longest
-from multiprocessing.connection import Connection
 from textwrap import fill
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -110,7 +109,19 @@ SERIES = "series:"
 """Prefix of the number of what can be switched off together, while it is drawn."""
 Params = ParamSpec("Params")
 MaybePlot = TypeVar("MaybePlot", bound="Plot | None")
-_helpers: ContextVar[Sequence[Connection]] = ContextVar("processes that draw", default=())
+
+
+class Helper(Protocol):
+    """The pipe to a process that calls what it is sent."""
+
+    def send(self, content: Any) -> None:
+        """Send what is to be called."""
+
+    def recv(self) -> Any:
+        """Wait for what it returned."""
+
+
+_helpers: ContextVar[Sequence[Helper]] = ContextVar("processes that draw", default=())
 
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same shapes on every machine
@@ -245,7 +256,7 @@ def _form(module: str, name: str, width_in: float, *args: Any, **kwargs: Any) ->
     return plot
 
 
-def _sent(helper: Connection | None, form: Callable[[], Plot | None]) -> bool:
+def _sent(helper: Helper | None, form: Callable[[], Plot | None]) -> bool:
     """Whether a process was asked to draw a form."""
     with suppress(OSError):
         if helper is not None:
@@ -254,7 +265,7 @@ def _sent(helper: Connection | None, form: Callable[[], Plot | None]) -> bool:
     return False
 
 
-def _drawn(helper: Connection | None, form: Callable[[], Plot | None]) -> Plot | None:
+def _drawn(helper: Helper | None, form: Callable[[], Plot | None]) -> Plot | None:
     """Return a form, from the process that was asked for it or, where there is none any more, drawn here."""
     with suppress(EOFError, OSError):  # it may have ended for lack of memory
         if helper is not None:
@@ -264,7 +275,7 @@ def _drawn(helper: Connection | None, form: Callable[[], Plot | None]) -> Plot |
 
 
 @contextmanager
-def drawn_by(helpers: Sequence[Connection]) -> Iterator[None]:
+def drawn_by(helpers: Sequence[Helper]) -> Iterator[None]:
     """Have wide and narrow forms drawn by two processes that call what they are sent, where there are some."""
     token = _helpers.set(helpers)
     try:

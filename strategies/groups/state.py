@@ -281,7 +281,8 @@ class UserGroupState:
         devices = np.maximum(self.counted_devices, 1)
         rate = self.counted_interactions / (devices if layout.is_single else devices * sizes)
         statistics.popularity = rate.astype(np.float32)
-        if layout.is_single and not all_rows:
+        few_rows = 2 * len(order.items) < layout.num_items  # to gather more takes longer than to go through all
+        if layout.is_single and few_rows and not all_rows:
             statistics.energy = statistics.energy.copy()  # a copy of this state may have the array before
             energy = statistics.energy.reshape(layout.num_items, layout.num_slices)
             for start in range(0, len(order.items), CHUNK_ROWS):
