@@ -16,6 +16,9 @@ And differences of two sums of vectors over user groups, as two rounds of K-mean
 vector in both of them, and adds it to its user group. In a group that grew or shrank by one device the sums differ by
 that vector, if no other device came or went; that it has length 1 says so. It is a sum of rows that the server sent as
 well.
+
+And the difference of two counts of items, of everybody and of all user groups together: it is the items of those that
+are in one of the two counts alone, less those of who is in the other one alone. Masked sums say whose they are.
 """
 
 from __future__ import annotations
@@ -179,9 +182,9 @@ class GroupSums:
 
 @dataclass(frozen=True)
 class Differencing:
-    """How many devices' vectors are differences of two sums over user groups, and what they tell: f1, mean over these
-    devices of the F1 of as many items as they have against their histories; popularity_f1: the same of guessing the
-    most popular items.
+    """How many devices' contributions are in a difference of two sums, and what it tells: f1, mean over these devices
+    of the F1 of as many items as they have against their histories; popularity_f1: the same of guessing the most
+    popular items.
     """
 
     devices: int
@@ -221,6 +224,33 @@ def difference(rounds: Sequence[GroupSums], own: Floats, rows: UserItems, unit: 
         figures.append([_f1(_largest(scores, int(history.sum())), history) for scores in (share, popular)])
     f1, popularity_f1 = np.mean(figures, axis=0).tolist()
     return Differencing(len(vectors), f1, popularity_f1)
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """How many devices have each item (I,), of those in the count, (N,)."""
+
+    devices: Ints
+    items: Ints
+
+
+def absences(before: ItemCounts, after: ItemCounts, rows: UserItems) -> Differencing | None:
+    """Take for the items of each device that is in one of two counts alone those that make the largest difference; None
+    where there is no such device. rows: of devices, the truth.
+    """
+    popular = rows.popularity(len(before.items)).astype(np.float64)
+    figures = []
+    for one, other in ((before, after), (after, before)):
+        more = np.maximum(one.items - other.items, 0).astype(np.float64)
+        for device in np.setdiff1d(one.devices, other.devices).tolist():
+            history = np.zeros(len(more), np.bool_)
+            history[rows.row(device)] = True
+            guesses = (_largest(scores, int(history.sum())) & (scores > 0) for scores in (more, popular))
+            figures.append([_f1(guess, history) for guess in guesses])
+    if not figures:
+        return None
+    f1, popularity_f1 = np.mean(figures, axis=0).tolist()
+    return Differencing(len(figures), f1, popularity_f1)
 
 
 def _largest(scores: Doubles, count: int) -> Bools:

@@ -246,7 +246,11 @@ def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str])
         "control": control(observer, scenario.seed) if observer.views else None,
         "privacy": scenario.privacy.model_dump(mode="json"),
     }
-    of_sums = {"reconstruction": observer.stage1.reconstruction(), "differencing": observer.stage1.differencing()}
+    of_sums = {
+        "reconstruction": observer.stage1.reconstruction(),
+        "differencing": observer.stage1.differencing(),
+        "absences": observer.stage1.absences(),
+    }
     row_content |= {name: asdict(one) for name, one in of_sums.items() if one is not None}
     if not observer.views:  # under secure aggregation, where every user group is too small
         row_content["note"] = "no sum was opened: no user group had enough devices in any observed round"
@@ -566,6 +570,12 @@ def audit_view(result: AuditResult) -> TableView:
         f"{alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
         for row in rows
         if (alone := row.differencing) is not None
+    ]
+    decoded += [
+        f"{row.mechanism}: {alone.devices} devices are in one of two item counts alone, and the difference tells their "
+        f"histories with F1 {alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
+        for row in rows
+        if (alone := row.absences) is not None
     ]
     note = " ".join((note, *decoded))
     return TableView("Leakage of each mechanism", columns, tuple(body), 2, note, terminal=True)

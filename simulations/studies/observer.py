@@ -30,11 +30,20 @@ from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
 from clients.node.masked import announce_keys
 from clients.node.round_context import RoundContext, extra_bytes
-from clients.node.step_round import StepParticipants, contribute
+from clients.node.step_round import NodeDevices, StepParticipants, contribute
 from fl_peel import wire
 from fl_peel.array_specs import Counters
 from fl_peel.attacks.base import DeviceView, IntArray, RoundView, StepView
-from fl_peel.attacks.decoder import Differencing, GroupSums, PassView, Reconstruction, difference, reconstruct
+from fl_peel.attacks.decoder import (
+    Differencing,
+    GroupSums,
+    ItemCounts,
+    PassView,
+    Reconstruction,
+    absences,
+    difference,
+    reconstruct,
+)
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
 from fl_peel.privacy.mechanisms import find_mechanism
@@ -43,11 +52,11 @@ from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import DropoutStage, needed_of, vanishing
-from fl_peel.steps.base import ContributorsStep
+from fl_peel.steps.base import ContributorsStep, unpacked_rows
 from fl_peel.steps.choice import ChoiceStep
-from fl_peel.steps.passes import PassStep
+from fl_peel.steps.passes import CountsStep, PassStep
 from fl_peel.steps.units import UNIT_SCALE
-from fl_peel.steps.user_groups import MapsStep, MomentsStep, VectorsStep
+from fl_peel.steps.user_groups import MapsStep, MomentsStep, VectorsStep, nearest_groups
 from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 from simulations.engine.passing_grid import PassingGrid
 
@@ -145,6 +154,29 @@ class StepObserver:
         replies = [self._view(part, part[0].devices).reply for part in asked]
         rounds = [GroupSums(reply["sizes"], reply["first"]) for reply in replies]
         return difference(rounds, self._own(made), cohort.splits.contributed_items, cohort.terms.units.moments)
+
+    def absences(self) -> Differencing | None:
+        """Return what item counts of everybody, less those of all user groups, tell of who is in one of the two alone;
+        None where nobody is, and as in :meth:`differencing`.
+        """
+        parts = self._parts() if self.sums_alone else []
+        counted = [part for part in parts if isinstance(part[0].request.step, CountsStep)]
+        asked = [part for part in parts if isinstance(part[0].request.step, MomentsStep)]
+        if not counted or not asked:
+            return None
+        first, moments = counted[0][0], asked[0][0]
+        cohort = self._everybody(first.request.setting)
+        if cohort.terms.bounded:
+            return None
+        before = ItemCounts(first.devices, self._view(counted[0], first.devices).reply["items"])
+        items = self._view(asked[0], moments.devices).reply["items"].sum(axis=0)
+        # members of groups that stay closed are in no count of a group; nor is who has no item
+        known, groups = nearest_groups(NodeDevices(cohort, moments.devices), moments.request.sent["centroids"])
+        some = np.ones(moments.request.step.num_rows(cohort.terms), np.bool_)
+        if cohort.terms.counts_contributors:
+            some = unpacked_rows(moments.request.opened, len(some))
+        after = ItemCounts(moments.devices[known[some[groups]]], items)
+        return absences(before, after, cohort.splits.contributed_items)
 
     @property
     def any(self) -> bool:

@@ -254,6 +254,7 @@ class AuditedRow(StudyQuality):
     canary: dict[str, float | None] | None = None
     reconstruction: Reconstruction | None = None
     differencing: Differencing | None = None
+    absences: Differencing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -144,6 +144,10 @@ def test_under_masks_stage_1_is_one_sum_of_all_that_stayed(tiny_scenario, tmp_pa
     assert first[0].reply["items"].max() > 1
     result = attacked(observer, STAGE1, 0)
     assert max(abs(result[name]["advantage"]) for name in STAGE1) < 0.2  # who dropped out has nothing in the sum
+    parts = {part[0].request.step.name: part[0].devices for part in observer.stage1._parts()}
+    found = observer.stage1.absences()
+    assert found.devices == len(np.setxor1d(parts["counts"], parts["moments"])) > 0
+    assert found.f1 > found.popularity_f1, "of few absent devices the difference of counts tells much"
     assert observer.watched().accomplices.any()
 
 

@@ -9,7 +9,9 @@ from scipy.optimize import nnls
 from fl_peel import wire
 from fl_peel.attacks.decoder import (
     GroupSums,
+    ItemCounts,
     PassView,
+    absences,
     difference,
     lone_vectors,
     owners_items,
@@ -180,6 +182,31 @@ def test_who_alone_changes_its_user_group_is_the_difference_of_two_rounds():
     assert found.popularity_f1 < 0.6
     assert difference(rounds[1:], own, data).devices == 0
     assert len(lone_vectors([rounds[0], GroupSums(rounds[1].sizes[:4], rounds[1].sums[:4])])) == 0
+
+
+def test_who_alone_is_absent_from_one_of_two_counts_is_their_difference():
+    """The planted run: of 40 devices one lacks in the second count; then another in the first one as well, whose items
+    are as many less: what both have cancels out, and stays unknown.
+    """
+    rng = np.random.default_rng(1)
+    data = rows_of(*(np.sort(rng.permutation(60)[:9]) for _ in range(40)))
+
+    def count(*absent):
+        there = np.setdiff1d(np.arange(40), absent)
+        return ItemCounts(there, data.select(there).popularity(60))
+
+    alone = absences(count(), count(7), data)
+    assert (alone.devices, alone.f1) == (1, 1.0)
+    assert alone.popularity_f1 < 0.5
+    shared = len(np.intersect1d(data.row(7), data.row(11)))
+    assert shared
+    both = absences(count(11), count(7), data)
+    found = 9 - shared
+    assert (both.devices, both.f1) == (2, pytest.approx(2 * found / (found + 9)))
+    many = absences(count(), count(*range(20)), data)
+    assert many.devices == 20
+    assert many.f1 < 0.5, "what many have in common"
+    assert absences(count(), count(), data) is None
 
 
 def outside(first, products, units=UNIT_SCALE):
