@@ -74,9 +74,9 @@ _WAITS = ArraySpec(("W",), least=0, most=TOTAL)
 _BY_CLASS = ArraySpec(("C",), least=0, most=TOTAL)
 _KEYS = ArraySpec(("N", 32))
 _STEPS = {
-    **dict.fromkeys(("devices", "counted", "violations", "grew", "shrank", "reselected", "rigid_empty"), _IN_CELLS),
+    **dict.fromkeys(("devices", "counted", "violations", "grew", "shrank", "reselected"), _IN_CELLS),
     **dict.fromkeys(("recall_before", "recall_after"), metric_of("reselected")),
-    **dict.fromkeys(("recall", "recall_square", "rigid_recall", "rigid_square"), metric_of("counted")),
+    **dict.fromkeys(("recall", "recall_square", "floor_recall", "floor_square"), metric_of("counted")),
 }
 _STEPS_OF_ONE = {
     name: dataclasses.replace(spec, most=1 if spec is _IN_CELLS else int(SUM_SCALE)) for name, spec in _STEPS.items()
@@ -424,7 +424,8 @@ class EvaluateReply:
 @dataclass(frozen=True)
 class MovingRequest:
     """Follow devices (M,) for ``rounds`` rounds from ``server_round`` on; groups as in a round, traced likewise.
-    keeps: whether devices remember what they hold in the end, for the next :class:`RefreshRequest`.
+    keeps: whether devices remember what they hold in the end, for the next :class:`RefreshRequest`; replicates: of the
+    bootstrap.
     """
 
     setting: RunSetting
@@ -435,17 +436,20 @@ class MovingRequest:
     traced: Annotated[NDArray[np.int64], ArraySpec(("traced",))]
     groups: dict[int, Arrays]
     keeps: bool = False
+    replicates: Annotated[int, ArraySpec(least=0, most=MOST_REPLICATES)] = 0
 
 
 @dataclass(frozen=True)
 class MovingReply:
     """Reply with figures of devices whose budgets move. steps: (T, C) sums over devices; traced, trace_steps: (X,)
-    single devices at single steps; step_s: seconds of a step of the fleet's clock.
+    single devices at single steps; replicates: (2, B) of the mean recall over time of devices with test items, as they
+    follow their budgets, and at their floor; step_s: seconds of a step of the fleet's clock.
     """
 
     steps: Annotated[StepCounts, ArraySpec(("T", "C"), least=0, most=TOTAL, columns=_STEPS)]
     traced: Annotated[StepTraces, ArraySpec(("traces",), columns=_TRACED)]
     trace_steps: Annotated[StepCounts, ArraySpec(("traces",), least=0, most=TOTAL, columns=_STEPS_OF_ONE)]
+    replicates: Replicates
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
@@ -454,6 +458,7 @@ class MovingReply:
             self.steps + other.steps,
             StepTraces.joined([self.traced, other.traced]),
             StepCounts.joined([self.trace_steps, other.trace_steps]),
+            self.replicates + other.replicates,
             self.step_s,
         )
 

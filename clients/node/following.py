@@ -1,8 +1,8 @@
 """What devices keep for ranking: as budgets move after training, and as a period of a timeline starts.
 
 An *elastic* device re-selects whenever its budget moves: it drops blocks without a message, or reads on in its user
-group's list, which it does not keep, from behind the last block it holds. A *rigid* device keeps what it chose until
-that no longer fits; then it has nothing to serve from, until the next round lets it download anew.
+group's list, which it does not keep, from behind the last block it holds. It is compared with a device that always
+holds its *floor*: the blocks of the smallest budget that it will have, for which nothing is moved.
 
 What a device holds is a beginning of its user group's list. Of this period's list it reads the blocks of the new
 beginning that it does not hold, and those that are no longer as they were; blocks that it never needs, as it has used
@@ -26,6 +26,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import RefreshCounts, StepCounts, StepTraces
+from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import Ranker
 from fl_peel.scenario.settings import PRECISIONS, Precision
 from fl_peel.wire import NEW, RESCALED, MovingReply, MovingRequest, RefreshReply, RefreshRequest
@@ -49,6 +50,7 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
     steps = StepCounts.zeros(num_steps, num_classes)
     traced: list[StepTraces] = []
     trace_steps: list[StepCounts] = []
+    replicates = Replicates.zeros(2, request.replicates)
     for group, payload in request.groups.items():
         index = np.flatnonzero(groups == group)
         if not len(index):
@@ -63,7 +65,8 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
             scenario.engine.device,
             scenario.privacy.requests == "group-prefix",
         )
-        per_device, cutoffs = who.over_time(budgets[:, index], steps_per_round)  # (T, N)
+        per_device, cutoffs = who.over_time(budgets[:, index])  # (T, N)
+        replicates += _over_time(cohort.devices[members], per_device, request.replicates)
         if before is not None:
             before.cutoffs[members, before.own] = cutoffs
         classes = cohort.classes[members]
@@ -75,7 +78,14 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
             trace_steps.append(per_device[:, i])
     if before is not None:
         before.save(cohort)
-    return MovingReply(steps, StepTraces.joined(traced), StepCounts.joined(trace_steps), cohort.fleet.clock.step_s)
+    joined = StepTraces.joined(traced), StepCounts.joined(trace_steps)
+    return MovingReply(steps, *joined, replicates, cohort.fleet.clock.step_s)
+
+
+def _over_time(devices: IntArray, steps: StepCounts, count: int) -> Replicates:
+    """Return replicates of the mean recall over time of devices (N,) that follow their budgets, and at their floor."""
+    recalls = np.stack([steps.recall, steps.floor_recall], axis=-1).mean(axis=0) / SUM_SCALE  # (N, 2)
+    return Replicates.from_devices(devices, recalls, np.zeros_like(recalls), steps.counted[0] > 0, count)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class _FollowedGroup:
     device: str
     all_read: bool
 
-    def over_time(self, budgets: IntArray, steps_per_round: int) -> tuple[StepCounts, IntArray]:
+    def over_time(self, budgets: IntArray) -> tuple[StepCounts, IntArray]:
         """Return what devices do at each step, (T, N), under ``budgets`` (T, N), and how far (N,) they have read."""
         counted, table = self.wanted.counts() > 0, StepCounts.zeros(*budgets.shape)
         cutoffs, stored, kept, behind, user = self._chosen(budgets)
@@ -117,7 +127,10 @@ class _FollowedGroup:
         later.reselected[:] = (changed & counted)[1:]
         later.recall_before[:] = np.where(changed, _before(recall), 0)[1:]
         later.recall_after[:] = np.where(changed, recall, 0)[1:]
-        self._rigid(table, num_bytes, self._read(np.zeros_like(cutoffs), cutoffs) + user, steps_per_round)
+        lowest = budgets.argmin(axis=0)[None]  # (1, N)
+        table.floor_recall[:] = np.take_along_axis(recall, lowest, axis=0)
+        table.floor_square[:] = _squared(table.floor_recall)
+        table.floor_bytes[:] = np.take_along_axis(stored, lowest, axis=0)
         return table, cutoffs[-1]
 
     def _chosen(self, budgets: IntArray) -> tuple[IntArray, IntArray, IntArray, IntArray, IntArray]:
@@ -144,24 +157,6 @@ class _FollowedGroup:
         exact, _ = ranker.evaluate(np.ascontiguousarray(cutoffs[some].T), self.users, self.seen, self.wanted)
         recall[some] = np.where(changed[some], np.rint(exact.T * SUM_SCALE).astype(np.int64), 0)
         return np.take_along_axis(recall, _latest(changed), axis=0)
-
-    def _rigid(self, table: StepCounts, num_bytes: IntArray, whole: IntArray, steps_per_round: int) -> None:
-        """Return what rigid devices do, which hold what they chose until it no longer fits. num_bytes, whole: (T, N)
-        bytes that they would hold at a step besides header and first slice of the user embedding, and that are moved.
-        """
-        held, recall = np.zeros((2, num_bytes.shape[1]), np.int64)
-        for step in range(len(num_bytes)):
-            row = table[step]
-            lost, empty = held + self._overhead > row.budget_bytes, held == 0
-            held, recall = np.where(lost, 0, held), np.where(lost, 0, recall)
-            if step % steps_per_round == 0:
-                fetch = empty & (row.kept_blocks > 0)  # what is lost at this very moment is missed until the next round
-                held, recall = np.where(fetch, num_bytes[step], held), np.where(fetch, row.recall, recall)
-                if step:
-                    row.rigid_moved_bytes[:] = np.where(fetch, whole[step], 0)
-            row.rigid_recall[:] = recall
-            row.rigid_empty[:] = held == 0
-        table.rigid_square[:] = _squared(table.rigid_recall)
 
     def _read(self, start: IntArray, stop: IntArray) -> IntArray:
         """Bytes (N,) moved to devices that read the list from ``start`` to ``stop``, ranks (N,)."""

@@ -179,7 +179,8 @@ class StepCounts(Counters):
     """What devices that are followed do at a step: how many they are, those with test items, bytes of their budgets and
     of what they store, blocks kept, devices over budget; devices that grew, that shrank, stored bytes of the blocks the
     former lacked and bytes sent for them; devices with test items that re-selected, their fixed-point recall before and
-    after; recall of all, and squared; and for rigid devices: recall, and squared, how many serve nothing, bytes sent.
+    after; recall of all, and squared; and of devices that always hold what their smallest budget holds: recall, and
+    squared, bytes that they store.
     """
 
     devices: IntArray
@@ -197,10 +198,9 @@ class StepCounts(Counters):
     recall_after: IntArray
     recall: IntArray
     recall_square: IntArray
-    rigid_recall: IntArray
-    rigid_square: IntArray
-    rigid_empty: IntArray
-    rigid_moved_bytes: IntArray
+    floor_recall: IntArray
+    floor_square: IntArray
+    floor_bytes: IntArray
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "epsilon_pld": "epsilon by privacy loss distributions",
         "epsilon_rdp": "epsilon by Rényi divergences",
         "excluding_small": "small devices excluded",
+        "floor_bytes_mean": "bytes stored at the floor",
+        "floor_recall": "recall at the floor",
         "grew": "re-selections that grew",
         "growth_bytes": "bytes sent for growth",
         "growth_bytes_per_device_hour": "bytes sent for growth, per device and hour",
@@ -67,12 +69,10 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "requests": "blocks that devices request",
         "reselections": "re-selections",
         "reselections_per_device_hour": "re-selections per device and hour",
-        "rigid_bytes_per_device_hour": "bytes sent to a rigid device per hour",
-        "rigid_empty_share": "share of time in which rigid devices store nothing",
-        "rigid_recall": "recall of rigid devices",
         "rows": "rows that devices send",
         "shrank": "re-selections that shrank",
         "shrink_bytes": "bytes sent for shrinking",
+        "to_floor": "recall relative to the floor",
     }
 )
 VALUES: Mapping[tuple[str, str], str] = MappingProxyType(

@@ -338,13 +338,14 @@ def followed_view(result: TimelineResult) -> TableView:
         TableColumn("re-selections per device", lambda row: _per_device(row[1], "reselections"), format_decimals),
         TableColumn("bytes sent for growth", lambda row: _per_device(row[1], "growth_bytes"), format_bytes),
         TableColumn("Recall@20", lambda row: row[1].figures.recall, format_metric),
-        TableColumn("Recall@20, rigid", lambda row: row[1].figures.rigid_recall, format_metric),
+        TableColumn("Recall@20, floor", lambda row: row[1].figures.floor_recall, format_metric),
+        TableColumn("relative to the floor", lambda row: row[1].to_floor, format_ratio),
         TableColumn("budget violations", lambda row: row[1].figures.budget_violations),
     )
     note = (
         "From the evaluation until the next period's tables arrive, at every step of the fleet's clock: budgets "
-        "change, and devices drop blocks without a message or download further blocks. A rigid device keeps its "
-        "blocks while they fit, and stores nothing after that until its next download."
+        "change, and devices drop blocks without a message or download further blocks. Floor: devices always hold "
+        "what their smallest budget holds, and nothing is sent for growth."
     )
     periods = enumerate(result.periods, start=1)
     rows = [(number, one.followed) for number, one in periods if one.followed is not None]

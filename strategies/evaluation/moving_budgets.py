@@ -17,6 +17,7 @@ from fl_peel.array_specs import SUM_SCALE, MessageContext
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.figures import Estimate
 from fl_peel.randomness import rng_for
+from fl_peel.ranking.bootstrap import Replicates, interval, over
 from fl_peel.ranking.top import margin_of
 from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, overall_recall
 from strategies.figures.per_device import cell_recalls, estimate_within
@@ -171,9 +172,15 @@ def _asked(evaluator: Evaluator, who: FollowPlan, traced: IntArray, batch: dict[
             traced,
             batch,
             who.keeps,
+            scenario.evaluation.bootstrap,
         )
         known = MessageContext(
-            {"C": len(evaluator.members.class_names), **bounds_of(len(mine))},
+            {
+                "C": len(evaluator.members.class_names),
+                "X": 2,
+                "B": scenario.evaluation.bootstrap,
+                **bounds_of(len(mine)),
+            },
             {"devices": np.intersect1d(mine, traced)},
             agreed=("T", "step_s"),
         )
@@ -194,9 +201,18 @@ def over_time(reply: wire.MovingReply, class_names: Sequence[str]) -> OverTime:
     return OverTime(
         hours=hours,
         figures=_followed(moments, hours),
+        to_floor=_to_floor(reply.replicates, moments),
         by_class=by_class,
         moments=tuple(_moment(moments[step], step * reply.step_s / 3600) for step in range(num_steps)),
     )
+
+
+def _to_floor(replicates: Replicates, moments: StepCounts) -> Estimate | None:
+    """Return recall over time relative to that at the floor, paired by device. moments: (T,) each."""
+    recall, floor = int(moments.recall.sum()), int(moments.floor_recall.sum())
+    drawn, _ = replicates.means()
+    ends = interval(over(drawn[0], drawn[1]), int(moments.counted[0])) or (None, None)
+    return Estimate(recall / floor, *ends) if floor else None
 
 
 def _followed(steps: StepCounts, hours: float) -> Followed:
@@ -216,12 +232,12 @@ def _followed(steps: StepCounts, hours: float) -> Followed:
         growth_to_missing=moved / missing if missing else None,
         growth_bytes_per_device_hour=moved / device_hours,
         shrink_bytes=0,
-        rigid_bytes_per_device_hour=int(steps.rigid_moved_bytes.sum()) / device_hours,
         recall_before=int(steps.recall_before.sum()) / SUM_SCALE / reselected if reselected else None,
         recall_after=int(steps.recall_after.sum()) / SUM_SCALE / reselected if reselected else None,
         recall=int(steps.recall.sum()) / SUM_SCALE / counted,
-        rigid_recall=int(steps.rigid_recall.sum()) / SUM_SCALE / counted,
-        rigid_empty_share=int(steps.rigid_empty.sum()) / max(device_steps, 1),
+        stored_bytes_mean=int(steps.stored_bytes.sum()) / max(device_steps, 1),
+        floor_recall=int(steps.floor_recall.sum()) / SUM_SCALE / counted,
+        floor_bytes_mean=int(steps.floor_bytes.sum()) / max(device_steps, 1),
         budget_violations=int(steps.violations.sum()),
     )
 
@@ -236,8 +252,7 @@ def _moment(step: StepCounts, hours: float) -> FollowedMoment:
         kept_blocks_mean=float(step.kept_blocks / devices),
         growth_bytes=int(step.moved_bytes),
         recall=_mean(step.recall, step.recall_square, step.counted),
-        rigid_recall=_mean(step.rigid_recall, step.rigid_square, step.counted),
-        rigid_empty_share=float(step.rigid_empty / devices),
+        floor_recall=_mean(step.floor_recall, step.floor_square, step.counted),
     )
 
 

@@ -448,7 +448,7 @@ class Followed:
     """Devices followed after training, over all times. reselections: number of re-selections of blocks; grew, shrank:
     of these, how many grew or shrank; missing_block_bytes, growth_bytes: bytes of the missing blocks, and bytes sent
     for them; recall_before, recall_after: recall before and after re-selections, None without any; recall: over all
-    times; rigid_*: the same for rigid devices, with the share of times at which they store nothing.
+    times; floor_*: of devices that always hold what their smallest budget holds, for which nothing is sent.
     """
 
     devices: Count
@@ -461,12 +461,12 @@ class Followed:
     growth_to_missing: Mean | None
     growth_bytes_per_device_hour: Mean
     shrink_bytes: Bytes
-    rigid_bytes_per_device_hour: Mean
     recall_before: Metric | None
     recall_after: Metric | None
     recall: Metric
-    rigid_recall: Metric
-    rigid_empty_share: Metric
+    stored_bytes_mean: Mean
+    floor_recall: Metric
+    floor_bytes_mean: Mean
     budget_violations: Count
 
 
@@ -488,16 +488,18 @@ class FollowedMoment:
     kept_blocks_mean: Mean
     growth_bytes: Bytes
     recall: Annotated[Estimate, MARGIN]
-    rigid_recall: Annotated[Estimate, MARGIN]
-    rigid_empty_share: Metric
+    floor_recall: Annotated[Estimate, MARGIN]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverTime:
-    """Devices followed for ``hours`` hours: all of them, by class, and moment by moment."""
+    """Devices followed for ``hours`` hours: all of them, by class, and moment by moment. to_floor: recall relative to
+    that of devices that always hold what their smallest budget holds, paired.
+    """
 
     hours: Mean
     figures: Annotated[Followed, Inline()]
+    to_floor: Estimate | None
     by_class: tuple[ClassFollowed, ...]
     moments: Annotated[tuple[FollowedMoment, ...], JsonKey("over_time")]
 

@@ -39,8 +39,8 @@ def elasticity(result: RunResult) -> Section:
         "reduced budgets from the start. Bars: 95 % intervals over devices."
     )
     moving = (
-        "Devices followed after training while their budgets change. Rigid devices keep their blocks while they fit, "
-        "and store nothing after that until the next round. Shaded: 95 % intervals over devices."
+        "Devices followed after training while their budgets change. Floor: devices always hold what their smallest "
+        "budget holds, and nothing is sent. Shaded: 95 % intervals over devices."
     )
     views = elasticity_tables(result)
     charts = (Chart(lambda: recall_after_falls(result), falls), Chart(lambda: moving_budgets(result), moving))
@@ -67,12 +67,12 @@ _FOLLOWED: Sequence[TableColumn[ClassFollowed]] = (
     TableColumn("devices", lambda row: row.figures.devices, format_count),
     TableColumn("changes / h", lambda row: row.figures.reselections_per_device_hour, format_decimals),
     TableColumn("growth / h", lambda row: row.figures.growth_bytes_per_device_hour, format_bytes),
-    TableColumn("rigid / h", lambda row: row.figures.rigid_bytes_per_device_hour, format_bytes),
     TableColumn("before", lambda row: row.figures.recall_before, format_metric),
     TableColumn("after", lambda row: row.figures.recall_after, format_metric),
     TableColumn("elastic", lambda row: row.figures.recall, format_metric),
-    TableColumn("rigid", lambda row: row.figures.rigid_recall, format_metric),
-    TableColumn("rigid empty", lambda row: row.figures.rigid_empty_share, format_share),
+    TableColumn("stored", lambda row: row.figures.stored_bytes_mean, format_bytes),
+    TableColumn("floor", lambda row: row.figures.floor_recall, format_metric),
+    TableColumn("stored at the floor", lambda row: row.figures.floor_bytes_mean, format_bytes),
 )
 
 
@@ -81,16 +81,15 @@ def elasticity_tables(result: RunResult) -> list[TableView]:
     part = result.elasticity
     if part is None:
         return []
-    note = "Rigid devices keep their blocks while they fit, and store nothing after that until the next round."
+    note = "Rigid devices keep their blocks, and serve nothing if these no longer fit."
     summary = (
-        "Per device and hour: re-selections, bytes sent to growing elastic devices, bytes that rigid ones downloaded "
-        "again. Recall before and after re-selections, and over all times; rigid empty: share of time without any "
-        "block."
+        "Per device and hour: re-selections, bytes sent to growing devices. Recall before and after re-selections, and "
+        "over all times; floor: of devices that always hold what their smallest budget holds, without growth."
     )
     by_class = part.followed.by_class if part.followed is not None else ()
     views = [
         table_of("Drop of all budgets at once", part.falls, _FALLS, note),
-        table_of("Devices followed after training", by_class, _FOLLOWED, f"{summary} {note}"),
+        table_of("Devices followed after training", by_class, _FOLLOWED, summary),
     ]
     shown = {"metric", "falls", "by_class", "over_time"}
     rest = {key: value for key, value in to_plain(part, top_n=result.top_n).items() if key not in shown}
@@ -145,7 +144,7 @@ def recall_after_falls(result: RunResult) -> Plot | None:
 
 @drawing.in_both_forms
 def moving_budgets(result: RunResult) -> Plot | None:
-    """Plot devices after training: mean budget and stored bytes, elastic and rigid recall, some devices' blocks."""
+    """Plot devices after training: mean budget and stored bytes, recall, also at the floor, some devices' blocks."""
     followed = result.elasticity.followed if result.elasticity is not None else None
     if followed is None or len(followed.moments) < 2:
         return None
@@ -163,16 +162,16 @@ def moving_budgets(result: RunResult) -> Plot | None:
         axes.fill_between(hours, values - half, values + half, step="post", color=color, alpha=0.15, linewidth=0)
 
     budgets, stored = [row.budget_bytes_mean for row in moments], [row.stored_bytes_mean for row in moments]
-    elastic, rigid = [row.recall.value for row in moments], [row.rigid_recall.value for row in moments]
+    elastic, floor = [row.recall.value for row in moments], [row.floor_recall.value for row in moments]
     top, middle = panels[:2]
     top.set_ylim(0, 1.1 * max(budgets))
     drawing.label_ends(top, [line(top, budgets, "budget", INK, 2.6), line(top, stored, "stored", BLUE)])
     top.yaxis.set_major_formatter(lambda value, _: drawing.short_bytes(value))
     top.set_ylabel("mean bytes")
-    middle.set_ylim(0, 1.1 * max(*elastic, *rigid) or 1)
+    middle.set_ylim(0, 1.1 * max(*elastic, *floor) or 1)
     band(middle, [row.recall for row in moments], BLUE)
-    band(middle, [row.rigid_recall for row in moments], VERMILLION)
-    drawing.label_ends(middle, [line(middle, elastic, "elastic", BLUE), line(middle, rigid, "rigid", VERMILLION)])
+    band(middle, [row.floor_recall for row in moments], VERMILLION)
+    drawing.label_ends(middle, [line(middle, elastic, "elastic", BLUE), line(middle, floor, "floor", VERMILLION)])
     middle.set_ylabel(f"Recall@{result.top_n}")
     if traces:
         labels = []
@@ -188,9 +187,9 @@ def moving_budgets(result: RunResult) -> Plot | None:
     panels[-1].set_xlabel("hours after training")
     for axes in panels:
         axes.grid(visible=False, axis="x")
-    ranges = [f"{min(values):.4f} to {max(values):.4f}" for values in (elastic, rigid)]
+    ranges = [f"{min(values):.4f} to {max(values):.4f}" for values in (elastic, floor)]
     alt = (
         f"Step charts over {hours[-1]:g} hours: mean recall of elastic devices from {ranges[0]}, "
-        f"of rigid devices from {ranges[1]}."
+        f"of devices at their floor from {ranges[1]}."
     )
     return drawing.finish(figure, "moving", "Changing budgets after training", alt)

@@ -12,6 +12,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking, rank_blocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.exchange.counters import StepCounts
+from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.wire import OWN_BUDGET
 from tests.helpers.blocks import rows_of
 
@@ -42,11 +43,7 @@ EXPECTED = {
         "recall_after": [0, 1, 0, 0, 1, 0],
         "recall": [0, 1, 1, 0, 1, 0],
         "recall_square": [0, 1, 1, 0, 1, 0],
-        # two blocks from the first round on, which is not enough; lost in the second, and four in the third
-        "rigid_moved_bytes": [0, 0, 0, 0, 4 * BLOCK + ID, 0],
-        "rigid_recall": [0, 0, 0, 0, 1, 0],
-        "rigid_square": [0, 0, 0, 0, 1, 0],
-        "rigid_empty": [0, 0, 0, 1, 0, 1],
+        "floor_bytes": [BASE + BLOCK] * 6,
     },
     12: {  # wants nothing
         "kept_blocks": [3, 3, 1, 2, 2, 2],
@@ -55,9 +52,7 @@ EXPECTED = {
         "shrank": [0, 0, 1, 0, 0, 0],
         "missing_bytes": [0, 0, 0, BLOCK, 0, 0],
         "moved_bytes": [0, 0, 0, 2 * BLOCK + ID, 0, 0],  # item 2 behind item 1
-        # what is lost as a round begins is missed until the next one
-        "rigid_moved_bytes": [0, 0, 0, 0, 3 * BLOCK + ID, 0],
-        "rigid_empty": [0, 0, 1, 1, 0, 0],
+        "floor_bytes": [BASE + BLOCK] * 6,
     },
     13: {  # wants items 0 and 29; twice not even the header fits
         "kept_blocks": [1, 0, 1, 1, 1, 0],
@@ -72,10 +67,6 @@ EXPECTED = {
         "recall_after": [0, 0, 0.5, 0, 0, 0],
         "recall": [0.5, 0, 0.5, 0.5, 0.5, 0],
         "recall_square": [0.25, 0, 0.25, 0.25, 0.25, 0],
-        "rigid_moved_bytes": [0, 0, BLOCK + ID, 0, 0, 0],
-        "rigid_recall": [0.5, 0, 0.5, 0.5, 0.5, 0],
-        "rigid_square": [0.25, 0, 0.25, 0.25, 0.25, 0],
-        "rigid_empty": [0, 1, 0, 0, 0, 1],
     },
 }
 
@@ -114,7 +105,7 @@ def cohort_of(requests="", device="cpu", idle=(0,) * 6):
     )
 
 
-def followed(devices=(13, 10, 12), keeps=False, held_file=None, **changes):
+def followed(devices=(13, 10, 12), keeps=False, held_file=None, replicates=0, **changes):
     cohort = cohort_of(**changes)
     cohort.held_file = held_file
     return follow(
@@ -127,6 +118,7 @@ def followed(devices=(13, 10, 12), keeps=False, held_file=None, **changes):
             devices=np.array(devices),
             traced=np.array([12, 10]),
             groups={2: LIST, 0: LIST, 1: LIST},
+            replicates=replicates,
         ),
     )
 
@@ -137,6 +129,23 @@ def test_devices_by_class_at_every_step():
     for name in StepCounts.names():
         expected = np.stack([getattr(counts(12), name), getattr(counts(10), name) + getattr(counts(13), name)], axis=1)
         assert getattr(reply.steps, name).tolist() == expected.tolist(), name
+
+
+def test_a_device_at_its_floor_holds_what_its_smallest_budget_holds():
+    """Over six steps device 10 finds its item in three, 13 one of its two in four; at their floors neither does. 11,
+    whose budget stays, does in all six. Replicates are of these means, under the weights that any figure has.
+    """
+    reply, weights = followed((10, 11, 13), idle=(2 * BLOCK,) * 6, replicates=50), replicate_weights([10, 11, 13], 50)
+    assert reply.steps.floor_recall[:, 1].tolist() == [SUM_SCALE] * 6
+    assert reply.replicates.recall[0].tolist() == pytest.approx(np.array([0.5, 1, 4 / 12]) @ weights * SUM_SCALE)
+    assert reply.replicates.recall[1].tolist() == pytest.approx(np.array([0, 1, 0]) @ weights * SUM_SCALE)
+    assert reply.replicates.devices.tolist() == weights.sum(axis=0).tolist()
+
+
+def replicate_weights(devices, count):
+    """Weights (N, count) of devices in replicates: what each alone counts for."""
+    none, counted = np.zeros((1, 1)), np.ones(1, np.bool_)
+    return np.stack([Replicates.from_devices(np.array([d]), none, none, counted, count).devices for d in devices])
 
 
 def test_devices_that_are_traced_are_told_apart():
@@ -153,9 +162,8 @@ def test_devices_that_are_traced_are_told_apart():
 def test_who_has_room_for_no_block_moves_nothing(requests):
     """Not even where whoever reads reads the whole list."""
     steps = followed(devices=[11], requests=requests).steps[:, 1]
-    assert (steps.devices.tolist(), steps.counted.tolist(), steps.rigid_empty.tolist()) == ([1] * 6, [1] * 6, [1] * 6)
+    assert (steps.devices.tolist(), steps.counted.tolist()) == ([1] * 6, [1] * 6)
     assert not steps.moved_bytes.any()
-    assert not steps.rigid_moved_bytes.any()
 
 
 def test_who_has_never_kept_a_block_finds_nothing_while_others_do():
@@ -168,14 +176,13 @@ def test_who_has_room_and_keeps_it_serves_from_the_beginning():
     """Its budget never moves; it wants item 0."""
     steps = followed(devices=[11], idle=(2 * BLOCK,) * 6).steps[:, 1]
     assert steps.kept_blocks.tolist() == [2] * 6
-    assert steps.recall.tolist() == steps.rigid_recall.tolist() == [SUM_SCALE] * 6
+    assert steps.recall.tolist() == steps.floor_recall.tolist() == [SUM_SCALE] * 6
     assert not steps.moved_bytes.any()
 
 
 def test_where_nobody_may_see_where_a_device_stops_it_reads_the_whole_list():
     whole, steps = 30 * BLOCK, followed(requests="group-prefix").steps
     assert steps.moved_bytes.tolist() == [[0, 0], [0, whole], [0, whole], [whole, 0], [0, whole], [0, 0]]
-    assert steps.rigid_moved_bytes.tolist() == [[0, 0], [0, 0], [0, whole], [0, 0], [whole, whole], [0, 0]]
 
 
 def test_devices_rank_where_the_scenario_says(monkeypatch):
@@ -207,8 +214,7 @@ def test_growing_to_wider_rows_moves_columns_of_the_user_embedding():
     nothing, wanted = rows_of([], []), rows_of([0], [0])
     who = _FollowedGroup(ranked, np.ones((2, 2), np.float32), nothing, wanted, 20, "cpu", False)
     room = np.array([[1, 3], [2, 1], [3, 3], [2, 3]]) * BLOCK
-    steps, _ = who.over_time(BASE + room + np.where(room == 3 * BLOCK, 2, 0), 2)
+    steps, _ = who.over_time(BASE + room + np.where(room == 3 * BLOCK, 2, 0))
     assert steps.kept_blocks.T.tolist() == [[1, 2, 3, 2], [3, 1, 3, 3]]
     assert steps.missing_bytes.T.tolist() == [[0, BLOCK, BLOCK + 2, 0], [0, 0, 2 * BLOCK + 2, 0]]
     assert steps.moved_bytes.T.tolist() == [[0, BLOCK + ID, BLOCK + 2 + ID, 0], [0, 0, 2 * BLOCK + 2 + ID, 0]]
-    assert steps.rigid_moved_bytes.T.tolist() == [[0, 0, 0, 0], [0, 0, 3 * BLOCK + 2 + ID, 0]]

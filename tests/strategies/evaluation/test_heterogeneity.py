@@ -336,16 +336,12 @@ def test_followed_devices_by_hand(tmp_path):
     # read with their numbers, with what was passed over, and the number of the one where the list was closed
     assert steps.moved_bytes[6] == read_by_all(world, 90, 274) > 6 * lacking
     assert not steps.moved_bytes[:6].any()  # shrinking needs no message
-    # rigid devices have nothing from the fall until the next round, then read 6 blocks of 6 B, what they pass over
-    # before and behind them, the number of the next, and 4 B of the user embedding for the second slice
-    assert steps.rigid_empty.tolist() == [0, 0, 22, 22, 0, 0, 0, 0]
-    assert not np.delete(steps.rigid_moved_bytes, 4).any()
-    assert steps.rigid_moved_bytes[4] == read_by_all(world, 52, 90) + 22 * 4 > 22 * (6 * 6 + 2 + 4)
     recall = steps.recall
     assert recall[0] == recall[1] == recall[6] == recall[7]
     assert steps.recall_before[2] == recall[1]
     assert steps.recall_after[2] == recall[2] == recall[5]
-    assert steps.rigid_recall.tolist() == [recall[0]] * 2 + [0, 0] + [recall[2]] * 4
+    assert steps.floor_recall.tolist() == [recall[2]] * 8
+    assert steps.floor_bytes.tolist() == [steps.stored_bytes[2]] * 8
     assert reply.traced.stacked().tolist() == [[3, 0, step] for step in range(8)]
     assert reply.trace_steps.budget_bytes.tolist() == [274] * 2 + [90] * 4 + [274] * 2
 
