@@ -33,9 +33,12 @@ class JsonKey:
 
 @dataclass(frozen=True)
 class Inline:
-    """The keys of this part, or of this dictionary, stand among those of its owner, with a prefix before each."""
+    """The keys of this part, or of this dictionary, stand among those of its owner, with a prefix before each. holding:
+    text that each key of the dictionary has in it.
+    """
 
     prefix: str = ""
+    holding: str = ""
 
 
 @runtime_checkable
@@ -137,6 +140,7 @@ class JsonField:
     key: str
     kind: Any
     inline: str | None
+    holding: str
     may_lack: bool
     required: bool
     layout: Layout | None
@@ -152,11 +156,14 @@ def fields_of(owner: type) -> tuple[JsonField, ...]:
         hint = hints[field.name]
         marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         key = next((mark.text for mark in marks if isinstance(mark, JsonKey)), field.name)
-        inline = next((mark.prefix for mark in marks if isinstance(mark, Inline)), None)
+        mark = next((mark for mark in marks if isinstance(mark, Inline)), None)
+        inline, holding = (None, "") if mark is None else (mark.prefix, mark.holding)
         required = field.default is MISSING and field.default_factory is MISSING
         layout = next((mark for mark in marks if isinstance(mark, Layout)), None)
         written = bool(field.metadata.get("written", True))
-        described.append(JsonField(field.name, key, hint, inline, field.default is None, required, layout, written))
+        described.append(
+            JsonField(field.name, key, hint, inline, holding, field.default is None, required, layout, written)
+        )
     return tuple(described)
 
 
@@ -236,6 +243,7 @@ class _JsonReader:
         if is_dataclass(bare):
             mine = self._keys(bare)
             return {key: part for key, part in rest.items() if key in mine}
+        rest = {key: part for key, part in rest.items() if one.holding in key}
         if prefix:
             return rest
         others = [other for other in fields_of(owner) if other is not one]  # a dictionary has whatever they leave

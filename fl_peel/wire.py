@@ -35,7 +35,7 @@ from fl_peel.exchange.counters import (
     StepTraces,
 )
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
-from fl_peel.ranking.top import MetricSums
+from fl_peel.ranking.top import ListSums, MetricSums
 from fl_peel.scenario.settings import PRECISIONS
 from fl_peel.steps import find_step
 from fl_peel.steps.base import Step
@@ -359,7 +359,7 @@ class EvaluateReply:
     of the largest artefact; owned: memory of the tables that devices would serve from; spread: of recall over devices,
     (X, C, NUM_BINS); replicates: (X, B), of all devices that have items to find; single: figures of single devices
     where they were requested, else of nobody; short: devices, under any of the budgets, whose list of ranked blocks
-    ended before the budget did.
+    ended before the budget did; lists: metrics of lists of other lengths, and other metrics.
     """
 
     sums: Annotated[MetricSums, ArraySpec(("X", "C", "groups"), columns=_METRICS)]
@@ -382,6 +382,7 @@ class EvaluateReply:
     replicates: Replicates
     single: DeviceFigures
     short: Annotated[int, _COUNT]
+    lists: ListSums
 
     def by_budget(self) -> MetricSums:
         """Return the metrics of all devices under each budget, (X,)."""
@@ -405,6 +406,7 @@ class EvaluateReply:
             self.replicates.only(places),
             self.single.only(places),
             self.short,
+            self.lists.only(places),
         )
 
     def __add__(self, other: EvaluateReply) -> EvaluateReply:
@@ -418,6 +420,7 @@ class EvaluateReply:
             self.replicates + other.replicates,
             self.single + other.single,
             self.short + other.short,
+            self.lists + other.lists,
         )
 
 

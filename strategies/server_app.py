@@ -139,7 +139,7 @@ def serve_run(run: Run) -> RunResult:
         budgets=budget_rows(evaluator, evaluation, replies),
         device_classes=device_class_rows(members, records, evaluation.own),
         user_groups=user_group_rows(members, len(states), evaluation.own),
-        full_table=full_table(prepared.layout.full_table_bytes, replies),
+        full_table=full_table(evaluator, replies),
         stage1=prepared.figures(members, stages.seconds["pretraining"], steps),
         refinement=None if keeping is None else refinement_result(keeping, num_devices),
         rounds=round_rows(records),

@@ -16,7 +16,7 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.exchange.counters import OwnCounts
 from fl_peel.ranking.bootstrap import NUM_BINS, Histogram, PairedSums, Replicates
-from fl_peel.ranking.top import MetricSums, Ranker, Tiles
+from fl_peel.ranking.top import ListSums, MetricSums, Ranker, Tiles
 from fl_peel.scenario.settings import PRECISIONS, Precision, torch_device
 from fl_peel.wire import (
     EVERYBODY,
@@ -100,6 +100,8 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     stored_max = np.zeros(num_budgets, np.int64)
     owned = OwnCounts.zeros(num_budgets, num_classes)
     spread = Histogram.zeros(num_budgets, num_classes, NUM_BINS)
+    lengths = scenario.evaluation.list_lengths
+    lists = ListSums.zeros(num_budgets, len(lengths), scenario.shown_bytes(layout.num_items))
     short = 0
     figures = _Figures.empty(len(groups), num_budgets)
     own_budgets = cohort.budgets.at(request.server_round)
@@ -125,8 +127,9 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
             )
             held = [Holdings.under(ranked, *one, own, skipped) for one in asked]
             cutoffs = np.array([one.cutoffs for one in held], np.int64).reshape(len(held), len(members)).T
-            ranker = Ranker(ranked, scenario.evaluation.top_n, where, tiles)
-            recall, ndcg = ranker.evaluate(cutoffs, users, hidden, mine)
+            tops = Ranker(ranked, max(lengths), where, tiles).lists(cutoffs, users, hidden, mine)
+            recall, ndcg = (tops.metric(name, scenario.evaluation.top_n) for name in ("recall", "ndcg"))
+            lists.add(tops, lengths, part.places)
             if part is parts[0]:
                 figures.recall[members, part.places], figures.ndcg[members, part.places] = recall, ndcg
                 _write_artifacts(cohort, request, ranked, members, hidden)
@@ -141,7 +144,7 @@ def evaluate_budgets(cohort: Cohort, request: EvaluateRequest) -> EvaluateReply:
     by_class = sums.reshaped(num_budgets, num_classes, num_groups)
     replicates = figures.replicates(cohort, wanted, request.replicates)
     single = figures.single(cohort, wanted, groups, request.per_device)
-    return EvaluateReply(by_class, stored_max, owned, spread, replicates, single, short)
+    return EvaluateReply(by_class, stored_max, owned, spread, replicates, single, short, lists)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from fl_peel.kernels.random import count_examples, draw_batches, draw_items, wei
 from fl_peel.kernels.ranking import (  # noqa: E402
     block_signals,
     bounded_hits,
-    hit_sums,
+    find_hits,
     serving_cutoffs,
     tile_rows,
     top_rows,
@@ -52,7 +52,7 @@ __all__ = [
     "draw_batches",
     "draw_items",
     "encode_int8",
-    "hit_sums",
+    "find_hits",
     "largest_magnitudes",
     "neighbour_scores",
     "serving_cutoffs",

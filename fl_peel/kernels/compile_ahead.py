@@ -28,7 +28,7 @@ LOOPS = {
     "float64 float64 boolean float64 float64 boolean boolean int32.2 int64.2 boolean.1 int64.2 float64.1 int64.1 "
     "int64.1 float64.1",
     "top_rows": "float32.3 int32.3 int32.1 int64.2 int64.2 int64.1 float32.2 int64.1 int32.1 int64.1 int32.3",
-    "hit_sums": "int32.2 int64.1 int32.1 int64 int64 float64.1 float64.1",
+    "find_hits": "int32.2 int64.1 int32.1 int64 boolean.2",
     "block_signals": "float32.2 int32.2 int64.1 float32.2 int32.2 int64.1 int32.1 int64.1 int64.1",
     "neighbour_scores": "int64.1 int64.1 int32.1 int64.1 int32.1 float32.2",
     "tile_rows": "float32.2 int32.2 int64 float32.3 int32.3",

@@ -201,37 +201,21 @@ def top_rows(
 
 
 @njit(nogil=True, cache=True)
-def hit_sums(
+def find_hits(
     best_rows,  # (N, m) int32
     indptr,  # (N + 1,) int64
     rows,  # held-out items as table rows, -1 where the item is not in the table
-    num_top,
     num_rows,
-    recall,  # (N,) float64, written
-    ndcg,  # (N,) float64, written
+    hits,  # (N, m) bool, written: whether each of the best rows is of a held-out item
 ):
     wanted_by = np.full(num_rows, -1, np.int64)
     for i in range(len(best_rows)):
-        wanted = indptr[i + 1] - indptr[i]
-        recall[i] = 0.0
-        ndcg[i] = 0.0
-        if wanted == 0:
-            continue
         for j in range(indptr[i], indptr[i + 1]):
             if rows[j] >= 0:
                 wanted_by[rows[j]] = i
-        gain = 0.0
-        hits = 0
-        for place in range(num_top):
+        for place in range(best_rows.shape[1]):
             row = best_rows[i, place]
-            if row >= 0 and wanted_by[row] == i:
-                hits += 1
-                gain += 1.0 / math.log2(place + 2.0)
-        ideal = 0.0
-        for place in range(min(num_top, wanted)):
-            ideal += 1.0 / math.log2(place + 2.0)
-        recall[i] = hits / wanted
-        ndcg[i] = gain / ideal
+            hits[i, place] = row >= 0 and wanted_by[row] == i
 
 
 @njit(nogil=True, cache=True)

@@ -1,4 +1,4 @@
-"""Full ranking on the device, Recall@n and NDCG@n, and their mergeable sums.
+"""Full ranking on the device, the metrics of its lists, and their mergeable sums.
 
 Every item whose block is kept is a candidate, except those the device has already interacted with. Recall@n is the
 share of the device's test items among its n best; NDCG@n has binary gains and an ideal list of min(n, test items).
@@ -7,20 +7,47 @@ Averages are over devices with at least one test item.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import kernels
-from fl_peel.array_specs import SUM_SCALE, Counters
+from fl_peel.array_specs import SUM_SCALE, ArraySpec, Counters
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
-from fl_peel.data.interactions import UserItems
+from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.scenario.settings import torch_device
 
 TILE_ROWS = 64
 """Rows that the compiled loop scores side by side."""
+Doubles = NDArray[np.float64]
+Hits = NDArray[np.bool_]
+
+
+def _ndcg(hits: Hits, wanted: IntArray) -> Doubles:
+    gains = 1.0 / np.array([math.log2(place + 2.0) for place in range(hits.shape[1])])
+    ideal = gains.cumsum()[np.minimum(wanted, len(gains)) - 1]
+    ndcg: Doubles = (hits * gains).cumsum(axis=1)[:, -1] / ideal  # added up place by place
+    return ndcg
+
+
+LIST_METRICS: Mapping[str, Callable[[Hits, IntArray], Doubles]] = MappingProxyType(
+    {
+        "recall": lambda hits, wanted: hits.sum(axis=1) / wanted,
+        "ndcg": _ndcg,
+        "mrr": lambda hits, wanted: hits.any(axis=1) / (hits.argmax(axis=1) + 1.0),
+        "hit_rate": lambda hits, wanted: np.asarray(hits.any(axis=1), np.float64),
+        "precision": lambda hits, wanted: hits.sum(axis=1) / hits.shape[1],
+    }
+)
+"""Metrics in 0..1 of lists of n items by name, (N,) each, given which places are hits (N, n) and how many items each
+device has to find (N,), one at least. mrr: one over the place of the first hit, 0 without any.
+"""
 
 
 def _rows(ranked: RankedBlocks, items: UserItems) -> NDArray[np.int32]:
@@ -127,25 +154,120 @@ class Ranker:
     def evaluate(
         self, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems, wanted: UserItems
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return Recall@n and NDCG@n (N, X) under several cutoffs (N, X), from what devices have stored: fp16 user
-        embedding, coded blocks. Devices without wanted items rank nothing.
+        """Return Recall@n and NDCG@n (N, X) under several cutoffs (N, X); see :meth:`lists`."""
+        lists = self.lists(cutoffs, users, exclude, wanted)
+        return lists.metric("recall", self.n), lists.metric("ndcg", self.n)
+
+    def lists(
+        self, cutoffs: NDArray[np.int64], users: NDArray[np.float32], exclude: UserItems, wanted: UserItems
+    ) -> TopLists:
+        """Return the lists under several cutoffs (N, X), from what devices have stored: fp16 user embedding, coded
+        blocks. Devices without wanted items rank nothing.
         """
-        recall, ndcg = np.zeros(cutoffs.shape), np.zeros(cutoffs.shape)
         some = np.flatnonzero(wanted.counts())
+        best = np.empty((cutoffs.shape[1], 0, self.n), np.int32)
         if len(some):
-            wants, stored = wanted.select(some), stored_user(users[some])
-            for place, best in enumerate(self.top_rows(cutoffs[some], stored, exclude.select(some))):
-                recall[some, place], ndcg[some, place] = recall_ndcg(self.ranked, best, wants, self.n)
-        return recall, ndcg
+            best = self.top_rows(cutoffs[some], stored_user(users[some]), exclude.select(some))
+        hits, wants = np.empty(best.shape, np.bool_), wanted.select(some)
+        rows = _rows(self.ranked, wants)
+        for place, one in enumerate(best):
+            hits[place] = find_hits(one, wants, rows, len(self.ranked.items))
+        return TopLists(self.ranked, best, hits, some, wanted.counts())
 
 
-def recall_ndcg(
-    ranked: RankedBlocks, best: NDArray[np.int32], wanted: UserItems, n: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+@dataclass(frozen=True)
+class TopLists:
+    """Lists of the n best rows of those devices that have items to find, under several cutoffs: best (X, D, n), best
+    first, -1 where there are fewer; hits (X, D, n) those that are wanted; devices (D,) their places among N; wanted
+    (N,): how many items each of these has to find.
+    """
+
+    ranked: RankedBlocks
+    best: NDArray[np.int32]
+    hits: Hits
+    devices: NDArray[np.intp]
+    wanted: IntArray
+
+    def metric(self, name: str, length: int) -> Doubles:
+        """Return one of LIST_METRICS of the first ``length`` places, (N, X); 0 for devices with nothing to find."""
+        values = np.zeros((len(self.wanted), len(self.hits)))
+        for place, hits in enumerate(self.hits):
+            values[self.devices, place] = LIST_METRICS[name](hits[:, :length], self.wanted[self.devices])
+        return values
+
+    def shown(self, length: int) -> NDArray[np.uint8]:
+        """Return which items are among the first ``length`` places of any list: a bit for each item, (X, S) bytes."""
+        shown = np.zeros((len(self.best), self.ranked.layout.num_items), np.bool_)
+        for place, best in enumerate(self.best):
+            rows = np.unique(best[:, :length])
+            shown[place, self.ranked.items[rows[rows >= 0]]] = True
+        return np.packbits(shown, axis=1)
+
+
+def find_hits(best: NDArray[np.int32], wanted: UserItems, rows: NDArray[np.int32], num_rows: int) -> Hits:
+    """Return which places of lists of rows (N, n) are wanted. rows: wanted items as rows, -1 for what is in none."""
+    hits = np.empty(best.shape, np.bool_)
+    kernels.find_hits(np.ascontiguousarray(best), wanted.indptr, rows, num_rows, hits)
+    return hits
+
+
+def recall_ndcg(ranked: RankedBlocks, best: NDArray[np.int32], wanted: UserItems, n: int) -> tuple[Doubles, Doubles]:
     """Return Recall@n and NDCG@n of each device, (N,) each; 0 where nothing is wanted."""
-    recall, ndcg = np.empty(len(best), np.float64), np.empty(len(best), np.float64)
-    kernels.hit_sums(best, wanted.indptr, _rows(ranked, wanted), n, len(ranked.items), recall, ndcg)
-    return recall, ndcg
+    return hit_quality(find_hits(best[:, :n], wanted, _rows(ranked, wanted), len(ranked.items)), wanted)
+
+
+def hit_quality(hits: Hits, wanted: UserItems) -> tuple[Doubles, Doubles]:
+    """Return Recall@n and NDCG@n of lists (N, n), (N,) each; 0 where nothing is wanted."""
+    counts = np.maximum(wanted.counts(), 1)
+    return LIST_METRICS["recall"](hits, counts), LIST_METRICS["ndcg"](hits, counts)
+
+
+@dataclass(frozen=True)
+class ListSums:
+    """The lists of several devices under X budgets, of K lengths. metrics: (X, K, len(LIST_METRICS)) sums of each over
+    devices with items to find, in units of 2**-32; shown: (X, K, S) items in any of the lists, a bit for each, which is
+    no sum: S is 0 where devices say sums alone.
+    """
+
+    metrics: Annotated[IntArray, ArraySpec(("X", "K", len(LIST_METRICS)), least=0, most="metrics")]
+    shown: Annotated[NDArray[np.uint8], ArraySpec(("X", "K", "S"))]
+
+    @staticmethod
+    def zeros(budgets: int, lengths: int, num_bytes: int) -> ListSums:
+        """Return the sums over no devices."""
+        return ListSums(
+            np.zeros((budgets, lengths, len(LIST_METRICS)), np.int64), np.zeros((budgets, lengths, num_bytes), np.uint8)
+        )
+
+    def add(self, lists: TopLists, lengths: Sequence[int], places: slice) -> None:
+        """Add the lists of other devices under the budgets at ``places``, in place."""
+        for k, length in enumerate(lengths):
+            for m, name in enumerate(LIST_METRICS):
+                values = np.rint(lists.metric(name, length) * SUM_SCALE)
+                self.metrics[places, k, m] += values.astype(np.int64).sum(axis=0)
+            if self.shown.shape[2]:
+                self.shown[places, k] |= lists.shown(length)
+
+    def only(self, places: slice) -> ListSums:
+        """Return the sums under some of the budgets."""
+        return ListSums(self.metrics[places], self.shown[places])
+
+    def __add__(self, other: ListSums) -> ListSums:
+        """Return the sums over both sets of devices."""
+        return ListSums(self.metrics + other.metrics, self.shown | other.shown)
+
+    def means(self, place: int, lengths: Sequence[int], num_devices: int, num_items: int) -> dict[str, float]:
+        """Return each metric by name and length, ``mrr@20``, under the budget at ``place``, and ``coverage@20``: the
+        share of ``num_items`` items that is in any list, unless that is withheld.
+        """
+        means = {}
+        for k, length in enumerate(lengths):
+            for name, total in zip(LIST_METRICS, self.metrics[place, k].tolist(), strict=True):
+                means[f"{name}@{length}"] = total / SUM_SCALE / max(num_devices, 1)
+            if self.shown.shape[2]:
+                shown = np.unpackbits(self.shown[place, k], count=num_items)
+                means[f"coverage@{length}"] = int(shown.sum()) / num_items
+        return means
 
 
 def evaluate(

@@ -55,11 +55,17 @@ def _device(name: str) -> str:
 Device = Annotated[str, AfterValidator(_device)]
 
 
+Length = Annotated[int, Field(ge=1, le=MOST_ITEMS)]
+
+
 class Evaluation(Keys):
     """Final evaluation on the test items."""
 
     top_n: int = Field(20, ge=1, le=MOST_ITEMS, json_schema_extra=unit("items"))
     """Length N of the recommendation list in Recall@N and NDCG@N."""
+    cutoffs: tuple[Length, ...] = Field((), max_length=MOST_LISTED, json_schema_extra=unit("items"))
+    """Lengths of further lists, for recall, NDCG, MRR, hit rate, precision and coverage in report.json and metrics.csv;
+    the last four are reported for top_n, too. See docs/reports.md."""
     budgets: tuple[Share, ...] = Field((0.01, 0.025, 0.05, 0.1, 0.25), max_length=MOST_LISTED)
     """Memory budgets to evaluate, as shares of the fp32 full item table."""
     precisions: tuple[Precision, ...] = ()
@@ -87,10 +93,16 @@ class Evaluation(Keys):
 
     @model_validator(mode="after")
     def _rows_are_distinct(self) -> Evaluation:
+        check_distinct("cutoffs", self.cutoffs)
         check_distinct("budgets", self.budgets)
         check_distinct("precisions", self.precisions)
         check_distinct("selectors", self.selectors)
         return self
+
+    @property
+    def list_lengths(self) -> tuple[int, ...]:
+        """Return the lengths of all lists that metrics are of, ascending."""
+        return tuple(sorted({self.top_n, *self.cutoffs}))
 
 
 class Fairness(Keys):
@@ -391,6 +403,12 @@ class Scenario(Keys):
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0
         wanted = self.refinement.acceptance.rule == "validation" and self.refinement.rounds > 0
         return wanted and not hidden and self.data.validation_share > 0
+
+    def shown_bytes(self, num_items: int) -> int:
+        """Return the bytes in which a node says which items its devices' lists have, a bit each; 0 where devices say
+        bounded or masked sums alone, and coverage is not known.
+        """
+        return 0 if self.privacy.sums_only or self.secure_aggregation.enabled else -(-num_items // 8)
 
     def to_yaml(self) -> str:
         """Return the resolved scenario as YAML, with the value of every key."""

@@ -267,6 +267,8 @@ class Evaluator:
             "groups": max(int(members.groups[here].max(initial=-1)), *groups) + 1,
             "B": request.replicates,
             "M": len(single),
+            "K": len(self.scenario.evaluation.list_lengths),
+            "S": self.scenario.shown_bytes(self.layout.num_items),
             **bounds_of(int(here.sum())),
         }
         return MessageContext(sizes, {"devices": single})

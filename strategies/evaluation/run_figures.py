@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import product
 from operator import add
@@ -190,14 +190,24 @@ def per_device(
     )
 
 
-def full_table(num_bytes: int, replies: FullTableReplies) -> FullTableResult:
+def list_figures(evaluator: Evaluator, reply: wire.EvaluateReply, place: int = 0) -> dict[str, float]:
+    """Return the metrics of all lists under one of the budgets asked for, but for recall and NDCG of the first
+    ``evaluation.top_n`` items, which have intervals.
+    """
+    asked, devices = evaluator.scenario.evaluation, int(reply.by_budget().devices[place])
+    means = reply.lists.means(place, asked.list_lengths, devices, evaluator.layout.num_items)
+    return {name: one for name, one in means.items() if name not in (f"recall@{asked.top_n}", f"ndcg@{asked.top_n}")}
+
+
+def full_table(evaluator: Evaluator, replies: FullTableReplies) -> FullTableResult:
     """The full tables, with intervals, and which is the best on validation."""
     measured = {name: MeasuredQuality.from_reply(reply) for name, reply in replies.on_test.items()}
     base, start, refined = (measured.get(name) for name in ("global", "start", "refined"))
-    on_test = {name: one.quality(base) for name, one in measured.items()}
+    lists = {name: list_figures(evaluator, reply) for name, reply in replies.on_test.items()}
+    on_test = {name: replace(one.quality(base), lists=lists[name]) for name, one in measured.items()}
     on_validation = replies.on_validation
     return FullTableResult(
-        bytes=num_bytes,
+        bytes=evaluator.layout.full_table_bytes,
         globally=on_test.get("global"),
         global_validation=on_validation.get("global"),
         start=on_test.get("start"),
@@ -227,6 +237,7 @@ def budget_rows(evaluator: Evaluator, evaluation: EvaluationReplies, full: FullT
                     stored_bytes_max=int(asked.reply.stored_max[place]),
                     devices=one.devices,
                     to_strongest=one.over(best),
+                    lists=list_figures(evaluator, asked.reply, place),
                 )
             )
     return tuple(rows)

@@ -48,13 +48,21 @@ FIXED_TIERS, EXCLUDING_SMALL, TRAINED_WITHOUT = "fixed_tiers", "excluding_small"
 """Tables that are not elastic, and elastic ones that were trained without small devices, among the same."""
 
 
+Lists = Annotated[dict[str, Metric], Inline(holding="@")]
+"""Further metrics by name and length of the list, ``mrr@20``: of ``evaluation.top_n`` and ``evaluation.cutoffs``."""
+
+
 @dataclass(frozen=True)
 class Quality:
-    """Recall and NDCG, full ranking, averaged over devices; to_global: recall relative to the global table, paired."""
+    """Recall and NDCG, full ranking, averaged over devices; to_global: recall relative to the global table, paired;
+    lists: recall@k and ndcg@k of other lists, mrr@k, hit_rate@k, precision@k; coverage@k: share of all items that are
+    in the list of any device.
+    """
 
     recall: Recall
     ndcg: Ndcg
     to_global: Estimate | None = None
+    lists: Lists = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class BudgetRow:
 
     precision: fp32, fp16, int8, int4; stored_bytes_max: size of the largest artefact of any device, never above
     budget_bytes; to_global, to_strongest: recall relative to the full global table, and to the best full table of the
-    run.
+    run; lists: as in :class:`Quality`.
     """
 
     share: Annotated[Share, Column("budget_share")]
@@ -116,6 +124,7 @@ class BudgetRow:
     devices: Count
     to_global: Estimate | None = None
     to_strongest: Estimate | None = None
+    lists: Lists = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel import kernels
 from fl_peel.blocks.compression import StoredTable, stored_bytes
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.precision import dequantize, quantize
@@ -38,7 +37,7 @@ from fl_peel.pretraining.central_training import (
 from fl_peel.pretraining.clusters import fit_user_embeddings
 from fl_peel.randomness import rng_for
 from fl_peel.ranking.bootstrap import REPLICATES, Replicates
-from fl_peel.ranking.top import MetricSums, evaluate, top_rows
+from fl_peel.ranking.top import MetricSums, evaluate, find_hits, hit_quality, top_rows
 from fl_peel.scenario.method import ControllerPart
 from fl_peel.scenario.settings import Precision, PretrainingConfig
 from strategies.groups.start import shown_in_lists
@@ -426,9 +425,7 @@ def lists_of(option: Option | ListOption, material: Material, split: Split) -> L
 
 def list_metrics(lists: Lists, wanted: UserItems, num_items: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall@20 and NDCG@20 (N,) of lists of items (N, TOP_N); 0 where nothing is wanted."""
-    recall, ndcg = np.empty(len(lists), np.float64), np.empty(len(lists), np.float64)
-    kernels.hit_sums(lists, wanted.indptr, wanted.items.astype(np.int32), TOP_N, num_items, recall, ndcg)
-    return recall, ndcg
+    return hit_quality(find_hits(lists, wanted, wanted.items.astype(np.int32), num_items), wanted)
 
 
 def list_sums(lists: Lists, wanted: UserItems, num_items: int) -> MetricSums:

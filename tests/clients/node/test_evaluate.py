@@ -12,7 +12,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import pack_ranking
 from fl_peel.blocks.stored import StoredEmbedding, overhead_bytes
 from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.top import Tiles
+from fl_peel.ranking.top import LIST_METRICS, Tiles
 from fl_peel.wire import EVERYBODY, OWN_BUDGET, UNLIMITED
 from tests.helpers.blocks import rows_of
 
@@ -42,7 +42,8 @@ def cohort_of(folder=Path("nowhere"), device="cpu"):
     """Devices 10 to 13; 12 is of class 0, the others of class 1."""
     return SimpleNamespace(
         scenario=SimpleNamespace(
-            evaluation=SimpleNamespace(top_n=20),
+            evaluation=SimpleNamespace(top_n=20, list_lengths=(10, 20)),
+            shown_bytes=lambda num_items: 4,
             engine=SimpleNamespace(device=device),
             poisoning=SimpleNamespace(largest_share=0.0),
         ),
@@ -102,6 +103,44 @@ def test_metrics_by_budget_class_and_user_group():
     assert sums.ndcg[:, 1, 0] / SUM_SCALE == pytest.approx(NDCG[:2].sum(axis=0))
     assert sums.ndcg[:, 1, 1] / SUM_SCALE == pytest.approx(NDCG[3])
     assert sums.devices.tolist() == [[[0, 0, 0], [2, 1, 0]]] * 4
+
+
+def test_lists_of_ten_and_of_twenty():
+    """Under the first budget 11 and 13 find an item at place 2; under the second 10 finds one at 10, 13 one at 15,
+    which is in no list of ten; then 13 alone, at 3 and at 1. Items shown: those that any list has.
+    """
+    lists = evaluated().lists
+    place = dict(zip(LIST_METRICS, np.moveaxis(lists.metrics / SUM_SCALE, 2, 0), strict=True))
+    assert place["mrr"] == pytest.approx(np.array([[1, 1], [1 / 10, 1 / 10 + 1 / 15], [1 / 3, 1 / 3], [1, 1]]))
+    assert place["hit_rate"].tolist() == [[2, 2], [1, 2], [1, 1], [1, 1]]
+    assert place["precision"] == pytest.approx(np.array([[0.2, 0.1], [0.1, 0.1], [0.1, 0.05], [0.1, 0.05]]))
+    assert place["recall"].tolist() == [[1.5, 1.5], [1, 1.5], [0.5, 0.5], [0.5, 0.5]]
+    assert place["ndcg"][:, 1] == pytest.approx(NDCG.sum(axis=0))
+    shown = np.unpackbits(lists.shown, axis=2, count=30)
+    assert [[np.flatnonzero(bits).tolist() for bits in row] for row in shown] == [
+        [[0, 1], [0, 1]], [[*range(3, 15)], [*range(15)]], [[0, 1, 2], [0, 1, 2]], [[*range(20, 30)], [*range(10, 30)]],
+    ]  # fmt: skip
+    means = lists.means(1, (10, 20), 3, 30)
+    assert means["coverage@10"] == 12 / 30
+    assert means["hit_rate@20"] == pytest.approx(2 / 3)
+    assert list(means)[:6] == ["recall@10", "ndcg@10", "mrr@10", "hit_rate@10", "precision@10", "coverage@10"]
+
+
+def test_nodes_together_show_what_either_shows():
+    first, second = evaluated(first=10, last=11).lists, evaluated(first=11).lists
+    both, whole = first + second, evaluated().lists
+    assert both.metrics.tolist() == whole.metrics.tolist()
+    assert both.shown.tolist() == whole.shown.tolist()
+    assert first.means(0, (10, 20), 1, 30)["coverage@20"] == 2 / 30
+
+
+def test_where_devices_say_sums_alone_no_items_are_named():
+    cohort = cohort_of()
+    cohort.scenario.shown_bytes = lambda num_items: 0
+    lists = evaluated(cohort).lists
+    assert lists.shown.size == 0
+    assert not [name for name in lists.means(0, (10, 20), 3, 30) if name.startswith("coverage")]
+    assert lists.metrics.tolist() == evaluated().lists.metrics.tolist()
 
 
 def test_bytes_by_budget_and_class():

@@ -14,7 +14,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.stored import overhead_bytes, stored_user
 from fl_peel.ranking.bootstrap import NUM_BINS, Effects, Histogram, PairedSums
-from fl_peel.ranking.top import MetricSums, Ranker, Tiles, evaluate, recall_ndcg, top_rows
+from fl_peel.ranking.top import LIST_METRICS, MetricSums, Ranker, Tiles, evaluate, recall_ndcg, top_rows
 from tests.helpers import readable_twins as reference
 from tests.helpers.blocks import layouts, precisions, rows_of, seeds
 from tests.helpers.examples import examples
@@ -148,6 +148,25 @@ def test_recall_and_ndcg_by_hand():
     ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)
     assert recall.tolist() == [pytest.approx(1 / 3), 0, 0]
     assert ndcg.tolist() == [pytest.approx(1 / np.log2(3) / ideal), 0, 0]
+
+
+def test_metrics_of_lists_by_hand():
+    """Four devices with 2, 1, 5 and 1 items to find: hits at places 2 and 4, at 1, at 3 and 4, and nowhere."""
+    hits = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], np.bool_)
+    wanted = np.array([2, 1, 5, 1])
+    four = {name: metric(hits, wanted).tolist() for name, metric in LIST_METRICS.items()}
+    assert four["recall"] == [1, 1, 2 / 5, 0]
+    assert four["mrr"] == pytest.approx([1 / 2, 1, 1 / 3, 0])
+    assert four["hit_rate"] == [1, 1, 1, 0]
+    assert four["precision"] == [2 / 4, 1 / 4, 2 / 4, 0]
+    gains = [1 / math.log2(place + 1) for place in (1, 2, 3, 4)]
+    ideal = gains[0] + gains[1]
+    assert four["ndcg"] == pytest.approx([(gains[1] + gains[3]) / ideal, 1, (gains[2] + gains[3]) / sum(gains), 0])
+    two = {name: metric(hits[:, :2], wanted).tolist() for name, metric in LIST_METRICS.items()}
+    assert two["recall"] == [1 / 2, 1, 0, 0]
+    assert two["mrr"] == [1 / 2, 1, 0, 0]
+    assert two["precision"] == [1 / 2, 1 / 2, 0, 0]
+    assert two["ndcg"] == pytest.approx([gains[1] / ideal, 1, 0, 0])
 
 
 def test_items_that_are_not_stored_count_as_missed():

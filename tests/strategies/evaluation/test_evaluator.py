@@ -16,6 +16,7 @@ from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
 from strategies.evaluation.moving_budgets import FollowPlan, follow
+from strategies.evaluation.run_figures import list_figures
 from strategies.figures.per_device import MeasuredQuality, cell_recalls, qualities
 from strategies.figures.schema import Gain
 from strategies.groups.state import UserGroupState
@@ -188,7 +189,8 @@ def asking(enough: int = 0, message_bytes: int = 1 << 20, per_device: bool = Tru
         blocks=types.SimpleNamespace(precision="fp32"),
         selector="energy",
         refinement=types.SimpleNamespace(rounds=9),
-        evaluation=types.SimpleNamespace(bootstrap=50, per_device=per_device),
+        evaluation=types.SimpleNamespace(bootstrap=50, per_device=per_device, list_lengths=(10, 20)),
+        shown_bytes=lambda num_items: 4,
     )
     federation = types.SimpleNamespace(
         scenario=scenario,
@@ -402,3 +404,16 @@ def test_what_has_no_room_needs_no_list():
     evaluator, asked = asking()
     evaluator.evaluate([BASE + 20 * BLOCK], rooms=[1.0])
     assert {len(list_) for list_ in blocks(asked[0]).values()} == {13}, "125 B, as for the largest of devices' own"
+
+
+def test_lists_of_the_reports_length_have_its_recall(tiny, tmp_path):
+    evaluator, _, _ = evaluator_of(load_scenario(tiny, ["evaluation.cutoffs=[5, 40]"]), tmp_path / "run", 2)
+    reply = evaluator.evaluate([1888])
+    (recall,), (ndcg,) = reply.by_budget().mean()
+    means = list_figures(evaluator, reply)
+    whole = reply.lists.means(0, (5, 20, 40), int(reply.by_budget().devices[0]), evaluator.layout.num_items)
+    assert (whole["recall@20"], whole["ndcg@20"]) == (recall, ndcg)
+    assert {"recall@20", "ndcg@20"} == whole.keys() - means.keys()
+    assert means["recall@5"] < recall < means["recall@40"]
+    assert means["hit_rate@5"] < means["hit_rate@20"]
+    assert 0 < means["coverage@5"] < means["coverage@40"] <= 1

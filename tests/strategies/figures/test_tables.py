@@ -9,8 +9,9 @@ from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import Event
 from fl_peel.figures import Estimate
+from fl_peel.json_codec import from_plain, to_plain
 from fl_peel.ranking.bootstrap import Replicates
-from fl_peel.ranking.top import MetricSums
+from fl_peel.ranking.top import LIST_METRICS, ListSums, MetricSums
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts
 from strategies.evaluation.run_figures import (
     BudgetReplies,
@@ -26,6 +27,8 @@ from strategies.nodes import Members, some_devices
 
 LAYOUT = BlockLayout(np.arange(10, dtype=np.int32), 10, 1)  # the table: 400 B
 MEMBERS = Members(np.arange(7), np.zeros(7, np.int32), np.full(1, 100), ("phone",))
+EVALUATION = SimpleNamespace(budgets=(0.05, 0.1), top_n=2, list_lengths=(1, 2))
+EVALUATOR = SimpleNamespace(scenario=SimpleNamespace(evaluation=EVALUATION), layout=LAYOUT)
 
 
 def reply(recalls, ndcgs, devices=4, stored=()):
@@ -37,10 +40,15 @@ def reply(recalls, ndcgs, devices=4, stored=()):
     sums = MetricSums(*once, np.zeros_like(once[0]), np.full(len(recalls), devices))
     replicates = Replicates(half[0][:, None], half[1][:, None], np.array([2]))
 
+    parts = np.arange(len(recalls) * 2 * len(LIST_METRICS)).reshape(len(recalls), 2, len(LIST_METRICS))
+    lists = ListSums(parts * devices << 27, np.full((len(recalls), 2, 2), 0b10000001, np.uint8))  # items 0, 7, 8
+
     def only(places):
         return reply(recalls[places], ndcgs[places], devices)
 
-    return SimpleNamespace(by_budget=lambda: sums, replicates=replicates, stored_max=np.array(stored), only=only)
+    return SimpleNamespace(
+        by_budget=lambda: sums, replicates=replicates, stored_max=np.array(stored), only=only, lists=lists
+    )
 
 
 def replies(**by_table):
@@ -52,7 +60,7 @@ GLOBAL, START, REFINED = reply([0.25], [0.125]), reply([0.5], [0.75], devices=8)
 
 
 def test_full_tables_by_hand():
-    result = full_table(400, replies(global_=GLOBAL, start=START, refined=REFINED))
+    result = full_table(EVALUATOR, replies(global_=GLOBAL, start=START, refined=REFINED))
     assert result.bytes == 400
     assert [(one.recall.value, one.ndcg.value) for one in (result.globally, result.start, result.refined)] == [
         (0.25, 0.125), (0.5, 0.75), (0.375, 0.625),
@@ -67,7 +75,7 @@ def test_full_tables_by_hand():
 def test_validation_chooses_the_best_full_table_whatever_the_test_says():
     """On the test, the table before refinement is the best one; on validation, the global one."""
     by_table = {"global": ([0.25, 0.5], [0.125, 0.3125]), "start": ([0.5, 0.4375], [0.5, 0.75])}
-    result = full_table(400, FullTableReplies({name: reply(*values) for name, values in by_table.items()}))
+    result = full_table(EVALUATOR, FullTableReplies({name: reply(*values) for name, values in by_table.items()}))
     assert result.global_validation == Quality(Estimate(0.5), Estimate(0.3125))
     assert (result.start_validation.recall, result.refined_validation) == (Estimate(0.4375), None)
     assert result.start.recall.value > result.globally.recall.value
@@ -75,20 +83,18 @@ def test_validation_chooses_the_best_full_table_whatever_the_test_says():
 
 
 def test_tables_that_nobody_asked_for_are_not_there():
-    nothing = full_table(400, replies())
+    nothing = full_table(EVALUATOR, replies())
     assert (nothing.tables, nothing.on_validation, nothing.gain, nothing.strongest) == ({}, {}, None, None)
     for some in ({"start": START}, {"refined": REFINED}):
-        assert full_table(400, replies(global_=GLOBAL, **some)).gain is None
+        assert full_table(EVALUATOR, replies(global_=GLOBAL, **some)).gain is None
 
 
 def budgets_of(full):
-    evaluation = SimpleNamespace(budgets=(0.05, 0.1))
-    evaluator = SimpleNamespace(scenario=SimpleNamespace(evaluation=evaluation), layout=LAYOUT)
     asked = (
         BudgetReplies("int8", "energy", reply([0.125, 0.25], [0.5, 0.375], stored=[19, 38])),
         BudgetReplies("fp16", "controller", reply([0.0625, 0.5], [0.25, 0.75], stored=[20, 40], devices=2)),
     )
-    return budget_rows(evaluator, EvaluationReplies(asked, None, None), full)
+    return budget_rows(EVALUATOR, EvaluationReplies(asked, None, None), full)
 
 
 def test_budgets_by_hand():
@@ -104,6 +110,21 @@ def test_budgets_by_hand():
     assert rows[1].ndcg.ends == (0.1875, 0.1875)
     assert rows[1].to_global == Estimate(1.0, 1.0, 1.0)
     assert rows[1].to_strongest == Estimate(0.5, 0.5, 0.5)
+
+
+def test_lists_by_hand():
+    """Sums are counted in parts of 32: 0 to 9 of the first budget, five for each length, 10 to 19 of the second."""
+    second = budgets_of(replies())[1].lists
+    assert second == {
+        "recall@1": 10 / 32, "ndcg@1": 11 / 32, "mrr@1": 12 / 32, "hit_rate@1": 13 / 32, "precision@1": 14 / 32,
+        "coverage@1": 0.3, "mrr@2": 17 / 32, "hit_rate@2": 18 / 32, "precision@2": 19 / 32, "coverage@2": 0.3,
+    }  # fmt: skip
+    full = full_table(EVALUATOR, replies(start=START))
+    assert full.start.lists["mrr@2"] == 7 / 32
+    plain = to_plain(full.start, top_n=2)
+    assert list(plain)[:2] == ["recall@2", "recall@2_interval"]
+    assert plain["mrr@2"] == 7 / 32
+    assert from_plain(Quality, plain | {"of a newer version": "text"}, "result", top_n=2) == full.start
 
 
 def test_budgets_beside_no_table_are_no_share_of_one():
