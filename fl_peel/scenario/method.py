@@ -526,7 +526,8 @@ class Acceptance(Keys):
     """Rule of acceptance; validation: a group accepts the refined table if it is significantly better, and returns to
     the last accepted one otherwise; always: every group accepts."""
     every: int | None = Field(None, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("rounds"))
-    """Rounds between comparisons; null: one comparison after the last round."""
+    """Rounds between comparisons; null: one comparison after the last round. The rounds end with the first comparison
+    by which no group has accepted anything and devices have gained nothing on average."""
     confidence: float = Field(0.95, gt=0.5, lt=1, json_schema_extra=unit("probability"))
     """One-sided confidence that an accepted table is better."""
 

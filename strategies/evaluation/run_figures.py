@@ -353,7 +353,7 @@ def _comparison(one: Comparison) -> ComparisonRow:
     return ComparisonRow(
         server_round=one.server_round,
         devices=int(everybody.devices[0]),
-        difference=float(everybody.mean()[0]),
+        difference=one.mean_gain,
         standard_error=float(np.sqrt(everybody.variance()[0])) if everybody.devices[0] else 0.0,
         accepted=int(one.accepted.sum()),
         download_bytes=one.download_bytes,

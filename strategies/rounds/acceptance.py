@@ -29,6 +29,11 @@ class Comparison:
     accepted: NDArray[np.bool_]
     download_bytes: int
 
+    @property
+    def mean_gain(self) -> float:
+        """Return the mean difference over all devices that compared; 0 where none did."""
+        return float(self.sums.total().reshaped(1).mean()[0])
+
 
 @dataclass
 class AcceptanceTest:
@@ -77,13 +82,17 @@ class AcceptanceTest:
         return self._accepted_states
 
     def after(self, server_round: int) -> None:
-        """Compare if it is time; after the last round, groups go back to what they kept."""
+        """Compare if it is time; after the last round, groups go back to what they kept. Where no group has kept any
+        round, and devices have gained nothing on average, this round is the last one.
+        """
         refinement = self.strategy.scenario.refinement
         every, last = refinement.acceptance.every or refinement.rounds, server_round == refinement.rounds
         if server_round % every == 0 or last:
             self._compare(server_round)
+            last = last or (not self.accepted_rounds.any() and self.comparisons[-1].mean_gain <= 0)
         if last:
             self._restore()
+            self.strategy.completed_rounds = refinement.rounds
 
     def forget(self) -> None:
         """All rounds are done: what was kept is the strategy's, and how it turned out stays."""

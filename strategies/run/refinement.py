@@ -188,6 +188,9 @@ class Refiner:
             strategy.after_round = before
         if acceptance is not None:
             acceptance.forget()
+        if len(strategy.rounds) < rounds:
+            text = f"ended after round {len(strategy.rounds)}: no better on validation items"
+            self.run.on_event(Event("refinement", rounds, rounds, text))
         return acceptance
 
     def refine_again(self, scenario: Scenario) -> PeelStrategy:

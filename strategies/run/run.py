@@ -179,14 +179,15 @@ class RoundCheckpoints:
     def after(self, server_round: int) -> None:
         """Keep what there is after a round."""
         strategy = self._strategy
+        done = max(server_round, strategy.completed_rounds)
         value = {
-            "done": server_round,
+            "done": done,
             "changed": strategy.changed,
             "parts": (strategy.controller, strategy.contents, strategy.channel, strategy.rounds),
             "states": list(strategy.states),
             "acceptance": self._acceptance.state() if self._acceptance is not None else None,
         }
-        tables = enumerate(self._tables(server_round))
+        tables = enumerate(self._tables(done))
         rows = {f"{ROWS}-{number}": partial(_changed_rows, table, changed) for number, (table, changed) in tables}
         self._checkpoints.write(ROUNDS, value, key=self._key, disks=True, live=self._live(), files=rows)
 

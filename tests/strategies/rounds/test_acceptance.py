@@ -101,6 +101,27 @@ def test_what_harms_is_taken_back_on_server_and_devices(scenario, tmp_path):
     assert kept_all.full_table.refined.recall < result.full_table.refined.recall
 
 
+def test_rounds_end_where_validation_does_not_like_the_first(scenario, tmp_path):
+    scenario = changed(harmful(scenario), refinement={"rounds": 3, "acceptance": {"every": 1}})
+    strategy, keeping, start, users = refined(scenario, tmp_path / "run")
+    assert len(strategy.rounds) == len(keeping.comparisons) == 1
+    assert all((state.table == table).all() for state, table in zip(strategy.states, start, strict=True))
+    for node in range(2):
+        assert (state_of(scenario, tmp_path / "run", node, 2).users == users[node]).all()
+    result, _ = served(scenario, tmp_path / "whole")
+    assert len(result.rounds) == 1
+    assert result.full_table.refined == result.full_table.start
+
+
+def test_rounds_go_on_where_some_gain(scenario, tmp_path, monkeypatch):
+    """No group accepts, but devices gain on average: more rounds may show it."""
+    monkeypatch.setattr("fl_peel.ranking.bootstrap.Effects.better", lambda self, _: np.zeros(len(self.mean), bool))
+    every_round = changed(scenario, refinement={"acceptance": {"every": 1}})
+    strategy, keeping, _, _ = refined(every_round, tmp_path / "run")
+    assert keeping.comparisons[0].mean_gain > 0
+    assert len(strategy.rounds) == len(keeping.comparisons) == 2
+
+
 def test_what_helps_stays(scenario, tmp_path):
     strategy, keeping, start, users = refined(scenario, tmp_path / "run")
     kept = keeping.accepted_rounds == 2

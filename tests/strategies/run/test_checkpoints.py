@@ -256,3 +256,17 @@ def test_what_is_kept_of_keeping_is_how_it_turned_out():
     again = from_nodes(*to_nodes(keeping))
     assert again.accepted_rounds.tolist() == [1, 0]
     assert not hasattr(again, "_accepted_states")
+
+
+def test_rounds_that_ended_early_are_not_gone_on_with(tiny, tmp_path, monkeypatch):
+    """Nobody gains by the first of three rounds; the run is stopped after it, in the evaluation."""
+    monkeypatch.setattr("strategies.rounds.acceptance.Comparison.mean_gain", -1.0)
+    monkeypatch.setattr("fl_peel.ranking.bootstrap.Effects.better", lambda self, _: np.zeros(len(self.mean), bool))
+    scenario = load_scenario(tiny, [*ACCEPTED, "refinement.acceptance.every=1"])
+    whole, messages, events = served(scenario, tmp_path / "whole", "")
+    assert len(whole.rounds) == 1
+    assert [event.text for event in events if "ended after round 1: no better" in event.text]
+    served(scenario, tmp_path / "run", tmp_path / "kept", stop_at=messages - 3)
+    result, _, _ = served(scenario, tmp_path / "again", tmp_path / "kept")
+    assert figures(result) == figures(whole)
+    assert len(result.rounds) == 1
