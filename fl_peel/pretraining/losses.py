@@ -172,10 +172,10 @@ def positives(scaled: Tensor, items: Tensor, batch: UserBatch, workers: Workers)
 
 
 def own_terms(
-    batch: UserBatch, items: Tensor, scaled: Tensor, pull: Tensor, user_gradient: Tensor, item_gradient: Tensor,
-    workers: Workers,
-) -> None:  # fmt: skip
+    batch: UserBatch, items: Tensor, scaled: Tensor, pull: Tensor, gradients: tuple[Tensor, Tensor], workers: Workers
+) -> None:
     """What positives pull: from the users' gradient (B, d), and from the items' (I, d)."""
+    user_gradient, item_gradient = gradients
     if items.device.type != "cpu":
         user_gradient -= csr_tensor(batch.indptr, batch.items, pull, items.shape[0]) @ items
         item_gradient.index_add_(0, batch.items, scaled[batch.rows] * -pull[:, None])
@@ -240,7 +240,7 @@ class _SampledSoftmax(torch.autograd.Function):
         strands = workers.map(strand, [part for part in ((0, cut), (cut, num_users)) if part[0] < part[1]])
         loss, table_gradient = (torch.stack(parts).sum(dim=0) for parts in zip(*strands, strict=True))
         item_gradient = table_gradient if candidates is None else torch.zeros_like(items)
-        own_terms(batch, items, scaled, pull, user_gradient, item_gradient, workers)
+        own_terms(batch, items, scaled, pull, (user_gradient, item_gradient), workers)
         user_gradient /= temperature
         if candidates is not None:
             item_gradient.index_add_(0, candidates.items, table_gradient)

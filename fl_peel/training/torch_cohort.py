@@ -218,8 +218,8 @@ class _Group:
         before = self._masked(self.table[batches.slot_row], held)
         local = before.clone()  # (T, d)
         losses = torch.empty(len(batches.pairs), dtype=torch.float64, device=users.device)
-        for examples, touches, visits in batches.steps():
-            losses[examples] = self._step(batches, examples, touches, visits, users, local, held)
+        for step in batches.steps():
+            losses[step[0]] = self._step(batches, step, users, local, held)
         fixed = torch.floor(losses * FIXED_POINT + 0.5).long()
         self.tallies[:, :2].index_add_(0, batches.positive_row, torch.stack([fixed, torch.ones_like(fixed)], dim=1))
         self.tallies[:, 3:].index_add_(0, batches.slot_row, held.long())
@@ -230,14 +230,15 @@ class _Group:
     def _step(
         self,
         batches: _Batches,
-        examples: slice,
-        touches: slice,
-        visits: slice,
+        step: tuple[slice, slice, slice],
         users: Tensor,
         local: Tensor,
         held: Tensor,
     ) -> Tensor:
-        """One mini-batch of every device that has one; users (M, d) and local (T, d) change. Returns losses."""
+        """One mini-batch of every device that has one; users (M, d) and local (T, d) change. Returns losses. step: its
+        examples, touches and visits.
+        """
+        examples, touches, visits = step
         how, drawn = self.how, batches.pairs.shape[1]
         slots, who, lengths = batches.touch_slot[touches], batches.visit_device[visits], batches.visit_touches[visits]
         user, rows, times = users[who], local[slots], batches.times[touches]  # (V, d), (U, d), (U,)
