@@ -145,6 +145,7 @@ ANSWERS: Mapping[wire.MessageKind[Any], Callable[[Any, Any], object]] = {
     # secure aggregation: of a round, and of a step of stage 1
     wire.SECURE_KEYS: masked.announce_keys,
     wire.SECURE_SHARES: masked.share_secrets,
+    wire.SECURE_OWNERS: masked.count_owners,
     wire.SECURE_ROUND: masked.masked_round,
     wire.SECURE_STEP: announce_step,
     wire.SECURE_SUMS: masked_sums,

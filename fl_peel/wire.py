@@ -505,11 +505,14 @@ class KeepReply:
 
 @dataclass(frozen=True)
 class SecureKeysRequest:
-    """Request for the keys of devices (N,) of this node, with which a round of secure aggregation begins."""
+    """Request for the keys of devices (N,) of this node, with which a round of secure aggregation begins. counts:
+    whether the keys are for the count of owners before it (:mod:`fl_peel.exchange.owners`).
+    """
 
     setting: RunSetting
     server_round: Annotated[int, _ROUND]
     devices: Annotated[NDArray[np.int64], _DEVICES]
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -568,17 +571,23 @@ class SecureSharesReply:
 @dataclass(frozen=True)
 class Inbox:
     """Messages for devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k,
-    SEALED_BYTES), what these sealed for the device.
+    SEALED_BYTES), what these sealed for the device; opened: of a round whose owners were counted
+    (:mod:`fl_peel.exchange.owners`), a bit for each slice of each row, as of a step: where none are sent none is.
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
     present: Annotated[NDArray[np.bool_], ArraySpec(("N", "k"))]
     sealed: Annotated[NDArray[np.uint8], ArraySpec(("N", "k", "sealed"))]
+    opened: Annotated[NDArray[np.uint8], ArraySpec(("opened",))] = dataclasses.field(
+        default_factory=lambda: np.zeros(0, np.uint8)
+    )
 
 
 @dataclass(frozen=True)
 class SecureRoundRequest(RoundRequest):
-    """Request for a round under secure aggregation. secure: what neighbours sealed for devices, by user group."""
+    """Request for a round under secure aggregation, or for the count of owners before it. secure: what neighbours
+    sealed for devices, by user group.
+    """
 
     secure: dict[int, Inbox] = dataclasses.field(default_factory=dict)
 
@@ -594,7 +603,8 @@ class MaskedSum:
 
 @dataclass(frozen=True)
 class SecureRoundReply:
-    """groups: masked sum of each user group. What a masked vector holds: :func:`fl_peel.exchange.release.layout_of`.
+    """groups: masked sum of each user group. What a masked vector holds: :func:`fl_peel.exchange.release.layout_of`,
+    and of the count of owners :func:`fl_peel.exchange.owners.owners_layout`.
 
     classes, clock: of devices that are not in a sum, which the simulation knows of and a server would not; slowest_us:
     when the server would have had the last vector.
@@ -714,6 +724,7 @@ MOVING = MessageKind("evaluate.moving", MovingRequest, MovingReply)
 # secure aggregation: of a round, and of a step of stage 1
 SECURE_KEYS = MessageKind("query.secure_keys", SecureKeysRequest, SecureKeysReply)
 SECURE_SHARES = MessageKind("query.secure_shares", SecureSharesRequest, SecureSharesReply)
+SECURE_OWNERS = MessageKind("train.secure_owners", SecureRoundRequest, SecureRoundReply)
 SECURE_ROUND = MessageKind("train.secure_round", SecureRoundRequest, SecureRoundReply)
 SECURE_UNMASK = MessageKind("query.secure_unmask", SecureUnmaskRequest, SecureUnmaskReply)
 SECURE_STEP = MessageKind("query.secure_step", SecureStepRequest, SecureKeysReply)

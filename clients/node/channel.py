@@ -27,6 +27,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import FloatArray, IntArray, UserItems
 from fl_peel.exchange.bounded_statistic import TrainedDevices
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, RoundCounts, RoundTotals
+from fl_peel.exchange.owners import owned
 from fl_peel.mmap_arrays import rows_at
 from fl_peel.ranking.top import MetricSums, recall_ndcg, top_rows
 from fl_peel.training.update import GroupUpdate, LocalWork
@@ -139,10 +140,12 @@ def _present(rows: NDArray[np.int32], items: UserItems, num_present: IntArray) -
 class ChannelTerms:
     """The channel's terms for a device's round. traffic: bytes moved besides blocks, None where only blocks are moved.
     noise_devices: number of devices whose shares of noise make that of a sum, None where devices add none in shares.
+    counts: whether a device says what it would contribute to, instead of its contribution.
     """
 
     traffic: Traffic | None = None
     noise_devices: int | None = None
+    counts: bool = False
 
 
 CLEAR = ChannelTerms()
@@ -176,11 +179,8 @@ def train_members(
     counts = _counts(context, members, memory, done, working_bytes, working_bytes > working.allowed)
     if done.best is not None:
         counts = _with_metrics(counts, cohort.classes[kept], recall_ndcg(ranked, done.best, validation, 20), validation)
-    return MembersReply(
-        contents.contribution(ranked, trained, terms.noise_devices),
-        counts,
-        StateUpdate(kept, done.users, members, memory.last),
-    )
+    contribution = owned(done.update) if terms.counts else contents.contribution(ranked, trained, terms.noise_devices)
+    return MembersReply(contribution, counts, StateUpdate(kept, done.users, members, memory.last))
 
 
 def _counts(

@@ -132,7 +132,7 @@ class OpenDeviceContents(DeviceContents):
     def contribution(self, ranked: RankedBlocks, trained: TrainedDevices, noise_devices: int | None = None) -> Arrays:
         """Return row updates with their counts and losses; in rounds with signals also hits, shown and exposed."""
         arrays = update_arrays(trained.update)
-        if trained.best is None:
+        if trained.best is None or not self.release.signals:
             return arrays
         hits, shown = signals_of_group(ranked, trained.cutoffs, trained.users, trained.best, trained.validation)
         return arrays | {"hits": hits, "shown": shown, "exposed": holders_of(trained.cutoffs, len(ranked.blocks))}

@@ -10,14 +10,16 @@ neighbour whose shares it cannot open it holds none, and goes on. The node adds 
 which takes no secret, to spare the simulation their transfer.
 
 A device's vector is what a node that hosted it alone would reply in a round without secure aggregation
-(:func:`clients.node.channel.train_members`), with an entry for every row it might have touched. Bytes are counted per
-device.
+(:func:`clients.node.channel.train_members`), with an entry for every row it might have touched, and zeros where
+few devices own what it would say (:mod:`fl_peel.exchange.owners`). These are counted before, in stages of their own. A
+node keeps nothing of those: its devices train once more, to the same end. Bytes are counted per device.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import time
 import zipfile
@@ -25,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -34,13 +36,14 @@ from numpy.typing import NDArray
 
 from clients.node.channel import ChannelTerms, DeviceChannel, Traffic, run_round, train_members
 from clients.node.cohort import Cohort
-from clients.node.contents import StateUpdate
+from clients.node.contents import MembersReply, StateUpdate
 from clients.node.round_context import reached_devices
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import SecureAggregationError
 from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import RoundCounts
+from fl_peel.exchange.owners import closed, owners_bytes, owners_layout
 from fl_peel.exchange.release import Release, dense, layout_of
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
@@ -55,8 +58,9 @@ from fl_peel.secure.device_protocol import (
     needed_of,
     vanishing,
 )
-from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, SHARE_BYTES, Occasion
+from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, SHARE_BYTES, Occasion, count_before
 from fl_peel.secure.vector import CHECK, MaskWords, Values, VectorLayout
+from fl_peel.steps.base import unpacked_rows
 from fl_peel.wire import (
     Inbox,
     MaskedSum,
@@ -384,11 +388,12 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
     """Stage 1: devices that are reached make their keys. What is left of earlier rounds is removed."""
     store = SecretStore.from_node_folder(cohort.folder)
     store.forget()
+    occasion_round = count_before(request.server_round) if request.counts else request.server_round
     budgets = cohort.budgets.during(request.server_round)[0]
     reached, clock = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round)
     groups = np.asarray(cohort.state("r").groups)[reached]
     start = time.perf_counter()
-    channel, mask = make_keys(cohort, request.server_round, reached, groups)
+    channel, mask = make_keys(cohort, occasion_round, reached, groups)
     spent = time.perf_counter() - start
     if Release.from_scenario(cohort.scenario, signals=False).withheld:
         clock = clock.asked_alone()
@@ -397,6 +402,9 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
 
 class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     """Stage 3: devices whose secrets are shared train, mask their vectors, and send them; each by itself."""
+
+    counts: ClassVar[bool] = False
+    """Whether devices say what they would contribute to, and keep nothing of the round."""
 
     def __init__(self, cohort: Cohort, request: SecureRoundRequest) -> None:
         super().__init__(cohort, request)
@@ -411,32 +419,36 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """Train and mask one device after the other; devices in no sum, and the time, are counted in the open."""
         cohort, request, inbox = self.context.cohort, self._request, self._request.secure[group]
-        occasion = Occasion(request.server_round, group)
+        server_round = count_before(request.server_round) if self.counts else request.server_round
+        occasion = Occasion(server_round, group)
         known = known_of(cohort, occasion, inbox)
-        announced = len(known["directory"])
-        layout = layout_of(
+        announced, shape = len(known["directory"]), GroupShape.from_ranked(ranked)
+        update = layout_of(
             cohort.scenario,
             num_devices=announced,
-            group=GroupShape.from_ranked(ranked),
+            group=shape,
             num_classes=len(cohort.fleet.names),
             signals=request.signals,
         )
-        masked = MaskedGroup(cohort, occasion, known, layout, inbox=inbox)
-        traffic = DeviceBytes.from_sizes(inbox.present.shape[1], layout.num_bytes)
+        owners = owners_layout(shape, num_devices=announced)
+        masked = MaskedGroup(cohort, occasion, known, owners if self.counts else update, inbox=inbox)
+        neighbours, exchanges = inbox.present.shape[1], EXCHANGES
+        traffic = before = DeviceBytes.from_sizes(neighbours, update.num_bytes)
+        if cohort.scenario.counts_owners:
+            before = owners_bytes(neighbours, shape, owners)
+            traffic, exchanges = traffic + before, 2 * EXCHANGES
+        missing = traffic.upload - before.upload + before.vector if self.counts else update.num_bytes
         shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
         noise_devices = noise_devices_of(cohort.scenario, announced) if shared else None
-        vanishes = vanishing(cohort.scenario, request.server_round, inbox.devices) == DropoutStage.VECTOR
+        vanishes = vanishing(cohort.scenario, server_round, inbox.devices) == DropoutStage.VECTOR
         counts, keeps = self.begin(), list[StateUpdate]()
         for i, lost in enumerate(vanishes.tolist()):
-            upload = traffic.upload - traffic.vector if lost else traffic.upload
-            terms = ChannelTerms(Traffic(traffic.download, upload, EXCHANGES), noise_devices)
+            moved = Traffic(traffic.download, traffic.upload - missing * lost, exchanges)
+            terms = ChannelTerms(moved, noise_devices, self.counts)
             part = train_members(self.context, ranked, members[i : i + 1], terms)
             sends = not lost and len(part.state_update.places) > 0
             if sends:
-                values = dense(part.arrays, len(ranked.items), ranked.layout.embedding_dim)
-                if not self.context.contents.release.withheld:
-                    values |= {name: getattr(part.counts, name).stacked() for name in ("classes", "clock", "totals")}
-                sends = masked.add(i, values | {CHECK: np.ones(1, np.int64)})
+                sends = masked.add(i, self._values(part, ranked, group) | {CHECK: np.ones(1, np.int64)})
             if not sends:  # it does not get as far as to send its vector
                 classes, clock = part.counts.classes.without_update(), part.counts.clock.without_update()
                 counts += replace(self.begin(), classes=classes, clock=clock)
@@ -447,10 +459,44 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         self._protocol_s += masked.protocol_s
         return counts, keeps
 
+    def _values(self, part: MembersReply, ranked: RankedBlocks, group: int) -> Values:
+        """Return what a device contributes, and its counters: zeros where its user group's sum stays closed."""
+        values = dense(part.arrays, len(ranked.items), ranked.layout.embedding_dim)
+        if self.context.cohort.scenario.counts_owners:
+            values = closed(values, opened_slices(self._request.secure[group], ranked))
+        if not self.context.contents.release.withheld:
+            values |= {name: getattr(part.counts, name).stacked() for name in ("classes", "clock", "totals")}
+        return values
+
     def reply(self, counts: RoundCounts) -> SecureRoundReply:
         """Masked sums, and what the simulation counts of devices that are in none."""
         return SecureRoundReply(self._sums, counts.classes, counts.clock, counts.slowest_us, self._protocol_s)
 
 
+def opened_slices(inbox: Inbox, ranked: RankedBlocks) -> NDArray[np.bool_]:
+    """Return which slices of rows (R, S) of a user group are opened."""
+    shape = len(ranked.items), ranked.layout.num_slices
+    return unpacked_rows(inbox.opened, math.prod(shape)).reshape(shape)
+
+
+class OwnersDeviceChannel(MaskedDeviceChannel):
+    """Stage 3 of the count of owners before a round: what devices learn is forgotten, what they take is counted with
+    the round, but for those that end here.
+    """
+
+    counts: ClassVar[bool] = True
+
+    def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
+        """As of a round."""
+        counts, _ = super().take(ranked, group, members)
+        return replace(counts, slowest_us=0), []
+
+    def _values(self, part: MembersReply, ranked: RankedBlocks, group: int) -> Values:
+        """Return what a device counts."""
+        return dense(part.arrays, len(ranked.items), ranked.layout.embedding_dim)
+
+
+count_owners = partial(run_round, OwnersDeviceChannel)
+"""Stage 3 of the count of owners, for the devices of this node."""
 masked_round = partial(run_round, MaskedDeviceChannel)
 """Stage 3 for the devices of this node."""

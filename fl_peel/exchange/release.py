@@ -155,9 +155,11 @@ class Release:
     def from_scenario(scenario: Scenario, *, signals: bool) -> Release:
         """Return the contents of a round's release in this scenario; not every round releases signals.
 
-        Without a mechanism there are no counts, which would reveal a lone device's items.
+        Without a mechanism there are no counts, which would reveal a lone device's items; where owners are counted,
+        there are no signals.
         """
         privacy = scenario.privacy
+        signals = signals and not scenario.counts_owners
         if not privacy.sums_only:
             return Release(False, (), signals, False)
         parts = (
@@ -184,8 +186,10 @@ class Release:
 
 
 def wants_signals(scenario: Scenario) -> bool:
-    """Return whether any selector of the scenario is the learned controller."""
-    return "controller" in (scenario.selector, *scenario.evaluation.selectors)
+    """Return whether any selector of the scenario is the controller, and there is something for it to learn from: not
+    where a round's owners are counted, since hardly a block is hit by as many devices as a sum has to have.
+    """
+    return not scenario.counts_owners and "controller" in (scenario.selector, *scenario.evaluation.selectors)
 
 
 def shares_of(scenario: Scenario) -> dict[Part, float]:

@@ -119,7 +119,8 @@ class Privacy(Keys):
     random, so that availability reveals nothing about the class. null: devices answer whenever they are available."""
     min_owners: int = Field(5, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
     """Minimum number of contributors to a sum of stage 1 by devices: items with fewer owners and user groups with fewer
-    members are left out. 1: every sum is opened, those of single devices, too. Under a mechanism noise takes its place.
+    members are left out; and, under secure aggregation, of owners of a row in a round of refinement, which has no
+    signals then. 1: every sum is opened, those of single devices, too. Under a mechanism noise takes its place.
     """
     counters: Literal["withheld", "measured"] = "withheld"
     """Losses, validation metrics, times and bytes per class, which no mechanism covers; withheld: not sent; measured:
@@ -133,7 +134,7 @@ class Privacy(Keys):
 
     @property
     def counts_contributors(self) -> bool:
-        """Whether a step of stage 1 counts who contributes to a sum before it is opened."""
+        """Whether contributors to a sum are counted before it is opened."""
         return self.min_owners > 1 and not self.noised
 
     @property

@@ -398,6 +398,11 @@ class Scenario(Keys):
         return self
 
     @property
+    def counts_owners(self) -> bool:
+        """Whether devices count the owners of rows before each round of refinement."""
+        return self.secure_aggregation.enabled and self.privacy.counts_contributors
+
+    @property
     def compares(self) -> bool:
         """Whether devices decide about acceptance: nothing hides their comparison, and none is malicious."""
         hidden = self.privacy.sums_only or self.secure_aggregation.enabled or self.poisoning.largest_share > 0

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -245,6 +245,10 @@ class DeviceBytes:
     download: int
     upload: int
     vector: int
+
+    def __add__(self, other: DeviceBytes) -> DeviceBytes:
+        """Return the bytes of both."""
+        return DeviceBytes(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     @staticmethod
     def from_sizes(neighbours: int, vector: int) -> DeviceBytes:

@@ -42,10 +42,20 @@ _SMALL_ORDER = (
 4 and 8, and what is the same modulo p)."""
 
 
+COUNTS = 1 << 32
+"""Number beyond those of all rounds."""
+
+
+def count_before(server_round: int) -> int:
+    """Return the number of the exchange in which owners are counted before a round."""
+    return COUNTS + server_round
+
+
 @dataclass(frozen=True)
 class Occasion:
     """Purpose of keys and messages: one user group in one round. Steps of stage 1, before there are user groups, have
-    the rounds -1, -2, ... of the group -1, so that no key, dropout or neighbour is drawn for two occasions.
+    the rounds -1, -2, ... of the group -1, and the count of owners before a round has :func:`count_before` it, so that
+    no key, dropout or neighbour is drawn for two occasions.
     """
 
     server_round: int
@@ -55,6 +65,8 @@ class Occasion:
         """Return the name that errors use."""
         if self.server_round < 0:
             return f"stage 1, step {-self.server_round}"
+        if self.server_round >= COUNTS:
+            return f"owners of round {self.server_round - COUNTS}, user group {self.group}"
         return f"round {self.server_round}, user group {self.group}"
 
     def name(self, purpose: str, *devices: int) -> bytes:

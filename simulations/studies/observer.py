@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from clients.node.channel import clear_round, train_members
 from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
-from clients.node.masked import announce_keys
+from clients.node.masked import announce_keys, opened_slices
 from clients.node.round_context import RoundContext, extra_bytes
 from clients.node.step_round import NodeDevices, StepParticipants, contribute
 from fl_peel import wire
@@ -46,6 +46,8 @@ from fl_peel.attacks.decoder import (
 )
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
+from fl_peel.exchange.owners import closed
+from fl_peel.exchange.release import dense, sparse
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
@@ -444,6 +446,10 @@ class Observer:
         self, cohort: Cohort, request: wire.RoundRequest, ranked: RankedBlocks, group: int, num_devices: int
     ) -> RoundView:
         reply = answer_alone(cohort, request, {group: self._announced[group]} if self.sums_alone else None)
+        content = dict(reply.groups.get(group, {}))
+        if isinstance(request, wire.SecureRoundRequest) and self.scenario.counts_owners and content:
+            values = dense(content, len(ranked.items), ranked.layout.embedding_dim)
+            content = sparse(closed(values, opened_slices(request.secure[group], ranked)))
         # figures that are the simulation's own measurement, which no device sends
         measured_only = self.scenario.privacy.sums_only and self.scenario.privacy.counters == "measured"
         return RoundView(
@@ -453,7 +459,7 @@ class Observer:
             ranked.position,
             ranked.blocks,
             self.scenario.refinement.local.config(request.temperature),
-            dict(reply.groups.get(group, {})),
+            content,
             {} if measured_only else figures_of(reply),
             num_devices,
         )

@@ -577,8 +577,9 @@ class SecureSettings:
 class SecureCounts:
     """Counts of secure aggregation. groups: group-rounds; sat_out_groups, void_groups: group-rounds skipped for lack of
     devices, and void ones; announced: device-rounds that started; devices: whose vector is in a sum; dropped: that
-    dropped out; recovered: whose masks were recovered; void_devices: in void groups; owned_rows: rows of opened sums,
-    each in each, that are of an item of some device in the sum; few_owner_rows: of fewer than ``privacy.min_owners``.
+    dropped out; recovered: whose masks were recovered; void_devices: in void groups; owned_rows: rows, each in each
+    sum, that some device learns from, where owners are counted first; few_owner_rows: fewer than ``privacy.min_owners``
+    do, so that they stay closed; short_rows: rows that are opened though fewer are left after dropouts.
     """
 
     groups: Count = 0
@@ -591,6 +592,7 @@ class SecureCounts:
     void_devices: Count = 0
     owned_rows: Count = 0
     few_owner_rows: Count = 0
+    short_rows: Count = 0
 
     def __add__(self, other: Self) -> SecureCounts:
         """Add the counts of both."""

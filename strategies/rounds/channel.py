@@ -25,6 +25,12 @@ Expects = Callable[[SentRound, int, int], MessageContext | None]
 """
 
 
+Request = Callable[[int], RoundRequest | None]
+"""Function from a partition to what its node is asked, None for nothing."""
+Requests = Callable[[IntArray], Iterable[Request]]
+"""Function from devices (N,) to the requests of a round for these, one for each batch of user groups."""
+
+
 @dataclass(frozen=True)
 class OpenedSum:
     """The size of an opened sum of a user group: devices that announced keys, and those that it is over."""
@@ -42,8 +48,8 @@ class RoundDevices:
 
 
 class ServerChannel(ABC):
-    """The server half of a channel for one refinement. Each round calls begin, then message for every node, then
-    collect.
+    """The server half of a channel for one refinement. Each round calls begin, counted, then message for every node,
+    then collect.
 
     kind: of its messages; records: one a round, where the channel keeps any; opened: the
     last round's sums by user group, where the channel opens them.
@@ -59,6 +65,12 @@ class ServerChannel(ABC):
     @abstractmethod
     def begin(self, server_round: int, cohort: IntArray) -> RoundDevices:
         """A round begins for the devices of a cohort (N,), ascending."""
+
+    def counted(self, sent: SentRound, ready: IntArray, requests: Requests) -> IntArray:
+        """Return which of the ``ready`` devices (N,) may contribute: all of them, unless owners are counted first.
+        requests: makes what nodes are asked of some devices.
+        """
+        return ready
 
     @abstractmethod
     def message(self, request: RoundRequest) -> RoundRequest:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from fl_peel.array_specs import MessageContext
 from fl_peel.blocks.ranked_blocks import RowOrder
-from fl_peel.exchange.release import IN_BUCKETS, SIGNAL_ARRAYS, UPDATE_ARRAYS
+from fl_peel.exchange.release import IN_BUCKETS, SIGNAL_ARRAYS, UPDATE_ARRAYS, Release
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.method import Robust
 from fl_peel.wire import Arrays
@@ -106,6 +106,7 @@ class OpenServerContents(ServerContents):
     def expects(self, sent: SentRound, group: int, devices: int) -> MessageContext | None:
         """Return the expected sums: those of the rows that were sent."""
         layout, blocks = self.federation.layout, sent.blocks[group]
+        release = Release.from_scenario(self.federation.scenario, signals=sent.signals)
         sizes = {
             "R": layout.num_rows(blocks),
             "d": layout.embedding_dim,
@@ -113,7 +114,7 @@ class OpenServerContents(ServerContents):
             "K": len(blocks),
             "N": devices,
         }
-        return MessageContext(sizes, arrays=UPDATE_ARRAYS | (SIGNAL_ARRAYS if sent.signals else {}))
+        return MessageContext(sizes, arrays=UPDATE_ARRAYS | (SIGNAL_ARRAYS if release.signals else {}))
 
     @property
     def aggregates_incrementally(self) -> bool:

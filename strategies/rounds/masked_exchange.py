@@ -282,9 +282,9 @@ class MaskedExchange:
     device_s: float = 0.0
     server_s: float = 0.0
 
-    def settle(self, replies: list[wire.SecureKeysReply]) -> None:
+    def settle(self, replies: list[wire.SecureKeysReply], searches: Sequence[Suspects] | None = None) -> None:
         """Make the groups of the devices that announced usable keys and may take part, on the nodes that replied; those
-        of too few devices sit out.
+        of too few devices sit out. searches: that say who may, by default ``suspects`` alone.
         """
         self.device_s += sum(reply.protocol_s for reply in replies)
         start = time.perf_counter()
@@ -295,8 +295,9 @@ class MaskedExchange:
             for device in np.setdiff1d(announced.devices, keys.devices).tolist():
                 logger.warning("%s: the keys of device %d are refused: of small order", self._name(group), device)
             keys = keys.where(~np.isin(keys.devices, self.spent))
-            hosts = self.nodes.partitions_of(keys.devices)
-            keys = keys.where(self.suspects.may_be_in(group, keys.devices, hosts))
+            for suspects in (self.suspects,) if searches is None else searches:
+                hosts = self.nodes.partitions_of(keys.devices)
+                keys = keys.where(suspects.may_be_in(group, keys.devices, hosts))
             self.announced += len(keys.devices)
             if len(keys.devices) < self.scenario.secure_aggregation.min_devices:
                 self.sat_out += 1

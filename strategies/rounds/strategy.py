@@ -31,7 +31,7 @@ from fl_peel.privacy.sources import NoiseSource, SeededNoise, source_of
 from fl_peel.randomness import device_uniforms
 from fl_peel.weighting.selectors import block_weights, of_slices
 from strategies.nodes import NodeReply, NodeRequest, batches, raise_or_log
-from strategies.rounds.channel import ServerChannel
+from strategies.rounds.channel import Request, ServerChannel
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
 
@@ -150,38 +150,51 @@ class PeelStrategy(Strategy):
         self._started, self._message_bytes = time.perf_counter(), 0
         now = self.federation.begin + server_round
         devices = self.channel.begin(now, self.cohort(now))
-        self.nodes.begin()
         sizes = np.bincount(self.members.groups_of(devices.asked), minlength=len(self.states))
         signals = server_round % self.scenario.controller.every == 0
         self._sent = SentRound(server_round, signals, len(devices.asked), sizes)
-        cohort, groups = devices.ready, self.members.groups_of(devices.ready)
-        hosts = self.nodes.partitions_of(cohort)
+        cohort = self.channel.counted(self._sent, devices.ready, self._requests)
+        self.nodes.begin()
+        groups, hosts = self.members.groups_of(cohort), self.nodes.partitions_of(cohort)
         self._unanswered = Counter((np.unique(groups * len(self.nodes.ids) + hosts) // len(self.nodes.ids)).tolist())
+        for request in self._requests(cohort):
+
+            def content(partition: int, request: Request = request) -> NodeRequest | None:
+                plain = request(partition)
+                if plain is None:
+                    return None
+                known = self.channel.known(self._sent, plain, self.contents.expects)
+                return NodeRequest(self.channel.message(plain), known, plain.groups.keys())
+
+            for message in self.nodes.messages(self.channel.kind, content):
+                self._message_bytes += _size(message)
+                yield message
+
+    def _requests(self, devices: NDArray[np.int64]) -> Iterator[Request]:
+        """Yield, for each batch of user groups, the function from a partition to what its node is asked of these
+        devices (N,), None where it hosts none of them.
+        """
+        groups, hosts = self.members.groups_of(devices), self.nodes.partitions_of(devices)
         for batch in batches(self.contents.groups(groups), self._num_bytes, MESSAGE_BYTES):
             payloads = dict(zip(batch, for_groups(self._packed, batch), strict=True))
 
-            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> NodeRequest | None:
+            def request(partition: int, payloads: dict[int, wire.Arrays] = payloads) -> wire.RoundRequest | None:
                 mine = (hosts == partition) & np.isin(groups, list(payloads))
                 if not mine.any():
                     return None
-                here = {group: payloads[group] for group in np.unique(groups[mine]).tolist()}
-                plain = wire.RoundRequest(
+                return wire.RoundRequest(
                     self.setting,
-                    now,
-                    signals,
+                    self.federation.begin + self._sent.server_round,
+                    self._sent.signals,
                     self.federation.temperature,
-                    cohort[mine],
+                    devices[mine],
                     self._traced,
-                    here,
+                    {group: payloads[group] for group in np.unique(groups[mine]).tolist()},
                     clip_norm=self.contents.clip_norm,
                     noise_multiplier=self.contents.noise_multiplier,
                 )
-                known = self.channel.known(self._sent, plain, self.contents.expects)
-                return NodeRequest(self.channel.message(plain), known, here.keys())
 
-            for message in self.nodes.messages(self.channel.kind, request):
-                self._message_bytes += _size(message)
-                yield message
+            yield request
 
     def _packed(self, group: int) -> wire.Arrays:
         """A user group's ranked blocks, as many as its largest budget holds."""

@@ -38,7 +38,7 @@ ENDS = {"largest": "max", "smallest": "min"}
 SENT = {
     "clear": (wire.JOIN, wire.ROUND, wire.EVALUATE, wire.COMPARE, wire.KEEP, wire.MOVING),
     "federated": (wire.STEP, wire.JOIN, wire.EVALUATE),
-    "secure": (wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK),
+    "secure": (wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_OWNERS, wire.SECURE_ROUND, wire.SECURE_UNMASK),
     "bounded": (wire.ROUND,),
 }
 """Kinds of messages that nodes answer, in each mode of a run."""

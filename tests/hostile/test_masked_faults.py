@@ -38,10 +38,10 @@ FAULTS = {
     "another mask key than its own": (wire.SECURE_KEYS, wire.SECURE_STEP),
     "shares that nobody can open": (wire.SECURE_SHARES,),
     "a share that one neighbour cannot open": (wire.SECURE_SHARES,),
-    "a vector of random words": (wire.SECURE_ROUND, wire.SECURE_SUMS),
+    "a vector of random words": (wire.SECURE_OWNERS, wire.SECURE_ROUND, wire.SECURE_SUMS),
     "wrong shares of others": (wire.SECURE_UNMASK,),
     "no shares of others": (wire.SECURE_UNMASK,),
-    "no vector": (wire.SECURE_ROUND, wire.SECURE_SUMS),
+    "no vector": (wire.SECURE_OWNERS, wire.SECURE_ROUND, wire.SECURE_SUMS),
 }
 """Kinds of the replies in which each fault is made."""
 SPOIL = ("another mask key than its own", "a vector of random words", "wrong shares of others")

@@ -39,7 +39,7 @@ KINDS = {
     "clear": [wire.JOIN, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP],
     "bucketed": [wire.ROUND],
     "bounded": [wire.ROUND],
-    "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
+    "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_OWNERS, wire.SECURE_ROUND, wire.SECURE_UNMASK],
     "federated": [wire.STEP],
     "masked steps": [wire.SECURE_STEP, wire.SECURE_SUMS],
 }

@@ -16,7 +16,7 @@ from tests.strategies.test_wrong_answers import MODES
 
 KINDS = {
     "clear": [wire.HELLO, wire.ROUND, wire.EVALUATE, wire.MOVING, wire.COMPARE, wire.KEEP, wire.JOIN],
-    "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_ROUND, wire.SECURE_UNMASK],
+    "secure": [wire.SECURE_KEYS, wire.SECURE_SHARES, wire.SECURE_OWNERS, wire.SECURE_ROUND, wire.SECURE_UNMASK],
     "federated": [wire.STEP],
     "masked steps": [wire.SECURE_STEP, wire.SECURE_SUMS],
 }

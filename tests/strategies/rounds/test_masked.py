@@ -10,7 +10,7 @@ from flwr.app import Message
 from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
 from fl_peel.errors import SecureAggregationError
-from fl_peel.exchange.release import dense, update_bits
+from fl_peel.exchange.release import update_bits
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import DropoutStage, vanishing
 from fl_peel.secure.vector import MaskWords
@@ -29,8 +29,10 @@ EVERYBODY = {"enabled": True, "devices_per_group": None, "min_devices": 3, "neig
 
 @pytest.fixture
 def tiny_scenario(tiny_scenario):
-    """Everything that is refined is kept: with masks, nobody says what helps."""
-    return changed(tiny_scenario, refinement={"acceptance": {"rule": "always"}})
+    """Everything that is refined is kept: with masks, nobody says what helps. test_counted_owners.py has rows that stay
+    closed.
+    """
+    return changed(tiny_scenario, refinement={"acceptance": {"rule": "always"}}, privacy={"min_owners": 1})
 
 
 def secure(scenario: Scenario, **keys) -> Scenario:
@@ -340,32 +342,8 @@ def test_the_report_shows_it_in_words_and_numbers(tiny_scenario, tmp_path):
     rows = dict(secure_rows(events))
     assert rows["secure sums: devices, all rounds"] == str(events.counts.devices)
     assert rows["secure sums: dropped, masks recovered"] == f"{events.counts.dropped}, {events.counts.recovered}"
-    few = f"{events.counts.owned_rows}, {events.counts.few_owner_rows}"
-    assert rows["secure sums: rows of items, of few owners"] == few
     numbers = {(row.part, row.name): row.value for row in result.figures if "round" not in row.where}
     assert numbers["secure_aggregation", "dropped"] == events.counts.dropped > 0
     assert numbers["secure_aggregation.bytes_per_device", "vector"] == events.bytes_per_device.vector
     assert from_json(json.loads(json.dumps(to_json(result)))) == result
     assert events.bytes_per_device.upload > events.bytes_per_device.vector > 0
-
-
-def test_the_report_counts_rows_of_few_owners(tiny_scenario, tmp_path, monkeypatch):
-    """That is what a sum tells of its devices' items, masks or none: the server counts it without seeing a vector."""
-    owned = []
-
-    def watched(content, rows, dim):
-        values = dense(content, rows, dim)
-        owned.append(values["row_examples"] > 0)
-        return values
-
-    monkeypatch.setattr("clients.node.masked.dense", watched)
-    one = changed(tiny_scenario, user_groups={"count": 1}, refinement={"local": {"epochs": 2}})
-    result, _ = served(secure(one), tmp_path / "run")
-    counts = [row.counts for row in result.secure_aggregation.rounds]
-    assert [each.devices for each in counts] == [40, 40]
-    assert len(owned) == 80
-    for place, each in enumerate(counts):
-        owners = np.sum(owned[40 * place : 40 * (place + 1)], axis=0)
-        few = (owners > 0) & (owners < one.privacy.min_owners)
-        assert (each.owned_rows, each.few_owner_rows) == ((owners > 0).sum(), few.sum())
-        assert 0 < few.sum() < (owners > 0).sum()
