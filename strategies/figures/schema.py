@@ -62,7 +62,7 @@ class Quality:
     recall: Recall
     ndcg: Ndcg
     to_global: Estimate | None = None
-    lists: Lists = field(default_factory=dict)
+    lists: Lists = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class BudgetRow:
     devices: Count
     to_global: Estimate | None = None
     to_strongest: Estimate | None = None
-    lists: Lists = field(default_factory=dict)
+    lists: Lists = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
