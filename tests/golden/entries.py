@@ -47,7 +47,7 @@ OWN_CUTS: dict[str, dict[str, Any]] = {
         **{"pretraining.columns": 16, "pretraining.embedding_dim": 16, "secure_aggregation.neighbours": 4}
     },
     "private": {"secure_aggregation.neighbours": 4},
-    "secure-aggregation": {"secure_aggregation.neighbours": 4},
+    "secure-aggregation": {"secure_aggregation.neighbours": 8},
     "poisoned": {"poisoning.compare": ["10%"]},
 }
 """Other cuts, by scenario; a list takes the place of the scenario's own."""
