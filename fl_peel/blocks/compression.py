@@ -24,7 +24,7 @@ Encoding = Literal["pairs", "counts", "rows", "bitmap"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 MAGIC = b"PEER"
-KINDS = ("dense", "factors", *ENCODINGS, "quantized", "hashed-add", "hashed-multiply")
+KINDS = ("dense", "factors", *ENCODINGS, "quantized", "hashed-add", "hashed-multiply", "residual")
 """First words of :attr:`StoredTable.kind`, by their number in the header."""
 
 _NUMBERS = struct.Struct("<BBB8I")

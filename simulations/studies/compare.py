@@ -53,7 +53,7 @@ from strategies.rivals.base import UNLIMITED, GroupStarts, IntArray, Material, R
 from strategies.rivals.bpr import FedAvgBpr
 from strategies.rivals.central import refine_centrally
 from strategies.rivals.colr import Colr
-from strategies.rivals.compressed import Hashing, Pep, ProductQuantization
+from strategies.rivals.compressed import Hashing, Pep, ProductQuantization, ResidualQuantization
 from strategies.rivals.fcf import Fcf
 from strategies.rivals.federated import Effort, Federated, FederatedContext, Popularity, trial_row, tuned
 from strategies.rivals.groups import PerGroup
@@ -83,6 +83,7 @@ RIVALS: tuple[tuple[Rival, tuple[Precision, ...]], ...] = (
     (Pep(), SPARSE),
     (ProductQuantization(), BOOKS),
     (PerGroup("product-quantization-groups", ProductQuantization().settings()), ("int8",)),
+    (PerGroup("residual-quantization-groups", ResidualQuantization().settings()), ("int8",)),
     (PerGroup("uniform-width-groups", UniformWidth().settings()), SMALL),
     (Hashing(), SMALL),
     (FixedTiers(), DENSE),

@@ -16,7 +16,9 @@ zero (a lottery ticket). At first means the pretrained table here, as that is wh
 
 Jegou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", IEEE TPAMI 2011: the columns are cut into
 M parts, each part has a codebook of 2^b centroids (K-means, by faiss), and a row is the b-bit numbers of its nearest
-centroid in each part. Items that are not kept are not recommended, like items without any block: what the codebooks
+centroid in each part. Residual quantization (Chen et al., "Approximate Nearest Neighbor Search by Residual Vector
+Quantization", Sensors 2010): every codebook has whole rows, the next one for what those before it leave, and a row is
+their sum. Items that are not kept are not recommended, like items without any block: what the codebooks
 leave of a budget says how many rows are kept, the best first.
 """
 
@@ -24,10 +26,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import faiss
 import numpy as np
@@ -264,15 +266,37 @@ ITERATIONS, ROWS_PER_CENTROID = 10, 64
 """Iterations of K-means, and its rows per centroid: where there are more rows, it samples that many."""
 
 
+class Codebooks(NamedTuple):
+    """M codebooks (``parts``) of 2^b centroids (``bits`` b) each; residual: of whole rows, not parts of them."""
+
+    parts: int
+    bits: int
+    residual: bool = False
+
+    def width(self, dim: int) -> int:
+        """Return the columns of a centroid."""
+        return dim if self.residual else dim // self.parts
+
+    def trained(self, rows: FloatArray, seed: int) -> tuple[Any, Any]:
+        """Return faiss's quantizer of rows (n, d), and its centroids."""
+        kind = faiss.ResidualQuantizer if self.residual else faiss.ProductQuantizer
+        quantizer: Any = kind(rows.shape[1], self.parts, self.bits)
+        quantizer.cp.seed = seed % (1 << 31)
+        quantizer.cp.niter = ITERATIONS
+        quantizer.cp.min_points_per_centroid = 1
+        quantizer.cp.max_points_per_centroid = ROWS_PER_CENTROID
+        quantizer.train(rows)
+        return quantizer, quantizer.codebooks if self.residual else quantizer.centroids
+
+
 @dataclass(frozen=True)
 class QuantizedTable:
     """items: (n,) ascending, of ``num_items``; packed: (n, M b / 8) uint8, each row's numbers one after the other, low
-    bits first; codes, scales: centroids (M 2^b, d / M) at a precision.
+    bits first; codes, scales: centroids (M 2^b, width) at a precision.
     """
 
     num_items: int
-    parts: int
-    bits: int
+    books: Codebooks
     precision: Precision
     dim: int
     items: NDArray[np.int32]
@@ -282,25 +306,20 @@ class QuantizedTable:
 
     @staticmethod
     def from_table(
-        table: FloatArray, items: NDArray[np.int32], parts: int, bits: int, precision: Precision, seed: int
+        table: FloatArray, items: NDArray[np.int32], books: Codebooks, precision: Precision, seed: int
     ) -> QuantizedTable:
         """Codebooks of the rows ``items`` (n,) of a table (I, d), n at least 2^bits, and their codes.
 
         To be called under ``fixed_threads(1)``: sums of several threads arrive in any order.
         """
         rows = np.ascontiguousarray(table[items], np.float32)
-        quantizer = faiss.ProductQuantizer(table.shape[1], parts, bits)
-        quantizer.cp.seed = seed % (1 << 31)
-        quantizer.cp.niter = ITERATIONS
-        quantizer.cp.min_points_per_centroid = 1
-        quantizer.cp.max_points_per_centroid = ROWS_PER_CENTROID
-        quantizer.train(rows)
-        centroids = faiss.vector_to_array(quantizer.centroids).reshape(parts << bits, -1)
+        quantizer, numbers = books.trained(rows, seed)
+        centroids = faiss.vector_to_array(numbers).reshape(books.parts << books.bits, -1)
         codes, scales = quantize(centroids, precision)
         stored = dequantize(codes, scales, precision, centroids.shape[1])
-        faiss.copy_array_to_vector(stored.ravel(), quantizer.centroids)  # nearest of what devices decode
+        faiss.copy_array_to_vector(stored.ravel(), numbers)  # nearest of what devices decode
         packed = quantizer.compute_codes(rows)
-        return QuantizedTable(len(table), parts, bits, precision, table.shape[1], items, packed, codes, scales)
+        return QuantizedTable(len(table), books, precision, table.shape[1], items, packed, codes, scales)
 
     @property
     def user_dim(self) -> int:
@@ -310,7 +329,8 @@ class QuantizedTable:
     @property
     def kind(self) -> str:
         """Precision of the codebooks, shape of the codes, items."""
-        return f"quantized {self.precision} {self.parts} {self.bits} {self.num_items} {len(self.items)}"
+        kind = "residual" if self.books.residual else "quantized"
+        return f"{kind} {self.precision} {self.books.parts} {self.books.bits} {self.num_items} {len(self.items)}"
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Codes, codebooks, and which items are kept."""
@@ -336,19 +356,20 @@ class QuantizedTable:
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
         """Return the items kept and their rows, made of the centroids that their codes name."""
-        width = self.dim // self.parts
-        books = dequantize(self.codes, self.scales, self.precision, width).reshape(self.parts, -1, width)
-        bits = np.unpackbits(self.packed, axis=1, bitorder="little").reshape(len(self.items), self.parts, self.bits)
-        numbers = bits.astype(np.int64) @ (1 << np.arange(self.bits))  # (n, M)
-        rows: FloatArray = books[np.arange(self.parts), numbers].reshape(len(self.items), self.dim)
-        return self.items, rows
+        parts, bits, residual = self.books
+        width = self.books.width(self.dim)
+        books = dequantize(self.codes, self.scales, self.precision, width).reshape(parts, -1, width)
+        numbers = np.unpackbits(self.packed, axis=1, count=parts * bits, bitorder="little").reshape(-1, parts, bits)
+        pieces: FloatArray = books[np.arange(parts), numbers.astype(np.int64) @ (1 << np.arange(bits))]  # (n, M, width)
+        return self.items, pieces.sum(axis=1) if residual else pieces.reshape(-1, self.dim)
 
 
-def most_rows(num_items: int, dim: int, parts: int, bits: int, precision: Precision, budget_bytes: int) -> int:
+def most_rows(num_items: int, dim: int, books: Codebooks, precision: Precision, budget_bytes: int) -> int:
     """Return how many rows a :class:`QuantizedTable` of that budget holds; 0 where fewer than codebooks are made of."""
-    books = (parts << bits) * row_bytes(dim // parts, precision)
-    room = budget_bytes - HEADER_BYTES - 2 * dim - books
-    each = parts * bits // 8
+    bits = books.bits
+    codebooks = (books.parts << bits) * row_bytes(books.width(dim), precision)
+    room = budget_bytes - HEADER_BYTES - 2 * dim - codebooks
+    each = books.parts * bits // 8
     if room >= num_items * each:
         return num_items if num_items >= 1 << bits else 0
     by_number = room // (each + number_type(num_items).itemsize)
@@ -369,11 +390,12 @@ class ProductQuantization(Rival):
     parts: tuple[int, ...] = (8, 16, 32)
     bits: tuple[int, ...] = (1, 2, 3, 4, 6)
     orders: tuple[Order, ...] = ("popularity", "exposure")
+    residual: ClassVar[bool] = False
 
     def settings(self) -> tuple[ProductQuantization, ...]:
         """Return every setting alone, for :class:`strategies.rivals.groups.PerGroup`."""
         every = product(self.dims, self.parts, self.bits, self.orders)
-        return tuple(ProductQuantization(self.name, (d,), (p,), (b,), (o,)) for d, p, b, o in every)
+        return tuple(replace(self, dims=(d,), parts=(p,), bits=(b,), orders=(o,)) for d, p, b, o in every)
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
         """One option a request and setting, of those that fit."""
@@ -383,16 +405,28 @@ class ProductQuantization(Rival):
             table, users = narrowed(material, dim)
             num_items = len(table)
             for (by, order), parts, bits, request in product(orders.items(), self.parts, self.bits, requests):
-                if dim % parts or parts * bits % 8:
+                if parts * bits % 8 or (dim % parts and not self.residual):
                     continue
-                most = most_rows(num_items, dim, parts, bits, request.precision, request.budget_bytes)
+                books, precision = Codebooks(parts, bits, self.residual), request.precision
+                most = most_rows(num_items, dim, books, precision, request.budget_bytes)
                 if not most or (most == num_items and by != self.orders[0]):  # all rows, in whatever order
                     continue
                 start = time.perf_counter()
                 items = np.sort(order[:most]).astype(np.int32)
                 seed = seed_for(material.seed, "product-quantization", parts, bits, most)
                 with fixed_threads(1):
-                    stored = QuantizedTable.from_table(table, items, parts, bits, request.precision, seed)
+                    stored = QuantizedTable.from_table(table, items, books, precision, seed)
                 seconds = time.perf_counter() - start
                 label = f"{dim} columns, {parts} x {bits} bits, {most} items by {by}"
                 yield whole_table(request, stored, users, seconds, label, num_items)
+
+
+@dataclass(frozen=True)
+class ResidualQuantization(ProductQuantization):
+    """Codebooks of whole rows, each of what those before it leave. parts: codebooks."""
+
+    name: str = "residual-quantization"
+    dims: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125)
+    parts: tuple[int, ...] = (1, 2, 4, 8)
+    bits: tuple[int, ...] = (2, 3, 4, 6, 8)
+    residual: ClassVar[bool] = True

@@ -28,7 +28,18 @@ def material():
 # --- Another reader of rivals' files, by docs/artefact.md alone.
 
 
-KINDS = ("dense", "factors", "pairs", "counts", "rows", "bitmap", "quantized", "hashed-add", "hashed-multiply")
+KINDS = (
+    "dense",
+    "factors",
+    "pairs",
+    "counts",
+    "rows",
+    "bitmap",
+    "quantized",
+    "hashed-add",
+    "hashed-multiply",
+    "residual",
+)
 
 
 def read_head(data):

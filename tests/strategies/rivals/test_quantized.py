@@ -9,6 +9,7 @@ from fl_peel.blocks.compression import DenseTable, number_type, stored_bytes, to
 from fl_peel.training.workers import fixed_threads
 from strategies.rivals.base import Request, compete, quality
 from strategies.rivals.compressed import (
+    Codebooks,
     HashedTable,
     Hashing,
     ProductQuantization,
@@ -22,9 +23,11 @@ from tests.strategies.rivals.conftest import read_head
 from tests.strategies.rivals.test_rivals import random_table, requests
 
 
-def quantized(table, items, parts, bits, precision, seed=1):
+def quantized(table, items, parts, bits, precision, seed=1, residual=False):
     with fixed_threads(1):
-        return QuantizedTable.from_table(table, np.asarray(items, np.int32), parts, bits, precision, seed)
+        return QuantizedTable.from_table(
+            table, np.asarray(items, np.int32), Codebooks(parts, bits, residual), precision, seed
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
@@ -69,10 +72,32 @@ def test_bytes_are_those_of_a_file_that_faiss_decodes_alike(parts, bits, precisi
     assert ((rows - table[items]) ** 2).sum() == pytest.approx(nearest, rel=1e-4)
 
 
+@pytest.mark.parametrize(("parts", "bits"), [(1, 8), (2, 4), (4, 2)])
+def test_a_residual_codebook_is_of_what_those_before_it_leave(parts, bits):
+    table = random_table(0, 300, 8)
+    stored = quantized(table, np.arange(300), parts, bits, "int8", residual=True)
+    data, each = to_bytes(stored, np.zeros(8, np.float32)), parts * bits // 8
+    assert len(data) == stored_bytes(stored) == 44 + 16 + 300 * each + (parts << bits) * (8 + 2)
+    assert read_head(data) == ("residual", "int8", [parts, bits, 300, 300])
+    codes = np.frombuffer(data[60 : 60 + 300 * each], "u1").reshape(300, each)
+    books, scales = data[60 + 300 * each : -2 * (parts << bits)], data[-2 * (parts << bits) :]
+    books = np.frombuffer(books, "i1").reshape(-1, 8) * np.frombuffer(scales, "<f2").astype(np.float32)[:, None]
+    reader = faiss.ResidualQuantizer(8, parts, bits)
+    faiss.copy_array_to_vector(books.ravel(), reader.codebooks)
+    reader.is_trained = True
+    rows = stored.decoded()[1]
+    np.testing.assert_allclose(reader.decode(codes), rows, rtol=1e-6, atol=1e-6)
+    error = ((rows - table) ** 2).sum(axis=1)
+    by_one = ((table[:, None] - books[None, : 1 << bits]) ** 2).sum(axis=2).min(axis=1)
+    assert error.sum() == pytest.approx(by_one.sum(), rel=1e-4) if parts == 1 else error.sum() < by_one.sum()
+    books = Codebooks(parts, bits, residual=True)
+    assert most_rows(300, 8, books, "int8", len(data)) == 300 > most_rows(300, 8, books, "int8", len(data) - 1)
+
+
 def test_as_many_rows_as_fit_and_no_more():
     for num_items, dim, parts, bits in ((1000, 16, 8, 2), (1000, 16, 4, 4), (70_000, 16, 8, 1)):
         for budget in (500, 700, 1500, 4000, 50_000, 500_000):
-            most = most_rows(num_items, dim, parts, bits, "int8", budget)
+            most = most_rows(num_items, dim, Codebooks(parts, bits), "int8", budget)
 
             def size(count, num_items=num_items, dim=dim, parts=parts, bits=bits):
                 ids = 0 if count == num_items else min(count * number_type(num_items).itemsize, -(-num_items // 8))
@@ -88,7 +113,7 @@ def test_as_many_rows_as_fit_and_no_more():
 def test_codes_do_not_depend_on_threads():
     table = random_table(0, 900, 16)
     one = quantized(table, np.arange(900), 8, 4, "int8")
-    two = QuantizedTable.from_table(table, np.arange(900, dtype=np.int32), 8, 4, "int8", 1)
+    two = QuantizedTable.from_table(table, np.arange(900, dtype=np.int32), Codebooks(8, 4), "int8", 1)
     again = quantized(table, np.arange(900), 8, 4, "int8")
     np.testing.assert_array_equal(one.packed, again.packed)
     assert np.mean((one.decoded()[1] - table) ** 2) == pytest.approx(np.mean((two.decoded()[1] - table) ** 2), rel=0.05)
