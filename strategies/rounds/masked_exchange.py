@@ -523,7 +523,8 @@ class Suspects:
         if len(suspects) < 2:
             mine = np.isin(blocks, suspects)
             return self.leave_out(group, devices[mine], hosts[mine])
-        if (len(search.cleared) + (len(suspects) + 1) // 2) * self.step < self.least and search.aside:
+        cleared = len(search.cleared.intersection(by_node))  # others are away, or of a node that is left out
+        if (cleared + (len(suspects) + 1) // 2) * self.step < self.least and search.aside:
             search.waiting.append(suspects)
             search.suspects, search.aside, search.clearing = search.aside, [], True
         return f"which of {np.isin(blocks, suspects).sum()} devices did it is searched for"

@@ -201,12 +201,17 @@ MASKED = "secure_aggregation={enabled: true, devices_per_group: null, min_device
 def test_masks_change_no_figure_and_no_two_sums_have_the_same_number(folder, monkeypatch):
     numbers, settle = [], MaskedExchange.settle
 
-    def settled(exchange, replies):
+    def settled(exchange, replies, searches=None):
         numbers.append(exchange.server_round)
-        settle(exchange, replies)
+        settle(exchange, replies, searches)
 
     monkeypatch.setattr(MaskedExchange, "settle", settled)
-    changes = "data.timeline.periods=2", "refinement.rounds=1", "refinement.acceptance.rule=always"
+    changes = (
+        "data.timeline.periods=2",
+        "refinement.rounds=1",
+        "refinement.acceptance.rule=always",
+        "privacy.min_owners=1",
+    )
     clear, masked = (served(folder, planted(), *changes, *more, name=f"{len(more)}") for more in ((), (MASKED,)))
     for ours, theirs in zip(clear.periods, masked.periods, strict=True):
         assert ours.lines == theirs.lines
