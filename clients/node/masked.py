@@ -58,7 +58,7 @@ from fl_peel.secure.device_protocol import (
     needed_of,
     vanishing,
 )
-from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, SHARE_BYTES, Occasion, count_before
+from fl_peel.secure.keys import KEY_BYTES, SEED_BYTES, SHARE_BYTES, Occasion, exchange_number
 from fl_peel.secure.vector import CHECK, MaskWords, Values, VectorLayout
 from fl_peel.steps.base import unpacked_rows
 from fl_peel.wire import (
@@ -388,12 +388,12 @@ def announce_keys(cohort: Cohort, request: SecureKeysRequest) -> SecureKeysReply
     """Stage 1: devices that are reached make their keys. What is left of earlier rounds is removed."""
     store = SecretStore.from_node_folder(cohort.folder)
     store.forget()
-    occasion_round = count_before(request.server_round) if request.counts else request.server_round
     budgets = cohort.budgets.during(request.server_round)[0]
     reached, clock = reached_devices(cohort, cohort.places(request.devices), budgets, request.server_round)
     groups = np.asarray(cohort.state("r").groups)[reached]
     start = time.perf_counter()
-    channel, mask = make_keys(cohort, occasion_round, reached, groups)
+    number = exchange_number(request.server_round, counts=request.counts)
+    channel, mask = make_keys(cohort, number, reached, groups)
     spent = time.perf_counter() - start
     if Release.from_scenario(cohort.scenario, signals=False).withheld:
         clock = clock.asked_alone()
@@ -419,8 +419,8 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
         """Train and mask one device after the other; devices in no sum, and the time, are counted in the open."""
         cohort, request, inbox = self.context.cohort, self._request, self._request.secure[group]
-        server_round = count_before(request.server_round) if self.counts else request.server_round
-        occasion = Occasion(server_round, group)
+        number = exchange_number(request.server_round, counts=self.counts)
+        occasion = Occasion(number, group)
         known = known_of(cohort, occasion, inbox)
         announced, shape = len(known["directory"]), GroupShape.from_ranked(ranked)
         update = layout_of(
@@ -440,7 +440,7 @@ class MaskedDeviceChannel(DeviceChannel[SecureRoundReply]):
         missing = traffic.upload - before.upload + before.vector if self.counts else update.num_bytes
         shared = in_masked_sums(cohort.scenario, find_mechanism(cohort.scenario.privacy.mechanism))
         noise_devices = noise_devices_of(cohort.scenario, announced) if shared else None
-        vanishes = vanishing(cohort.scenario, server_round, inbox.devices) == DropoutStage.VECTOR
+        vanishes = vanishing(cohort.scenario, number, inbox.devices) == DropoutStage.VECTOR
         counts, keeps = self.begin(), list[StateUpdate]()
         for i, lost in enumerate(vanishes.tolist()):
             moved = Traffic(traffic.download, traffic.upload - missing * lost, exchanges)

@@ -138,7 +138,6 @@ def reconstruct(
     alone = np.flatnonzero(counts == 1)
     opened = np.any([one.sums.any(axis=1) for one in passes], axis=0) & (counts > 0)
     tried = np.flatnonzero(opened)[np.argsort(counts[opened], kind="stable")[:MOST_TRIED]]
-    popular = counts.astype(np.float64)
     shares = solved_shares(passes, np.concatenate([alone, tried]), np.where(opened, counts, 0), scale)
 
     def guesses(item: int, of_item: Doubles) -> Iterator[tuple[int, Bools]]:
@@ -152,11 +151,7 @@ def reconstruct(
     of_tried = [
         one for item, row in zip(tried.tolist(), shares[len(alone) :], strict=True) for one in guesses(item, row)
     ]
-    figures = []
-    for owner, guess in of_tried:
-        usual = _largest(popular, int(has[owner].sum()))
-        figures.append((_f1(guess, has[owner]), _f1(usual, has[owner])))
-    f1, popularity_f1 = np.mean(figures, axis=0).tolist() if figures else (0.0, 0.0)
+    f1, popularity_f1 = _mean_f1([(guess, has[owner]) for owner, guess in of_tried], counts)
     return Reconstruction(
         single_owners=len({owner for owner, _ in of_alone}),
         exact=len({owner for owner, guess in of_alone if np.array_equal(guess, has[owner])}),
@@ -215,15 +210,12 @@ def difference(rounds: Sequence[GroupSums], own: Floats, rows: UserItems, unit: 
         return Differencing(0, 0.0, 0.0)
     owners = (vectors @ unit_vectors(add_rows(leading, rows)).T).argmax(axis=1)
     known = leading.T.astype(np.float64)
-    popular = rows.popularity(len(own)).astype(np.float64)
-    figures = []
+    guesses = []
     for owner, vector in zip(owners.tolist(), vectors, strict=True):
         share = nnls(known, vector)[0]  # no device has less than nothing of an item: few numbers tell many items
-        history = np.zeros(len(own), np.bool_)
-        history[rows.items[slice(*rows.indptr[owner : owner + 2])]] = True
-        figures.append([_f1(_largest(scores, int(history.sum())), history) for scores in (share, popular)])
-    f1, popularity_f1 = np.mean(figures, axis=0).tolist()
-    return Differencing(len(vectors), f1, popularity_f1)
+        history = _history(rows, owner, len(own))
+        guesses.append((_largest(share, int(history.sum())), history))
+    return Differencing(len(vectors), *_mean_f1(guesses, rows.popularity(len(own))))
 
 
 @dataclass(frozen=True)
@@ -238,19 +230,28 @@ def absences(before: ItemCounts, after: ItemCounts, rows: UserItems) -> Differen
     """Take for the items of each device that is in one of two counts alone those that make the largest difference; None
     where there is no such device. rows: of devices, the truth.
     """
-    popular = rows.popularity(len(before.items)).astype(np.float64)
-    figures = []
+    guesses = []
     for one, other in ((before, after), (after, before)):
         more = np.maximum(one.items - other.items, 0).astype(np.float64)
         for device in np.setdiff1d(one.devices, other.devices).tolist():
-            history = np.zeros(len(more), np.bool_)
-            history[rows.row(device)] = True
-            guesses = (_largest(scores, int(history.sum())) & (scores > 0) for scores in (more, popular))
-            figures.append([_f1(guess, history) for guess in guesses])
-    if not figures:
-        return None
-    f1, popularity_f1 = np.mean(figures, axis=0).tolist()
-    return Differencing(len(figures), f1, popularity_f1)
+            history = _history(rows, device, len(more))
+            guesses.append((_largest(more, int(history.sum())) & (more > 0), history))
+    return Differencing(len(guesses), *_mean_f1(guesses, rows.popularity(len(before.items)))) if guesses else None
+
+
+def _history(rows: UserItems, device: int, num_items: int) -> Bools:
+    """Return which items (I,) a device has."""
+    history = np.zeros(num_items, np.bool_)
+    history[rows.row(device)] = True
+    return history
+
+
+def _mean_f1(guesses: Sequence[tuple[Bools, Bools]], counts: Ints) -> tuple[float, float]:
+    """Return the mean F1 of guesses (I,) at histories (I,), and of as many of the most popular items. counts: (I,)."""
+    popular = counts.astype(np.float64)
+    figures = [(_f1(guess, history), _f1(_largest(popular, int(history.sum())), history)) for guess, history in guesses]
+    f1, popularity_f1 = np.mean(figures, axis=0).tolist() if figures else (0.0, 0.0)
+    return f1, popularity_f1
 
 
 def _largest(scores: Doubles, count: int) -> Bools:

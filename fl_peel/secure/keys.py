@@ -46,16 +46,16 @@ COUNTS = 1 << 32
 """Number beyond those of all rounds."""
 
 
-def count_before(server_round: int) -> int:
-    """Return the number of the exchange in which owners are counted before a round."""
-    return COUNTS + server_round
+def exchange_number(server_round: int, *, counts: bool) -> int:
+    """Return the number of a round's exchange, or of that in which owners are counted before it."""
+    return COUNTS + server_round if counts else server_round
 
 
 @dataclass(frozen=True)
 class Occasion:
     """Purpose of keys and messages: one user group in one round. Steps of stage 1, before there are user groups, have
-    the rounds -1, -2, ... of the group -1, and the count of owners before a round has :func:`count_before` it, so that
-    no key, dropout or neighbour is drawn for two occasions.
+    the rounds -1, -2, ... of the group -1, and the count of owners before a round has an :func:`exchange_number` of its
+    own, so that no key, dropout or neighbour is drawn for two occasions.
     """
 
     server_round: int

@@ -17,10 +17,10 @@ from fl_peel.array_specs import SUM_SCALE, MessageContext
 from fl_peel.exchange.counters import StepCounts
 from fl_peel.figures import Estimate
 from fl_peel.randomness import rng_for
-from fl_peel.ranking.bootstrap import Replicates, interval, over
+from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.ranking.top import margin_of
 from strategies.evaluation.evaluator import REACH, BudgetRequest, Evaluator, overall_recall
-from strategies.figures.per_device import cell_recalls, estimate_within
+from strategies.figures.per_device import MeasuredQuality, cell_recalls, estimate_within
 from strategies.figures.schema import (
     FULL_GLOBAL,
     FULL_REFINED,
@@ -209,10 +209,12 @@ def over_time(reply: wire.MovingReply, class_names: Sequence[str]) -> OverTime:
 
 def _to_floor(replicates: Replicates, moments: StepCounts) -> Estimate | None:
     """Return recall over time relative to that at the floor, paired by device. moments: (T,) each."""
-    recall, floor = int(moments.recall.sum()), int(moments.floor_recall.sum())
-    drawn, _ = replicates.means()
-    ends = interval(over(drawn[0], drawn[1]), int(moments.counted[0])) or (None, None)
-    return Estimate(recall / floor, *ends) if floor else None
+    totals = float(moments.recall.sum()), float(moments.floor_recall.sum())
+    recalls, ndcgs = replicates.means()
+    following, floor = (
+        MeasuredQuality(total, 0.0, recalls[i], ndcgs[i], int(moments.counted[0])) for i, total in enumerate(totals)
+    )
+    return following.over(floor)
 
 
 def _followed(steps: StepCounts, hours: float) -> Followed:

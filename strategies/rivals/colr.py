@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -47,11 +48,16 @@ class ColrServer:
     seed: int
     rounds: int = 0
 
-    @property
+    @cached_property
     def basis(self) -> FloatArray:
         """Orthonormal columns (d, d) of the next round."""
         drawn = rng_for(self.seed, "colr-basis", self.rounds).standard_normal((self.table.shape[1],) * 2)
         return np.linalg.qr(drawn)[0].astype(np.float32)
+
+    @cached_property
+    def turned_table(self) -> FloatArray:
+        """The table in that basis, once for all devices of the round."""
+        return self.table @ self.basis
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Colr:
         rate = setting.bpr.learning_rate * math.sqrt(dim / setting.rank)
         steps = replace(STEPS, columns=setting.rank)
         users, updates = steps.train(
-            bpr, server.table @ basis, turned(kept.users[devices], basis), devices, rate, np.array([dim])
+            bpr, server.turned_table, turned(kept.users[devices], basis), devices, rate, np.array([dim])
         )
         kept.users[devices] = turned(users, basis.T)
         sums.add(updates, 0)

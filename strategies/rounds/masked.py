@@ -23,7 +23,7 @@ from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, Rou
 from fl_peel.exchange.owners import OWNER_ARRAYS, owners_bytes, owners_layout
 from fl_peel.exchange.release import layout_of, sparse
 from fl_peel.secure.device_protocol import DeviceBytes
-from fl_peel.secure.keys import count_before
+from fl_peel.secure.keys import exchange_number
 from fl_peel.secure.vector import MaskWords, Values, VectorLayout
 from fl_peel.steps.base import opened_rows, packed_rows
 from strategies.nodes import NodeRequest
@@ -117,17 +117,17 @@ class MaskedServerChannel(ServerChannel):
         """Begin an exchange: return its devices that shared their secrets, and what is known of all that were asked."""
         self._exchange = exchange = self._new_exchange(server_round, counts=counts)
         replies, clock = self._announced(server_round, devices, counts=counts)
-        # whoever sits out of a round does so from its count on
-        searches = (self._count_suspects, self._suspects) if counts else () if self._counts_owners else None
-        exchange.settle(replies, searches)
+        if not self._counts_owners:
+            exchange.settle(replies)
+        else:  # whoever sits out of a round does so from its count on
+            exchange.settle(replies, (self._count_suspects, self._suspects) if counts else ())
         exchange.share()
         ready = [one.devices[one.shared] for one in exchange.groups.values()]
         return np.sort(np.concatenate(ready)) if ready else devices[:0], clock
 
     def _new_exchange(self, server_round: int, *, counts: bool = False) -> MaskedExchange:
-        number, suspects = server_round, self._suspects
-        if counts:
-            number, suspects = count_before(server_round), self._count_suspects
+        number = exchange_number(server_round, counts=counts)
+        suspects = self._count_suspects if counts else self._suspects
         return MaskedExchange(self._scenario, self._setting, self._nodes, number, suspects)
 
     def _announced(
