@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fl_peel.errors import FlPeelError as FlPeelError
     from fl_peel.events import Callback as Callback
     from fl_peel.events import Event as Event
-    from fl_peel.exchange.bounded_statistic import BoundedStatistic as BoundedStatistic
+    from fl_peel.exchange.release import BoundedStatistic as BoundedStatistic
     from fl_peel.figures import Figure as Figure
     from fl_peel.model.device import Delta as Delta
     from fl_peel.model.device import Device as Device
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from fl_peel.randomness import rng_for as rng_for
     from fl_peel.scenario.scenario import Scenario as Scenario
     from fl_peel.steps.base import NoisedPart as NoisedPart
+    from fl_peel.steps.base import Stage as Stage
     from fl_peel.steps.base import SumField as SumField
-    from fl_peel.steps.stage import Stage as Stage
     from fl_peel.training.update import GroupUpdate as GroupUpdate
     from fl_peel.weighting.block_statistics import BlockStatistics as BlockStatistics
 

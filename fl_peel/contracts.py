@@ -41,7 +41,7 @@ from fl_peel.attacks.base import (
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, rank_blocks, ranking
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.bounded_statistic import BoundedStatistic, GroupShape, TrainedDevices, bounded
+from fl_peel.exchange.release import BoundedStatistic, GroupShape, TrainedDevices, bounded
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.pretraining.stage1 import PooledDevices
 from fl_peel.privacy.mechanisms import Mechanism, Schedule, SystemBits, calibrated, event_of, privacy_cost
@@ -49,9 +49,7 @@ from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.settings import LocalTraining
 from fl_peel.secure.vector import CHECK
 from fl_peel.steps import STEPS, Stage
-from fl_peel.steps.base import Arrays, ContributionBounds, HeldItems, StepTerms
-from fl_peel.steps.stage import AFTER
-from fl_peel.steps.units import Floats, unit_vectors
+from fl_peel.steps.base import AFTER, Arrays, ContributionBounds, Floats, HeldItems, StepTerms, unit_vectors
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from fl_peel.weighting.block_statistics import BlockStatistics

@@ -19,11 +19,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.catalogue import checked_catalogue, read_catalogue, read_titles, restrict_to_catalogue
 from fl_peel.data.datasets import dataset_folder, dataset_titles, load_dataset
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
 from fl_peel.data.population import read_splits
-from fl_peel.data.readers import read_interactions
+from fl_peel.data.readers import (
+    checked_catalogue,
+    read_catalogue,
+    read_interactions,
+    read_titles,
+    restrict_to_catalogue,
+)
 from fl_peel.data.timeline import Timeline
 from fl_peel.errors import DataError
 from fl_peel.scenario.scenario import Scenario

@@ -506,7 +506,7 @@ class KeepReply:
 @dataclass(frozen=True)
 class SecureKeysRequest:
     """Request for the keys of devices (N,) of this node, with which a round of secure aggregation begins. counts:
-    whether the keys are for the count of owners before it (:mod:`fl_peel.exchange.owners`).
+    whether the keys are for the count of owners before it (:mod:`fl_peel.exchange.release`).
     """
 
     setting: RunSetting
@@ -572,7 +572,7 @@ class SecureSharesReply:
 class Inbox:
     """Messages for devices (N,) here: present (N, k), which neighbours shared their secrets; sealed (N, k,
     SEALED_BYTES), what these sealed for the device; opened: of a round whose owners were counted
-    (:mod:`fl_peel.exchange.owners`), a bit for each slice of each row, as of a step: where none are sent none is.
+    (:mod:`fl_peel.exchange.release`), a bit for each slice of each row, as of a step: where none are sent none is.
     """
 
     devices: Annotated[NDArray[np.int64], _DEVICES]
@@ -604,7 +604,7 @@ class MaskedSum:
 @dataclass(frozen=True)
 class SecureRoundReply:
     """groups: masked sum of each user group. What a masked vector holds: :func:`fl_peel.exchange.release.layout_of`,
-    and of the count of owners :func:`fl_peel.exchange.owners.owners_layout`.
+    and of the count of owners :func:`fl_peel.exchange.release.owners_layout`.
 
     classes, clock: of devices that are not in a sum, which the simulation knows of and a server would not; slowest_us:
     when the server would have had the last vector.

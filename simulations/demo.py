@@ -26,8 +26,7 @@ from fl_peel.errors import DataError, ReportError
 from fl_peel.figures import Estimate
 from fl_peel.model.model import Model, load
 from fl_peel.scenario.scenario import Scenario
-from simulations.engine.folders import data_folder
-from simulations.engine.inputs import ARTIFACTS, MODEL
+from simulations.engine.inputs import ARTIFACTS, MODEL, data_folder
 from simulations.report.render import policy, render
 from simulations.report.run_files import read_report
 from simulations.report.table_view import format_bytes

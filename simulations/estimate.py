@@ -18,15 +18,14 @@ from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import Splits
 from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
-from fl_peel.pretraining.spectral_steps import drawn_items
+from fl_peel.pretraining.spectral import drawn_items
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
 from fl_peel.steps.base import HeldItems, Step, StepTerms
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import CountsStep, PassStep
 from fl_peel.steps.user_groups import GroupsStep, MapsStep, MomentsStep, VectorsStep
-from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import layout_of, splits_to_run
+from simulations.engine.inputs import data_folder, layout_of, run_folder, splits_to_run
 from strategies.groups.state import MOST_IN_MEMORY
 from strategies.run.prepare import REFIT_PASSES
 from strategies.run.stage1_outcome import given_data

@@ -19,13 +19,11 @@ from fl_peel.errors import ScenarioError
 from fl_peel.packages import check_one_root
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli.console import ProgressLines, print_parts
-from simulations.engine.folders import default_cache_dir
-from simulations.engine.inputs import checked, require_absolute
+from simulations.engine.inputs import checked, default_cache_dir, require_absolute
 from simulations.engine.passing_grid import deployment_grid
 from simulations.result_pages import result_kind
-from simulations.run_options import RunOptions
 from simulations.runner import run
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, load_scenario
 from strategies.figures.schema import RunResult
 
 PLAIN_KEYS = {

@@ -28,8 +28,7 @@ from fl_peel.json_codec import laid_flat
 from fl_peel.packages import code_digest, own_root
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import LOCK, Content, Entry, Store
-from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import MODEL
+from simulations.engine.inputs import MODEL, data_folder, run_folder
 from simulations.engine.versions import versions
 
 NAME, RUN = ".unfinished", "run"

@@ -27,15 +27,16 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import from_nodes, to_nodes
 from simulations.engine.embedded_engine import helpers_ahead, prepare_drawing
 from simulations.engine.engine import on_remaining_machines, simulated
-from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
     ARTIFACTS,
     DEMO,
     MODEL,
     checked,
+    data_folder,
     data_to_run,
     given_folder,
     require_folders,
+    run_folder,
 )
 from simulations.engine.memory import PeakMemory
 from simulations.engine.passing_grid import is_simulated
@@ -51,7 +52,7 @@ from simulations.resumable import (
     read_finished,
     resumable_folder,
 )
-from simulations.run_options import RunOptions
+from simulations.scenario_files import RunOptions
 from simulations.trackers import figures_on_test, watched
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import RunResult, to_json

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Required, TypedDict, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fl_peel.errors import ScenarioError, shortened
+from fl_peel.events import Callback, OnEvent, silent
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean, nearest
 from fl_peel.problems import MAX_DEPTH, YamlFault, explain, read_yaml, read_yaml_file
 from fl_peel.scenario.scenario import Scenario, present_key, with_present_names
+
+if TYPE_CHECKING:
+    from flwr.serverapp import Grid
+
 
 SCENARIO_FOLDER = Path(__file__).resolve().parent / "scenarios"
 """Folder of the shipped scenarios."""
@@ -97,3 +103,51 @@ def validated(model: type[Model], content: Mapping[str, Any], place: str) -> Mod
         return model.model_validate(content)
     except ValidationError as error:
         raise ScenarioError(f"{place}: {explain(error, model=model)}") from error
+
+
+# ---- What a run or a study is given besides its scenario
+
+
+class _Arguments(TypedDict, total=False):
+    """What runs and studies have in common."""
+
+    data_dir: str | Path | None
+    """Folder that holds data sets by name; None: ``$FL_PEEL_DATA``, then the cache."""
+    cache_dir: str | Path | None
+    """Folder in which pretrained tables are kept by content; None keeps none."""
+    on_event: OnEvent
+    """Function that gets the event of every step."""
+    command: str | None
+    """Command that makes the same files again, for the report."""
+    fresh: bool
+    """Whether what an earlier try has kept is left unread, and all is done anew."""
+
+
+class StudyArguments(_Arguments):
+    """Keyword arguments of every study; all but its folder may be left out."""
+
+    out: Required[str | Path]
+    """Folder of the results and of the checkpoints."""
+
+
+class RunArguments(_Arguments, total=False):
+    """Keyword arguments of every run; each may be left out."""
+
+    out: str | Path | None
+    """Folder of the results, in which a run that is stopped leaves what it takes to resume."""
+    callbacks: Sequence[Callback] | None
+    """Objects that receive the run's events, and never stop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Arguments of a run or a study. grid: nodes that somebody else started; None: those of the engine."""
+
+    out: str | Path | None = None
+    data_dir: str | Path | None = None
+    cache_dir: str | Path | None = None
+    on_event: OnEvent = silent
+    callbacks: Sequence[Callback] | None = None
+    command: str | None = None
+    fresh: bool = False
+    grid: Grid | None = None

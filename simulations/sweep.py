@@ -20,8 +20,15 @@ from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
-from simulations.engine.folders import data_folder, run_folder
-from simulations.engine.inputs import SWEEP_RESULTS, check_out, checked, require_folders, splits_to_run
+from simulations.engine.inputs import (
+    SWEEP_RESULTS,
+    check_out,
+    checked,
+    data_folder,
+    require_folders,
+    run_folder,
+    splits_to_run,
+)
 from simulations.engine.versions import versions
 from simulations.report import drawing
 from simulations.report.diff import Difference, corrected, rows_of
@@ -33,9 +40,8 @@ from simulations.report.section import Chart, Section
 from simulations.report.seeds import FULL_TABLES, METHOD, OverSeeds, SeedRuns, require_same
 from simulations.report.table_view import TableView, format_estimate, format_metric
 from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished
-from simulations.run_options import RunArguments, RunOptions
 from simulations.runner import run_seeds
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunArguments, RunOptions, load_scenario
 from simulations.sweep_space import TRIALS, Setting, Space, search, settings_of, short_names, space_of
 from strategies.figures.per_device import METRICS, OWN_BUDGET
 

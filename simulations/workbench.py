@@ -26,8 +26,7 @@ from fl_peel.packages import optional
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations.cli.console import shown
-from simulations.engine.folders import default_cache_dir
-from simulations.engine.inputs import RUN_RESULTS, check_out, given_folder
+from simulations.engine.inputs import RUN_RESULTS, check_out, default_cache_dir, given_folder
 from simulations.report.drawing import styled
 from simulations.report.render import render, scenario_name
 from simulations.report.result_files import write_results
@@ -35,8 +34,7 @@ from simulations.report.run_files import RUN, own_rows, read_report
 from simulations.report.sections.quality import budgets_figure, budgets_plot, budgets_view
 from simulations.report.seeds import SEEDS_FILE
 from simulations.report.table_view import format_share
-from simulations.run_options import RunArguments, RunOptions
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunArguments, RunOptions, load_scenario
 from strategies.figures.per_device import FILE, PerDevice
 from strategies.figures.schema import FullTableResult, RunResult, to_json
 
@@ -313,7 +311,7 @@ def run(
     cached by content, in ``cache_dir`` or, without one, in the cache of the command line. callbacks: None shows
     progress in a notebook. With ``out``, checkpoints are written there until the run ends: the same run, stopped at any
     moment and called again, resumes and gives the same figures; with ``fresh``, it starts from scratch. arguments:
-    :class:`simulations.run_options.RunArguments`.
+    :class:`simulations.scenario_files.RunArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.

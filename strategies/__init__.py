@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fl_peel.packages import imported_when_asked
 
 if TYPE_CHECKING:
-    from strategies.groups.aggregation import mean_update as mean_update
+    from strategies.groups.state import mean_update as mean_update
     from strategies.rounds.contents import OpenServerContents as OpenServerContents
     from strategies.rounds.contents import ServerContents as ServerContents
     from strategies.rounds.contracts import ServerContentsContract as ServerContentsContract

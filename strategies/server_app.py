@@ -23,7 +23,6 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.fairness import measure_fairness, tier_rows
 from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
-from strategies.evaluation.poisoning import measure_poisoning
 from strategies.evaluation.run_figures import (
     EvaluationReplies,
     StartReplies,
@@ -34,6 +33,7 @@ from strategies.evaluation.run_figures import (
     evaluated,
     full_table,
     history_rows,
+    measure_poisoning,
     per_device,
     refinement_result,
     round_rows,
@@ -51,8 +51,7 @@ from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes import NUM_TRACED, some_devices
 from strategies.rounds.federation import for_groups
 from strategies.rounds.strategy import PeelStrategy
-from strategies.run.added_stages import AddedStages
-from strategies.run.prepare import prepare
+from strategies.run.prepare import AddedStages, prepare
 from strategies.run.refinement import Refiner, select_settings
 from strategies.run.run import Run
 from strategies.run.run_paths import RunPaths

@@ -13,7 +13,7 @@ from clients.node.contracts import DeviceContentsContract
 from fl_peel import plugins
 from fl_peel.contracts import StatisticContract
 from fl_peel.errors import ScenarioError
-from fl_peel.exchange.bounded_statistic import bounded, find_statistic
+from fl_peel.exchange.release import bounded, find_statistic
 from fl_peel.kernels import FIXED_POINT
 from simulations.engine.inputs import checked
 from simulations.scenario_files import load_scenario

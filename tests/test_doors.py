@@ -72,7 +72,7 @@ def test_what_runs_a_round_knows_neither_modes_nor_kinds(file):
 def test_only_public_flower():
     """But for one file, which says why."""
     private = {path for path, name in importers(PACKAGES, "flwr") if name not in PUBLIC_FLWR}
-    assert private == {"simulations/engine/embedded_grid.py"}
+    assert private == {"simulations/engine/passing_grid.py"}
 
 
 def test_one_place_starts_flowers_engine():

@@ -14,10 +14,9 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator
 
-from clients.fleet.availability import DiurnalAvailability, TraceAvailability
 from clients.fleet.budgets import BUDGETS, BudgetProcess, Clock, Shock
 from clients.fleet.distributions import distribution_schema
-from clients.fleet.profile import DeviceProfile
+from clients.fleet.profile import DeviceProfile, DiurnalAvailability, TraceAvailability
 from clients.fleet.specs import Folder, Spec
 from clients.fleet.tabular import DATA_ENDINGS
 from fl_peel.errors import FieldError, ProfileError, shortened

@@ -25,9 +25,8 @@ from clients.node.round_context import RoundContext, RoundMemory
 from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import FloatArray, IntArray, UserItems
-from fl_peel.exchange.bounded_statistic import TrainedDevices
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, DeviceTraces, RoundCounts, RoundTotals
-from fl_peel.exchange.owners import owned
+from fl_peel.exchange.release import TrainedDevices, owned
 from fl_peel.mmap_arrays import rows_at
 from fl_peel.ranking.top import MetricSums, recall_ndcg, top_rows
 from fl_peel.training.update import GroupUpdate, LocalWork

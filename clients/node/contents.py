@@ -20,9 +20,17 @@ from clients.node.cohort import DeviceState
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import IntArray
-from fl_peel.exchange.bounded_statistic import TrainedDevices
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.release import SIGNALS, NamedSums, Release, TrafficPadding, bounded_sums, bounds, shares_of
+from fl_peel.exchange.release import (
+    SIGNALS,
+    NamedSums,
+    Release,
+    TrafficPadding,
+    TrainedDevices,
+    bounded_sums,
+    bounds,
+    shares_of,
+)
 from fl_peel.mmap_arrays import put_rows
 from fl_peel.privacy.mechanisms import Mechanism, find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums

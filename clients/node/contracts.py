@@ -20,9 +20,8 @@ import numpy as np
 from clients.node.contents import DeviceContents
 from fl_peel.contracts import example_devices
 from fl_peel.data.interactions import IntArray
-from fl_peel.exchange.bounded_statistic import TrainedDevices
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.release import dense
+from fl_peel.exchange.release import TrainedDevices, dense
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import LocalTraining
 from fl_peel.secure.vector import Values

@@ -21,7 +21,7 @@ from clients.node.cohort import Cohort
 from clients.node.evaluate import Holdings
 from clients.node.joining import NEVER, PreviousHoldings
 from fl_peel.array_specs import SUM_SCALE
-from fl_peel.blocks.precision import has_scales
+from fl_peel.blocks.layout import has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.interactions import IntArray, UserItems

@@ -15,12 +15,11 @@ from fl_peel.blocks.ranked_blocks import check_budget
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import BudgetError, EngineError, MessageError
 from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.spectral import turned
-from fl_peel.pretraining.spectral_steps import embeddings
+from fl_peel.pretraining.spectral import embeddings, turned
 from fl_peel.privacy.sources import randomized_groups, source_of
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import Precision
-from fl_peel.steps.units import nearest, unit_vectors
+from fl_peel.steps.base import nearest, unit_vectors
 from fl_peel.training.update import TrainingMemory
 from fl_peel.wire import OWN_BUDGET, JoinReply, JoinRequest
 

@@ -11,7 +11,7 @@ which takes no secret, to spare the simulation their transfer.
 
 A device's vector is what a node that hosted it alone would reply in a round without secure aggregation
 (:func:`clients.node.channel.train_members`), with an entry for every row it might have touched, and zeros where
-few devices own what it would say (:mod:`fl_peel.exchange.owners`). These are counted before, in stages of their own. A
+few devices own what it would say (:mod:`fl_peel.exchange.release`). These are counted before, in stages of their own. A
 node keeps nothing of those: its devices train once more, to the same end. Bytes are counted per device.
 """
 
@@ -41,10 +41,8 @@ from clients.node.round_context import reached_devices
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray
 from fl_peel.errors import SecureAggregationError
-from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import RoundCounts
-from fl_peel.exchange.owners import closed, owners_bytes, owners_layout
-from fl_peel.exchange.release import Release, dense, layout_of
+from fl_peel.exchange.release import GroupShape, Release, closed, dense, layout_of, owners_bytes, owners_layout
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.secure import device_protocol as protocol

@@ -1,7 +1,7 @@
 """Malicious devices: which ones they are, and what they send instead of their block update.
 
 They alter the update on the device, before their node bounds it and adds it to its sums; their node is honest. The
-kinds of attack are in :class:`fl_peel.scenario.protection.Poisoning`. Scaling after Bagdasaryan et al., "How to
+kinds of attack are in :class:`fl_peel.scenario.method.Poisoning`. Scaling after Bagdasaryan et al., "How to
 backdoor federated learning", AISTATS 2020; promotion by fake interactions whose rows are boosted, in the manner of
 Zhang et al., "PipAttack", WSDM 2022, and Rong et al., "FedRecAttack", ICDE 2022.
 """
@@ -18,7 +18,7 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_uniforms, rng_for
-from fl_peel.scenario.protection import Poisoning
+from fl_peel.scenario.method import Poisoning
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import Train, train_group
 from fl_peel.training.update import GroupUpdate, LocalWork, in_two_parts

@@ -39,14 +39,17 @@ from fl_peel.steps.base import (
     Arrays,
     ContributorsStep,
     Draw,
+    Floats,
     HeldItems,
+    Ints,
     Step,
     StepCost,
     StepVector,
+    add_rows,
     hidden,
+    unit_vectors,
     unpacked_rows,
 )
-from fl_peel.steps.units import Floats, Ints, add_rows, unit_vectors
 from fl_peel.wire import (
     EVERYBODY,
     Inbox,

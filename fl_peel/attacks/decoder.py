@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from fl_peel.data.interactions import UserItems
-from fl_peel.steps.units import PASS_SCALE, UNIT_SCALE, Floats, add_rows, unit_vectors
+from fl_peel.steps.base import PASS_SCALE, UNIT_SCALE, Floats, add_rows, unit_vectors
 
 Bools = NDArray[np.bool_]
 Doubles = NDArray[np.float64]

@@ -32,8 +32,8 @@ from fl_peel.attacks.base import (
     StepView,
 )
 from fl_peel.randomness import rng_for, seed_for
+from fl_peel.steps.base import inverse_power
 from fl_peel.steps.choice import spread_of
-from fl_peel.steps.units import inverse_power
 
 
 def norms(view: RoundView) -> FloatArray:

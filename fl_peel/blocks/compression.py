@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
+from fl_peel.blocks.layout import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
 from fl_peel.blocks.stored import HEADER_BYTES, sealed
 from fl_peel.scenario.settings import PRECISIONS, Precision
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fl_peel import kernels
 from fl_peel.array_specs import ArrayChecker, ArraySpec, MessageContext
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import (
+from fl_peel.blocks.layout import (
+    BlockLayout,
     Codes,
     code_columns,
     code_dtype,
@@ -400,7 +400,7 @@ def ranked_as_numbered(layout: BlockLayout, table: NDArray[np.float32]) -> Ranke
     blocks are rows, nothing is copied.
 
     Raises:
-        ScenarioError: as for :func:`fl_peel.blocks.precision.quantize`.
+        ScenarioError: as for :func:`fl_peel.blocks.layout.quantize`.
     """
     if not (layout.is_single and layout.num_slices == 1 and np.isfinite(table).all()):
         return rank_blocks(layout, "fp32", -np.arange(layout.num_blocks, dtype=np.float64), table)

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
+from fl_peel.blocks.layout import BlockLayout, code_columns, code_dtype, has_scales
 from fl_peel.blocks.ranked_blocks import RankedBlocks, prefix_length
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes, user_bytes, user_slices
 from fl_peel.data.interactions import UserItems

@@ -20,8 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.layout import BlockLayout, number_dtype
-from fl_peel.blocks.precision import Codes, code_columns, code_dtype, dequantize, has_scales, quantize, row_bytes
+from fl_peel.blocks.layout import (
+    BlockLayout,
+    Codes,
+    code_columns,
+    code_dtype,
+    dequantize,
+    has_scales,
+    number_dtype,
+    quantize,
+    row_bytes,
+)
 from fl_peel.errors import ArtifactError
 from fl_peel.scenario.settings import PRECISIONS, Precision
 

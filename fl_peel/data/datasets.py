@@ -42,9 +42,8 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from fl_peel.data.catalogue import read_lists
 from fl_peel.data.interactions import Interactions
-from fl_peel.data.readers import read_interactions
+from fl_peel.data.readers import read_interactions, read_lists
 from fl_peel.errors import DataError
 from fl_peel.plugins import did_you_mean
 

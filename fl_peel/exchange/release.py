@@ -12,7 +12,7 @@ counts     whether it has train interactions with a row         ``privacy.counts
 quantile   +1/2 or -1/2: its update was within the bound or not 1/2
 ========== ==================================================== ===============================
 
-and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.bounded_statistic`).
+and one more for every statistic that ``privacy.statistics`` names (:mod:`fl_peel.exchange.release`).
 
 Everything else that an unprotected round sends (row counts and losses, holders, exposure, what was shown) is left out;
 the server has it from what is public: whom it asked, and what it sent. All parts are dense, over every row and block
@@ -22,8 +22,10 @@ that was sent, in units of 1 / FIXED_POINT.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,13 +33,118 @@ from numpy.typing import NDArray
 
 from fl_peel import kernels
 from fl_peel.array_specs import WHOLE, ArraySpec, summed
+from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import UserItems
-from fl_peel.exchange.bounded_statistic import GroupShape, TrainedDevices, bounded, find_statistic
+from fl_peel.errors import FieldError, ScenarioError
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundTotals, counts_within
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
+from fl_peel.scenario.settings import STATISTICS
+from fl_peel.secure.device_protocol import DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, Values, VectorLayout, sum_bits
+from fl_peel.training.update import GroupUpdate
+from fl_peel.weighting.block_statistics import BlockStatistics
+
+# ---- Bounded statistics of a user's own, and what devices know when they contribute to them
+# A statistic says what a device would contribute; the framework bounds each device's contribution in the mechanism's
+# norm, adds up, noises and accounts for it as for every other part. Register one under the entry point group
+# ``fl_peel.statistics`` and name it in a scenario::
+#
+#     privacy:
+#       statistics:
+#         top-list-rows: {share: 0.1, norm: 1.0}
+#
+# :class:`fl_peel.contracts.StatisticContract` tests it.
+
+
+@dataclass(frozen=True)
+class TrainedDevices:
+    """Devices (M,) of one user group, those that count. cutoffs (M,): blocks each holds; users (M, d): new user
+    embeddings, which stay on the devices; update: sums over them; best: (M, L) top rows, None in rounds without
+    signals; train, validation: their items.
+    """
+
+    devices: NDArray[np.int64]
+    cutoffs: NDArray[np.int64]
+    users: NDArray[np.float32]
+    update: GroupUpdate
+    best: NDArray[np.int32] | None
+    train: UserItems
+    validation: UserItems
+
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """Shape of what a user group is sent: R ``rows`` of ``slices`` slices and ``dim`` columns, in K ``blocks``."""
+
+    rows: int
+    slices: int
+    dim: int
+    blocks: int
+
+    @staticmethod
+    def from_blocks(layout: BlockLayout, blocks: NDArray[np.int64]) -> GroupShape:
+        """Return the shape of some blocks (K,), as the server sends them."""
+        return GroupShape(layout.num_rows(blocks), layout.num_slices, layout.embedding_dim, len(blocks))
+
+    @staticmethod
+    def from_ranked(ranked: RankedBlocks) -> GroupShape:
+        """Return the shape of ranked blocks, as a device sees them."""
+        layout = ranked.layout
+        return GroupShape(len(ranked.items), layout.num_slices, layout.embedding_dim, len(ranked.blocks))
+
+
+class BoundedStatistic(ABC):
+    """Base class of an additional noised statistic; a stateless value, made without arguments."""
+
+    @abstractmethod
+    def shape(self, group: GroupShape) -> tuple[int, ...]:
+        """Return the shape of one device's contribution, from public quantities alone."""
+
+    @abstractmethod
+    def values(self, ranked: RankedBlocks, trained: TrainedDevices) -> FloatArray:
+        """Return each device's contribution, (M, *shape), before clipping; finite."""
+
+    @abstractmethod
+    def take(
+        self,
+        total: FloatArray,
+        std: float,
+        num_devices: float,
+        blocks: NDArray[np.int64],
+        statistics: BlockStatistics,
+    ) -> None:
+        """Use a user group's noised sum (shape) on the server; it may change ``statistics`` in place. std: standard
+        deviation of the noise on each number; num_devices: divisor of the sums; blocks: (K,) blocks that were sent."""
+
+
+@lru_cache(maxsize=32)
+def find_statistic(name: str) -> BoundedStatistic:
+    """The statistic of this name.
+
+    Raises:
+        ScenarioError: no statistic has this name, or what is registered under it is none.
+    """
+    try:
+        return STATISTICS.make(name, BoundedStatistic)  # type: ignore[type-abstract]
+    except FieldError as error:
+        raise ScenarioError(f"privacy.statistics: {error}") from None
+
+
+def bounded(values: FloatArray, bound: float, *, l1: bool) -> NDArray[np.int64]:
+    """Sum over devices of their contributions (M, ...), each scaled into the bound, in units of 1 / FIXED_POINT.
+
+    Every device rounds towards zero, so that no norm passes the bound.
+    """
+    flat = values.reshape(len(values), -1)
+    sizes = np.abs(flat).sum(axis=1) if l1 else np.sqrt((flat**2).sum(axis=1))
+    scale = np.minimum(1.0, bound * (1 - 1e-12) / np.maximum(sizes, 1e-300))
+    fixed = np.trunc(flat * scale[:, None] * FIXED_POINT).astype(np.int64)
+    return np.asarray(fixed.sum(axis=0, dtype=np.int64)).reshape(values.shape[1:])
 
 
 class NamedSums(dict[str, NDArray[np.int64]]):
@@ -336,3 +443,55 @@ class TrafficPadding:
     def is_public(self) -> bool:
         """Return whether a device's traffic does not depend on its data: the server can compute it."""
         return self.all_rows and self.group_prefix
+
+
+# ---- Owners in a round of refinement under secure aggregation: they are counted first, and few of them open
+# nothing
+# A device that trains changes the rows of its items and those of others, as negatives: a row's sum is over many
+# devices, of which few may have the item. What such a sum says is then what these have. Before each round devices
+# therefore say, in a sum of its own over the same devices of the same user group, of which slices of rows they have
+# the item and learn from it. Where :func:`fl_peel.steps.base.opened_rows` says no they then say zeros, as of a row
+# that stays closed in a step of stage 1. Who touches a row is not counted, since nearly everybody does.
+#
+# They count once they have trained, so that who is late or loses its memory is in neither sum. Validation hits of a
+# block are of fewer devices than that almost everywhere, so such rounds have no signals
+# (:func:`fl_peel.exchange.release.wants_signals`).
+
+
+OWNER_ARRAYS = {"owners": ArraySpec(("R", "S"), least=0, most="N")}
+"""What N devices count: those that have the item of each of R rows, by slice."""
+
+
+def owners_layout(group: GroupShape, *, num_devices: int) -> VectorLayout:
+    """Return the layout of the vector in which devices of a user group count."""
+    return VectorLayout((Field("owners", (group.rows, group.slices), 32), Field(CHECK, (1,), 64)), num_devices)
+
+
+def owners_bytes(neighbours: int, group: GroupShape, layout: VectorLayout) -> DeviceBytes:
+    """Return the bytes that counting takes of a device with so many neighbours: the exchanges of the protocol, and
+    what is opened, a bit each.
+    """
+    moved = DeviceBytes.from_sizes(neighbours, layout.num_bytes)
+    return DeviceBytes(moved.download + -(-group.rows * group.slices // 8), moved.upload, moved.vector)
+
+
+def owned(update: GroupUpdate) -> Values:
+    """Return what one device counts. update: its own, of this round."""
+    mine = (update.row_examples > 0)[:, None] & (update.touched > 0)
+    return {"owners": mine.astype(np.int64)}
+
+
+def closed(values: Values, opened: NDArray[np.bool_]) -> Values:
+    """Return a device's contribution, with an entry for every row, and zeros for all that stays closed. opened: (R, S)
+    slices of rows.
+    """
+    rows = opened.any(axis=1)
+    masks = {"touched": opened, "row_loss": rows, "row_examples": rows}
+    result: Values = {}
+    for name, array in values.items():
+        if name in ("sums", "updates"):
+            by_slice = array.reshape(*opened.shape, -1)
+            result[name] = np.where(opened[:, :, None], by_slice, 0).reshape(array.shape)
+        else:
+            result[name] = np.where(masks[name], array, 0) if name in masks else array
+    return result

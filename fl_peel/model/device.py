@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from fl_peel.blocks import resizing
-from fl_peel.blocks.layout import number_dtype
-from fl_peel.blocks.precision import code_dtype, has_scales
+from fl_peel.blocks.layout import code_dtype, has_scales, number_dtype
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.stored import CUT_VERSION, StoredEmbedding, sealed
@@ -33,10 +32,9 @@ from fl_peel.data.interactions import UserItems
 from fl_peel.errors import BudgetError, ModelError
 from fl_peel.model.model_files import Catalogue, OwnId
 from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.spectral import turned
-from fl_peel.pretraining.spectral_steps import embeddings
+from fl_peel.pretraining.spectral import embeddings, turned
 from fl_peel.scenario.settings import Precision
-from fl_peel.steps.units import add_rows, nearest, unit_vectors
+from fl_peel.steps.base import add_rows, nearest, unit_vectors
 
 FloatArray = NDArray[np.float32]
 ROWS_AT_ONCE = 4096
@@ -174,7 +172,7 @@ KINDS: dict[str, type[FittedJoining] | type[MappedJoining]] = {
 
 def as_halves(tables: FloatArray, *, flat: bool = False) -> tuple[NDArray[Any], FloatArray]:
     """Tables (T, R, k) in half precision with a unit for each column (T, k), if they are just these again; else as they
-    are, with units of 1. :func:`fl_peel.pretraining.spectral_steps.halves` makes such tables. flat: there is one, (R,
+    are, with units of 1. :func:`fl_peel.pretraining.spectral.halves` makes such tables. flat: there is one, (R,
     k).
     """
     largest = np.maximum(tables.max(axis=1, initial=0.0), -tables.min(axis=1, initial=0.0))

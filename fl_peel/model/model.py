@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel import __version__
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import Codes, code_columns, code_dtype, has_scales, quantize
+from fl_peel.blocks.layout import BlockLayout, Codes, code_columns, code_dtype, has_scales, quantize
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import MessageError, ModelError, ScenarioError

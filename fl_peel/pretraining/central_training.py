@@ -34,8 +34,7 @@ from fl_peel.cpu_dispatch import code_paths
 from fl_peel.data.interactions import UserItems, check_collected
 from fl_peel.errors import ScenarioError
 from fl_peel.pretraining.clusters import UserGroups
-from fl_peel.pretraining.losses import BatchLoss, UserBatch, evenly_drawn, slice_diversity
-from fl_peel.pretraining.propagation import InteractionGraph, propagate
+from fl_peel.pretraining.losses import BatchLoss, InteractionGraph, UserBatch, evenly_drawn, propagate, slice_diversity
 from fl_peel.pretraining.spectral import spectral_tables
 from fl_peel.randomness import seed_for
 from fl_peel.scenario.settings import PretrainingConfig

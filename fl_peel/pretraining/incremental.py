@@ -18,8 +18,7 @@ import numpy as np
 import scipy.linalg
 
 from fl_peel.errors import DataError
-from fl_peel.pretraining.spectral import popular_directions
-from fl_peel.pretraining.spectral_steps import (
+from fl_peel.pretraining.spectral import (
     SCORE_SPREAD,
     USER_LENGTH,
     Filter,
@@ -30,6 +29,7 @@ from fl_peel.pretraining.spectral_steps import (
     halves,
     orthonormal,
     orthonormal_again,
+    popular_directions,
     starting_directions,
 )
 from fl_peel.pretraining.stage1 import (
@@ -44,9 +44,8 @@ from fl_peel.pretraining.stage1 import (
 )
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.settings import SpectralConfig
-from fl_peel.steps.base import StepChannel
+from fl_peel.steps.base import Counts, Doubles, Floats, Ints, StepChannel, unit_vectors
 from fl_peel.steps.choice import UNUSED, FilterGrid, FilterRequest, freshness, spread_of
-from fl_peel.steps.units import Counts, Doubles, Floats, Ints, unit_vectors
 from fl_peel.steps.user_groups import Moments, VectorsStep
 from fl_peel.training.workers import fixed_threads
 
@@ -54,7 +53,7 @@ from fl_peel.training.workers import fixed_threads
 @dataclass(frozen=True)
 class SpectralModel:
     """What goes on. directions: (I, K + o) orthonormal, with the columns that passes take besides; values: (K,)
-    eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.spectral_steps.Filter`,
+    eigenvalues; counts: (I,) of items; own, scored: (I, K) as in :class:`fl_peel.pretraining.spectral.Filter`,
     turned; centroids: (G, c); means: (G, c) of the groups' devices, which are the next centroids; scale: of scored rows
     in tables; middle: (K,) the mean of devices' vectors at length 1, for those that have nothing to make one of; mean:
     (K,) the same before it was turned and eigenvalues have weighted it; mean_weight: what devices add of it to their

@@ -19,28 +19,46 @@ import scipy.linalg  # noqa: F401  # loaded here, as fixed_threads reaches only 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
 from fl_peel.pretraining.clusters import k_means
-from fl_peel.pretraining.spectral import above_noise, cleaned, known, popular_directions, symmetric
-from fl_peel.pretraining.spectral_steps import (
+from fl_peel.pretraining.spectral import (
     WIDEST,
     Compression,
     Filter,
     GroupStart,
+    above_noise,
     blocks_of,
+    cleaned,
     coarse,
     drawn_items,
     filtered,
     halves,
+    known,
     orthonormal,
     orthonormal_again,
+    popular_directions,
     spectrum,
     starting_directions,
+    symmetric,
 )
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
-from fl_peel.steps.base import Arrays, Bools, PartSums, Step, StepChannel, StepTerms
+from fl_peel.steps.base import (
+    UNIT_SCALE,
+    Arrays,
+    Bools,
+    Counts,
+    Doubles,
+    Floats,
+    Ints,
+    PartSums,
+    Step,
+    StepChannel,
+    StepTerms,
+    add_rows,
+    inverse_power,
+    unit_vectors,
+)
 from fl_peel.steps.choice import ChoiceStep, FilterGrid, FilterRequest
 from fl_peel.steps.passes import CountsStep, PassStep
-from fl_peel.steps.units import UNIT_SCALE, Counts, Doubles, Floats, Ints, add_rows, inverse_power, unit_vectors
 from fl_peel.steps.user_groups import GroupsStep, Moments, MomentsStep, VectorsStep
 from fl_peel.training.workers import fixed_threads
 
@@ -285,7 +303,7 @@ def repeated_passes(
 
 def iterated(once: Callable[[Doubles], Doubles], directions: Doubles, sizes: Sequence[int]) -> tuple[Doubles, Doubles]:
     """Directions (I, k) and eigenvalues (k,) after passes: ``once`` is one, sizes: as of
-    :func:`fl_peel.pretraining.spectral_steps.blocks_of`.
+    :func:`fl_peel.pretraining.spectral.blocks_of`.
     """
     values = np.zeros(0)
     for size in sizes:

@@ -22,10 +22,9 @@ from fl_peel.privacy.sources import NoiseSource, source_of, whole_scale
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import answers_needed
 from fl_peel.steps import STEPS, find_stage, steps_of
-from fl_peel.steps.base import ContributionBounds, Draw, NoisedPart, Step
+from fl_peel.steps.base import ContributionBounds, Draw, Ints, NoisedPart, Step
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import CountsStep
-from fl_peel.steps.units import Ints
 
 NOISED_PARTS = MappingProxyType({part.name: part for step in STEPS.values() for part in step.noised})
 """Parts of sums of stage 1 that a mechanism noises. Their shares of its budget are for all times of a part together;

@@ -35,13 +35,15 @@ from fl_peel.scenario.method import (
     Blocks,
     ControllerPart,
     Data,
+    Poisoning,
     Pretraining,
+    Privacy,
     Refinement,
     Robust,
+    SecureAggregation,
     Selector,
     UserGroupsPart,
 )
-from fl_peel.scenario.protection import Poisoning, Privacy, SecureAggregation
 from fl_peel.scenario.settings import STAGES, Precision, check_device_name
 
 

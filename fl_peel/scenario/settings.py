@@ -61,7 +61,7 @@ VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """How tables are made of sums over devices (:mod:`fl_peel.pretraining.spectral_steps`): what
+    """How tables are made of sums over devices (:mod:`fl_peel.pretraining.spectral`): what
     :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
     None as an exponent: about ``filter_devices`` choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``;
@@ -274,7 +274,7 @@ DEVICE_CONTENTS: Registry[Any] = Registry("device contribution", "fl_peel.device
 SERVER_CONTENTS: Registry[Any] = Registry("server contribution", "fl_peel.server_contents")
 STATISTICS: Registry[Any] = Registry("statistic", "fl_peel.statistics")
 STAGES: Registry[Any] = Registry("stage", "fl_peel.stages")
-"""Subclasses of :class:`fl_peel.steps.stage.Stage`: the values of ``stages``."""
+"""Subclasses of :class:`fl_peel.steps.base.Stage`: the values of ``stages``."""
 
 
 def check_contents(name: str | None) -> str | None:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from types import MappingProxyType
 
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.steps.base import ContributorsStep, Step
+from fl_peel.steps.base import ContributorsStep, Stage, Step, find_stage
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import CountsStep, PassStep
-from fl_peel.steps.stage import Stage, find_stage
 from fl_peel.steps.user_groups import GroupsStep, MapsStep, MomentsStep, VectorsStep
 
 _ALL: tuple[type[Step], ...] = (

@@ -16,7 +16,7 @@ all others, so that a row that stays closed looks as if nobody were there.
 
 Counts themselves are opened: they say how many devices contribute, and nothing else of any of them.
 
-Counters are 64 bits wide, and so is all else unless units are coarser (:class:`fl_peel.steps.units.Units`): products of
+Counters are 64 bits wide, and so is all else unless units are coarser (:class:`fl_peel.steps.base.Units`): products of
 vectors and passes fill that, and counts are few beside those. A vector is a head, of counters and the word that proves
 the masks gone, and a body of the step's pieces. It may go in parts of some pieces each, as one stream: masks go on
 where they were.
@@ -35,32 +35,165 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fl_peel.array_specs import ArraySpec, summed
 from fl_peel.data.interactions import UserItems
-from fl_peel.errors import MessageError
-from fl_peel.exchange.counters import ClassCounts, ClockCounts, counts_within
+from fl_peel.errors import FieldError, MessageError
+from fl_peel.exchange.counters import BELOW, ClassCounts, ClockCounts, counts_within
+from fl_peel.figures import Figure
+from fl_peel.kernels import sum_rows
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.scenario.settings import SpectralConfig
+from fl_peel.scenario.settings import STAGES, SpectralConfig
 from fl_peel.secure.device_protocol import EXCHANGES, DeviceBytes
 from fl_peel.secure.vector import CHECK, Bits, Field, VectorLayout
-from fl_peel.steps.units import UNIT_SCALE, Floats, Ints, Units
+
+# ---- Whole numbers that devices add up: their units, how vectors are rounded to them, and bounds that rounding
+# keeps
+# Everything that is added up over devices is a whole number, rounded on the device: the sum is the same whatever the
+# order or the number of nodes, and may be masked.
+
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Counts = NDArray[Any]
+"""Whole numbers, or what noise leaves of them, in doubles."""
+
+PASS_SCALE = 2.0**36
+"""Units of a pass in one: a device's numbers are below 2^7, so that sums of 2^20 devices fit 64 bits."""
+UNIT_SCALE = 2.0**20
+"""Units of vectors of length 1: products of two of them, added up over thousands, are exact in doubles."""
+CHUNK_DEVICES = 4096
+"""Vectors that are held in doubles at once: their products, added up, are below 2^53 units squared."""
+EMPTY = 1e-9
+"""Directions below this share of the largest squared length are rounding alone."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Units in one of the whole numbers that devices send: in passes, and of vectors whose products are moments; bits:
+    of a word that holds their sum.
+    """
+
+    passes: float = PASS_SCALE
+    moments: float = UNIT_SCALE
+    bits: Literal[32, 64] = 64
+
+    @staticmethod
+    def from_config(config: SpectralConfig, devices: int, items: int) -> Units:
+        """The finest powers of two with which sums of so many devices fit, whatever they have.
+
+        Of a pass with columns of length 1 at most, d_u^-2a times the sum of d_u rows is below d_u^(1/2 - 2a), by Cauchy
+        and Schwarz, for D^-b is 1 at most. Entries of vectors of length 1 are at most 1, and so are their products. A
+        thousandth is left for rounding.
+        """
+        bits = config.sum_bits
+        if bits == 64:
+            return Units()
+        limit = ((1 << (bits - 1)) - 1) // devices
+        largest = 1.001 * max(1.0, items ** (0.5 - 2 * config.user_exponent))
+        return Units(
+            min(_power_below((limit - 1) / largest), PASS_SCALE),
+            min(_power_below((math.sqrt(limit) - 1) / 1.001), UNIT_SCALE),
+            bits,
+        )
+
+
+def _power_below(number: float) -> float:
+    """The largest power of two that is no larger; 1 at least."""
+    return 2.0 ** math.floor(math.log2(max(number, 1.0)))
+
+
+def inverse_power(counts: Counts, exponent: float) -> Doubles:
+    """Return counts^-exponent; zero where the count is zero."""
+    scale: Doubles = np.zeros(len(counts))
+    np.power(counts, -exponent, out=scale, where=counts > 0, dtype=np.float64)
+    return scale
+
+
+def item_matrix(rows: UserItems, num_items: int, kind: type[np.generic]) -> sp.csr_matrix:
+    """0/1 interactions (N, I); a user's items in ascending order, so that its sums are the same to the last bit."""
+    ordered = rows.by_item()
+    ones = np.ones(len(ordered.items), kind)
+    return sp.csr_matrix((ones, ordered.items, ordered.indptr), shape=(rows.num_users, num_items))
+
+
+def weighted_matrix(rows: UserItems, num_items: int, fading: float | None) -> sp.csr_matrix:
+    """Return interactions (N, I): 1 each, or e^(-n / ``fading``) where a device has had n interactions since."""
+    if fading is None:
+        return item_matrix(rows, num_items, np.float64)
+    counts = rows.counts()
+    since = np.repeat(rows.indptr[1:], counts) - 1 - np.arange(rows.num_interactions)
+    order = np.lexsort((rows.items, rows.users()))
+    weights = np.exp(-since / fading)[order]
+    return sp.csr_matrix((weights, rows.items[order], rows.indptr), shape=(rows.num_users, num_items))
+
+
+def add_rows(table: Floats, rows: UserItems, fading: float | None = None) -> Floats:
+    """Return the sum of the rows of each device's items, (N, k). fading: as of :func:`weighted_matrix`."""
+    matrix = weighted_matrix(rows, len(table), fading)
+    vectors = np.empty((rows.num_users, table.shape[1]), np.float32)
+    sum_rows(matrix.indptr, matrix.indices, matrix.data, table, vectors)
+    return vectors
+
+
+def unit_vectors(vectors: Floats) -> Floats:
+    """Return vectors (N, k) at length 1; those of devices without items stay zero."""
+    units = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        wide = vectors[start : start + CHUNK_DEVICES].astype(np.float64)
+        lengths = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+        units[start : start + CHUNK_DEVICES] = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
+    return units
+
+
+def in_units(vectors: Floats, scale: float = UNIT_SCALE) -> Doubles:
+    """Return vectors of length 1 as whole numbers in units of 1 / ``scale``."""
+    return np.rint(vectors.astype(np.float64) * scale)
+
+
+def within(values: Floats | Doubles, bound: float | Doubles, unit: float, *, l1: bool) -> Ints:
+    """Rows (N, k) shortened to a norm of ``bound`` (each, or (N,)) where they are longer, in units of 1 / ``unit``,
+    rounded towards zero. What is not a number counts as zero.
+    """
+    wide = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    norms = np.abs(wide).sum(axis=1) if l1 else np.sqrt((wide * wide).sum(axis=1))
+    shorter = np.minimum(1.0, bound * BELOW / np.maximum(norms, 1e-300))
+    whole: Ints = np.trunc(wide * shorter[:, None] * unit).astype(np.int64)
+    return whole
+
+
+def nearest(vectors: Floats, centroids: Floats) -> NDArray[np.int32]:
+    """Return the user group of each device (N,): the nearest centroid of (G, c), ties to the lower number.
+
+    It is computed in whole numbers, so that it does not depend on which devices are computed together. vectors: (N, K),
+    K >= c; the first c columns, at length 1, count.
+    """
+    centres = in_units(centroids)
+    squares = (centres * centres).sum(axis=1)
+    groups = np.zeros(len(vectors), np.int32)
+    for start in range(0, len(vectors), CHUNK_DEVICES):
+        points = in_units(unit_vectors(vectors[start : start + CHUNK_DEVICES, : centroids.shape[1]]))
+        groups[start : start + CHUNK_DEVICES] = (squares - 2.0 * (points @ centres.T)).argmin(axis=1)
+    return groups
+
 
 ID_BYTES = 4
 NUMBER_BYTES = 4
 """Bytes of a number in fp32, as devices compute with them."""
 ROW_BYTES = 2
-"""Bytes of an entry of a row or a map, see :func:`fl_peel.pretraining.spectral_steps.halves`."""
+"""Bytes of an entry of a row or a map, see :func:`fl_peel.pretraining.spectral.halves`."""
 UNIT_BYTES = 1
 """Bytes of a column's unit, which is a power of two."""
 CENTROID_BYTES = 1
-"""Bytes of an entry of a centroid, see :func:`fl_peel.pretraining.spectral_steps.coarse`."""
+"""Bytes of an entry of a centroid, see :func:`fl_peel.pretraining.spectral.coarse`."""
 WORD_BYTES = 8
 """Bytes of a whole number that is added up."""
 SAMPLE_COLUMNS = 64
@@ -581,3 +714,55 @@ class StepVector:
         """Return what it costs a device to send the vector with masks of so many neighbours."""
         moved = DeviceBytes.from_sizes(neighbours, 0)
         return AnswerCost(self.num_bytes, moved.download, moved.upload, EXCHANGES)
+
+
+# ---- A stage of a run that an installed package adds: one step, when it is asked, and the figures of its sum
+
+
+AFTER = ("joining", "refinement", "evaluation")
+"""Stages of every run after which another one may stand."""
+
+
+@dataclass(frozen=True)
+class Stage(Step):
+    """A step that a run asks once, and the figures of its sum. after: stage of a run after which it stands, one of
+    :data:`AFTER`; its fields have defaults. An entry point of the group ``fl_peel.stages`` registers it under its own
+    name, and a scenario takes it with the key ``stages``. Masks, noise, the least number of owners, checkpoints and
+    costs are those of any step; under a mechanism its ``noised`` parts have a share of the budget of stage 1.
+    """
+
+    after: ClassVar[str]
+
+    def sent(self, tables: Sequence[Floats]) -> Arrays:
+        """Return the arrays that devices are sent. tables: item tables (I, d) of the user groups as they are then."""
+        return {}
+
+    @abstractmethod
+    def figures(self, sums: dict[str, Doubles], tables: Sequence[Floats]) -> Iterable[Figure]:
+        """Return the figures, each with its name and columns (``where``). sums: of all devices, noised parts in ones;
+        tables: as in :meth:`sent`.
+        """
+
+    def cost(self, terms: StepTerms, items: HeldItems, budgets: Ints) -> StepCost:
+        """See :class:`Step`; a device holds all that it is sent, and its contribution."""
+        down, up, nothing = 0, 0, np.zeros_like(budgets)
+        for spec in self.sent_arrays(terms, (0, self.num_pieces)).values():
+            down += math.prod(map(int, spec.shape or ())) * np.dtype((spec.dtypes or ("int64",))[0]).itemsize
+        for one in self.sums(terms):
+            up += terms.word_bytes * math.prod(one.shape)
+        return StepCost(nothing + down, nothing + up, nothing, nothing + down + up, nothing + 1)
+
+
+def find_stage(name: str) -> Stage:
+    """Return the stage that an installed package registers under a name.
+
+    Raises:
+        FieldError: there is none, it is not a :class:`Stage`, or it has another name, or no place in a run.
+    """
+    stage = STAGES.make(name, Stage)  # type: ignore[type-abstract]
+    if stage.name != name or stage.after not in AFTER:
+        raise FieldError(
+            f"the stage {name!r} is named {stage.name!r} and stands after {stage.after!r}: register it under its own "
+            f"name, and set after to one of {', '.join(AFTER)}"
+        )
+    return stage

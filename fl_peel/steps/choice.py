@@ -15,15 +15,21 @@ from fl_peel.data.timeline import QUARTERS
 from fl_peel.errors import MessageError
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
+    EMPTY,
     ID_BYTES,
     NUMBER_BYTES,
     ROW_BYTES,
     SAMPLE_COLUMNS,
     UNIT_BYTES,
+    UNIT_SCALE,
     WORD_BYTES,
     Arrays,
     Bools,
+    Counts,
+    Doubles,
+    Floats,
     HeldItems,
+    Ints,
     NoisedPart,
     Part,
     Size,
@@ -34,14 +40,6 @@ from fl_peel.steps.base import (
     StepTerms,
     SumField,
     answer_to,
-)
-from fl_peel.steps.units import (
-    EMPTY,
-    UNIT_SCALE,
-    Counts,
-    Doubles,
-    Floats,
-    Ints,
     inverse_power,
     item_matrix,
     unit_vectors,
@@ -115,7 +113,7 @@ class FilterGrid:
 @dataclass(frozen=True)
 class FilterRequest:
     """Which filter ranks your validation items best? directions: (I, K) as passes found them; values: (K,); counts:
-    (I,); drawn, place: of :func:`fl_peel.pretraining.spectral_steps.drawn_items`; recent: (I,) uses of late
+    (I,); drawn, place: of :func:`fl_peel.pretraining.spectral.drawn_items`; recent: (I,) uses of late
     (:func:`recent_uses`), of a timeline, whose devices make their vectors with ``fading``; mean: (K,) everybody's mean
     vector, before eigenvalues have weighted it: devices add it to their own, both at length 1, and those without an
     item have it alone; weights: (D,) how many items each drawn one stands for among the ``place``, None: itself.

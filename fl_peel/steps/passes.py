@@ -21,12 +21,15 @@ from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
     ID_BYTES,
     NUMBER_BYTES,
+    PASS_SCALE,
     ROW_BYTES,
     WORD_BYTES,
     Arrays,
     Bools,
     ContributionBounds,
+    Floats,
     HeldItems,
+    Ints,
     NoisedPart,
     Part,
     Size,
@@ -38,9 +41,10 @@ from fl_peel.steps.base import (
     SumField,
     answer_to,
     cost_by_columns,
+    inverse_power,
     rows_bytes,
+    within,
 )
-from fl_peel.steps.units import PASS_SCALE, Floats, Ints, inverse_power, within
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class CountsStep(Step):
 
 FACTOR_SCALE = 2.0**18
 """Units of either factor of a bounded pass, whose products are in units of
-:data:`fl_peel.steps.units.PASS_SCALE`.
+:data:`fl_peel.steps.base.PASS_SCALE`.
 """
 
 

@@ -22,15 +22,21 @@ from fl_peel.array_specs import ArraySpec
 from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
     CENTROID_BYTES,
+    CHUNK_DEVICES,
     ID_BYTES,
     NUMBER_BYTES,
     ROW_BYTES,
     UNIT_BYTES,
+    UNIT_SCALE,
     WORD_BYTES,
     Arrays,
     Bools,
+    Counts,
+    Doubles,
     Draw,
+    Floats,
     HeldItems,
+    Ints,
     NoisedPart,
     Part,
     Size,
@@ -42,9 +48,11 @@ from fl_peel.steps.base import (
     SumField,
     answer_to,
     cost_by_columns,
+    in_units,
+    nearest,
     rows_bytes,
+    within,
 )
-from fl_peel.steps.units import CHUNK_DEVICES, UNIT_SCALE, Counts, Doubles, Floats, Ints, in_units, nearest, within
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,11 @@ from fl_peel.training.update import LocalWork
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.bench import stock_flower
 from simulations.engine.engine import simulated
-from simulations.engine.folders import run_folder
-from simulations.engine.inputs import check_out, given_folder, require_dataset
+from simulations.engine.inputs import check_out, given_folder, require_dataset, run_folder
 from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
 from simulations.scenario_files import load_scenario
-from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.state import UserGroupState, empty_tables, known_bytes, put_once, shelf_for
+from strategies.groups.state import ServerOptimizer, UserGroupState, empty_tables, known_bytes, put_once, shelf_for
 from strategies.rounds.strategy import PeelStrategy, sample_cohort
 from strategies.run.prepare import CentralStage1Outcome
 from strategies.run.refinement import Refiner, join, put_together

@@ -88,7 +88,7 @@ def cache(
 ) -> None:
     """List what runs keep to go on from: what made each entry, its size and its age."""
     from fl_peel.store import Store
-    from simulations.engine.folders import default_cache_dir
+    from simulations.engine.inputs import default_cache_dir
     from simulations.resumable import CHECKPOINTS, NAME, owned_store
 
     places = [default_cache_dir()] if folder is None else [folder, folder / NAME, folder / CHECKPOINTS]

@@ -191,9 +191,9 @@ def run(
     with shown_at(err, port=port, title=loaded.name, quiet=quiet) as on_event, engine.starting(loaded):
         on_event(Event("start", 0, 1, loaded.name))
         from simulations import runner
-        from simulations.engine.folders import default_cache_dir
+        from simulations.engine.inputs import default_cache_dir
         from simulations.result_pages import result_kind
-        from simulations.run_options import RunOptions
+        from simulations.scenario_files import RunOptions
 
         options = RunOptions(
             out=out,
@@ -237,7 +237,7 @@ def deploy(
     loaded = checked(load_scenario(scenario, overrides or [], seed=seed), out)
 
     from simulations.deployment.processes import node_configs, run_deployed
-    from simulations.run_options import RunOptions
+    from simulations.scenario_files import RunOptions
 
     configs = node_configs(loaded, nodes=nodes, own=own or [])
     run_deployed(

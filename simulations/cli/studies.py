@@ -231,7 +231,7 @@ def _show_study(scenario: Scenario, study: Callable[..., dict[str, Any]]) -> Non
     """Tell how long the command's study may take, do it, and show what it came to. study: is given a study's arguments,
     which follow from the command's options.
     """
-    from simulations.engine.folders import default_cache_dir
+    from simulations.engine.inputs import default_cache_dir
     from simulations.result_pages import result_kind
 
     context = click.get_current_context()
@@ -334,7 +334,7 @@ def sweep(
     callbacks = trackers(track or [])
 
     from fl_peel.json_codec import to_plain
-    from simulations.engine.folders import default_cache_dir
+    from simulations.engine.inputs import default_cache_dir
     from simulations.sweep import sweep as swept
     from simulations.sweep import sweep_page
 

@@ -28,9 +28,8 @@ from fl_peel.errors import EngineError, ScenarioError
 from fl_peel.files import OWNED, owned_folder, remove_abandoned
 from fl_peel.scenario.scenario import Scenario
 from simulations.deployment.keys import KeyFolder, make_keys
-from simulations.engine.folders import data_folder
-from simulations.engine.inputs import given_folder
-from simulations.run_options import RunOptions
+from simulations.engine.inputs import data_folder, given_folder
+from simulations.scenario_files import RunOptions
 
 HOST = "127.0.0.1"
 CONNECTION = "deployed"

@@ -289,8 +289,7 @@ def run_embedded(
         from flwr.app import Context, RecordDict
         from flwr.serverapp import ServerApp
 
-        from simulations.engine.embedded_grid import RUN_ID, EmbeddedGrid
-        from simulations.engine.passing_grid import StoppableGrid
+        from simulations.engine.passing_grid import RUN_ID, EmbeddedGrid, StoppableGrid
 
         workers = _ahead(engine, client)
         assert workers is not None, "they were started above"

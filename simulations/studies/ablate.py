@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from matplotlib.ticker import FuncFormatter
 
-from fl_peel.blocks.precision import row_bytes
+from fl_peel.blocks.layout import row_bytes
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
@@ -34,8 +34,7 @@ from simulations.report.table_view import (
     format_metric,
     format_share,
 )
-from simulations.run_options import StudyArguments
-from simulations.scenario_files import validated
+from simulations.scenario_files import StudyArguments, validated
 from simulations.studies.compare import budget_of, flat
 from simulations.studies.schema import AblateResult, AblateRow
 from simulations.studies.study import (
@@ -93,7 +92,7 @@ def ablate(
     """Measure every variation at every budget and write ablate.json, ablate.csv, ablate.html and ablate.svg.
 
     parts: only these (None: all); seeds: how many, from the scenario's on; arguments:
-    :class:`simulations.run_options.StudyArguments`.
+    :class:`simulations.scenario_files.StudyArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.

@@ -42,10 +42,10 @@ from fl_peel.events import Event, OnEvent
 from fl_peel.figures import Estimate
 from fl_peel.json_codec import from_plain
 from fl_peel.randomness import rng_for
-from fl_peel.scenario.protection import Privacy, SecureAggregation
+from fl_peel.scenario.method import Privacy, SecureAggregation
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import on_remaining_machines, simulated
-from simulations.engine.folders import data_folder, run_folder
+from simulations.engine.inputs import data_folder, run_folder
 from simulations.engine.versions import versions
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, Plot
@@ -60,8 +60,7 @@ from simulations.report.table_view import (
     format_share,
 )
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
-from simulations.run_options import StudyArguments
-from simulations.scenario_files import shipped_scenarios, validated, with_override
+from simulations.scenario_files import StudyArguments, shipped_scenarios, validated, with_override
 from simulations.studies.observer import Observer, TapGrid, WatchedDevices
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult
 from simulations.studies.study import (
@@ -110,7 +109,7 @@ def audit(
     """Audit every row and write audit.json, audit.csv, audit.html and audit.svg.
 
     rows: further ones, ``NAME:PATH=VALUE,...``; see :func:`added_rows`; arguments:
-    :class:`simulations.run_options.StudyArguments`.
+    :class:`simulations.scenario_files.StudyArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, the data or the rows, an unknown attack, or a failed engine.

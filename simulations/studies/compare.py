@@ -32,7 +32,7 @@ from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precisio
 from fl_peel.training.workers import fixed_threads
 from simulations.engine.engine import simulated
 from simulations.report.result_files import write_files
-from simulations.run_options import StudyArguments
+from simulations.scenario_files import StudyArguments
 from simulations.studies.compare_report import COMPARE
 from simulations.studies.study import (
     REPLICATES,
@@ -129,7 +129,7 @@ def compare(
 
     seeds: how many, from the scenario's on; with more than one, figures are means and carry their spread.
     single_budgets: for which PEEL is also trained with that budget alone (None: up to three of ``budgets``); arguments:
-    :class:`simulations.run_options.StudyArguments`.
+    :class:`simulations.scenario_files.StudyArguments`.
 
     Raises:
         FlPeelError: a mistake in the scenario, data or profiles, or a failed engine; one line each.

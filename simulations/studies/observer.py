@@ -46,18 +46,16 @@ from fl_peel.attacks.decoder import (
 )
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
-from fl_peel.exchange.owners import closed
-from fl_peel.exchange.release import dense, sparse
+from fl_peel.exchange.release import closed, dense, sparse
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.fleet_files import fleet_files
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import DropoutStage, needed_of, vanishing
-from fl_peel.steps.base import ContributorsStep, unpacked_rows
+from fl_peel.steps.base import UNIT_SCALE, ContributorsStep, unpacked_rows
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import CountsStep, PassStep
-from fl_peel.steps.units import UNIT_SCALE
 from fl_peel.steps.user_groups import MapsStep, MomentsStep, VectorsStep, nearest_groups
 from fl_peel.wire import RoundReply, RoundRequest, SecureKeysRequest
 from simulations.engine.passing_grid import PassingGrid

@@ -23,7 +23,7 @@ from fl_peel.figures import Estimate
 from fl_peel.plugins import did_you_mean
 from fl_peel.problems import read_yaml_file
 from fl_peel.scenario.base import Keys
-from simulations.engine.folders import data_folder
+from simulations.engine.inputs import data_folder
 from simulations.report.table_view import format_estimate
 from simulations.resumable import CHECKPOINTS, owned_store
 from simulations.scenario_files import validated

@@ -37,21 +37,21 @@ from fl_peel.ranking.bootstrap import Sample, holm
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
 from simulations.engine.engine import on_remaining_machines, simulated
-from simulations.engine.folders import data_folder, run_folder
 from simulations.engine.inputs import (
     STUDY_RESULTS,
     check_data,
     check_devices,
     checked,
+    data_folder,
     given_folder,
     require_items,
+    run_folder,
 )
 from simulations.engine.versions import versions
 from simulations.report.render import ResultKind
 from simulations.report.result_files import write_results
 from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
-from simulations.run_options import RunOptions, StudyArguments
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, StudyArguments, load_scenario
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.prepare import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes

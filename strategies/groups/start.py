@@ -15,16 +15,16 @@ from fl_peel.blocks.ranked_blocks import RankedBlocks, ranked_as_numbered
 from fl_peel.data.interactions import UserItems
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.pretraining.clusters import Interests, Neighbourhood, UserGroups, item_covariance, item_groups, user_groups
-from fl_peel.pretraining.spectral_steps import GroupStart
+from fl_peel.pretraining.spectral import GroupStart
 from fl_peel.pretraining.stage1 import SpectralStart
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.training.group import signals_of_group
 from fl_peel.training.workers import fixed_threads
 from fl_peel.weighting.block_statistics import BlockStatistics
-from strategies.groups.aggregation import ServerOptimizer
 from strategies.groups.state import (
     FloatArray,
+    ServerOptimizer,
     UserGroupState,
     block_energy,
     empty_tables,
@@ -164,7 +164,7 @@ def shown_in_lists(
 
 TEMPERATURE = 0.4
 """Temperature of the local loss, where the scenario gives none: scores are spread as far as
-:mod:`fl_peel.pretraining.spectral_steps` says.
+:mod:`fl_peel.pretraining.spectral` says.
 """
 
 

@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.compression import StoredTable, stored_bytes
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.layout import BlockLayout, dequantize, quantize
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder, ranked_as_numbered
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems

@@ -28,8 +28,7 @@ from fl_peel.events import Event
 from fl_peel.kernels.rivals import pooled_epoch
 from fl_peel.pretraining.central_training import PretrainedEmbeddings, scaled_tables
 from fl_peel.pretraining.clusters import UserGroups, choose_group
-from fl_peel.pretraining.losses import BatchLoss
-from fl_peel.pretraining.propagation import InteractionGraph, propagate
+from fl_peel.pretraining.losses import BatchLoss, InteractionGraph, propagate
 from fl_peel.randomness import rng_for, seed_for
 from fl_peel.ranking.top import MetricSums
 from fl_peel.scenario.settings import LocalTraining, PretrainingConfig

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_peel.blocks.compression import DenseTable, SparseTable, most_entries, number_type
-from fl_peel.blocks.precision import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
+from fl_peel.blocks.layout import Codes, code_dtype, dequantize, has_scales, quantize, row_bytes
 from fl_peel.blocks.stored import HEADER_BYTES
 from fl_peel.pretraining.losses import BatchLoss
 from fl_peel.randomness import rng_for, seed_for

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_peel.blocks.compression import DenseTable, stored_bytes
-from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.layout import dequantize, quantize
 from fl_peel.blocks.stored import stored_user
 from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.events import Event, OnEvent, silent

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import row_bytes
+from fl_peel.blocks.layout import BlockLayout, row_bytes
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.pretraining.clusters import item_groups
 from fl_peel.randomness import rng_for, seed_for

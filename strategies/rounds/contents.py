@@ -30,8 +30,7 @@ from fl_peel.exchange.release import IN_BUCKETS, SIGNAL_ARRAYS, UPDATE_ARRAYS, R
 from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.method import Robust
 from fl_peel.wire import Arrays
-from strategies.groups.aggregation import CHUNK_ROWS, BlockSums, Denominator, apply_mean, mean_update
-from strategies.groups.state import UserGroupState
+from strategies.groups.state import CHUNK_ROWS, BlockSums, Denominator, UserGroupState, apply_mean, mean_update
 from strategies.rounds.channel import OpenedSum
 from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
 

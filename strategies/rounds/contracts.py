@@ -25,8 +25,7 @@ from fl_peel.kernels import FIXED_POINT
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import Arrays, RunSetting
-from strategies.groups.aggregation import ServerOptimizer
-from strategies.groups.state import UserGroupState
+from strategies.groups.state import ServerOptimizer, UserGroupState
 from strategies.nodes import Members
 from strategies.rounds.contents import ServerContents
 from strategies.rounds.federation import Federation, SentRound

@@ -1,9 +1,9 @@
 """The server's side of secure aggregation: it brings devices together, adds up what it cannot read, opens the sum.
 
 A round takes four exchanges with every node: keys, sealed shares, masked vectors, opened shares. Where few owners open
-nothing (:mod:`fl_peel.exchange.owners`), it takes four more before these, for their count, and the devices of the round
-are those that counted. A node that does not answer one of them has dropped out with all of its devices. A user group
-too few devices of which last out is void: its table stays as it is, and the report says so.
+nothing (:mod:`fl_peel.exchange.release`), it takes four more before these, for their count, and the devices of the
+round are those that counted. A node that does not answer one of them has dropped out with all of its devices. A user
+group too few devices of which last out is void: its table stays as it is, and the report says so.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import numpy as np
 
 from fl_peel import wire
 from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
-from fl_peel.exchange.bounded_statistic import GroupShape
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
-from fl_peel.exchange.owners import OWNER_ARRAYS, owners_bytes, owners_layout
-from fl_peel.exchange.release import layout_of, sparse
+from fl_peel.exchange.release import OWNER_ARRAYS, GroupShape, layout_of, owners_bytes, owners_layout, sparse
 from fl_peel.secure.device_protocol import DeviceBytes
 from fl_peel.secure.keys import exchange_number
 from fl_peel.secure.vector import MaskWords, Values, VectorLayout

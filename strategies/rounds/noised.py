@@ -26,8 +26,18 @@ from numpy.typing import NDArray
 from fl_peel.array_specs import MessageContext, summed
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, RowOrder
-from fl_peel.exchange.bounded_statistic import GroupShape, find_statistic
-from fl_peel.exchange.release import BUILT_IN, SIGNALS, NamedSums, Part, Release, TrafficPadding, bounds, shapes
+from fl_peel.exchange.release import (
+    BUILT_IN,
+    SIGNALS,
+    GroupShape,
+    NamedSums,
+    Part,
+    Release,
+    TrafficPadding,
+    bounds,
+    find_statistic,
+    shapes,
+)
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.privacy.noise_plan import Plan, in_masked_sums, noise_devices_of
 from fl_peel.privacy.shrinkage import NoisedSignals, posterior_rate, shrunk, tilted

@@ -29,7 +29,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fl_peel import wire
-from fl_peel.data.catalogue import read_catalogue
+from fl_peel.data.readers import read_catalogue
 from fl_peel.device_storage import enrol
 from fl_peel.events import Event, OnEvent, silent
 from fl_peel.mmap_arrays import drop_pages_now

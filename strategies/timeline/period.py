@@ -41,10 +41,9 @@ from fl_peel.privacy.report import report_of
 from fl_peel.scenario.method import Robust, TimelinePart
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Phase
-from fl_peel.steps.base import NUMBER_BYTES, StepChannel, StepTerms
+from fl_peel.steps.base import NUMBER_BYTES, Counts, Doubles, Ints, StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterRequest, recent_uses
 from fl_peel.steps.passes import CountsStep
-from fl_peel.steps.units import Counts, Doubles, Ints
 from fl_peel.steps.user_groups import VectorsStep
 from strategies.evaluation.evaluator import Evaluator
 from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time

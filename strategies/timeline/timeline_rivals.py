@@ -24,8 +24,8 @@ from fl_peel.data.interactions import Splits, UserItems
 from fl_peel.data.timeline import QUARTERS, Timeline
 from fl_peel.pretraining.incremental import SpectralModel
 from fl_peel.ranking.top import evaluate, top_rows
+from fl_peel.steps.base import Doubles, Floats, add_rows, unit_vectors
 from fl_peel.steps.choice import recent_uses
-from fl_peel.steps.units import Doubles, Floats, add_rows, unit_vectors
 from strategies.rivals import base
 from strategies.timeline.timeline_figures import Cohort, MetricTotals
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from fl_peel.blocks.layout import number_dtype
-from fl_peel.blocks.precision import code_columns, code_dtype, has_scales
+from fl_peel.blocks.layout import code_columns, code_dtype, has_scales, number_dtype
 from fl_peel.blocks.stored import CUT_VERSION, HEADER_BYTES, StoredEmbedding, opened, user_slices
 from fl_peel.blocks.stored import MAGIC as WHOLE
 from fl_peel.model.device import HELD, MAGIC, NEW, NUMBERS, RESCALED, _pieces

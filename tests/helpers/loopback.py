@@ -13,7 +13,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_peel.wire import MessageKind, unpack
-from simulations.engine.embedded_grid import EmbeddedGrid
+from simulations.engine.passing_grid import EmbeddedGrid
 from simulations.engine.worker import answer
 
 Interfere = Callable[[int, Message], "Message | None"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from flwr.app import Error, Message
 
-from simulations.engine.embedded_grid import number_message
+from simulations.engine.passing_grid import number_message
 from tests.helpers.loopback import Interfere, LoopbackGrid, let_through
 
 SUPERLINK = 1

@@ -11,7 +11,7 @@ from fl_peel.blocks.layout import BlockLayout
 from fl_peel.model.device import FittedJoining, Joining, MappedJoining
 from fl_peel.model.model import ModelContent, in_turn, save
 from fl_peel.model.model_files import Catalogue
-from fl_peel.pretraining.spectral_steps import halves
+from fl_peel.pretraining.spectral import halves
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import Precision
 from strategies.figures.schema import RunResult

@@ -6,7 +6,7 @@ from flwr.app import Array, Error, Message
 
 from fl_peel import wire
 from fl_peel.errors import ScenarioError
-from fl_peel.steps.units import UNIT_SCALE
+from fl_peel.steps.base import UNIT_SCALE
 from simulations.report.run_files import run_page
 from simulations.scenario_files import load_scenario
 from strategies import nodes as nodes_module

@@ -15,7 +15,7 @@ from fl_peel.events import Event
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations import workbench as module
-from simulations.engine.folders import default_cache_dir
+from simulations.engine.inputs import default_cache_dir
 from simulations.report import run_files
 from simulations.report.run_files import read_report
 from simulations.workbench import Progress, run

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import dequantize
+from fl_peel.blocks.layout import BlockLayout, dequantize
 from fl_peel.blocks.ranked_blocks import ranking
 from fl_peel.blocks.resizing import grow, listed, shrink
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, overhead_bytes

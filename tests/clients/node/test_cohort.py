@@ -32,7 +32,7 @@ from fl_peel.wire import (
     RunSetting,
     pack,
 )
-from strategies.groups.aggregation import BlockSums, mean_update
+from strategies.groups.state import BlockSums, mean_update
 from tests.helpers.planted import planted_interactions
 
 NUM_USERS, NUM_ITEMS, DIM, SLICES, GROUPS = 22, 24, 4, 2, 2

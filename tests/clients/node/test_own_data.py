@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from fl_peel.data.catalogue import checked_catalogue
+from fl_peel.data.readers import checked_catalogue
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, EngineError, FlPeelError
 from fl_peel.scenario.scenario import Scenario

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import row_bytes
+from fl_peel.blocks.layout import BlockLayout, row_bytes
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import layouts, precisions

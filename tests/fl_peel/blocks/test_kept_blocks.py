@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from fl_peel.blocks.layout import BlockLayout, budget_bytes, share_bytes
-from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.layout import BlockLayout, budget_bytes, dequantize, quantize, share_bytes
 from fl_peel.blocks.ranked_blocks import (
     RankedBlocks,
     check_budget,

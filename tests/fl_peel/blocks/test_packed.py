@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import has_scales
+from fl_peel.blocks.layout import BlockLayout, has_scales
 from fl_peel.blocks.ranked_blocks import check_packed, pack_blocks, rank_blocks, ranked_as_numbered
 from fl_peel.errors import MessageError, ScenarioError
 from fl_peel.scenario.settings import PRECISIONS

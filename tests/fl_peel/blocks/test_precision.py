@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import (
+from fl_peel.blocks.layout import (
+    BlockLayout,
     code_columns,
     code_dtype,
     dequantize,

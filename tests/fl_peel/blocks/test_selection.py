@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import dequantize, quantize
+from fl_peel.blocks.layout import BlockLayout, dequantize, quantize
 from fl_peel.blocks.ranked_blocks import (
     RankedBlocks,
     pack_ranking,

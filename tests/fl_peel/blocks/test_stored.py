@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.blocks.layout import BlockLayout
-from fl_peel.blocks.precision import quantize
+from fl_peel.blocks.layout import BlockLayout, quantize
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.blocks.resizing import ElasticEmbedding
 from fl_peel.blocks.stored import HEADER_BYTES, StoredEmbedding, _rows_agree, overhead_bytes, stored_user

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fl_peel.data.catalogue import read_titles
-from fl_peel.data.readers import read_interactions
+from fl_peel.data.readers import read_interactions, read_titles
 from fl_peel.data.timeline import local_seconds, seconds_of
 from fl_peel.errors import DataError
 from fl_peel.scenario.settings import Dialect

@@ -2,8 +2,7 @@
 
 import pytest
 
-from fl_peel.exchange.bounded_statistic import GroupShape
-from fl_peel.exchange.release import Release, layout_of
+from fl_peel.exchange.release import GroupShape, Release, layout_of
 from fl_peel.privacy.noise_plan import make_plan
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario

@@ -143,7 +143,7 @@ def test_a_device_ranks_the_same_in_any_company(num_slices):
 
 def test_aggregation_in_chunks_equals_the_mean_taken_whole():
     """6,000 rows are three chunks; the node's rows may come in any order, and then take the plain way."""
-    from strategies.groups.aggregation import BlockSums, ServerOptimizer, apply_mean, mean_update
+    from strategies.groups.state import BlockSums, ServerOptimizer, apply_mean, mean_update
 
     rng = np.random.default_rng(0)
     num_rows, dim, slices = 6000, 4, 2

@@ -21,10 +21,9 @@ from fl_peel.model.device import KINDS, FittedJoining, MappedJoining
 from fl_peel.model.model import ModelContent, changed_blocks
 from fl_peel.model.model_files import ABOUT, Catalogue
 from fl_peel.pretraining.clusters import choose_group, fit_user_embeddings
-from fl_peel.pretraining.spectral import turned
-from fl_peel.pretraining.spectral_steps import embeddings, halves
+from fl_peel.pretraining.spectral import embeddings, halves, turned
 from fl_peel.scenario.settings import PRECISIONS
-from fl_peel.steps.units import add_rows, nearest, unit_vectors
+from fl_peel.steps.base import add_rows, nearest, unit_vectors
 from tests.helpers.blocks import LAYOUT_KINDS, layout_of, random_table
 from tests.helpers.examples import examples
 from tests.helpers.models import LAYOUT, fitted, ids_of, mapped, saved

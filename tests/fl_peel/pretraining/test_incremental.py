@@ -16,11 +16,10 @@ from fl_peel.pretraining.incremental import (
     freshness_request,
     update_model,
 )
-from fl_peel.pretraining.spectral_steps import USER_LENGTH
+from fl_peel.pretraining.spectral import USER_LENGTH
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums
-from fl_peel.steps.base import StepTerms
+from fl_peel.steps.base import StepTerms, add_rows, unit_vectors
 from fl_peel.steps.choice import ChoiceStep, freshness, nth_best, recent_uses
-from fl_peel.steps.units import add_rows, unit_vectors
 from tests.helpers.settings import SPECTRAL
 
 CONFIG = replace(SPECTRAL, columns=6, group_columns=6, oversampling=4, passes=6)

@@ -17,14 +17,16 @@ from fl_peel.pretraining.losses import (
     BatchLoss,
     Candidates,
     CandidateSampler,
+    InteractionGraph,
+    SparseMatrix,
     UserBatch,
     bpr_loss,
     chances,
+    propagate,
     sampled_softmax_loss,
     slice_diversity,
     systematic,
 )
-from fl_peel.pretraining.propagation import InteractionGraph, SparseMatrix, propagate
 from fl_peel.pretraining.spectral import basis, normalized_interactions, truncated_svd
 from fl_peel.randomness import rng_for
 from fl_peel.scenario.scenario import Scenario

@@ -13,7 +13,7 @@ from fl_peel.pretraining.spectral import (
     symmetric,
     turned,
 )
-from fl_peel.steps.units import UNIT_SCALE, unit_vectors
+from fl_peel.steps.base import UNIT_SCALE, unit_vectors
 from fl_peel.steps.user_groups import Moments
 
 

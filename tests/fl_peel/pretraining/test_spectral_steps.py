@@ -8,13 +8,14 @@ import pytest
 
 from fl_peel.data.interactions import UserItems
 from fl_peel.errors import DataError
-from fl_peel.pretraining import spectral_steps, stage1
+from fl_peel.pretraining import spectral, stage1
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, num_steps, run_stage1
-from fl_peel.steps import units
-from fl_peel.steps.base import HeldItems, StepTerms, StepVector
-from fl_peel.steps.passes import CountsStep, PassStep, pass_sums
-from fl_peel.steps.units import (
+from fl_peel.steps import base
+from fl_peel.steps.base import (
     UNIT_SCALE,
+    HeldItems,
+    StepTerms,
+    StepVector,
     Units,
     add_rows,
     in_units,
@@ -24,6 +25,7 @@ from fl_peel.steps.units import (
     unit_vectors,
     weighted_matrix,
 )
+from fl_peel.steps.passes import CountsStep, PassStep, pass_sums
 from fl_peel.steps.user_groups import GroupsStep, MapsStep, Moments, MomentsStep, VectorsStep, added_products
 from tests.helpers.settings import SPECTRAL
 
@@ -86,8 +88,8 @@ def test_embeddings_do_not_depend_on_which_devices_are_computed_together(rows):
     rng = np.random.default_rng(1)
     vectors = unit_vectors(add_rows(rng.standard_normal((NUM_ITEMS, 7)).astype(np.float32), rows))
     group_map = rng.standard_normal((7, 3)).astype(np.float32)
-    alone = np.concatenate([spectral_steps.embeddings(vectors[i : i + 1], group_map) for i in range(80)])
-    assert (spectral_steps.embeddings(vectors, group_map) == alone).all()
+    alone = np.concatenate([spectral.embeddings(vectors[i : i + 1], group_map) for i in range(80)])
+    assert (spectral.embeddings(vectors, group_map) == alone).all()
 
 
 def test_a_users_sum_does_not_depend_on_the_order_of_its_items(rows):
@@ -116,7 +118,7 @@ def test_vectors_are_a_product_with_the_interactions_at_length_1(rows, fading, m
     product = weighted_matrix(rows, NUM_ITEMS, fading) @ table.astype(np.float64)
     assert np.array_equal(vectors, product.astype(np.float32))
     whole = unit_vectors(vectors)
-    monkeypatch.setattr(units, "CHUNK_DEVICES", 7)
+    monkeypatch.setattr(base, "CHUNK_DEVICES", 7)
     assert np.array_equal(unit_vectors(vectors), whole)
     assert np.allclose(np.square(whole).sum(axis=1), vectors.any(axis=1))
 
@@ -126,7 +128,7 @@ def test_columns_that_are_far_from_dependent_are_orthonormal_after_one_turn_and_
     near = columns.copy()
     near[:, 1] = near[:, 0] + 1e-7 * near[:, 1]
     for some in (columns, near):
-        basis = spectral_steps.orthonormal(some)
+        basis = spectral.orthonormal(some)
         assert np.abs(basis.T @ basis - np.eye(20)).max() < 1e-12
 
 
@@ -139,16 +141,14 @@ def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
         members = np.flatnonzero(groups == group)
         assert it.size == len(members)
         assert (it.items == rows.select(members).popularity(NUM_ITEMS)).all()
-        scores = spectral_steps.embeddings(vectors[members], it.map) @ it.table.T
+        scores = spectral.embeddings(vectors[members], it.map) @ it.table.T
         exact = vectors[members] @ start.scored.T
         assert np.corrcoef(scores.ravel(), exact.ravel())[0, 1] > 0.95
-        assert np.sqrt((spectral_steps.embeddings(vectors[members], it.map) ** 2).sum(axis=1).mean()) == pytest.approx(
-            spectral_steps.USER_LENGTH, rel=1e-3
+        assert np.sqrt((spectral.embeddings(vectors[members], it.map) ** 2).sum(axis=1).mean()) == pytest.approx(
+            spectral.USER_LENGTH, rel=1e-3
         )
         # drawn users have the moments of the real ones
-        assert (
-            np.abs(it.users.mean(axis=0) - spectral_steps.embeddings(vectors[members], it.map).mean(axis=0)).max() < 0.3
-        )
+        assert np.abs(it.users.mean(axis=0) - spectral.embeddings(vectors[members], it.map).mean(axis=0)).max() < 0.3
 
 
 def test_with_room_for_all_columns_nothing_is_lost(rows):
@@ -158,7 +158,7 @@ def test_with_room_for_all_columns_nothing_is_lost(rows):
     groups = nearest(vectors, start.centroids)
     for group, it in enumerate(start.groups):
         some = vectors[groups == group]
-        scores, exact = spectral_steps.embeddings(some, it.map) @ it.table.T, some @ start.scored.T
+        scores, exact = spectral.embeddings(some, it.map) @ it.table.T, some @ start.scored.T
         ratio = scores.ravel() @ exact.ravel() / (exact.ravel() @ exact.ravel())
         assert np.abs(scores - ratio * exact).max() < 1e-3 * np.abs(scores).max()
 
@@ -168,7 +168,7 @@ def test_a_group_whose_sums_are_withheld_has_the_leading_directions_of_the_table
     scored = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, PLAN).scored
     columns, dim = scored.shape[1], 4
     nothing = Moments(0, np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64), np.zeros(NUM_ITEMS))
-    compression = spectral_steps.Compression.from_scored(scored)
+    compression = spectral.Compression.from_scored(scored)
     start = compression.group(nothing, dim, num_users=5, rng=np.random.default_rng(0))
     leading = np.linalg.svd(scored.astype(np.float64), full_matrices=False)[0][:, :dim]
     assert 0 < np.abs(start.table).max() < 100
@@ -328,10 +328,10 @@ def test_costs_are_those_of_the_arithmetic():
 def test_rows_are_sent_in_half_precision():
     """Within a 2048th of each number, or of a 16384th of the column's largest; what is sent once is sent again."""
     table = np.random.default_rng(3).standard_normal((NUM_ITEMS, 6)).astype(np.float32) * 10.0 ** np.arange(-20, 16, 6)
-    sent = spectral_steps.halves(table.astype(np.float32))
+    sent = spectral.halves(table.astype(np.float32))
     assert (np.abs(sent - table) <= np.maximum(np.abs(table) / 2048, np.abs(table).max(axis=0) / 16384)).all()
-    assert (spectral_steps.halves(sent) == sent).all()
-    assert not spectral_steps.halves(np.zeros((3, 2), np.float32)).any()
+    assert (spectral.halves(sent) == sent).all()
+    assert not spectral.halves(np.zeros((3, 2), np.float32)).any()
 
 
 @pytest.mark.parametrize("devices", [7, 9, 20, 40, 10**6])
@@ -342,7 +342,7 @@ def test_of_few_devices_moments_have_few_directions_and_none_is_lost(devices):
     points = in_units(unit_vectors(rng.standard_normal((min(devices, 60), columns)).astype(np.float32)))
     mean = points.T @ points / (UNIT_SCALE**2 * len(points))
     factor = np.linalg.cholesky(np.cov(rng.standard_normal((columns, 90))) + np.eye(columns))
-    values, turn = spectral_steps.leading_of(factor, mean, count, devices)
+    values, turn = spectral.leading_of(factor, mean, count, devices)
     exact, vectors = np.linalg.eigh(factor.T @ mean @ factor)
     assert values == pytest.approx(exact[::-1][:count], abs=1e-9 * exact[-1])
     seen = values > 1e-9 * values[0]
@@ -356,7 +356,7 @@ def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
     basis = np.linalg.qr(rng.standard_normal((60, 60)))[0]
     spectrum = np.concatenate([np.linspace(3.0, 1.3, 10), np.linspace(1.0, 0.0, 50)])
     operator = (basis * spectrum) @ basis.T
-    start = spectral_steps.orthonormal(rng.standard_normal((60, 12)))
+    start = spectral.orthonormal(rng.standard_normal((60, 12)))
     asked = []
 
     def passed(block):
@@ -368,19 +368,19 @@ def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
 
     plain = start
     for _ in range(2):
-        plain, _ = spectral_steps.spectrum(operator @ plain)
-    twice, values = spectral_steps.filtered(passed, start, 1.0)
+        plain, _ = spectral.spectrum(operator @ plain)
+    twice, values = spectral.filtered(passed, start, 1.0)
     assert len(asked) == 2
     assert max(np.linalg.norm(block, axis=0).max() for block in asked) <= 1 + 1e-9
     assert error(twice) < 0.9 * error(plain)
     exact = basis[:, :12]
-    result, values = spectral_steps.filtered(passed, exact, 1.0)
+    result, values = spectral.filtered(passed, exact, 1.0)
     assert values[:10] == pytest.approx(spectrum[:10], rel=1e-9)
     assert np.abs(np.abs(np.diag(result.T @ exact)) - 1)[:10].max() < 1e-9
 
 
 def test_passes_are_as_many_as_the_scenario_says():
-    assert [spectral_steps.blocks_of(passes) for passes in (1, 2, 3, 4, 6, 7)] == [
+    assert [spectral.blocks_of(passes) for passes in (1, 2, 3, 4, 6, 7)] == [
         [1],
         [1, 1],
         [1, 1, 1],

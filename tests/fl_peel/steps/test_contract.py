@@ -14,10 +14,19 @@ from fl_peel.pretraining.stage1 import PooledDevices
 from fl_peel.privacy.noise_plan import NOISED_PARTS
 from fl_peel.secure.vector import Mask, MaskWords, without
 from fl_peel.steps import STEPS
-from fl_peel.steps.base import ContributionBounds, ContributorsStep, HeldItems, StepTerms, StepVector, opened_rows
+from fl_peel.steps.base import (
+    UNIT_SCALE,
+    ContributionBounds,
+    ContributorsStep,
+    HeldItems,
+    StepTerms,
+    StepVector,
+    Units,
+    opened_rows,
+    unit_vectors,
+)
 from fl_peel.steps.choice import ChoiceStep, FilterGrid
 from fl_peel.steps.passes import CountsStep, PassStep
-from fl_peel.steps.units import UNIT_SCALE, Units, unit_vectors
 from fl_peel.steps.user_groups import GroupsStep, MomentsStep
 
 M, K, G, C, N = 30, 7, 3, 4, 12

@@ -20,7 +20,7 @@ from fl_peel.events import Event
 from fl_peel.store import Store
 from simulations.cli import console
 from simulations.cli import main as cli
-from simulations.engine.folders import default_cache_dir
+from simulations.engine.inputs import default_cache_dir
 from simulations.report.fleet_view import bars
 from simulations.resumable import CHECKPOINTS, NAME, owned_store
 from tests.helpers.light import loaded_by

@@ -19,8 +19,7 @@ import pytest
 
 from simulations.deployment.processes import node_configs, run_deployed
 from simulations.report.run_files import read_report
-from simulations.run_options import RunOptions
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, load_scenario
 from tests.clients.node.test_own_data import NOTHING, held, take_apart
 from tests.helpers.runs import figures, served
 

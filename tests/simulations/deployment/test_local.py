@@ -17,8 +17,7 @@ from simulations.deployment import processes
 from simulations.deployment.processes import Deployment, end_all, free_port, node_configs
 from simulations.engine import passing_grid as deployed
 from simulations.engine.passing_grid import DeployedGrid, deployment_grid
-from simulations.run_options import RunOptions
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, load_scenario
 from tests.clients.node.test_own_data import NOTHING, held, take_apart
 from tests.helpers.root import ROOT
 

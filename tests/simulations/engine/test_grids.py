@@ -11,8 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fl_peel.errors import EngineError
 from simulations.engine import passing_grid
-from simulations.engine.embedded_grid import RUN_ID, identify_server, number_message
-from simulations.engine.passing_grid import PassingGrid, StoppableGrid
+from simulations.engine.passing_grid import RUN_ID, PassingGrid, StoppableGrid, identify_server, number_message
 from simulations.studies.observer import TapGrid
 
 

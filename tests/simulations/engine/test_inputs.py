@@ -12,8 +12,7 @@ import pytest
 from fl_peel import plugins
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError, FlPeelError, ReportError
-from simulations.engine.folders import run_folder
-from simulations.engine.inputs import check_devices, check_out, check_run, checked
+from simulations.engine.inputs import check_devices, check_out, check_run, checked, run_folder
 from simulations.scenario_files import load_scenario
 from tests.helpers.root import ROOT
 
@@ -193,7 +192,7 @@ def test_no_place_for_a_runs_folder_is_one_line(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal
-from simulations.engine.folders import run_folder
+from simulations.engine.inputs import run_folder
 
 with run_folder() as folder:
     (folder / "users.npy").write_bytes(b"of a device")

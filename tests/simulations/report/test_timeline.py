@@ -18,8 +18,7 @@ from simulations.listing import LIST
 from simulations.report.table_view import format_ratio
 from simulations.report.timeline_report import LABELS, timeline_page
 from simulations.resumable import CHECKPOINTS
-from simulations.run_options import RunOptions
-from simulations.scenario_files import load_scenario, shipped_scenarios
+from simulations.scenario_files import RunOptions, load_scenario, shipped_scenarios
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
 from tests.helpers.runs import run

@@ -21,8 +21,7 @@ from fl_peel.store import Store
 from simulations.cli.console import read_budgets
 from simulations.engine.inputs import absolute
 from simulations.listing import LIST
-from simulations.run_options import RunOptions
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, load_scenario
 from simulations.studies import ablate as ablation
 from simulations.studies import compare as comparison
 from simulations.studies import study as studies

@@ -7,8 +7,7 @@ import pytest
 
 from fl_peel.errors import ScenarioError
 from simulations.listing import LIST
-from simulations.run_options import RunOptions
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, load_scenario
 from simulations.studies import compare as comparison
 from simulations.studies import study as studies
 from simulations.studies.compare_report import COMPARE, leaderboard_view

@@ -9,8 +9,7 @@ import pytest
 from fl_peel.errors import BudgetError, EngineError, ScenarioError
 from fl_peel.json_codec import from_plain
 from simulations.report.result_files import write_results
-from simulations.run_options import RunOptions
-from simulations.scenario_files import load_scenario
+from simulations.scenario_files import RunOptions, load_scenario
 from simulations.studies import ablate as ablation
 from simulations.studies import audit as auditing
 from simulations.studies import compare as comparison

@@ -10,15 +10,14 @@ from clients.node.poisoning import Adversary, malicious, pretended, target_items
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.kernels import FIXED_POINT
-from fl_peel.scenario.method import Robust
-from fl_peel.scenario.protection import Poisoning
+from fl_peel.scenario.method import Poisoning, Robust
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from simulations.scenario_files import load_scenario
 from strategies.figures.schema import to_json
-from strategies.groups.aggregation import BlockSums, mean_update
+from strategies.groups.state import BlockSums, mean_update
 from strategies.rounds.contents import krum_choice, robust_update, trimmed
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve

@@ -14,8 +14,7 @@ from fl_peel.scenario.settings import LocalTraining
 from fl_peel.training.group import train_group
 from fl_peel.training.update import GroupUpdate, LocalWork, holders_of
 from fl_peel.weighting.block_statistics import BlockStatistics
-from strategies.groups.aggregation import BlockSums, ServerOptimizer, apply_mean, mean_update
-from strategies.groups.state import UserGroupState, block_energy
+from strategies.groups.state import BlockSums, ServerOptimizer, UserGroupState, apply_mean, block_energy, mean_update
 from tests.helpers.blocks import layouts, random_table, seeds
 from tests.helpers.examples import examples
 

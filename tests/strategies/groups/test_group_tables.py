@@ -20,9 +20,10 @@ from fl_peel.mmap_arrays import AROUND_BYTES, drop_pages_now, lies_in_file
 from fl_peel.weighting.block_statistics import BlockStatistics
 from strategies.groups import state
 from strategies.groups import state as shelves
-from strategies.groups.aggregation import BlockSums, ServerOptimizer
 from strategies.groups.start import shown_in_lists
 from strategies.groups.state import (
+    BlockSums,
+    ServerOptimizer,
     Shelf,
     UserGroupState,
     copied_states,

@@ -21,11 +21,21 @@ from fl_peel.attacks.decoder import (
 from fl_peel.data.interactions import UserItems
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
-from fl_peel.pretraining.spectral_steps import halves
+from fl_peel.pretraining.spectral import halves
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
-from fl_peel.steps.base import StepTerms, opened_rows, packed_rows, unpacked_rows
+from fl_peel.steps.base import (
+    PASS_SCALE,
+    UNIT_SCALE,
+    StepTerms,
+    add_rows,
+    in_units,
+    nearest,
+    opened_rows,
+    packed_rows,
+    unit_vectors,
+    unpacked_rows,
+)
 from fl_peel.steps.passes import pass_sums
-from fl_peel.steps.units import PASS_SCALE, UNIT_SCALE, add_rows, in_units, nearest, unit_vectors
 from fl_peel.steps.user_groups import GroupedStep, whole_of
 from tests.helpers.blocks import rows_of
 from tests.helpers.settings import SPECTRAL as SETTINGS
