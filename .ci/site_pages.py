@@ -77,7 +77,6 @@ def relinked(markdown: str, place: str) -> str:
 
 
 def _joined(place: str, path: str) -> str:
-    """Where a relative link leads, from the folder of docs."""
     parts = place.split("/")[:-1]
     for part in path.split("/"):
         if part == "..":

@@ -82,7 +82,6 @@ def _some(groups: Iterable[int], count: int) -> dict[int, MessageContext]:
 
 
 def _of_step(cohort: Cohort, request: wire.StepRequest, known: MessageContext) -> MessageContext:
-    """Return the context of a right request for a part of a step, from what the step declares."""
     step, part = request.step, (request.first, request.stop)
     if not part[0] < part[1] <= step.num_pieces:
         raise MessageError(f"StepRequest: pieces {part[0]} to {part[1]} of {step.num_pieces}")
@@ -181,7 +180,6 @@ def node_error(mistake: FlPeelError, *, whole: bool) -> NodeError:
 
 
 def _place(code: str, line: str) -> str:
-    """The key that a line begins with, as lines do."""
     first = line.partition(":")[0]
     if first.startswith(NODE_CONFIG):
         return NODE_CONFIG

@@ -40,7 +40,6 @@ class IntColumns:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Return the names of the columns, in order."""
         kind: Any = cls
         return _names(kind)
 
@@ -68,15 +67,12 @@ class IntColumns:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.names()))
 
     def stacked(self) -> IntArray:
-        """Return the columns as one array (..., columns)."""
         return np.stack([getattr(self, name) for name in self.names()], axis=-1)
 
     def reshaped(self, *shape: int) -> Self:
-        """Return the same numbers in another shape."""
         return type(self)(*(getattr(self, name).reshape(shape) for name in self.names()))
 
     def __getitem__(self, index: Any) -> Self:
-        """Return the same part of every column."""
         return type(self)(*(getattr(self, name)[index] for name in self.names()))
 
 
@@ -183,11 +179,9 @@ class MessageContext:
     together: Callable[[Any], None] | None = None
 
     def with_sizes(self, **sizes: int) -> MessageContext:
-        """Return the context with more sizes."""
         return dataclasses.replace(self, sizes={**self.sizes, **sizes})
 
     def with_groups(self, groups: Mapping[int, MessageContext]) -> MessageContext:
-        """Return the context with the user groups that may be named."""
         return dataclasses.replace(self, groups=groups)
 
     def inside(self, group: int) -> MessageContext:
@@ -205,7 +199,6 @@ class ArrayChecker:
 
     @staticmethod
     def from_context(known: MessageContext) -> ArrayChecker:
-        """Before the first one."""
         return ArrayChecker(known, dict(known.sizes))
 
     def group(self, arrays: Mapping[str, NDArray[Any]], where: str) -> None:

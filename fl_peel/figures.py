@@ -68,7 +68,6 @@ class SeedsEstimate(Estimate):
     by_seed: tuple[float, ...] = ()
 
     def bare(self) -> Estimate:
-        """Return the number with its interval alone."""
         return Estimate(self.value, self.low, self.high)
 
 
@@ -87,11 +86,9 @@ class Beside:
     null: bool = False
 
     def keys(self, key: str) -> tuple[str, ...]:
-        """Return the keys that the estimate takes."""
         return tuple(dict.fromkeys((key, *(self.key.format(key=key, end=end) for end in ("low", "high")))))
 
     def write(self, key: str, value: Estimate | None) -> dict[str, Any]:
-        """Return the entries of an estimate."""
         laid: dict[str, Any] = {key: None if value is None else value.value}
         if value is not None and value.ends is not None:
             low, high = value.ends
@@ -104,7 +101,6 @@ class Beside:
         return dict.fromkeys(self.keys(key)) | laid if self.null else laid
 
     def read(self, key: str, plain: Mapping[str, Any], read: Callable[[Any, str], Any]) -> Estimate | None:
-        """Return the estimate of a mapping. read: a value of a type, under a key."""
         number, places = read(self.number, key), self.keys(key)[1:]
         if number is None:
             return None
@@ -147,7 +143,6 @@ class Figure(Estimate):
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> Any:
-        """Return the value of a column; None where the figure has none."""
         return getattr(self, name) if name in FIRST_COLUMNS else self.where.get(name)
 
 
@@ -216,7 +211,6 @@ class Figures(Sequence[Figure]):
         return tuple(dict.fromkeys((*FIRST_COLUMNS, *(name for row in self.rows for name in row.where))))
 
     def to_arrow(self) -> pa.Table:
-        """Return the table as an Arrow table."""
         import pyarrow
 
         return pyarrow.table({name: [row.column(name) for row in self.rows] for name in self.columns})
@@ -239,7 +233,6 @@ class Figures(Sequence[Figure]):
         return bytes(sink.getvalue())
 
     def to_parquet(self) -> bytes:
-        """Return the table as a Parquet file."""
         import pyarrow.parquet
 
         sink = pyarrow.BufferOutputStream()

@@ -252,7 +252,6 @@ class _JsonReader:
         return {key: part for key, part in rest.items() if key not in known and not key.startswith(prefixes)}
 
     def _keys(self, owner: Any) -> set[str]:
-        """Return the keys of a dataclass, and of the parts inlined in it."""
         return {key for one in fields_of(owner) for key in self._keys_of(one)}
 
     def _keys_of(self, one: JsonField) -> set[str]:

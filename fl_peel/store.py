@@ -69,11 +69,9 @@ class Entry:
 
     @property
     def num_bytes(self) -> int:
-        """Return the size of all of it on the disk."""
         return sum(file.stat().st_size for file in self.folder.iterdir())
 
     def arrays(self, file: str) -> dict[str, NDArray[Any]]:
-        """Return the arrays of a file, in memory of their own."""
         with safe_open(self.files[file], framework="numpy") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118, it is no dictionary
 
@@ -96,7 +94,6 @@ class Store:
     on_damaged: Callable[[str], None] = field(default=logger.warning, compare=False)
 
     def read(self, name: str, key: Any = None) -> Entry | None:
-        """Return an entry, or None where there is none, or one that is damaged."""
         place = self._place(name, key)
         if not (place / ENTRY).exists():
             return None

@@ -101,7 +101,6 @@ class NodeError:
     text: str = ""
 
     def to_reason(self) -> str:
-        """Return one line of JSON, the reason of an error reply."""
         return json.dumps(dataclasses.asdict(self))
 
     @staticmethod
@@ -326,7 +325,6 @@ class RefreshReply:
     short: Annotated[int, _COUNT]
 
     def __add__(self, other: RefreshReply) -> RefreshReply:
-        """Return the reply for both sets of devices."""
         return RefreshReply(self.refreshed + other.refreshed, self.short + other.short)
 
 
@@ -344,11 +342,9 @@ class DeviceFigures:
     ndcg: Annotated[NDArray[np.float64], ArraySpec(("M", "X"), least=0, most=1)]
 
     def only(self, places: slice) -> DeviceFigures:
-        """Return the figures under some of the budgets."""
         return dataclasses.replace(self, recall=self.recall[:, places], ndcg=self.ndcg[:, places])
 
     def __add__(self, other: DeviceFigures) -> DeviceFigures:
-        """Return the figures of both sets of devices."""
         names = [field.name for field in dataclasses.fields(self)]
         return DeviceFigures(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in names))
 
@@ -397,7 +393,6 @@ class EvaluateReply:
         return self.sums[place].total(axis=0)
 
     def only(self, places: slice) -> EvaluateReply:
-        """Return the reply under some of the requested budgets."""
         return EvaluateReply(
             self.sums[places],
             self.stored_max[places],
@@ -456,7 +451,6 @@ class MovingReply:
     step_s: Annotated[float, _SECONDS]
 
     def __add__(self, other: MovingReply) -> MovingReply:
-        """Return the reply for both sets of devices."""
         return MovingReply(
             self.steps + other.steps,
             StepTraces.joined([self.traced, other.traced]),
@@ -701,7 +695,6 @@ class MessageKind(str, Generic[Reply]):
     def __new__(
         cls, name: str, request: type[Any], reply: type[Reply], *, remembered: bool = False, noised: bool = False
     ) -> MessageKind[Reply]:
-        """Name a request and its reply."""
         kind = super().__new__(cls, name)
         kind.request, kind.reply, kind.remembered, kind.noised = request, reply, remembered, noised
         return kind
@@ -863,7 +856,6 @@ class _MessageReader:
     taken: set[str] = dataclasses.field(default_factory=set)
 
     def read(self, of: Any, name: str) -> Any:
-        """A field by its type."""
         of = plain_of(of)
         if get_origin(of) is dict and get_args(of)[0] is str:
             prefix = f"{name}/"
@@ -879,7 +871,6 @@ class _MessageReader:
         return self._number(of, name) if get_origin(of) is None else self._array(name, np.dtype(_number_type(of)))
 
     def _step(self, name: str) -> type[Step]:
-        """The class of a step, by its name."""
         step = self._number(str, name)
         try:
             if name.count(".") <= 1:
@@ -944,7 +935,6 @@ class _MessageReader:
         return {group: self._of_arrays(inner, arrays, f"{name}/{group}") for group, arrays in by_group.items()}
 
     def _of_arrays(self, kind: type[Any], arrays: Arrays, where: str) -> Any:
-        """A dataclass of arrays alone."""
         wanted = fields_of(kind)
         if set(arrays) != set(wanted):
             raise MessageError(f"{self.what}: {where} has {sorted(arrays)}, not {sorted(wanted)}")

@@ -39,7 +39,6 @@ class EventLog:
         self._ended = self._heard = False
 
     def __call__(self, event: Event) -> None:
-        """Note an event, and when it came."""
         content = {field.name: getattr(event, field.name) for field in fields(event)}
         with self._changed:
             self._events.append(content | {"seconds": self._clock() - self._begin})

@@ -201,7 +201,6 @@ def read_finished(store: Store, results: Path, about: dict[str, Any]) -> Entry |
 
 
 def _digests(results: Path) -> dict[str, str]:
-    """Return the digests of the files of results that are read again."""
     files = [file for file in sorted(results.rglob("*")) if file.name in READ_AGAIN]
     return {
         file.relative_to(results).as_posix(): hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()

@@ -198,7 +198,6 @@ def sweep_view(result: SweepResult) -> TableView:
 
 
 def _columns(result: SweepResult) -> tuple[list[str], list[str]]:
-    """Keys, and tables."""
     first = result.rows[0]
     return short_names(first.values), [figure.table for figure in first.tables]
 

@@ -41,7 +41,6 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """Return a label for people."""
         names = short_names(path for path, _ in self.values)
         return ", ".join(f"{name}={text}" for name, (_, text) in zip(names, self.values, strict=True))
 

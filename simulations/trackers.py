@@ -177,17 +177,14 @@ class MLflow(Callback):
             self._client.log_batch(self._run, params=parameters[begin : begin + MAX_PARAMETERS])
 
     def on_event(self, event: Event) -> None:
-        """Write its figures."""
         for name, value in event.figures.items():
             self._client.log_metric(self._run, name, value, step=event.step)
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """Add the report."""
         self._client.log_text(self._run, json.dumps(dict(result), indent=2), "report.json")
         self._client.set_terminated(self._run, "FINISHED")
 
     def on_error(self, error: BaseException) -> None:
-        """Mark the run as over."""
         self._client.set_tag(self._run, "error", shortened(f"{type(error).__name__}: {error}", MAX_VALUE))
         self._client.set_terminated(self._run, "FAILED" if isinstance(error, Exception) else "KILLED")
 
@@ -219,11 +216,9 @@ class TensorBoard(Callback):
             self._writer.flush()
 
     def on_end(self, result: Mapping[str, Any]) -> None:
-        """Finish the files: all is written."""
         self._writer.close()
 
     def on_error(self, error: BaseException) -> None:
-        """Write the error, and keep what is written."""
         self._writer.add_text("error", f"{type(error).__name__}: {error}")
         self._writer.close()
 

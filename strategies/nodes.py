@@ -114,7 +114,6 @@ class Nodes:
         return sum(map(len, self.own))
 
     def hosted(self, partition: int, num_devices: int) -> NDArray[np.int64]:
-        """Devices, of so many, that a node hosts, ascending."""
         if self.own:
             return np.asarray(self.own[partition], np.int64)
         return np.arange(partition, num_devices, len(self.ids), dtype=np.int64)
@@ -399,7 +398,6 @@ class Hello:
     root: str
 
     def ask(self, grid: Grid, nodes: Sequence[int], timeout_s: float) -> Iterable[Message]:
-        """Ask some nodes who they are."""
         content = wire.pack(self.request)
         messages = [Message(content, dst_node_id=node, message_type=str(wire.HELLO)) for node in nodes]
         return grid.send_and_receive(messages, timeout=timeout_s) if messages else []
@@ -451,7 +449,6 @@ class _Roster:
 
     @property
     def are_most(self) -> bool:
-        """Return whether there is one for more than half of them."""
         return self.wanted is not None and 2 * len(self.missing()) < self.wanted
 
     def missing(self) -> dict[int, str]:

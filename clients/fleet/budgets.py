@@ -83,7 +83,6 @@ class Clock(Spec):
         return math.floor(server_round * self.steps_per_round + 1e-9)
 
     def moment(self, step: int) -> Moment:
-        """Return the moment at which a step begins."""
         return Moment(step, step * self.step_s, step / self.steps_per_round)
 
 
@@ -371,7 +370,6 @@ class TraceBudget(BudgetProcess):
     """Whether each device starts at a random time of its recording."""
 
     def needs_memory(self) -> bool:
-        """Only a relative trace does."""
         return self.scale == "relative"
 
     def budget(self, state: State, seed: int, devices: Devices, base_bytes: FloatArray, now: Moment) -> FloatArray:
@@ -419,7 +417,6 @@ class ShockBudget(Shock, BudgetProcess):
     """The other budget process."""
 
     def needs_memory(self) -> bool:
-        """Return whether the process below needs memory."""
         return self.of.needs_memory()
 
     def start(self, seed: int, devices: Devices) -> State:

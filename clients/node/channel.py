@@ -315,7 +315,6 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         return replace(super().begin(), clock=clock)
 
     def members(self, group: int) -> IntArray:
-        """Return the reached devices of the user group."""
         return np.asarray(self._reached[self._groups[self._reached] == group])
 
     def take(self, ranked: RankedBlocks, group: int, members: IntArray) -> tuple[RoundCounts, list[StateUpdate]]:
@@ -329,7 +328,6 @@ class ClearDeviceChannel(DeviceChannel[RoundReply]):
         return done.counts, [done.state_update]
 
     def reply(self, counts: RoundCounts) -> RoundReply:
-        """Sums and counters."""
         return RoundReply(self._contributions, counts)
 
 

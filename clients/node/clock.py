@@ -43,7 +43,6 @@ class DeviceRates:
 
     @staticmethod
     def from_rates(rates: Mapping[str, FloatArray]) -> DeviceRates:
-        """Make the rates from what :meth:`clients.fleet.fleet.Fleet.rates` returns."""
         return DeviceRates(
             held_once(rates["latency_ms"] / 1e3),
             held_once(rates["downlink_mbps"] * BYTES_PER_MEGABIT),
@@ -54,7 +53,6 @@ class DeviceRates:
         )
 
     def select(self, index: NDArray[np.integer]) -> DeviceRates:
-        """Rates of some of the devices."""
         return DeviceRates(
             self.latency_s[index],
             self.downlink_bytes_per_s[index],

@@ -215,7 +215,6 @@ class Cohort:
         return self.run_dir / "nodes" / f"{self.partition}-of-{self.num_partitions}-held.npz"
 
     def save_layout(self, layout: BlockLayout) -> None:
-        """Remember the layout that the server announced."""
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.folder / "item_group.npy", layout.item_group)
 
@@ -291,7 +290,6 @@ def open_own_cohort(
 def _cohort(
     setting: RunSetting, place: tuple[int, int], profile: str, devices: NDArray[np.int64], splits: Splits
 ) -> Cohort:
-    """place: the partition, and of how many."""
     scenario, run_dir, (partition, num_partitions) = Scenario.from_json(setting.scenario), Path(setting.run_dir), place
     fleet = load_sent_fleet(scenario.fleet, setting.fleet)
     if scenario.budget_factor != 1:

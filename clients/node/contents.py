@@ -61,7 +61,6 @@ class StateUpdate:
         return StateUpdate(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def remember(self, state: DeviceState) -> None:
-        """Let the devices keep what they learned."""
         put_rows(state.users, self.places, stored_user(self.users))
         state.kept_blocks[self.reached] = self.blocks
 
@@ -210,12 +209,10 @@ class BucketedDeviceContents(OpenDeviceContents):
     """
 
     def parts(self, devices: IntArray) -> dict[int, NDArray[np.bool_]]:
-        """Return the devices of each bucket."""
         buckets = buckets_of(self.scenario, devices)
         return {number: buckets == number for number in np.unique(buckets).tolist()}
 
     def joined(self, replies: dict[int, MembersReply]) -> MembersReply:
-        """The rounds of the buckets, put together."""
         arrays = {number: reply.arrays for number, reply in replies.items()}
         return MembersReply(
             merged_arrays(arrays, self.scenario.refinement.aggregation.robust.buckets),

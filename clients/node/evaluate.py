@@ -180,7 +180,6 @@ class _Figures:
         return _Figures(np.zeros(shape), np.zeros(shape), np.zeros(num_devices, np.bool_))
 
     def replicates(self, cohort: Cohort, wanted: UserItems, count: int) -> Replicates:
-        """Return the sums under the weights of the bootstrap."""
         if not count:
             return Replicates.zeros(self.recall.shape[1], 0)
         counted = self.reached & (wanted.counts() > 0)

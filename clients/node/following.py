@@ -180,7 +180,6 @@ def _latest(there: NDArray[np.bool_]) -> IntArray:
 
 
 def _squared(recall: IntArray) -> IntArray:
-    """Return the square of a fixed-point recall, in fixed point too."""
     return np.rint((recall / SUM_SCALE) ** 2 * SUM_SCALE).astype(np.int64)
 
 

@@ -64,7 +64,6 @@ class PreviousHoldings:
             ) from error
 
     def save(self, cohort: Cohort) -> None:
-        """Save the holdings for the next period."""
         cohort.held_file.parent.mkdir(parents=True, exist_ok=True)
         part = cohort.held_file.with_suffix(".part.npz")
         np.savez(part, **vars(self))

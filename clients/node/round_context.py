@@ -152,7 +152,6 @@ class RoundContext:
 
     @staticmethod
     def from_request(cohort: Cohort, request: RoundRequest) -> RoundContext:
-        """The world of one request."""
         scenario = cohort.scenario
         contents = contents_kind(scenario)(scenario, request)
         return RoundContext(
@@ -167,7 +166,6 @@ class RoundContext:
         )
 
     def working(self, places: IntArray) -> WorkingMemory:
-        """Working memory of the devices at these places."""
         cohort, layout = self.cohort, self.cohort.layout()
         takes = TrainingMemory(layout.embedding_dim, layout.num_slices, self.how, self.list_length or 0)
         return WorkingMemory(cohort.budgets.working()[places], cohort.splits.train.counts()[places], takes)

@@ -83,7 +83,6 @@ class NodeDevices:
 
     @cached_property
     def _vectors(self) -> Floats:
-        """The vectors of all hosted devices, mapped."""
         return cast(Floats, np.load(self.cohort.vectors_file, mmap_mode="r"))
 
     def vectors(self, some: Ints | None = None, columns: int | None = None) -> Floats:

@@ -87,11 +87,9 @@ class DenseTable:
 
     @property
     def kind(self) -> str:
-        """Precision and columns."""
         return f"dense {self.precision} {self.dim}"
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Codes and scales."""
         tensors: dict[str, NDArray[Any]] = {"codes": self.codes.astype(code_dtype(self.precision))}
         return tensors | ({"scales": self.scales.astype("<f2")} if has_scales(self.precision) else {})
 
@@ -134,7 +132,6 @@ class FactorTable:
         return tensors | ({"scales": np.concatenate([left["scales"], right["scales"]])} if "scales" in left else {})
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
-        """All items: the product."""
         items, left = self.left.decoded()
         product: FloatArray = left @ self.right.decoded()[1]
         return items, product
@@ -197,12 +194,10 @@ class SparseTable:
 
     @property
     def _in_rows(self) -> NDArray[np.int64]:
-        """Entries of each row with any."""
         return np.diff(self._starts, append=len(self.flat))
 
     @cached_property
     def encoding(self) -> Encoding:
-        """The cheapest."""
         filled = len(self._starts)
         return min(ENCODINGS, key=lambda name: place_bytes(name, len(self.flat), filled, self.num_items, self.dim))
 

@@ -116,7 +116,6 @@ class BlockLayout:
 
     @property
     def id_bytes(self) -> int:
-        """Bytes that identify one stored block."""
         return self.id_fields * self.id_dtype.itemsize
 
     def block_bytes(self, precision: Precision) -> NDArray[np.int64]:

@@ -68,7 +68,6 @@ class _Model:
         self._constants: list[Any] = []
 
     def made(self) -> Any:
-        """The model."""
         stored, helper, kinds = self._stored, self._helper, self._onnx.TensorProto
         whole = np.zeros(stored.embedding_dim, np.float32)  # of the columns that are not stored, no block has any
         whole[: len(stored.user)] = stored.user

@@ -184,7 +184,6 @@ def _alone(stored: StoredEmbedding, layout: BlockLayout, block: int, sent: bytes
 
 
 def _joined(parts: Sequence[StoredEmbedding]) -> StoredEmbedding:
-    """The blocks of all of them, one after the other."""
     return replace(
         parts[0],
         blocks=np.concatenate([part.blocks for part in parts]),

@@ -385,7 +385,6 @@ def _named(name: str) -> NamedDataset:
 
 
 def _data_folder(data_dir: Path | None) -> tuple[str, Path] | None:
-    """The folder that the user named, and how."""
     if data_dir is not None:
         return "--data-dir", data_dir
     named = os.environ.get(DATA_DIR_VARIABLE)

@@ -171,7 +171,6 @@ class Splits:
 
     @property
     def contributed_items(self) -> UserItems:
-        """What users speak of in sums."""
         return self.train if self.contributed is None else self.contributed
 
 

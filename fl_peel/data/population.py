@@ -84,7 +84,6 @@ class Population:
         return np.minimum(uniforms * self.num_groups, self.num_groups - 1).astype(np.int32)
 
     def counts(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Return the numbers of items of the devices start..stop-1."""
         from scipy.special import ndtri  # of which runs on data sets need nothing
 
         uniforms = device_uniforms(self.seed, "population", "count", devices=np.arange(start, stop))

@@ -645,7 +645,6 @@ def _remedy(names: Sequence[str], meaning: str, aliases: Sequence[str]) -> str:
 
 
 def _position(place: str, names: Sequence[str], meaning: str, name: str) -> int:
-    """Return the position of the column whose name a dialect gives."""
     key = f"data.columns.{column_key(meaning)}"
     places = [i for i, one in enumerate(names) if one.strip() == name.strip()]
     if len(places) > 1:

@@ -217,7 +217,6 @@ class Timeline:
         return int(self.users[:place].max(initial=-1)) + 1
 
     def items_before(self, place: int) -> int:
-        """How many items anybody has used before a place."""
         return int(self.items[:place].max(initial=-1)) + 1
 
     def splits(self, period: int, phase: Phase) -> Splits:

@@ -91,7 +91,6 @@ class DeviceTraces(IntColumns):
     kept_blocks: IntArray
 
     def __add__(self, other: Self) -> Self:
-        """Return the traces of both sets of devices."""
         return self.joined([self, other])
 
 
@@ -125,7 +124,6 @@ class RoundCounts:
 
     @classmethod
     def nothing(cls, num_classes: int) -> Self:
-        """Return the counts of no devices."""
         return cls(
             ClassCounts.zeros(num_classes),
             ClockCounts.zeros(num_classes),
@@ -135,7 +133,6 @@ class RoundCounts:
         )
 
     def __add__(self, other: Self) -> Self:
-        """Return the counts of both sets of devices."""
         return type(self)(
             self.classes + other.classes,
             self.clock + other.clock,

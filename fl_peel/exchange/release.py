@@ -93,7 +93,6 @@ class GroupShape:
 
     @staticmethod
     def from_ranked(ranked: RankedBlocks) -> GroupShape:
-        """Return the shape of ranked blocks, as a device sees them."""
         layout = ranked.layout
         return GroupShape(len(ranked.items), layout.num_slices, layout.embedding_dim, len(ranked.blocks))
 
@@ -155,7 +154,6 @@ class NamedSums(dict[str, NDArray[np.int64]]):
 
     @staticmethod
     def zeros(shapes: Mapping[str, tuple[int, ...]]) -> NamedSums:
-        """Over nobody."""
         return NamedSums({part: np.zeros(shape, np.int64) for part, shape in shapes.items()})
 
     def __add__(self, other: Mapping[str, NDArray[Any]]) -> NamedSums:
@@ -435,7 +433,6 @@ class TrafficPadding:
         return ranked.row_pieces[wanted] * NUMBER_BYTES * layout.slice_dim
 
     def part_bytes(self, ranked: RankedBlocks) -> int:
-        """The other parts, dense."""
         return NUMBER_BYTES * sum(
             math.prod(shape) for shape in shapes(GroupShape.from_ranked(ranked), self.dense).values()
         )

@@ -89,13 +89,11 @@ class FittedJoining(Joining):
         return turned(users, groups, self.maps) if len(self.maps) else users, groups
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays as they are."""
         maps = {"maps": self.maps} if len(self.maps) else {}
         return {"centroids": self.centroids, "item_table": self.item_table, **maps}
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> FittedJoining:
-        """Return the value that :meth:`tensors` gave."""
         table = _floats(tensors, "item_table")
         if "maps" in tensors:
             maps = _floats(tensors, "maps")
@@ -145,12 +143,10 @@ class MappedJoining(Joining):
         return np.concatenate(users), groups
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays as they are."""
         return {name: getattr(self, name) for name in ("centroids", "own", "own_units", "maps", "map_units")}
 
     @staticmethod
     def from_tensors(tensors: Tensors) -> MappedJoining:
-        """Return the value that :meth:`tensors` gave."""
         arrays = {name: _floats(tensors, name) for name in ("centroids", "own_units", "map_units")}
         return MappedJoining(own=_some_floats(tensors, "own"), maps=_some_floats(tensors, "maps"), **arrays)
 

@@ -57,7 +57,6 @@ class CodedBlocks:
         return CodedBlocks(numbers, codes, packed["scales"].astype(np.float16))
 
     def tensors(self, layout: BlockLayout) -> dict[str, NDArray[Any]]:
-        """Return the arrays to save, by name."""
         numbers = {} if self.numbers is None else {"blocks": self.numbers.astype(layout.id_dtype)}
         return {**numbers, "codes": self.codes, "scales": self.scales}
 
@@ -292,22 +291,18 @@ class Model:
 
     @property
     def num_items(self) -> int:
-        """Number of items of the catalogue."""
         return self.catalogue.num_items
 
     @property
     def num_groups(self) -> int:
-        """Number of user groups."""
         return self.joining.num_groups
 
     @property
     def layout(self) -> BlockLayout:
-        """Layout of the blocks of its tables."""
         return self.catalogue.layout
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Precisions in which it serves."""
         return PRECISIONS if self.tables == "fp32" else (self.tables,)
 
     def device(self, interactions: Iterable[OwnId], *, also_seen: Iterable[OwnId] = ()) -> Device:

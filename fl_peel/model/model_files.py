@@ -66,17 +66,14 @@ class ModelWriter:
         self.files[name] = {"bytes": len(data), "digest": digest_of(data)}
 
     def add_tensors(self, name: str, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Write arrays."""
         whole = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
         self.add(name, safetensors.numpy.save(whole))
 
     def add_json(self, name: str, content: Any) -> None:
-        """Write a value as JSON."""
         self.add(name, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files written so far."""
         return sum(about["bytes"] for about in self.files.values())
 
 
@@ -146,7 +143,6 @@ class ModelFiles:
         return value
 
     def has(self, name: str) -> bool:
-        """Return whether the model has such a file."""
         return name in self.about[FILES]
 
     def read(self, name: str) -> bytes:
@@ -194,7 +190,6 @@ class ModelFiles:
             raise self.fault(name, f"is no JSON ({str(error)[:80]})") from error
 
     def fault(self, name: str, why: str) -> ModelError:
-        """Return the error for a file that does not fit."""
         return ModelError(f"{self.folder / name}: {why}; save the model again, or copy all of its folder")
 
 
@@ -243,7 +238,6 @@ class Catalogue:
         return self.layout.num_items
 
     def id_of(self, item: int) -> str:
-        """The data's own id of an item."""
         return self.ids[item] if self.ids else str(item)
 
     def by_row(self) -> list[str]:

@@ -156,7 +156,6 @@ class _Trainer:
         return torch.Generator().manual_seed(seed_for(self._seed, "pretraining", *identity) >> 1)
 
     def epochs(self) -> Iterator[EpochFigures]:
-        """Train; one figure per epoch."""
         config = self._config
         num_steps, step = config.epochs * self._loss_of.num_batches, 0
         for epoch in range(1, config.epochs + 1):

@@ -407,7 +407,6 @@ class SparseMatrix:
 
     @staticmethod
     def from_scipy(matrix: sp.csr_matrix, device: str = "cpu") -> SparseMatrix:
-        """From SciPy's."""
         indptr, columns = matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32)
         elsewhere = None
         if torch.device(device).type != "cpu":
@@ -433,7 +432,6 @@ class SparseMatrix:
         return torch.from_numpy(out)
 
     def rows(self, chosen: NDArray[np.int64]) -> SparseMatrix:
-        """These rows, in this order."""
         counts = np.diff(self.indptr)[chosen]
         indptr = np.concatenate([[0], np.cumsum(counts)])
         places = np.arange(indptr[-1]) + np.repeat(self.indptr[chosen] - indptr[:-1], counts)
@@ -459,7 +457,6 @@ class InteractionGraph:
 
     @staticmethod
     def build(rows: UserItems, num_items: int, device: str = "cpu") -> InteractionGraph:
-        """Build from the collected interactions."""
         matrix = normalized_interactions(rows, num_items)
         return InteractionGraph(
             SparseMatrix.from_scipy(matrix, device), SparseMatrix.from_scipy(sp.csr_matrix(matrix.T), device)

@@ -73,12 +73,10 @@ class Replicates:
 
     @staticmethod
     def zeros(figures: int, count: int) -> Replicates:
-        """Return the sums over no devices."""
         nothing = np.zeros((figures, count), np.int64)
         return Replicates(nothing, nothing, np.zeros(count, np.int64))
 
     def only(self, figures: slice) -> Replicates:
-        """Return the sums of some of the figures."""
         return Replicates(self.recall[figures], self.ndcg[figures], self.devices)
 
     def __add__(self, other: Replicates) -> Replicates:
@@ -133,7 +131,6 @@ class Sample:
     by_seed: tuple[float, ...] = ()
 
     def estimate(self) -> SeedsEstimate:
-        """Return the mean with its interval."""
         return estimate(self.value, self.drawn, self.devices, self.by_seed)
 
     def less(self, base: Sample, *, same_seeds: bool = True) -> SeedsEstimate:

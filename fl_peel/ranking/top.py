@@ -234,7 +234,6 @@ class ListSums:
 
     @staticmethod
     def zeros(budgets: int, lengths: int, num_bytes: int) -> ListSums:
-        """Return the sums over no devices."""
         return ListSums(
             np.zeros((budgets, lengths, len(LIST_METRICS)), np.int64), np.zeros((budgets, lengths, num_bytes), np.uint8)
         )
@@ -249,11 +248,9 @@ class ListSums:
                 self.shown[places, k] |= lists.shown(length)
 
     def only(self, places: slice) -> ListSums:
-        """Return the sums under some of the budgets."""
         return ListSums(self.metrics[places], self.shown[places])
 
     def __add__(self, other: ListSums) -> ListSums:
-        """Return the sums over both sets of devices."""
         return ListSums(self.metrics + other.metrics, self.shown | other.shown)
 
     def means(self, place: int, lengths: Sequence[int], num_devices: int, num_items: int) -> dict[str, float]:

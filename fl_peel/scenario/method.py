@@ -230,7 +230,6 @@ class Data(Keys):
 
     @property
     def dialect(self) -> Dialect:
-        """How the files are written."""
         return Dialect(self.columns.given, self.time_zone)
 
     @property
@@ -368,7 +367,6 @@ class Pretraining(Keys):
 
     @property
     def by_devices(self) -> bool:
-        """Whether devices take part in stage 1."""
         return self.model == "spectral" and self.source == "devices"
 
     def config(self) -> PretrainingConfig:
@@ -678,7 +676,6 @@ class Privacy(Keys):
 
     @property
     def noised(self) -> bool:
-        """Whether a mechanism adds noise."""
         return self.mechanism != NO_MECHANISM
 
     @property

@@ -103,7 +103,6 @@ class Evaluation(Keys):
 
     @property
     def list_lengths(self) -> tuple[int, ...]:
-        """Return the lengths of all lists that metrics are of, ascending."""
         return tuple(sorted({self.top_n, *self.cutoffs}))
 
 
@@ -433,5 +432,4 @@ class Scenario(Keys):
 
     @staticmethod
     def from_json(text: str) -> Scenario:
-        """Read :meth:`to_json`."""
         return Scenario.model_validate_json(text)

@@ -82,7 +82,6 @@ class SpectralConfig:
 
     @property
     def chooses(self) -> bool:
-        """Whether an exponent is left to the devices."""
         return self.count_exponent is None or self.value_exponent is None
 
 

@@ -219,7 +219,6 @@ class AnswerCost:
     exchanges: int
 
     def __add__(self, other: AnswerCost) -> AnswerCost:
-        """Return the cost of both answers together."""
         return AnswerCost(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
@@ -329,7 +328,6 @@ class StepTerms:
 
     @property
     def bounded(self) -> bool:
-        """Return whether devices keep to bounds."""
         return self.bounds is not None
 
     @property
@@ -344,7 +342,6 @@ class StepTerms:
 
     @property
     def table_rows(self) -> int | str:
-        """Return how many rows a table has that is sent."""
         return "rows" if self.any_rows else self.num_items
 
     def count_items(self, rows: UserItems) -> Ints:
@@ -394,7 +391,6 @@ class SumField:
     bits: Bits | None = None
 
     def shape_of(self, part: Part) -> tuple[int, ...]:
-        """Return the shape of a part."""
         if self.axis is None:
             return self.shape
         return (*self.shape[: self.axis], part[1] - part[0], *self.shape[self.axis + 1 :])
@@ -698,7 +694,6 @@ class StepVector:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the whole vector."""
         return self.part((0, self.step.num_pieces)).num_bytes
 
     @property
@@ -711,7 +706,6 @@ class StepVector:
         return AnswerCost(self.contribution_bytes, 0, 0, 1)
 
     def masked_cost(self, neighbours: int) -> AnswerCost:
-        """Return what it costs a device to send the vector with masks of so many neighbours."""
         moved = DeviceBytes.from_sizes(neighbours, 0)
         return AnswerCost(self.num_bytes, moved.download, moved.upload, EXCHANGES)
 

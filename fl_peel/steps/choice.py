@@ -259,7 +259,6 @@ class ChoiceStep(Step):
         return {"won": won.sum(axis=0), "answered": np.array([answered])}
 
     def request(self, sent: Arrays, terms: StepTerms) -> FilterRequest:
-        """Return the request that was sent."""
         filters = FilterGrid(*(sent[one.name] for one in fields(FilterGrid)))
         asked = sent["directions"], sent["values"], sent["counts"], filters, sent["drawn"], self.place
         return FilterRequest(*asked, sent.get("recent"), terms.fading, sent.get("mean"), sent.get("weights"))

@@ -326,5 +326,4 @@ class MapsStep(Step):
 
     @staticmethod
     def ask(channel: StepChannel, columns: int) -> None:
-        """Count what maps of so many columns take of devices."""
         answer_to(channel, MapsStep(columns), {})

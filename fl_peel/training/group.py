@@ -101,7 +101,6 @@ def _checked(trained: NDArray[np.float32], update: GroupUpdate) -> tuple[NDArray
 
 
 def _in_torch(work: LocalWork, where: torch.device) -> tuple[NDArray[np.float32], GroupUpdate]:
-    """As :func:`train_group`, on a device of torch."""
     from fl_peel.training.torch_cohort import train_devices as train_in_torch
 
     done = train_in_torch(work, where)

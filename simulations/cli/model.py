@@ -109,7 +109,6 @@ class _Session:
         return "budget (e.g. 100KB)> " if self.held is None else "another budget> "
 
     def answer(self, line: str) -> list[str]:
-        """What is told on a line."""
         if not self.items:
             given = tuple(_own_ids([line]))
             device = self.model.device(given)
@@ -174,7 +173,6 @@ def six_digits(score: float) -> str:
 
 
 def _held(embedding: Embedding, num_bytes: int) -> str:
-    """What a device has, in words."""
     stored = embedding.stored
     return (
         f"{num_bytes:,} of {embedding.budget_bytes:,} B, {len(stored.blocks):,} blocks, {stored.precision}, "

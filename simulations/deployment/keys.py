@@ -42,7 +42,6 @@ class KeyFolder:
 
     @property
     def certificate(self) -> Path:
-        """Return the certificate of the SuperLink."""
         return self.folder / CERTIFICATE
 
     @property

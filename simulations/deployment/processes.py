@@ -56,11 +56,9 @@ class Deployment:
 
     @property
     def address(self) -> str:
-        """Return the address of the SuperLink."""
         return f"{HOST}:{self.port}"
 
     def start_node(self, number: int) -> None:
-        """Start a SuperNode."""
         words = [*_program("flower-supernode"), "--superlink", self.address, "--host", HOST, "--port", str(free_port())]
         words += ["--node-config", _flat(self.node_configs[number])]
         if self.keys is None:

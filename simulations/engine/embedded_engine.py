@@ -95,7 +95,6 @@ class ForkServer:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def close(self) -> None:
-        """End the process and all workers."""
         with self._lock:
             self._closed = True
             self._end()
@@ -206,7 +205,6 @@ class WorkerPool:
             worker.thread.join(JOIN_S)
 
     def ask(self, message: Message, context: Context, on_reply: Callable[[Message], None]) -> None:
-        """Have the worker of the message's node answer it."""
         partition = int(context.node_config["partition-id"])
         self._workers[partition % len(self._workers)].ask(_Question(message, context, on_reply))
 

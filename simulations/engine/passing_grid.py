@@ -26,22 +26,18 @@ class PassingGrid(Grid):
         self._grid = grid
 
     def set_run(self, run: Any) -> None:
-        """Pass on."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """Pass on."""
         return self._grid.run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Pass on."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Pass on."""
         return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -49,11 +45,9 @@ class PassingGrid(Grid):
         return self._grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pass on."""
         return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Pass on."""
         return self._grid.send_and_receive(messages, timeout=timeout)
 
 
@@ -268,11 +262,9 @@ class EmbeddedGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Make a message, as its own constructor does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of all nodes."""
         return list(self._partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -312,7 +304,6 @@ class EmbeddedGrid(Grid):
         self._host.give_up(message_ids)
 
     def context(self, node: int) -> Context:
-        """Return what a node knows of itself."""
         place = {"partition-id": self._partition[node], "num-partitions": len(self._partition)}
         return Context(
             run_id=RUN_ID, node_id=node, node_config=place | self.node_config, state=RecordDict(), run_config={}

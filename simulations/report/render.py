@@ -117,13 +117,11 @@ class Page:
                 yield part if isinstance(part, TableView) else part.text
 
     def svg(self, name: str) -> str | None:
-        """Return the figure of this name alone, None where there is none."""
         charts = (part for section in self.sections for part in section.parts if isinstance(part, Chart))
         return next((chart.plot.svg for chart in charts if chart.plot is not None and chart.plot.name == name), None)
 
 
 def _drawn_parts(section: Section) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a section that have something to show, each with its kind."""
     for part in section.parts:
         if isinstance(part, Chart):
             if part.plot is not None:

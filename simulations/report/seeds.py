@@ -46,7 +46,6 @@ class SeedRuns:
 
     @staticmethod
     def from_reports(name: str, reports: Sequence[RunResult], by_seed: Sequence[PerDevice]) -> SeedRuns:
-        """Make them of a report and the figures of its devices for every seed."""
         seeds = tuple(report.seed for report in reports)
         return SeedRuns(name, seeds, tuple(by_seed), reports[0].scenario, _best_full_table(reports))
 
@@ -72,7 +71,6 @@ class SeedRuns:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Return the tables that every seed measured."""
         first, *others = (one.tables for one in self.by_seed)
         return tuple(table for table in first if all(table in other for other in others))
 

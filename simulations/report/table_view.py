@@ -303,7 +303,6 @@ def nested_views(title: str, values: Mapping[str, Any]) -> list[TableView]:
 
 
 def _scalar(value: Any, key: str = "") -> str:
-    """A value of that key for readers."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):

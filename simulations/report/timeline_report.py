@@ -226,7 +226,6 @@ def classes_plot(periods: Sequence[PeriodResult]) -> Plot:
 
 
 def _line(words: str, x: Sequence[float], figures: Sequence[Estimate | float]) -> drawing.Line:
-    """Return a line with words at each of its points."""
     known = [figure if isinstance(figure, Estimate) else Estimate(figure) for figure in figures]
     tips = [f"{words}, period {at:g}: {one.value:.4g}" for at, one in zip(x, known, strict=True)]
     return drawing.Line(words, x, known, tips)

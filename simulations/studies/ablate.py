@@ -77,7 +77,6 @@ class Variation:
 
     @property
     def name(self) -> str:
-        """Return the name of its trial."""
         return f"{self.part}: {self.setting}" if self.setting else self.part
 
 
@@ -242,7 +241,6 @@ def noises(base: Scenario) -> list[Variation]:
 
 
 def _is_noised(base: Scenario) -> bool:
-    """Whether stage 1 by devices is under a mechanism."""
     return base.privacy.noised and base.pretraining.by_devices
 
 

@@ -687,7 +687,6 @@ def summary(rows: Sequence[Row], full: Mapping[str, Any], refinement: Mapping[st
 
 
 def _best(rows: Iterable[Row]) -> Row | None:
-    """Return the row that is best on validation."""
     return max(rows, key=lambda row: row["validation_recall@20"], default=None)
 
 

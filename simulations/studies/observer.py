@@ -180,7 +180,6 @@ class StepObserver:
 
     @property
     def any(self) -> bool:
-        """Return whether there was a stage 1 by devices."""
         return bool(self._seen)
 
     def steps(self, device: int) -> tuple[StepView, ...]:
@@ -373,13 +372,11 @@ class Observer:
         return self._watched
 
     def view(self, device: int) -> DeviceView:
-        """Return all that was seen of a device."""
         steps = self.stage1.steps(device)
         return DeviceView(device, self.watched().splits.num_items, tuple(self.views[device]), steps)
 
     @cached_property
     def _fleet(self) -> str:
-        """The files of the scenario's fleet."""
         return fleet_files(self.scenario.fleet)
 
     def _setting(self, scenario: str) -> wire.RunSetting:
@@ -480,7 +477,6 @@ def _cells(name: str, counts: Counters) -> dict[str, float]:
 
 
 def _requests(messages: Iterable[Message], *kinds: wire.MessageKind[Any]) -> list[Any]:
-    """Return what messages of these kinds ask."""
     return [
         wire.unpack(kind.request, one.content)
         for one in messages

@@ -64,7 +64,6 @@ class ClaimRow(Keys):
     """A list a cell: what these columns have, and the expected value behind it."""
 
     def claims(self) -> Iterator[Claim]:
-        """Yield a claim a cell."""
         for *places, value in self.cells:
             says = ", ".join([self.says, *map(str, places)])
             yield Claim(says=says, where=self.where | dict(zip(self.columns, places, strict=True)), value=value)

@@ -61,7 +61,6 @@ class StudyResult:
 
     @property
     def name(self) -> str:
-        """Return the name of the scenario, where it is known."""
         return "" if self.scenario is None else scenario_name(self.scenario)
 
     @property

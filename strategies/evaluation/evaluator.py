@@ -61,7 +61,6 @@ class BudgetRequest:
 
     @property
     def factors_and_rooms(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """A factor and a room for each budget."""
         return self.factors or (1.0,) * len(self.budgets), self.rooms or (-1.0,) * len(self.budgets)
 
 
@@ -77,11 +76,9 @@ class EvaluationParts:
 
     @property
     def whole(self) -> wire.EvaluateReply:
-        """Return the sum of all replies."""
         return reduce(add, self.replies)
 
     def only(self, places: slice) -> EvaluationParts:
-        """Return the replies under some of the budgets only."""
         return replace(self, replies=tuple(reply.only(places) for reply in self.replies))
 
     def without(self, changed: Container[int] = (), excluded: Container[int] = ()) -> EvaluationParts:
@@ -94,7 +91,6 @@ class EvaluationParts:
         return EvaluationParts(*(tuple(parts[place] for place in kept) for parts in self._columns))
 
     def __add__(self, other: EvaluationParts) -> EvaluationParts:
-        """These messages and those."""
         return EvaluationParts(*(mine + theirs for mine, theirs in zip(self._columns, other._columns, strict=True)))
 
     @property
@@ -122,17 +118,14 @@ class Evaluator:
 
     @property
     def scenario(self) -> Scenario:
-        """Return the scenario that tables are refined under."""
         return self.federation.scenario
 
     @property
     def layout(self) -> BlockLayout:
-        """Return the block layout of the tables."""
         return self.federation.layout
 
     @property
     def members(self) -> Members:
-        """Return the devices that are asked."""
         return self.federation.members
 
     def evaluate(self, budgets: Sequence[int], **asked: Unpack[EvaluationOptions]) -> wire.EvaluateReply:

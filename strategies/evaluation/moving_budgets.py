@@ -245,7 +245,6 @@ def _followed(steps: StepCounts, hours: float) -> Followed:
 
 
 def _moment(step: StepCounts, hours: float) -> FollowedMoment:
-    """Return the figures of all devices at one step. step: () each."""
     devices = max(int(step.devices), 1)
     return FollowedMoment(
         hours=hours,

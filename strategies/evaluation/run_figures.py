@@ -160,7 +160,6 @@ class FullTableReplies:
 
     @property
     def on_test(self) -> dict[str, wire.EvaluateReply]:
-        """Return the replies on the test."""
         return {name: reply.only(slice(0, 1)) for name, reply in self.by_table.items()}
 
     @property

@@ -105,7 +105,6 @@ class PerDevice:
         return columns
 
     def write(self, path: Path) -> None:
-        """Write the figures as a Parquet file."""
         columns = {name: pa.array(values) for name, values in self.columns().items()}
         columns["class"] = columns["class"].dictionary_encode()
         about = {"tables": self.tables, "top_n": self.top_n, "seed": self.seed, "test_items": self.test_items}

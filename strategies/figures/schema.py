@@ -100,7 +100,6 @@ class FullTableResult:
 
     @property
     def on_validation(self) -> dict[str, Quality]:
-        """Return the tables that were measured on validation, by name."""
         tables = {"global": self.global_validation, "start": self.start_validation, "refined": self.refined_validation}
         return {name: quality for name, quality in tables.items() if quality is not None}
 
@@ -595,7 +594,6 @@ class SecureCounts:
     short_rows: Count = 0
 
     def __add__(self, other: Self) -> SecureCounts:
-        """Add the counts of both."""
         names = [one.name for one in fields(self)]
         return SecureCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 

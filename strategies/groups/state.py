@@ -241,7 +241,6 @@ class UserGroupState:
         return array if self.shelf is None else self.shelf.put(array)
 
     def _known(self) -> list[NDArray[Any]]:
-        """Return what is known of the blocks."""
         return [*vars(self.statistics).values(), self.counted_interactions, self.counted_devices]
 
     def copied_to(self, table: FloatArray) -> UserGroupState:
@@ -317,7 +316,6 @@ class UserGroupState:
         total: BlockSums,
         scenario: Scenario,
     ) -> None:
-        """The same of any blocks."""
         statistics = self.statistics
         groups, slices = layout.item_group[items], layout.num_slices
         examples = np.bincount(groups, weights=total.row_examples, minlength=layout.num_item_groups)

@@ -101,11 +101,9 @@ class SplitDevices:
         return self.splits.train.merged(self.splits.validation)
 
     def hidden(self, split: Split) -> UserItems:
-        """Return the items that the ranking leaves out on a split."""
         return self.seen if split == "test" else self.splits.train
 
     def wanted(self, split: Split) -> UserItems:
-        """Return the items to find on a split."""
         return self.splits.test if split == "test" else self.splits.validation
 
 
@@ -365,7 +363,6 @@ class DeviceQuality:
         return Replicates.from_devices(self.devices, self.recall[:, None], self.ndcg[:, None], self.counted, count)
 
     def mean(self) -> dict[str, float]:
-        """Mean Recall@20 and NDCG@20."""
         return means(self.sums())
 
 

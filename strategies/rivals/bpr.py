@@ -63,7 +63,6 @@ class FedAvgBpr:
         sums.add(updates, server.size)
 
     def merged(self, server: FloatArray, sums: RoundSums, setting: BprSetting) -> FloatArray:
-        """The table, and a share of all changes."""
         return (server + setting.server_share * sums.changes()).astype(np.float32)
 
     def served(

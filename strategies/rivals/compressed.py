@@ -62,7 +62,6 @@ class HashedTable:
 
     @property
     def user_dim(self) -> int:
-        """Return the number of columns of both tables."""
         return self.remainders.dim
 
     @property
@@ -76,7 +75,6 @@ class HashedTable:
         return {name: np.concatenate([part[name] for part in both]) for name in both[0]}
 
     def decoded(self) -> tuple[NDArray[np.int32], FloatArray]:
-        """Return all items with their rows."""
         parts = [torch.from_numpy(part.decoded()[1]) for part in (self.remainders, self.quotients)]
         table: FloatArray = composed(parts, torch.from_numpy(self.number), self.operation).numpy()
         return np.arange(len(self.number), dtype=np.int32), table
@@ -274,7 +272,6 @@ class Codebooks(NamedTuple):
     residual: bool = False
 
     def width(self, dim: int) -> int:
-        """Return the columns of a centroid."""
         return dim if self.residual else dim // self.parts
 
     def trained(self, rows: FloatArray, seed: int) -> tuple[Any, Any]:
@@ -323,7 +320,6 @@ class QuantizedTable:
 
     @property
     def user_dim(self) -> int:
-        """Return the number of columns of the table."""
         return self.dim
 
     @property
@@ -398,7 +394,6 @@ class ProductQuantization(Rival):
         return tuple(replace(self, dims=(d,), parts=(p,), bits=(b,), orders=(o,)) for d, p, b, o in every)
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request and setting, of those that fit."""
         orders = {by: best_items(material, by) for by in self.orders}
         for share in self.dims:
             dim = max(round(share * material.pretrained.items.shape[1]), 1)

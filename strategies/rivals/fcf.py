@@ -83,7 +83,6 @@ class Fcf:
         return FcfServer(server.table - setting.learning_rate * scaled, first, second, steps)
 
     def served(self, server: FcfServer, kept: None, context: FederatedContext, setting: FcfSetting) -> ServedTables:
-        """One table for all, and the factors that it gives."""
         factors = solved(server.table, context.train, setting)
         return ServedTables.for_everybody(server.table.astype(np.float32), factors.astype(np.float32))
 

@@ -80,7 +80,6 @@ class FederatedContext(SplitDevices):
         return np.arange(self.splits.num_users)
 
     def chunks(self, devices: IntArray) -> Iterator[IntArray]:
-        """These devices, so many at a time."""
         for start in range(0, len(devices), self.chunk):
             yield devices[start : start + self.chunk]
 

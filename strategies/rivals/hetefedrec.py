@@ -91,7 +91,6 @@ class HeteFedRec:
     def contribute(
         self, server: HeteServer, kept: FloatArray, devices: IntArray, now: FederatedRound, sums: RoundSums
     ) -> None:
-        """Changed rows, of devices with each of the widths."""
         widths, tier = np.array(self.widths(now.context)), self.tiers(now.context)[devices]
         bpr = replace(now, setting=now.setting.bpr)
         for place, (width, table) in enumerate(zip(widths, server.tables, strict=True)):

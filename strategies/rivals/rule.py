@@ -60,7 +60,6 @@ class Rule(Rival):
     search: SearchSettings = SearchSettings()
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """Yield the best subset found for each request."""
         rng = rng_for(material.seed, "rule-devices")
         wanting = np.flatnonzero(material.splits.validation.counts() > 0)
         sample = material.select_devices(np.sort(rng.permutation(wanting)[: self.search.sample]))
@@ -148,7 +147,6 @@ class Costs:
 
     @staticmethod
     def from_layout(layout: BlockLayout, precision: Precision) -> Costs:
-        """Return the costs of a layout's blocks, as an artefact has them."""
         return Costs(layout.block_bytes(precision), layout.num_slices, user_bytes(layout.slice_dim))
 
     def fitted(self, order: NDArray[np.int64], room: int) -> Genes:

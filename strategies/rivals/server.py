@@ -229,7 +229,6 @@ class CachedList(Rival):
     ceiling: ClassVar[bool] = True
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[ListOption]:
-        """One for every request and every option of the tables."""
         each = number_type(material.num_items).itemsize
         for table in self.tables:
             if isinstance(table, PerGroup) and material.starts is None:

@@ -69,7 +69,6 @@ class TruncatedSvd(Rival):
     closest: tuple[Literal["plain", "by scores"], ...] = ("plain", "by scores")
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request and way of being close."""
         table = material.pretrained.items
         num_items, dim = table.shape
         ranks = {r: largest_rank(num_items, dim, r.precision, r.budget_bytes) for r in requests}
@@ -145,7 +144,6 @@ class UniformWidth(Rival):
         return tuple(UniformWidth(self.name, (share,)) for share in self.dims)
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option a request and width, of those of which a row fits."""
         order = best_items(material, "exposure")
         precisions = dict.fromkeys(request.precision for request in requests)
         for share, precision in product(self.dims, precisions):
@@ -195,7 +193,6 @@ class FixedTiers(Rival):
     name: str = "fixed-tiers"
 
     def options(self, material: Material, requests: Sequence[Request]) -> Iterator[Option]:
-        """One option for each request that can hold the small tier."""
         dim = material.config.embedding_dim
         widths = distinct((dim // 8, dim // 4, dim // 2))
         start = time.perf_counter()

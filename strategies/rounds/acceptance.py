@@ -66,7 +66,6 @@ class AcceptanceTest:
         return {"rounds_kept": self.accepted_rounds, "comparisons": self.comparisons, "kept": kept}
 
     def resume(self, saved: dict[str, Any]) -> None:
-        """Restore what :meth:`state` returned."""
         self.accepted_rounds, self.comparisons = saved["rounds_kept"], saved["comparisons"]
         for group, (state, weights) in saved["kept"].items():
             self._accepted_states[group], self._weights[group] = state, weights

@@ -93,7 +93,6 @@ class ClearSteps:
 
     @property
     def windows(self) -> int:
-        """Return how many rounds each step lasts."""
         return self.scenario.pretraining.open_rounds
 
     @property
@@ -154,7 +153,6 @@ class ClearSteps:
             self._time += self.windows
 
     def _fields(self, step: Step, sent: Arrays, part: Part, opened: Bools | None) -> dict[str, Any]:
-        """Return the fields of a request, by name."""
         return {
             "setting": self.setting,
             "step": step,
@@ -306,7 +304,6 @@ class MaskedSteps(ClearSteps):
         return (*super().position, self._keyed, self._suspects)
 
     def resume(self, position: Sequence[Any], records: Sequence[SumsRecord]) -> None:
-        """Go on from a position, as in the clear."""
         time, self._keyed, self._suspects = position
         super().resume([time], records)
 

@@ -111,7 +111,6 @@ class PeelStrategy(Strategy):
         """Nodes that were asked about a user group, and whose answer has not come yet."""
 
     def summary(self) -> None:
-        """Log what will run."""
         logger.info(
             "PEEL: %d devices in %d user groups, %d blocks, %d rounds",
             len(self.members.devices),
@@ -130,7 +129,6 @@ class PeelStrategy(Strategy):
         return of_slices(weights, self.states[group].statistics.shown)
 
     def cohort(self, server_round: int) -> NDArray[np.int64]:
-        """Devices that are sampled in a round, ascending."""
         refinement = self.scenario.refinement
         poisson = refinement.sampling == "poisson"
         devices, rate = self.members.devices, refinement.sampling_rate
@@ -302,7 +300,6 @@ class PeelStrategy(Strategy):
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return nothing, as there is nothing to add up."""
         return None
 
 

@@ -109,7 +109,6 @@ class CentralStage1Outcome(Stage1Outcome):
 
     @property
     def sends_own_embeddings(self) -> bool:
-        """Return whether a device is sent its own embedding."""
         return True
 
     def join_request(self, setting: wire.RunSetting, devices: NDArray[np.int64]) -> wire.JoinRequest:
@@ -200,7 +199,6 @@ class FederatedStage1Outcome(Stage1Outcome):
 
     @property
     def steps(self) -> tuple[SumsRecord, ...]:
-        """Return the records of the steps that devices took part in."""
         return self.records
 
     @staticmethod
@@ -225,7 +223,6 @@ class FederatedStage1Outcome(Stage1Outcome):
         return self.start.directions
 
     def figures(self, members: Members, seconds: float, before: tuple[SumsRecord, ...] = ()) -> Stage1Result | None:
-        """Return the cost of the steps for devices."""
         steps = before + self.steps
         return stage1_result(steps, self.start, members, seconds, self.epsilon) if steps else None
 

@@ -177,7 +177,6 @@ class RoundCheckpoints:
         return done
 
     def after(self, server_round: int) -> None:
-        """Keep what there is after a round."""
         strategy = self._strategy
         done = max(server_round, strategy.completed_rounds)
         value = {
@@ -299,7 +298,6 @@ class Run:
 
     @property
     def grid(self) -> Grid:
-        """Return the way to the nodes."""
         return self.nodes.grid
 
     @cached_property
@@ -318,5 +316,4 @@ class Run:
         return replace(self, scenario=scenario, on_event=on_event or self.on_event)
 
     def setting(self, num_devices: int = 0) -> wire.RunSetting:
-        """Return the setting that nodes get."""
         return self.paths.setting(self.scenario, num_devices)

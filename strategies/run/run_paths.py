@@ -47,7 +47,6 @@ class StageTimes:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a stage."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -104,7 +104,6 @@ class BlockWeights:
     orders: dict[str, list[NDArray[np.float64]]]
 
     def __call__(self, selector: str) -> list[NDArray[np.float64]]:
-        """Return the weights of a selector, as an :class:`Evaluator` asks for them."""
         return self.orders[selector]
 
 
@@ -191,7 +190,6 @@ class Period:
 
     @property
     def part(self) -> TimelinePart:
-        """Return the timeline's keys."""
         assert self.run.scenario.data.timeline is not None
         return self.run.scenario.data.timeline
 
@@ -201,14 +199,12 @@ class Period:
         return self.timeline.users_before(self.timeline.begin_of(0))
 
     def at(self, phase: Phase) -> Run:
-        """The run of a part of the period; what it does is kept with the period."""
         scenario, paths = self.run.scenario, replace(self.run.paths, checkpoint_dir="")
         timeline = self.part.model_copy(update={"period": self.number, "phase": phase})
         data = scenario.data.model_copy(update={"timeline": timeline})
         return replace(self.run.under(scenario.model_copy(update={"data": data}), silent), paths=paths)
 
     def splits(self, phase: Phase) -> Splits:
-        """Return what devices have in a part of the period."""
         if phase not in self._splits:
             self._splits[phase] = self.timeline.splits(self.number, phase)
         return self._splits[phase]
@@ -437,7 +433,6 @@ class Period:
         return update_model(sums, config, plan, before, exponents=self.state.exponents, recent=recent)
 
     def evaluator(self, refiner: Refiner, states: list[UserGroupState], members: Members) -> Evaluator:
-        """Return the evaluator of these tables."""
         orders = {
             "exposure": [state.statistics.shown.astype(np.float64) for state in states],
             "popularity": [state.statistics.popularity.astype(np.float64) for state in states],
@@ -495,7 +490,6 @@ class Period:
         return replies
 
     def rivals(self, model: SpectralModel) -> None:
-        """Measure the rivals on the same devices."""
         learn = self.splits("learn")
         config, replicates = self.run.scenario.pretraining.spectral(), self.run.scenario.evaluation.bootstrap
         popularity, fading = learn.train.popularity(learn.num_items), self.part.decay_interactions
@@ -611,7 +605,6 @@ def summary_line(period: PeriodResult) -> str:
 
 
 def _result(run: Run, state: TimelineState) -> TimelineResult:
-    """Return the result of all periods."""
     periods = range(len(state.periods))
     last = periods[-LAST:]
     return TimelineResult(

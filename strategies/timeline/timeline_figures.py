@@ -151,7 +151,6 @@ class MetricTotals:
         return MetricTotals(self.sums + other.sums, self.replicates + other.replicates)
 
     def measured(self) -> MeasuredQuality:
-        """Means, and those of the replicates."""
         recall, ndcg = self.sums.mean()
         recalls, ndcgs = self.replicates.means()
         return MeasuredQuality(float(recall[0]), float(ndcg[0]), recalls[0], ndcgs[0], int(self.sums.devices[0]))

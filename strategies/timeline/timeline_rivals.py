@@ -70,7 +70,6 @@ class ScoredTables:
 
     @staticmethod
     def from_model(model: SpectralModel, fading: float | None) -> ScoredTables:
-        """Take the tables of a model."""
         table = model.scored * model.fresh[:, None].astype(np.float32)
         return ScoredTables(table, model.own, model.middle, fading, model.mean_weight)
 
@@ -88,7 +87,6 @@ class ScoredTables:
 
     @cached_property
     def ranked(self) -> RankedBlocks:
-        """The whole table, in fp32."""
         layout = BlockLayout(np.arange(len(self.table), dtype=np.int32), self.table.shape[1], 1)
         return ranked_as_numbered(layout, self.table)
 
