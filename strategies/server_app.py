@@ -40,12 +40,7 @@ from strategies.evaluation.run_figures import (
     user_group_rows,
 )
 from strategies.figures.per_device import FILE
-from strategies.figures.schema import (
-    FULL_GLOBAL,
-    FULL_REFINED,
-    EnvironmentResult,
-    RunResult,
-)
+from strategies.figures.schema import FULL_GLOBAL, FULL_REFINED, EnvironmentResult, RunResult
 from strategies.figures.stage_figures import secure_report, time_to_recall
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes import NUM_TRACED, some_devices

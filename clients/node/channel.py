@@ -30,11 +30,7 @@ from fl_peel.exchange.release import TrainedDevices, owned
 from fl_peel.mmap_arrays import rows_at
 from fl_peel.ranking.top import MetricSums, recall_ndcg, top_rows
 from fl_peel.training.update import GroupUpdate, LocalWork
-from fl_peel.wire import (
-    Arrays,
-    RoundReply,
-    RoundRequest,
-)
+from fl_peel.wire import Arrays, RoundReply, RoundRequest
 
 SIGNAL_BYTES = 12
 """Bytes that a device uploads for each block in its top list: block number, shown, hit."""

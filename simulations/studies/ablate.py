@@ -27,13 +27,7 @@ from simulations.report.drawing import INK, Plot
 from simulations.report.render import Page, ResultKind
 from simulations.report.run_files import SIGNIFICANT, starred
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import (
-    TableView,
-    format_bytes,
-    format_margin,
-    format_metric,
-    format_share,
-)
+from simulations.report.table_view import TableView, format_bytes, format_margin, format_metric, format_share
 from simulations.scenario_files import StudyArguments, validated
 from simulations.studies.compare import budget_of, flat
 from simulations.studies.schema import AblateResult, AblateRow

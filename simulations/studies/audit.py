@@ -51,14 +51,7 @@ from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, Plot
 from simulations.report.render import Page, ResultKind
 from simulations.report.section import Chart, Section
-from simulations.report.table_view import (
-    ABSENT,
-    TableView,
-    format_estimate,
-    format_metric,
-    format_ratio,
-    format_share,
-)
+from simulations.report.table_view import ABSENT, TableView, format_estimate, format_metric, format_ratio, format_share
 from simulations.resumable import CHECKPOINTS, data_digest, owned_store
 from simulations.scenario_files import StudyArguments, shipped_scenarios, validated, with_override
 from simulations.studies.observer import Observer, TapGrid, WatchedDevices

@@ -33,14 +33,7 @@ from simulations.report.table_view import (
     metric_name,
     table_of,
 )
-from simulations.studies.schema import (
-    CompareResult,
-    CompareRow,
-    Leaderboard,
-    LeaderboardRow,
-    Tuning,
-    Verdict,
-)
+from simulations.studies.schema import CompareResult, CompareRow, Leaderboard, LeaderboardRow, Tuning, Verdict
 
 
 def compare_view(rows: Sequence[CompareRow], metric: str = "recall@20") -> TableView:

@@ -18,13 +18,7 @@ import numpy as np
 from fl_peel.randomness import rng_for
 from strategies.rivals.base import FloatArray, IntArray
 from strategies.rivals.bpr import START_SCALE, STEPS, BprSetting, start_vectors
-from strategies.rivals.federated import (
-    NUMBER_BYTES,
-    FederatedContext,
-    FederatedRound,
-    RoundSums,
-    ServedTables,
-)
+from strategies.rivals.federated import NUMBER_BYTES, FederatedContext, FederatedRound, RoundSums, ServedTables
 
 
 @dataclass(frozen=True)

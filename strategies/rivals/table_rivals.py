@@ -11,14 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.blocks.compression import (
-    DenseTable,
-    FactorTable,
-    SparseTable,
-    largest_dim,
-    largest_rank,
-    most_entries,
-)
+from fl_peel.blocks.compression import DenseTable, FactorTable, SparseTable, largest_dim, largest_rank, most_entries
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.events import Event
 from strategies.rivals.base import (
