@@ -14,7 +14,7 @@ from fl_peel.events import Callback, OnEvent, silent
 from fl_peel.files import file_kind
 from fl_peel.plugins import did_you_mean, nearest
 from fl_peel.problems import MAX_DEPTH, YamlFault, explain, read_yaml, read_yaml_file
-from fl_peel.scenario.scenario import Scenario, present_key, with_present_names
+from fl_peel.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from flwr.serverapp import Grid
@@ -42,7 +42,6 @@ def load_scenario(source: str | Path, overrides: Iterable[str] = (), *, seed: in
         raise ScenarioError(f"{path}{fault.line}: {fault}; correct it, or name another scenario") from None
     if not isinstance(content, dict):
         raise ScenarioError(f"{path}: is not a mapping of keys; start from a file that `fl-peel scenarios` lists")
-    content = with_present_names(content)
     content.setdefault("name", path.stem)
     for override in overrides:
         content = with_override(content, override)
@@ -75,7 +74,7 @@ def with_override(content: dict[str, Any], override: str) -> dict[str, Any]:
         ScenarioError: not of this form, or no YAML.
     """
     path, equals, text = override.partition("=")
-    keys = present_key(path.strip()).split(".")
+    keys = path.strip().split(".")
     shown = shortened(override, 100)
     if not equals or not all(keys) or len(keys) > MAX_DEPTH:
         raise ScenarioError(f"--set {shown}: expected path=value, e.g. refinement.rounds=5")
