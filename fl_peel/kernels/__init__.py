@@ -18,11 +18,11 @@ from fl_peel.kernels.compile_cache import choose_cache_folder
 
 choose_cache_folder(Path(__file__).parent)
 
-from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows  # noqa: E402
-from fl_peel.kernels.random import count_examples, draw_batches, draw_items, weighted_sums  # noqa: E402  # noqa: E402
+from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows
+from fl_peel.kernels.random import count_examples, draw_batches, draw_items, weighted_sums
 from fl_peel.kernels.ranking import block_signals, bounded_hits, find_hits, serving_cutoffs, tile_rows, top_rows
 from fl_peel.kernels.sparse_product import add_passed_rows, add_scaled_rows, neighbour_scores, spread_rows, sum_rows
-from fl_peel.kernels.training import train_devices  # noqa: E402
+from fl_peel.kernels.training import train_devices
 
 FIXED_POINT = float(1 << 24)
 """Resolution of sums: an update of one device is rounded to the nearest 2**-24 (6e-8)."""
