@@ -129,44 +129,6 @@ def stop(monkeypatch, when):
     return engine
 
 
-@pytest.mark.slow
-def test_what_is_done_is_read(tiny, tmp_path, monkeypatch, made_up):
-    out, engine = tmp_path / "out", stop(monkeypatch, lambda scenario: len(made_up) == 1)
-    asked = [*QUICK, "refinement.local.batch_size=2,4"]
-    with pytest.raises(EngineError, match="plug"):
-        sweep(tiny, asked, out=out)
-    assert not (out / "sweep.json").exists()
-    monkeypatch.setattr(runner, "simulated", engine)
-    resumed = sweep(tiny, asked, out=out)
-    assert [one.refinement.local.batch_size for one in made_up] == [2, 4]
-    whole = sweep(tiny, asked, out=tmp_path / "whole")
-    assert resumed == whole
-
-    del made_up[:]
-    more = sweep(tiny, [*QUICK, "refinement.local.batch_size=2,4,8"], out=out)
-    assert [one.refinement.local.batch_size for one in made_up] == [8], "what a smaller sweep has left"
-    assert [row.tables[0].recall for row in more.rows[:2]] == [row.tables[0].recall for row in whole.rows]
-
-    del made_up[:]
-    sweep(tiny, asked, out=out, fresh=True)
-    assert len(made_up) == 2
-
-
-@pytest.mark.slow
-def test_runs_of_another_scenario_are_not_read(tiny, tmp_path, monkeypatch, made_up):
-    out, asked = tmp_path / "out", [*QUICK, "refinement.local.batch_size=2,4"]
-    first = sweep(tiny, asked, out=out, seeds=2)
-    engine = stop(monkeypatch, lambda scenario: scenario.seed == 1)
-    with pytest.raises(EngineError, match="plug"):
-        sweep(tiny, [*asked, "pretraining.epochs=2"], out=out, seeds=2)
-    monkeypatch.setattr(runner, "simulated", engine)
-    del made_up[:]
-    again = sweep(tiny, asked, out=out, seeds=2)
-    assert [(one.seed, one.refinement.local.batch_size) for one in made_up] == [(0, 2), (1, 2)]
-    assert [row.tables for row in again.rows] == [row.tables for row in first.rows]
-    assert sweep(tiny, asked, out=out, seeds=1).seeds == (0,)
-
-
 @pytest.mark.parametrize(
     ("changes", "output"),
     [

@@ -42,22 +42,6 @@ def figures(result):
     return result.budgets, result.full_table, result.privacy, result.user_groups
 
 
-VARIANTS = {
-    "adaptive": (*CENTRAL, "privacy.clipping.kind=adaptive"),
-    "per-block, counts": (*CENTRAL, "privacy.clipping.kind=per-block", "privacy.shares.counts=0.3"),
-    "poisson": (*CENTRAL, "refinement.sampling=poisson", "refinement.cohort_share=0.5"),
-    "laplace": (*CENTRAL, "privacy.mechanism=local-laplace"),
-    "half collected": (*CENTRAL, "pretraining.collected.share=50%", "privacy.group_epsilon=2"),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_nodes_make_no_difference(tiny, tmp_path, variant):
-    (one, _), (three, _) = (run_of(tiny, tmp_path, VARIANTS[variant], nodes) for nodes in (1, 3))
-    assert figures(one) == figures(three)
-
-
 def test_off_is_off(tiny_run):
     plain, grid = tiny_run
     assert to_json(plain)["privacy"] == {

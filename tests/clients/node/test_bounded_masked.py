@@ -23,7 +23,6 @@ from strategies.rounds.channel import OpenedSum
 from strategies.rounds.noised import PrivateRounds
 from tests.conftest import plant
 from tests.helpers.runs import figures, hosted_by, served
-from tests.simulations.studies.test_audit import observed
 from tests.strategies.rounds.test_clear_steps import changed
 
 PRIVATE = {
@@ -181,24 +180,3 @@ def test_devices_of_all_classes_answer_equally_often(tiny, tmp_path):
 def test_noised_words_are_wide(tiny_scenario):
     """Noise has no bound that would prove 32 bits enough."""
     assert update_bits(private(tiny_scenario), 4) == 64
-
-
-@pytest.mark.slow
-def test_the_audit_attacks_what_the_server_opened(tiny_scenario, tmp_path, releases):
-    """To the last bit, noise and dropouts included."""
-    scenario = private(tiny_scenario, secure={"dropout_share": 0.15, "neighbours": 18})
-    observer, _, _ = observed(scenario, tmp_path / "run", sums_only=True)
-    watched = observer.watched()
-    assert releases
-    for server_round, group, total, _, _ in releases:
-        seen = [
-            view
-            for device in watched.devices[watched.groups == group].tolist()
-            for view in observer.views[device]
-            if view.server_round == server_round
-        ]
-        assert seen
-        for view in seen:
-            assert np.array_equal(view.reply["updates"], total["updates"])
-            assert np.array_equal(view.reply["signals"], total["signals"])
-        assert {figure for view in seen for figure in view.figures} >= {"keys.announced", "keys.clock.0.sampled"}

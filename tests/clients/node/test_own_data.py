@@ -69,30 +69,6 @@ def held(scenario):
     return Scenario.model_validate(content)
 
 
-@pytest.mark.slow
-def test_figures_are_those_of_the_simulation_of_the_same_devices(own, tmp_path):
-    scenario, folder = own
-    scenario = scenario.model_copy(update={"data": scenario.data.model_copy(update={"refit": True})})
-    deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
-    simulated, _ = served(scenario, tmp_path / "simulated")
-    assert figures(deployed) == figures(simulated)
-    assert deployed.environment.devices == 40
-    assert {path.name for path in (tmp_path / "server").iterdir()} == {"enrolled.json"}  # the server has nothing
-
-
-@pytest.mark.slow
-def test_secure_aggregation_gives_the_same_figures(own, tmp_path):
-    scenario, folder = own
-    content = json.loads(scenario.to_json())
-    content["secure_aggregation"] |= {"enabled": True, "min_devices": 3, "neighbours": 4}
-    content["refinement"]["rounds"] = 1
-    content["pretraining"] |= {"passes": 1}
-    scenario = Scenario.model_validate(content)
-    deployed = serve(OwnGrid(folder), held(scenario), RunPaths("", str(tmp_path / "server")))
-    simulated, _ = served(scenario, tmp_path / "simulated")
-    assert figures(deployed) == figures(simulated)
-
-
 def test_items_that_the_catalogue_lacks_are_left_out_and_told_of_where_they_lie(own, tmp_path, caplog):
     scenario, folder = own
     file = folder / "node-1.csv"

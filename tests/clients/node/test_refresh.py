@@ -51,85 +51,10 @@ def sent(held, cutoffs, *, changed=(0,) * 6, hidden=(), members=None, strange=No
     return _sent_bytes(result, np.array(cutoffs), result.unneeded(seen), flags, there).tolist()
 
 
-def test_who_holds_nothing_reads_all_that_fits():
-    assert sent(before([-1, -1], [0, 0], []), [3, 0]) == [3 * BLOCK, 0]
-
-
-def test_who_holds_a_beginning_reads_the_rest():
-    held = before([0, 0], [2, 6], [ORDER.tolist()])
-    assert sent(held, [3, 3]) == [BLOCK, 0]
-
-
-def test_another_list_is_read_where_it_differs():
-    """Held: 1, 2, 3 of another group's list; needed: 5, 3, 0."""
-    held = before([1], [3], [ORDER.tolist(), [1, 2, 3, 4, 5, 0]])
-    assert sent(held, [3]) == [2 * BLOCK]
-
-
-def test_of_another_groups_own_table_nothing_is_held():
-    held = before([1, 1], [3, 3], [ORDER.tolist(), ORDER.tolist()])
-    assert sent(held, [3, 3], strange=[True, False]) == [3 * BLOCK, 0]
-
-
-def test_changed_blocks_are_read_again_and_rescaled_ones_get_a_scale():
-    held = before([0], [3], [ORDER.tolist()])
-    flags = [0, 0, 0, NEW, 0, RESCALED]  # of items 0 to 5; 5, 3 and 0 are needed
-    assert sent(held, [3], changed=flags) == [BLOCK + SCALE]
-    assert sent(before([-1], [0], []), [3], changed=flags) == [3 * BLOCK], "what is read whole has its scale"
-
-
-def test_what_a_device_never_needs_is_passed_over():
-    held = before([0], [2], [ORDER.tolist()])
-    assert sent(held, [4], hidden=[(0, 0)]) == [BLOCK], "0 is used up; 1 is read"
-
-
 def test_items_that_came_since_were_held_by_nobody():
     short = before([0], [3], [[1, 0]])
     short = PreviousHoldings(short.groups, short.cutoffs, short.ranks[:, :2], short.budgets)
     assert sent(short, [6]) == [4 * BLOCK]
-
-
-def test_who_stays_in_a_group_that_has_another_number_by_now_has_not_moved(tmp_path):
-    """Group 0 was dissolved; what was 2 is 1 by now. Two devices stay in it, one comes to it as its own is gone, one is
-    new.
-    """
-    cohort = SimpleNamespace(
-        layout=lambda: LAYOUT,
-        fleet=SimpleNamespace(names=("one",)),
-        state=lambda mode: SimpleNamespace(groups=np.array([1, 1, 1, 0])),
-        budgets=SimpleNamespace(at=lambda server_round: np.full(4, 10_000)),
-        seen=UserItems.from_pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), 4),
-        devices=np.arange(4),
-        joining=np.ones(4, np.bool_),
-        classes=np.zeros(4, np.int16),
-        held_file=tmp_path / "held.npz",
-    )
-    lists = [ORDER.tolist(), ORDER.tolist(), ORDER.tolist()]
-    held = before([2, 2, 0], [6, 6, 6], lists)
-    PreviousHoldings(held.groups, held.cutoffs, held.ranks, np.array([UNLIMITED])).save(cohort)
-    weights = np.empty(6)
-    weights[ORDER] = np.arange(6, 0, -1)
-    packed = pack_ranking(LAYOUT, "int8", weights, np.arange(24, dtype=np.float32).reshape(6, 4), None)
-    unchanged = np.zeros((1, 6), np.uint8)
-    request = SimpleNamespace(
-        precision="int8",
-        budgets=np.array([UNLIMITED]),
-        server_round=1,
-        changed=unchanged,
-        groups={0: packed, 1: packed},
-        former=np.array([1, 2]),
-    )
-    result = refresh(cohort, request).refreshed
-    assert result.devices.tolist() == [[4]]
-    assert result.moved.tolist() == [[1]], "the one whose group is gone"
-    assert result.sent_bytes.tolist() == [[6 * BLOCK]], "the new one; the list is the same in all groups"
-    assert PreviousHoldings.read(cohort).groups.tolist() == [1, 1, 1, 0]
-    request.changed = np.stack([np.zeros(6, np.uint8)] * 2)
-    request.former = np.array([0, 1])
-    cohort.state = lambda mode: SimpleNamespace(groups=np.array([0, 1, 1, 0]))
-    again = refresh(cohort, request).refreshed
-    assert again.moved_bytes.tolist() == [[6 * BLOCK]], "another group's own table: all of it"
-    assert again.sent_bytes.tolist() == [[6 * BLOCK]]
 
 
 def test_devices_are_looked_at_in_parts_and_each_by_itself(monkeypatch):
@@ -139,14 +64,6 @@ def test_devices_are_looked_at_in_parts_and_each_by_itself(monkeypatch):
     assert sent(held, [3, 4, 5], hidden=[(1, 3), (2, 4)]) == [3 * BLOCK, 2 * BLOCK, 2 * BLOCK]
     monkeypatch.setattr(module, "AT_ONCE", 10)  # two at a time
     assert sent(held, [3, 4, 5], hidden=[(1, 3), (2, 4)]) == [3 * BLOCK, 2 * BLOCK, 2 * BLOCK]
-
-
-def test_what_is_never_needed_beyond_what_fits_changes_nothing():
-    """Item 0 is the third of the list: with two that fit it is not reached, with three it is."""
-    nothing = before([-1], [0], [])
-    assert sent(nothing, [2], hidden=[(0, 0)]) == [2 * BLOCK]
-    assert sent(nothing, [3], hidden=[(0, 0)]) == [2 * BLOCK]
-    assert sent(nothing, [0], hidden=[(0, 5)]) == [0]
 
 
 def test_a_block_of_several_rows_has_a_scale_for_each():

@@ -197,15 +197,6 @@ def interactions(num_users, num_items, density, seed):
     return UserItems.from_pairs(users, items, num_users)
 
 
-def test_scores_by_hand():
-    # user 0 has item 0, user 1 has items 0 and 1. R~[0, 0] = 1/sqrt(1 * 2), R~[1, 0] = 1/sqrt(2 * 2),
-    # R~[1, 1] = 1/sqrt(2 * 1); item degrees 2 and 1.
-    rows = UserItems.from_pairs(np.array([0, 1, 1]), np.array([0, 0, 1]), 2)
-    scores = Neighbourhood(rows, 3).scores(np.array([0]))
-    # (R~ R~^T)[0] = (1/2, 1/(2 sqrt 2)); times R~ D_i^1/2 = [[1, 0], [1/sqrt 2, 1/sqrt 2]]
-    np.testing.assert_allclose(scores, [[1 / 2 + 1 / 4, 1 / 4, 0.0]], rtol=1e-6)
-
-
 @given(st.integers(1, 30), st.integers(1, 25), st.floats(0.0, 0.6), st.integers(0, 1000))
 def test_compiled_scores_are_those_of_the_matrix_products(num_users, num_items, density, seed):
     rows = interactions(num_users, num_items, density, seed)
@@ -260,15 +251,3 @@ def test_neighbours_tell_what_the_global_columns_cannot_hold():
     own_hits = (np.argsort(-(embeddings[members] @ own.T), axis=1)[:, :10] < 20).mean()
     assert hits < 0.8
     assert own_hits == 1.0
-
-
-@pytest.mark.parametrize("weight", [0.05, 1.0])
-def test_weight_scales_the_correction(weight):
-    rows = interactions(50, 20, 0.2, 2)
-    rng = rng_for(0, "tables")
-    table, users = rng.standard_normal((20, 3)).astype(np.float32), rng.standard_normal((50, 3)).astype(np.float32)
-    members = np.arange(50)
-    near = Neighbourhood(rows, 20)
-    one = near.group_table(table, item_covariance(table), users, members, weight=0.1, ridge=0.01) - table
-    other = near.group_table(table, item_covariance(table), users, members, weight=weight, ridge=0.01) - table
-    np.testing.assert_allclose(other, one * (weight / 0.1), rtol=1e-3, atol=1e-4)

@@ -209,34 +209,15 @@ def tiny_batch() -> tuple[torch.Tensor, torch.Tensor, UserBatch]:
     return users, items, UserBatch(torch.tensor([0, 1]), indptr, rows, liked, weights)
 
 
-def test_full_softmax_by_hand() -> None:
-    users, items, batch = tiny_batch()
-    # scores: user 0: 1, 0, 1, 2; user 1: 0, 2, 2, 0; temperature 1/2 doubles them
-    log_sum_0 = math.log(2 * math.exp(2) + 1 + math.exp(4))
-    log_sum_1 = math.log(2 + 2 * math.exp(4))
-    expected = ((log_sum_0 - 2) + (log_sum_0 - 0) + (log_sum_1 - 4)) / 3
-    loss = sampled_softmax_loss(users, items, batch, temperature=0.5)
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_softmax_over_candidates_adds_the_positive_by_hand() -> None:
-    users, items, batch = tiny_batch()
-    # candidates 1 and 3; user 0: 0 and 2; user 1: 2 and 0; each stands for 4 / 2 items
-    sum_0 = sum_1 = 2 * (1 + math.exp(2))
-    positives = [(1.0, sum_0), (0.0, sum_0), (2.0, sum_1)]
-    expected = sum(math.log(math.exp(p) + s) - p for p, s in positives) / 3
-    candidates = Candidates.alike(torch.tensor([1, 3]), 4)
-    loss = sampled_softmax_loss(users, items, batch, temperature=1.0, candidates=candidates)
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
-
-
 DRAWN = torch.tensor([0, 3, 5, 11])
 
 
 @pytest.mark.parametrize(
     "candidates", [None, Candidates.alike(DRAWN, 12), Candidates(DRAWN, torch.tensor([0.0, 0.4, 3.0, 1.0]))]
 )
-def test_softmax_gradient_equals_autograd(candidates: Candidates | None) -> None:
+def test_softmax_gradient_equals_autograd(candidates: Candidates | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of a user at a time."""
+    monkeypatch.setattr("fl_peel.pretraining.losses._CHUNK_LOGITS", 4)
     generator = torch.Generator().manual_seed(2)
     rows = some_rows(9, 12)
     users = torch.randn(9, 4, generator=generator, requires_grad=True)
@@ -264,18 +245,6 @@ def test_softmax_gradient_equals_autograd(candidates: Candidates | None) -> None
     assert loss.item() == pytest.approx(twin.item(), rel=1e-5)
     assert torch.allclose(users.grad, twin_users.grad, atol=1e-5)
     assert torch.allclose(items.grad, twin_items.grad, atol=1e-5)
-
-
-def test_softmax_does_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    users, items, batch = tiny_batch()
-    whole = sampled_softmax_loss(users, items, batch, temperature=0.5)
-    whole.backward()
-    gradient, users.grad = users.grad, None
-    monkeypatch.setattr("fl_peel.pretraining.losses._CHUNK_LOGITS", 4)  # one user at a time
-    chunked = sampled_softmax_loss(users, items, batch, temperature=0.5)
-    chunked.backward()
-    assert chunked.item() == pytest.approx(whole.item(), rel=1e-6)
-    assert torch.allclose(users.grad, gradient, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampled", [True, False])

@@ -12,11 +12,9 @@ from dp_accounting import (
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.mechanisms import (
-    CentralGaussian,
     LocalLaplace,
     PrivacyCost,
     Schedule,
-    calibrated,
     event_of,
     privacy_cost,
 )
@@ -74,15 +72,6 @@ def test_gaussian_against_the_closed_form():
         epsilon = privacy_cost(GaussianDpEvent(multiplier), DELTA).epsilon
         assert analytic_gaussian_delta(multiplier, epsilon) == pytest.approx(DELTA, rel=2e-3)
         assert analytic_gaussian_delta(multiplier, epsilon) <= DELTA  # an upper bound of epsilon
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("target", [1.0, 8.0])
-def test_calibration_of_composed_gaussians_is_the_closed_form(target):
-    # R releases of multiplier z are one of z / sqrt(R)
-    multiplier = calibrated(CentralGaussian(), Schedule(((9, 1.0),)), target, DELTA)
-    assert analytic_gaussian_delta(multiplier / 3, target) <= DELTA
-    assert analytic_gaussian_delta(multiplier / 3 / 1.01, target) > DELTA
 
 
 def test_laplace_is_at_most_the_sum_of_its_epsilons():

@@ -202,22 +202,6 @@ def test_more_noise_than_is_drawn_exactly_is_refused_by_part():
 # ---------------------------------------------------------------- accounting
 
 
-@pytest.mark.slow
-def test_rounds_that_a_coin_decides_cost_less_than_certain_ones():
-    def cost(schedule):
-        return privacy_cost(event_of(CentralGaussian(), 2.0, schedule), DELTA).epsilon
-
-    certain, sampled = cost(Schedule(((4, 1.0),))), cost(Schedule(((4, 1.0),), sampling=0.2))
-    assert sampled < 0.6 * certain
-    # what is certain is in whatever the coin says, and is paid besides
-    assert cost(Schedule((), 0.2, ((4, 1.0),))) == certain
-    assert cost(Schedule(((2, 1.0),), 1.0, ((2, 1.0),))) == pytest.approx(certain, rel=1e-6)
-    # nothing released, nothing paid
-    free = Schedule(((0, 1.0), (4, 0.0)), 0.2, ((0, 0.5),))
-    assert cost(free) == 0
-    assert cost(Schedule((*free.rounds, (4, 1.0)), 1.0)) == certain
-
-
 def test_beyond_all_privacy_one_accountant_is_asked():
     vast = privacy_cost(event_of(CentralGaussian(), 0.05, Schedule(((9, 1.0),))), DELTA)
     assert vast.rdp > NO_PRIVACY

@@ -84,16 +84,6 @@ def test_a_sample_is_told_in_numbers(fleet, tmp_path):
     assert err.split() == [str(out)]
 
 
-def test_a_trace(tmp_path):
-    phone = tmp_path / "phone.txt"
-    phone.write_text("100\nMemTotal: 9 kB\nMemAvailable: 4 kB\n105\nMemTotal: 9 kB\nMemAvailable: 2 kB\n")
-    result, _ = fl_peel("profiles", "from-meminfo", phone, "--recommender-share", 0.5)
-    assert result == [
-        {"device": "phone", "time_s": 0.0, "memory_bytes": 2048},
-        {"device": "phone", "time_s": 5.0, "memory_bytes": 1024},
-    ]
-
-
 def test_figures_or_tables_and_never_both(capsys):
     view = TableView("T", ("a",), (("1",),))
 

@@ -17,7 +17,6 @@ from simulations import flower, runner
 from simulations.listing import LIST
 from simulations.report.table_view import format_ratio
 from simulations.report.timeline_report import LABELS, timeline_page
-from simulations.resumable import CHECKPOINTS
 from simulations.scenario_files import RunOptions, load_scenario, shipped_scenarios
 from tests.helpers.loopback import LoopbackGrid
 from tests.helpers.planted_timeline import FLEET, TIMELINE, csv_of, planted
@@ -44,18 +43,12 @@ SHORT = "data.timeline.periods=2"
 
 @pytest.fixture(scope="module")
 def two_seeds(tmp_path_factory):
-    """(seeds 0 and 1 of a short timeline, their folder, the scenario's file, what each measured)."""
-    folder, each = tmp_path_factory.mktemp("two-seeds"), {}
+    """(seeds 0 and 1 of a short timeline, their folder)."""
+    folder = tmp_path_factory.mktemp("two-seeds")
     short = load_scenario(written(folder), [SHORT])
-
-    def kept(scenario, *args, **how):
-        each[scenario.seed] = simulated(scenario, *args, **how)
-        return each[scenario.seed]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "simulated", kept)
-        result = runner.run_seeds(short, 2, RunOptions(out=folder / "out", command="as typed"))
-    return result, folder / "out", folder, each
+        patch.setattr(runner, "simulated", simulated)
+        return runner.run_seeds(short, 2, RunOptions(out=folder / "out", command="as typed")), folder / "out"
 
 
 @pytest.mark.slow
@@ -149,7 +142,7 @@ def test_what_knows_nothing_of_time_refuses_it(file, tmp_path):
 @pytest.mark.slow
 def test_several_seeds_are_put_together(two_seeds):
     """Means over seeds, and intervals over devices and seeds: as wide as one seed's at least where seeds agree."""
-    result, out, *_ = two_seeds
+    result, out = two_seeds
     alone = [json.loads((out / f"seed-{seed}" / "timeline.json").read_text()) for seed in (0, 1)]
     by_line = {one.line: one for one in result.lines}
     assert by_line.keys() == alone[0]["last"].keys()
@@ -167,29 +160,6 @@ def test_several_seeds_are_put_together(two_seeds):
     page = (out / "timeline-seeds.html").read_text()
     assert "2 seeds" in page
     assert "as typed" in page
-
-
-@pytest.mark.slow
-def test_seeds_that_are_done_are_read(two_seeds, tmp_path, monkeypatch):
-    """The second seed fails the first time; what is damaged is replayed again."""
-    whole, _, folder, each = two_seeds
-    short = load_scenario(folder / "timeline.yaml", [SHORT])
-    started, events = [], []
-
-    def counted(scenario, place, on_event, *, server):
-        started.append(scenario.seed)
-        if started == [0, 1]:
-            raise KeyboardInterrupt
-        return each[scenario.seed]
-
-    monkeypatch.setattr(runner, "simulated", counted)
-    with pytest.raises(KeyboardInterrupt):
-        runner.run_seeds(short, 2, RunOptions(out=tmp_path / "out"))
-    result = runner.run_seeds(short, 2, RunOptions(out=tmp_path / "out", on_event=events.append))
-    assert started == [0, 1, 1]
-    assert events[0].text == "resumed from a checkpoint"
-    assert result.lines == whole.lines
-    assert not (tmp_path / "out" / CHECKPOINTS).exists()
 
 
 def test_a_timeline_of_another_scenario_is_told_in_one_line(file, tmp_path, monkeypatch):

@@ -19,8 +19,6 @@ from strategies.rivals.hetefedrec import HeteFedRec, HeteSetting
 from strategies.rivals.pfedrec import PFedRec, PFedRecSetting
 from strategies.rivals.table_rivals import UniformWidth
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 NOTHING = [
     "pretraining={model: spectral, source: devices, columns: 8, passes: 2, embedding_dim: 8, collected: {share: 0}}",
     "blocks={item_groups: single, num_slices: 2}",
@@ -142,16 +140,6 @@ def test_some_methods_are_asked_for_by_name():
     assert [rival.name for rival, _ in chosen["rivals"]] == ["uniform-width-groups", "cached-list"]
     with pytest.raises(ScenarioError, match=r"^--rivals: unknown pep; choose from popularity, .*cached-list"):
         comparison.some_federated(["fcf", "pep"])
-
-
-@pytest.mark.slow
-def test_seeds_give_means(tiny, tmp_path, started):
-    two = compared(tiny, tmp_path / "out", seeds=2, methods=METHODS[:1])
-    one = compared(tiny, tmp_path / "out", methods=METHODS[:1])
-    other = compared(tiny, tmp_path / "other", changes=["seed=1"], methods=METHODS[:1])
-    for row, first, second in zip(two["rows"], one["rows"], other["rows"], strict=True):
-        for key in ("recall@20", "bytes_up_mean", "bytes_down_mean"):
-            assert row[key] == pytest.approx((first[key] + second[key]) / 2)
 
 
 def test_rivals_meet_the_scenarios_devices(tiny, tmp_path, started):

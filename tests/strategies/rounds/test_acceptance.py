@@ -13,7 +13,7 @@ from strategies.groups import state as shelves
 from strategies.rounds.acceptance import AcceptanceTest
 from strategies.run.prepare import prepare
 from strategies.run.refinement import Refiner
-from tests.helpers.runs import connected, figures, hosted_by, served
+from tests.helpers.runs import connected, hosted_by, served
 from tests.strategies.rounds.test_clear_steps import changed
 
 DATA = {"validation_share": 0.3}
@@ -182,13 +182,6 @@ def test_the_next_round_is_compared_with_what_was_accepted_last(scenario, tmp_pa
         assert not all(np.array_equal(accepted[name], start[name]) for name in accepted)
     orders = [[one[group]["blocks"].tolist() for group in (0, 1)] for one in (first.kept, first.current)]
     assert orders[0] != orders[1]
-
-
-@pytest.mark.slow
-def test_decisions_are_the_same_on_any_number_of_nodes(scenario, tmp_path):
-    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
-    assert results[0].refinement == results[1].refinement
 
 
 def test_nobody_is_asked_where_answers_would_give_away_or_be_lies(scenario, tmp_path):

@@ -9,7 +9,7 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps import STEPS
 from fl_peel.steps.base import StepTerms
 from strategies.rounds.step_channels import CountedSteps, NoisedSteps
-from tests.strategies.rounds.test_clear_steps import AWAY, SPECTRAL, changed, fleet
+from tests.strategies.rounds.test_clear_steps import SPECTRAL, changed, fleet
 from tests.strategies.rounds.test_masked_steps import prepared, same, secure
 from tests.strategies.rounds.test_noised_steps import LOCAL, private
 
@@ -93,16 +93,3 @@ def test_parts_change_nothing(scenario, tmp_path, monkeypatch, mode):
     assert len(several.crossed) > 1.3 * len(grid.crossed)
     moved = [[one.counts.classes.stacked().tolist() for one in each.steps] for each in (whole, parts)]
     assert moved[0] == moved[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["noised by devices", "masked"])
-def test_devices_that_are_away_are_in_no_sum_on_any_nodes(scenario, tmp_path, mode):
-    away = changed(scenario, fleet=fleet(tmp_path, AWAY), secure_aggregation={"neighbours": 16})
-    one, other = (prepared(in_mode(away, mode), tmp_path / str(nodes), nodes)[0] for nodes in (1, 8))
-    assert same(one, other)
-    asked = [record for record in one.steps if record.step != "choice"]
-    devices = sum(record.counts.classes.devices.sum() for record in asked)
-    there = sum(record.counts.clock.unavailable.sum() + record.counts.clock.excluded.sum() for record in asked)
-    assert 20 * len(asked) < devices < 40 * len(asked)
-    assert devices + there == 40 * len(asked)

@@ -66,18 +66,6 @@ def test_planted_groups_are_recovered_with_nothing_collected(scenario, tmp_path)
     assert {name for reply in replies for name in reply.array_records["arrays"]} == {"devices", "groups", "ceilings"}
 
 
-@pytest.mark.slow
-def test_a_whole_run_is_the_same_on_1_or_8_nodes_and_ranks_well(scenario, tmp_path):
-    results = [served(scenario, tmp_path / str(nodes), nodes=nodes)[0] for nodes in (1, 8)]
-    assert figures(results[0]) == figures(results[1])
-    events = results[0].stage1
-    assert events.rounds == 1 + 4 + 1 + 1 + 1 + 1 + 1  # counts, passes, vectors, sizes of groups, moments, sizes, maps
-    assert events.devices == 40
-    assert events.epsilon is None
-    assert results[0].full_table.globally is None
-    assert results[0].full_table.start.recall > 0.65  # by chance 20 of 50 would be 0.4
-
-
 def test_bytes_are_those_of_the_items_and_columns(scenario, tmp_path):
     result, _ = served(scenario, tmp_path / "run")
     splits = device_splits(scenario, "", str(tmp_path / "run"))

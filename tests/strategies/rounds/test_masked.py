@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import Message
 
 from clients.node.masked import FILE_KEY_BYTES, KEY_VARIABLE, SecretStore
 from fl_peel import wire
@@ -81,26 +80,6 @@ def no_secret_is_left(folder):
     assert not [path for store in stores for path in store.iterdir()]
 
 
-@pytest.mark.slow
-def test_the_figures_are_the_same_on_1_2_or_5_nodes_masked_or_not(tiny_scenario, tmp_path):
-    keys = {"devices_per_group": 14, "dropout_share": 0.15}
-    scenario = secure(tiny_scenario, **keys)
-    one, _ = served(scenario, tmp_path / "1", nodes=1)
-    two, _ = served(scenario, tmp_path / "2", nodes=2)
-    five, _ = served(scenario, tmp_path / "5", nodes=5)
-    clear, _ = served(secure(scenario, masked=False, **keys), tmp_path / "clear", nodes=2)
-    assert figures(one) == figures(two) == figures(five) == figures(clear)
-    counted = [
-        {key: value for key, value in to_json(result)["secure_aggregation"].items() if key not in ("seconds", "masked")}
-        for result in (one, two, five, clear)
-    ]
-    for row in counted:
-        del row["devices_per_second"]
-    assert counted[0] == counted[1] == counted[2] == counted[3]
-    assert counted[0]["announced"] == 2 * 2 * 14  # 2 rounds, 2 user groups
-    assert counted[0]["dropped"] > 0
-
-
 def test_dropouts_leave_the_sum_of_those_who_stayed(tiny_scenario, tmp_path):
     """Those that vanish before they send a vector are as if they had not been sampled; of the rest, nothing is lost."""
     scenario = secure(tiny_scenario, dropout_share=0.25, neighbours=16)
@@ -164,15 +143,6 @@ def test_a_node_that_fails_in_a_round_has_dropped_out(tiny_scenario, tmp_path):
     ]
 
 
-@pytest.mark.slow
-def test_a_node_that_never_opens_its_shares_is_tolerated(tiny_scenario, tmp_path):
-    silent = failing(wire.SECURE_UNMASK, lambda partition, _: partition == 4)
-    scenario = secure(tiny_scenario, neighbours=12)
-    lossy, _ = served(scenario, tmp_path / "lossy", nodes=5, interfere=silent)
-    whole, _ = served(scenario, tmp_path / "whole", nodes=5)
-    assert figures(lossy) == figures(whole)
-
-
 def test_tampered_shares_make_rounds_void_with_one_clear_line_each(tiny_scenario, tmp_path, caplog):
     """Nobody's update is opened, nobody is left out for it, and the run goes on: somebody on the way did it."""
 
@@ -217,21 +187,6 @@ def test_who_seals_nothing_that_opens_or_denies_all_is_at_fault_and_nobody_else(
         assert len(closed) or fault != "sealed nothing that opens"
 
 
-def test_a_stage_is_answered_once(tiny_scenario, tmp_path):
-    """Asked again for shares, devices refuse: they have given one kind and forgotten the other."""
-    _, grid = served(secure(tiny_scenario), tmp_path / "run", nodes=2)
-    opening = next(content for kind, content in grid.crossed if kind == wire.SECURE_UNMASK)
-    with pytest.raises(SecureAggregationError, match="they have no state of this round"):
-        _again(grid, wire.SECURE_UNMASK, opening)
-
-
-def _again(grid, kind, content):
-    from strategies.nodes import failure
-
-    (reply,) = grid.send_and_receive([Message(content, dst_node_id=next(iter(grid.get_node_ids())), message_type=kind)])
-    raise failure(reply, "node")
-
-
 @pytest.mark.slow
 def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path):
     """12 nodes with a device each: what one replies in the clear is in no masked reply, and the sums are the same."""
@@ -259,17 +214,6 @@ def test_what_the_server_gets_of_a_lone_device_is_masked(tiny_scenario, tmp_path
         assert max(zeros[:2]) < 0.02 < min(zeros[2:])  # the plain ones are mostly zeros
 
 
-@pytest.mark.slow
-def test_local_noise_under_secure_sums_is_what_it_was(tiny_scenario, tmp_path):
-    privacy = {"mechanism": "local-gaussian", "noise_multiplier": 0.5, "rows": "all-sent", "shrinkage": False}
-    private = changed(tiny_scenario, privacy=privacy | {"clipping": {"kind": "flat", "norm": 0.5}})
-    open_, _ = served(private, tmp_path / "open")
-    masked, _ = served(secure(private), tmp_path / "masked", nodes=3)
-    for key in ("full_table", "budgets", "user_groups"):
-        assert getattr(masked, key) == getattr(open_, key)
-    assert masked.full_table.refined != masked.full_table.globally
-
-
 def test_keys_are_checked(tiny):
     for override, why in (
         ("neighbours=3", "secure_aggregation: neighbours 3 is odd; give an even number"),
@@ -287,8 +231,7 @@ def test_poisson_sampling_takes_the_whole_cohort(tiny_scenario):
     assert secure(poisson).secure_aggregation.enabled
 
 
-@pytest.mark.slow
-def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tmp_path):
+def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario):
     def clipped(norm: float, **keys) -> Scenario:
         return secure(changed(tiny_scenario, privacy={"clipping": {"kind": "flat", "norm": norm}}), **keys)
 
@@ -296,12 +239,6 @@ def test_words_are_narrow_only_where_a_clipping_norm_proves_it(tiny_scenario, tm
     # 2^31 / 2^24 = 128: of norm 1.001 with a unit of rounding each, 127 devices fit and 128 do not
     assert (update_bits(clipped(1.0), 127), update_bits(clipped(1.0), 128)) == (32, 64)
     assert update_bits(clipped(1.0, word_bits=64), 3) == 64
-    narrow, _ = served(clipped(0.5), tmp_path / "32")
-    wide, _ = served(clipped(0.5, word_bits=64), tmp_path / "64")
-    clear, _ = served(changed(clipped(0.5), secure_aggregation={"enabled": False}), tmp_path / "clear")
-    assert narrow.full_table == wide.full_table == clear.full_table
-    vectors = [result.secure_aggregation.bytes_per_device.vector for result in (narrow, wide)]
-    assert vectors[0] < 0.8 * vectors[1]
 
 
 def test_the_store_keeps_stages_in_order(tmp_path):

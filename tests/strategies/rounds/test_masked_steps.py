@@ -13,7 +13,7 @@ from fl_peel.device_storage import device_splits
 from fl_peel.errors import SecureAggregationError
 from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, run_stage1
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.secure.device_protocol import DeviceBytes, DropoutStage, vanishing
+from fl_peel.secure.device_protocol import DropoutStage, vanishing
 from fl_peel.steps.base import AnswerCost, HeldItems, StepTerms, hidden
 from fl_peel.steps.passes import PassStep
 from strategies.nodes import failure
@@ -197,34 +197,6 @@ def test_what_crosses_of_a_lone_device_is_masked_and_the_same_in_form_whatever_i
     )
     assert sorted(one.row(7)) != sorted(other.row(7))
     assert one.counts().tolist() == other.counts().tolist()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keys", [{}, {"sum_bits": 32}])
-def test_bytes_are_those_of_the_arithmetic(clear, tmp_path, keys):
-    run, _ = prepared(changed(secure(clear, neighbours=12), pretraining=keys), tmp_path / "run")
-    word = 4 if keys else 8
-    items, classes, columns, groups, small = 59, 2, 12, 2, 6
-    width = min(columns + 32, int((run.start.counts > 0).sum()))
-    protocol = DeviceBytes.from_sizes(12, 0)
-    head = 1 + classes * (9 + 10)
-    words = {
-        "counts": items,
-        "pass": items * width,
-        "groups": groups,
-        "moments": groups * (1 + columns + columns * (columns + 1) // 2 + items),
-    }
-    down = {"counts": 0, "pass": (2 * items + 1) * width, "groups": groups * small, "moments": 0}
-    for record in run.steps:
-        moved = record.counts.classes.total()
-        if record.step == "maps":
-            continue  # as in the clear
-        if record.step == "vectors":
-            assert (int(moved.download_bytes), int(moved.upload_bytes)) == (40 * (2 * items + 1) * columns, 0)
-        else:
-            output = 8 * head + word * words[record.step]
-            assert int(moved.upload_bytes) == 40 * (output + protocol.upload), record.step
-            assert int(moved.download_bytes) == 40 * (down[record.step] + protocol.download), record.step
 
 
 def test_little_memory_costs_exchanges_and_each_costs_latency():

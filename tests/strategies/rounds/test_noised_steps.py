@@ -16,7 +16,6 @@ from fl_peel.scenario.scenario import Scenario
 from fl_peel.steps.base import StepTerms
 from fl_peel.steps.user_groups import GroupsStep
 from strategies.rounds.step_channels import NoisedSteps
-from tests.helpers.gaussian import analytic_gaussian_delta
 from tests.helpers.runs import served
 from tests.strategies.rounds.test_clear_steps import AT_HOME, SPECTRAL, changed, fleet, prepared
 from tests.strategies.rounds.test_masked_steps import prepared as any_prepared
@@ -122,21 +121,6 @@ def test_every_part_of_every_step_is_noised_as_accounted_for(scenario, tmp_path,
         error = 4.5 / math.sqrt(2 * len(values))
         std = scales.std(release.part) * math.sqrt(more[release.part])
         assert values.std() / std == pytest.approx(1, abs=error), release.part
-
-
-@pytest.mark.slow
-def test_the_noise_that_is_drawn_is_what_epsilon_says(scenario):
-    run = private(scenario, target_epsilon=6.0, noise_multiplier=None, group_epsilon=1.0)
-    plan = make_plan(run, asks_groups=True)
-    scales = Stage1Scales.from_scenario(run, plan.multiplier)
-    loss = sum(release.times * (release.bound / scales.std(release.part)) ** 2 for release in plan.stage1)
-    assert analytic_gaussian_delta(1 / math.sqrt(loss), plan.epsilon - 1.0) == pytest.approx(plan.cost.delta, rel=0.1)
-    assert plan.epsilon == pytest.approx(6.0, abs=0.02)
-    assert plan.stage1_epsilon == pytest.approx(plan.epsilon - 1.0)
-    together = make_plan(changed(run, refinement={"rounds": 3}), asks_groups=True)
-    assert together.epsilon == pytest.approx(6.0, abs=0.02)
-    assert together.multiplier > plan.multiplier
-    assert together.stage1_epsilon < plan.stage1_epsilon
 
 
 def test_stage_1_is_never_amplified(scenario):
