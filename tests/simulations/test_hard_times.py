@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import pytest
 from flwr.app import Error, Message
 
 from fl_peel import wire
-from fl_peel.errors import EngineError
 from fl_peel.packages import PACKAGES
 from fl_peel.randomness import rng_for
 from simulations.scenario_files import load_scenario
@@ -47,41 +45,12 @@ def failing(share, seed):
     return interfere
 
 
-def outcome(grid, scenario, folder):
-    """The result, or what the run's one error says."""
-    try:
-        return serve(grid, scenario, RunPaths("", str(folder)))
-    except EngineError as error:
-        return str(error)
-
-
 @pytest.fixture(scope="module")
 def whole(planted_home, tmp_path_factory):
     """The run in which nothing fails."""
     with chdir(planted_home):
         scenario = load_scenario("tiny.yaml", ROUNDS)
         return serve(LoopbackGrid(4), scenario, RunPaths("", str(tmp_path_factory.mktemp("whole"))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_with_three_messages_of_ten_failing_there_is_a_result_or_one_line(tiny, tmp_path, whole, seed):
-    scenario = load_scenario(tiny, ROUNDS)
-    result = outcome(LoopbackGrid(4, failing(0.3, seed)), scenario, tmp_path / "failing")
-    if isinstance(result, str):  # a node was asked four times, and failed each time
-        assert result.endswith("worker died")
-        assert "\n" not in result
-        return
-    assert all(math.isfinite(row.recall.value) for row in result.budgets)
-    if result.environment.excluded_nodes:  # one node failed each time, and its devices are not asked any more
-        assert len(result.environment.excluded_nodes) == 1
-        return
-    # what failed in a round is told, device by device; all that is asked again is whole
-    assert all(row.devices + row.failures == whole.rounds[0].devices for row in result.rounds)
-    assert sum(row.failures for row in result.rounds) > 0
-    for mine, theirs in zip(result.budgets, whole.budgets, strict=True):
-        assert mine.stored_bytes_max <= mine.budget_bytes
-        assert (mine.budget_bytes, mine.devices) == (theirs.budget_bytes, theirs.devices)
 
 
 def test_when_only_rounds_are_spared_every_figure_is_right(tiny, tmp_path, whole):

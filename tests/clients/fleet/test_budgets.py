@@ -111,13 +111,6 @@ def test_clock_turns_rounds_into_steps():
             CLOCK.step_of(wrong)
 
 
-def test_periodic_follows_the_sine():
-    # period 1 hour = 4 steps, phase 0: base * (1 + 0.5 sin(0, 90, 180, 270 degrees))
-    process = PeriodicBudget.model_validate({"period_hours": 1, "amplitude": 0.5, "phase": 0})
-    np.testing.assert_allclose(series(process, 2, 5)[:, 0], [1000, 1500, 1000, 500, 1000], rtol=1e-12)
-    assert process.ceiling(0, devices_of(1), np.array([1000.0])) == [1500.0]
-
-
 def test_periodic_phases_spread_over_the_devices():
     process = PeriodicBudget.model_validate({"period_hours": 1, "amplitude": 1.0})
     first = series(process, 20_000, 1)[0]

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from clients.node import poisoning as poison
 from fl_peel import kernels
-from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
 from fl_peel.data.interactions import UserItems
 from fl_peel.data.population import Population
@@ -116,22 +115,6 @@ def test_chunks_hold_what_they_may_and_one_device_at_least():
     assert [chunk.tolist() for chunk in chunks] == [[2], [0], [4, 3]]
 
 
-def test_a_device_by_hand():
-    """One item against the only other one, one step: both rows and the user move by half the learning rate."""
-    layout = BlockLayout(np.arange(2, dtype=np.int32), 2, 1)
-    ranked = rank_blocks(layout, "fp32", np.array([2.0, 1.0]), np.array([[1, 0], [1, 0]], np.float32))
-    train, user = UserItems(np.array([0, 1]), np.array([0], np.int32)), np.array([[0, 2]], np.float32)
-    how = LocalTraining(learning_rate=0.5, user_learning_rate=0.25)
-    trained, update = train_group(
-        LocalWork(ranked, np.array([2]), user, train, np.zeros(1, np.uint64), how, "torch-cpu")
-    )
-    # equal scores: the derivative is 1/2; rows move by 0.5 * 1/2 * (0, 2), the user by the difference of rows: 0
-    np.testing.assert_allclose(update.sums / FIXED_POINT, [[0, 0.5], [0, -0.5]])
-    np.testing.assert_allclose(trained, user)
-    assert update.loss[0] == pytest.approx(np.log(2))
-    assert update.norms[0] == pytest.approx(np.sqrt(0.5))
-
-
 def test_devices_that_learn_nothing_and_items_that_repeat():
     """All items, none, no block; one item many times in a batch and over batches."""
     _, ranked, _, users, _ = small_world(0, num_items=6, num_slices=1, num_devices=4)
@@ -156,21 +139,6 @@ def test_no_devices_and_no_rows():
     both(none_sent, np.zeros(5, np.int64), users, train, seeds_of(cutoffs), LocalTraining())
     best = top_rows(none_sent, np.zeros(5, np.int64), users, train, 3, "torch-cpu")
     assert (best == -1).all()
-
-
-@pytest.mark.parametrize(("clip_blocks", "clip_l1"), [(False, False), (False, True), (True, False), (True, True)])
-def test_clipped_updates_keep_the_bound(clip_blocks, clip_l1):
-    """Of each device alone, after rounding to fixed point; and the bound binds."""
-    how = LocalTraining(epochs=3, learning_rate=0.5, max_norm=0.05, clip_blocks=clip_blocks, clip_l1=clip_l1)
-    bound_somewhere = False
-    for seed in range(4):
-        _, ranked, _, users, train = small_world(seed, groups=5, num_slices=2, num_devices=1)
-        cutoffs = np.full(1, len(ranked.blocks))
-        _, update = both(ranked, cutoffs, users, train, seeds_of(cutoffs), how)
-        change = update.sums / FIXED_POINT
-        assert (np.abs(change).sum() if clip_l1 else np.linalg.norm(change)) <= 0.05
-        bound_somewhere |= bool(update.norms[0] > 0.05)
-    assert bound_somewhere
 
 
 def test_sums_that_32_bits_do_not_hold_are_wide():
@@ -223,19 +191,6 @@ def test_ranking_in_torch_equals_the_compiled_loop(seed, num_slices, groups, who
         ranked, cutoffs, users, train, n, CPU, block_rows=block_rows, block_scores=block_scores
     )
     np.testing.assert_array_equal(result, expected)
-
-
-def test_ties_go_to_the_smaller_item_number_and_equal_rows_are_equal():
-    """Among 300 rows of three kinds, wherever in a block they lie."""
-    rng = np.random.default_rng(0)
-    layout = BlockLayout(np.arange(300, dtype=np.int32), 6, 1)
-    kinds = rng.normal(size=(3, 6)).astype(np.float32)
-    ranked = rank_blocks(layout, "fp32", rng.random(300), kinds[np.arange(300) % 3])
-    user = rng.normal(size=(1, 6)).astype(np.float32)
-    nothing = UserItems(np.zeros(2, np.int64), np.zeros(0, np.int32))
-    best = torch_ranking.top_rows(ranked, np.array([300]), user, nothing, 150, CPU, block_rows=7)
-    first, second, _ = np.argsort(-(kinds @ user[0]))
-    assert ranked.items[best[0]].tolist() == [*range(first, 300, 3), *range(second, 150, 3)]
 
 
 @pytest.fixture

@@ -11,13 +11,12 @@ from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.stored import overhead_bytes
 from fl_peel.figures import Estimate
-from fl_peel.ranking.bootstrap import Replicates
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
 from strategies.evaluation.moving_budgets import FollowPlan, follow
 from strategies.evaluation.run_figures import list_figures
-from strategies.figures.per_device import MeasuredQuality, cell_recalls, qualities
+from strategies.figures.per_device import MeasuredQuality, cell_recalls
 from strategies.figures.schema import Gain
 from strategies.groups.state import UserGroupState
 from strategies.run.prepare import prepare
@@ -61,57 +60,6 @@ def test_several_messages_and_nodes_make_no_difference(asked, tiny_scenario, tmp
     )
     assert same(apart.steps, together.steps)
     assert sorted(apart.traced.stacked().tolist()) == sorted(together.traced.stacked().tolist())
-
-
-def test_what_is_not_said_is_the_scenarios(asked):
-    one, _, _ = asked
-    events = one.evaluate([1888], precision="int8", selector="controller", factors=[1.0], rooms=[-1.0])
-    assert same(one.evaluate([1888]), events)
-    assert overall_recall(events) == qualities(events)[0].recall.value > 0
-    assert same(one.own_budgets(), one.evaluate([wire.OWN_BUDGET]))
-    assert not same(one.evaluate([wire.OWN_BUDGET], factors=[0.5]), one.own_budgets())
-
-
-def test_intervals_are_the_same_on_1_2_or_7_nodes_under_any_seed_and_device_by_device(tiny, tmp_path):
-    """Single devices are told where they are asked for; under the weights of the bootstrap they are the replicates."""
-    result = []
-    for nodes, seed, messages in ((1, 0, 1 << 30), (2, 0, 1), (7, 0, 1 << 30), (2, 5, 1 << 30)):
-        scenario = load_scenario(tiny, ["evaluation.per_device=true", f"seed={seed}"])
-        evaluator, _, items = evaluator_of(scenario, tmp_path / f"{nodes}-{seed}", nodes)
-        replies = dataclasses.replace(evaluator, message_bytes=messages).evaluate([900, 1888], per_device=True)
-        single = replies.single
-        order = np.argsort(single.devices)
-        assert single.devices[order].tolist() == list(range(40))
-        counted = single.items > 0
-        again = Replicates.from_devices(single.devices, single.recall, single.ndcg, counted, 1000)
-        assert same(again, replies.replicates)
-        assert single.recall[counted].mean(axis=0) == pytest.approx(replies.by_budget().mean()[0], abs=1e-8)
-        result.append(replies)
-        if seed == 0 and nodes == 1:
-            full = evaluator.full_table(items)
-            assert full.replicates.recall.shape == (1, 1000)
-            validated = evaluator.evaluate([900], split="validation")
-            assert not validated.replicates.recall.size, "nothing is claimed of it"
-    assert same(result[0].replicates, result[1].replicates)
-    assert same(result[0].replicates, result[2].replicates)
-    other = result[3].replicates
-    assert np.array_equal(other.devices, result[0].replicates.devices), "another seed draws the same devices"
-    assert not np.array_equal(other.recall, result[0].replicates.recall), "and measures something else"
-
-
-def test_devices_that_have_nothing_to_find_are_in_no_replicate(tiny, tmp_path):
-    """Malicious ones want nothing: a third of the devices, whose recall of 0 is nobody's."""
-    changes = ["evaluation.per_device=true", "poisoning={kind: idle, share: 0.3}"]
-    evaluator, _, items = evaluator_of(load_scenario(tiny, changes), tmp_path / "run", 2)
-    reply = evaluator.full_table(items)
-    counted = reply.single.items > 0
-    assert 5 < (~counted).sum() < 20
-    assert same(
-        Replicates.from_devices(reply.single.devices, reply.single.recall, reply.single.ndcg, counted, 1000),
-        reply.replicates,
-    )
-    recall = MeasuredQuality.from_reply(reply).quality().recall
-    assert recall.low < float(reply.single.recall[counted].mean()) < recall.high
 
 
 def test_ratios_and_differences_are_paired(asked):

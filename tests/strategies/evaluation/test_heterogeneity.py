@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import types
-from functools import reduce
-from operator import add
 
 import numpy as np
 import pytest
@@ -12,19 +10,16 @@ from flwr.app import Message
 
 from clients.node.channel import clear_round, work_samples
 from clients.node.cohort import open_cohort
-from clients.node.following import follow
 from clients.node.round_context import RoundMemory
 from fl_peel import wire
 from fl_peel.blocks.layout import budget_bytes
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.blocks.resizing import ElasticEmbedding, grow, listed
 from fl_peel.errors import ProfileError
 from fl_peel.events import Event
-from fl_peel.exchange.counters import StepCounts
 from fl_peel.ranking.bootstrap import Histogram
 from fl_peel.ranking.top import MetricSums
 from fl_peel.store import Store
-from fl_peel.wire import MovingRequest, RoundReply
+from fl_peel.wire import RoundReply
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest
 from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, FairnessTally, tier_rows
@@ -117,16 +112,6 @@ def test_stragglers_stay_as_they_were(slow_world):
     slow_world.join(cohort)
     moved = (users != cohort.state("r").users).any(axis=1)
     assert moved.sum() == reply.counts.totals.trained
-
-
-def test_the_clock_is_the_same_on_any_number_of_nodes(slow_world):
-    (one,), many = round_of(slow_world, EVERYBODY), round_of(slow_world, EVERYBODY, 5)
-    total = reduce(add, (reply.counts for reply in many))
-    assert (one.counts.clock.stacked() == total.clock.stacked()).all()
-    assert (one.counts.classes.stacked() == total.classes.stacked()).all()
-    assert one.counts.slowest_us == total.slowest_us
-    for name in ("unavailable", "stragglers", "energy_mj"):
-        assert getattr(one.counts.clock, name).sum() > 0
 
 
 def test_who_is_not_available_costs_nothing_and_is_counted(slow_world):
@@ -278,88 +263,6 @@ def test_the_node_config_names_the_profile(slow_world):
     assert error.text.startswith("fleet.yaml: has no profile 'slwo'; did you mean 'slow'?")
     with pytest.raises(ProfileError, match="has no profile 'phone'"):
         open_cohort(slow_world.setting, 1, 2, "phone")
-
-
-# ---------------------------------------------------------------- followed over time
-
-SHOCKED = """
-profiles: [{name: phone, memory: {table_share: 0.7136, working_factor: 100}}]
-shocks: [{at_round: 2, factor: 0.33, until_round: 4}]
-clock: {step_s: 1800, steps_per_round: 2}
-"""
-
-
-def followed(world: World, nodes: int, rounds: int = 4) -> list[wire.MovingReply]:
-    cohorts = world.cohorts(nodes)
-    for cohort in cohorts:
-        world.join(cohort)
-    tables = np.stack([world.items] * GROUPS)
-    ranked = world.evaluate_request(tables, []).groups
-    return [
-        follow(
-            cohort,
-            filled(
-                MovingRequest,
-                setting=world.setting,
-                server_round=1,
-                rounds=rounds,
-                precision="int8",
-                devices=EVERYBODY[EVERYBODY % nodes == cohort.partition],
-                traced=np.array([3]),
-                groups=ranked,
-            ),
-        )
-        for cohort in cohorts
-    ]
-
-
-def test_followed_devices_by_hand(tmp_path):
-    """Rounds 1 to 4 at two steps each: 274 B, from step 2 on 90 B, from step 6 on 274 B again.
-
-    22 devices; 37 blocks of 6 B fit at first, 6 after the fall; no item is a device's alone, so none is skipped...
-    except those that a device has seen, whose blocks take no room.
-    """
-    world = world_of(tmp_path, SHOCKED)
-    (reply,) = followed(world, 1)
-    steps = reply.steps[:, 0]
-    assert reply.step_s == 1800
-    assert steps.stacked().shape == (8, len(StepCounts.names()))
-    assert (steps.devices == 22).all()
-    assert steps.budget_bytes.tolist() == [22 * 274] * 2 + [22 * 90] * 4 + [22 * 274] * 2
-    assert (steps.violations == 0).all()
-    assert steps.shrank.tolist() == [0, 0, 22, 0, 0, 0, 0, 0]
-    assert steps.grew.tolist() == [0, 0, 0, 0, 0, 0, 22, 0]
-    kept = steps.kept_blocks
-    assert kept[2:6].tolist() == [22 * 6] * 4
-    lacking = kept[6] - kept[5]
-    assert steps.missing_bytes[6] == 6 * lacking
-    # read with their numbers, with what was passed over, and the number of the one where the list was closed
-    assert steps.moved_bytes[6] == read_by_all(world, 90, 274) > 6 * lacking
-    assert not steps.moved_bytes[:6].any()  # shrinking needs no message
-    recall = steps.recall
-    assert recall[0] == recall[1] == recall[6] == recall[7]
-    assert steps.recall_before[2] == recall[1]
-    assert steps.recall_after[2] == recall[2] == recall[5]
-    assert steps.floor_recall.tolist() == [recall[2]] * 8
-    assert steps.floor_bytes.tolist() == [steps.stored_bytes[2]] * 8
-    assert reply.traced.stacked().tolist() == [[3, 0, step] for step in range(8)]
-    assert reply.trace_steps.budget_bytes.tolist() == [274] * 2 + [90] * 4 + [274] * 2
-
-
-def read_by_all(world: World, before: int, budget: int) -> int:
-    """Bytes that all devices read when their budgets rise, from what they held; each finds its place in the list."""
-    (cohort,) = world.cohorts(1)
-    seen, groups, total = cohort.splits.train.merged(cohort.splits.validation), np.asarray(cohort.state("r").groups), 0
-    for device in EVERYBODY:
-        ranked = rank_blocks(LAYOUT, "int8", world.weights[groups[device]], world.items)
-        elastic = ElasticEmbedding(ranked, world.users[device], seen.row(device))
-        held = elastic.at(before)
-        place = int(np.flatnonzero(ranked.blocks == held.blocks[-1])[0]) + 1 if len(held.blocks) else 0
-        following = listed(LAYOUT, "int8", ranked.blocks[place:], world.items)
-        grown, read = grow(held, LAYOUT, seen.row(device), budget, following, world.users[device])
-        assert grown.to_bytes() == elastic.at(budget).to_bytes()
-        total += read
-    return total
 
 
 # ---------------------------------------------------------------- whole runs

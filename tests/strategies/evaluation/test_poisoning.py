@@ -227,24 +227,6 @@ def test_sub_cohorts_and_what_hides_them_exclude_each_other(changes, message):
         scenario(refinement={"aggregation": {"robust": {"rule": "krum"}}}, **changes)
 
 
-@pytest.mark.slow
-def test_a_run_reports_poisoning_alike_on_any_nodes(tiny, tmp_path):
-    """Sub-cohorts, altered updates and targets depend on identities, not on who hosts them."""
-    changes = [
-        "poisoning={share: 0.2, kind: promote, factor: 20, num_targets: 3, compare: [0.1]}",
-        "refinement.aggregation.robust={norm_bound: 0.5, rule: trimmed-mean, buckets: 4}",
-        "evaluation.budgets=[1.0]",
-    ]
-    ran = load_scenario(tiny, changes)
-    one, three = (serve(LoopbackGrid(n), ran, RunPaths("", str(tmp_path / str(n)))) for n in (1, 3))
-    assert one.poisoning == three.poisoning
-    assert one.budgets == three.budgets
-    rows = one.poisoning.rows
-    assert [row.share for row in rows] == [0, 0, 0.1, 0.1, 0.2, 0.2]
-    assert {row.robust for row in rows} == {"none", "norm bound 0.5, trimmed-mean of 4 sub-cohorts"}
-    assert rows[0].recall_ratio == 1
-
-
 def test_off_is_off(tiny, tmp_path):
     """Without malicious devices there is no field, no sub-cohort on the wire, no further folder of state."""
     grid = LoopbackGrid(2)
