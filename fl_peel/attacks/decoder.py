@@ -17,13 +17,14 @@ vector in both of them, and adds it to its user group. In a group that grew or s
 that vector, if no other device came or went; that it has length 1 says so. It is a sum of rows that the server sent as
 well.
 
-And the difference of two counts of items, of everybody and of all user groups together: it is the items of those that
-are in one of the two counts alone, less those of who is in the other one alone. Masked sums say whose they are.
+And the difference of two counts of items, of everybody and of all user groups together, of owners in two rounds, or of
+two periods: it is the items of those that are in one of the two counts alone, less those of who is in the other one
+alone. Masked sums say whose they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -220,23 +221,36 @@ def difference(rounds: Sequence[GroupSums], own: Floats, rows: UserItems, unit: 
 
 @dataclass(frozen=True)
 class ItemCounts:
-    """How many devices have each item (I,), of those in the count, (N,)."""
+    """How many devices have each item (I,), of those in the count, (N,). rows: of all devices then, the truth."""
 
     devices: Ints
     items: Ints
+    rows: UserItems
 
 
-def absences(before: ItemCounts, after: ItemCounts, rows: UserItems) -> Differencing | None:
+def absences(pairs: Iterable[tuple[ItemCounts, ItemCounts]]) -> Differencing | None:
     """Take for the items of each device that is in one of two counts alone those that make the largest difference; None
-    where there is no such device. rows: of devices, the truth.
+    where there is no such device. pairs: of counts, of which the second one may have more items.
     """
+    figures = [(Differencing(len(guesses), *_mean_f1(guesses, counts))) for guesses, counts in map(_absent, pairs)]
+    devices = np.array([one.devices for one in figures])
+    if not devices.any():
+        return None
+    f1 = (np.average([getattr(one, name) for one in figures], weights=devices) for name in ("f1", "popularity_f1"))
+    return Differencing(int(devices.sum()), *map(float, f1))
+
+
+def _absent(pair: tuple[ItemCounts, ItemCounts]) -> tuple[list[tuple[Bools, Bools]], Ints]:
+    """Return guesses (I,) and histories (I,) of devices that are in one of two counts alone, and popularity (I,)."""
+    num_items = len(pair[1].items)
+    counts = [np.append(one.items, np.zeros(num_items - len(one.items), np.int64)) for one in pair]
     guesses = []
-    for one, other in ((before, after), (after, before)):
-        more = np.maximum(one.items - other.items, 0).astype(np.float64)
+    for one, other, sign in ((*pair, 1), (*pair[::-1], -1)):
+        more = np.maximum(sign * (counts[0] - counts[1]), 0).astype(np.float64)
         for device in np.setdiff1d(one.devices, other.devices).tolist():
-            history = _history(rows, device, len(more))
+            history = _history(one.rows, device, num_items)
             guesses.append((_largest(more, int(history.sum())) & (more > 0), history))
-    return Differencing(len(guesses), *_mean_f1(guesses, rows.popularity(len(before.items)))) if guesses else None
+    return guesses, pair[1].rows.popularity(num_items)
 
 
 def _history(rows: UserItems, device: int, num_items: int) -> Bools:

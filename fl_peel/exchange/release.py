@@ -472,6 +472,13 @@ def owners_bytes(neighbours: int, group: GroupShape, layout: VectorLayout) -> De
     return DeviceBytes(moved.download + -(-group.rows * group.slices // 8), moved.upload, moved.vector)
 
 
+def spare_devices(lost: int) -> int:
+    """Return how many devices may be lost between the request for a round's vectors and their sum, where so many were
+    lost as owners were counted: with more the sum stays masked, and a row is opened if it has enough owners without.
+    """
+    return 2 * lost + 2
+
+
 def owned(update: GroupUpdate) -> Values:
     """Return what one device counts. update: its own, of this round."""
     mine = (update.row_examples > 0)[:, None] & (update.touched > 0)

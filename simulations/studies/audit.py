@@ -241,9 +241,10 @@ def _one(run: Run, row: AuditRow, settings: AuditSettings, names: Sequence[str])
     of_sums = {
         "reconstruction": observer.stage1.reconstruction(),
         "differencing": observer.stage1.differencing(),
-        "absences": observer.stage1.absences(),
     }
     row_content |= {name: asdict(one) for name, one in of_sums.items() if one is not None}
+    absent = {"steps": observer.stage1.absences(), "rounds": observer.absences()}
+    row_content["absences"] = {name: asdict(one) for name, one in absent.items() if one is not None}
     if not observer.views:  # under secure aggregation, where every user group is too small
         row_content["note"] = "no sum was opened: no user group had enough devices in any observed round"
     plan = privacy_plan(scenario, paths)
@@ -564,10 +565,10 @@ def audit_view(result: AuditResult) -> TableView:
         if (alone := row.differencing) is not None
     ]
     decoded += [
-        f"{row.mechanism}: {alone.devices} devices are in one of two item counts alone, and the difference tells their "
-        f"histories with F1 {alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
+        f"{row.mechanism}: in one of two item counts alone, of {name}, devices are {alone.devices} times, and the "
+        f"difference tells their histories with F1 {alone.f1:.3f} (guessing by popularity: {alone.popularity_f1:.3f})."
         for row in rows
-        if (alone := row.absences) is not None
+        for name, alone in row.absences.items()
     ]
     note = " ".join((note, *decoded))
     return TableView("Leakage of each mechanism", columns, tuple(body), 2, note, terminal=True)

@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from clients.node.channel import clear_round, train_members
+from clients.node.channel import ChannelTerms, clear_round, train_members
 from clients.node.cohort import Cohort, DeviceState, open_cohort
 from clients.node.joining import stated_ceilings
 from clients.node.masked import announce_keys, opened_slices
@@ -46,7 +47,7 @@ from fl_peel.attacks.decoder import (
 )
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.data.interactions import Splits
-from fl_peel.exchange.release import closed, dense, sparse
+from fl_peel.exchange.release import closed, dense, spare_devices, sparse
 from fl_peel.privacy.mechanisms import find_mechanism
 from fl_peel.privacy.noise_plan import in_masked_sums, noise_devices_of
 from fl_peel.randomness import rng_for
@@ -168,15 +169,16 @@ class StepObserver:
         cohort = self._everybody(first.request.setting)
         if cohort.terms.bounded:
             return None
-        before = ItemCounts(first.devices, self._view(counted[0], first.devices).reply["items"])
+        rows = cohort.splits.contributed_items
+        before = ItemCounts(first.devices, self._view(counted[0], first.devices).reply["items"], rows)
         items = self._view(asked[0], moments.devices).reply["items"].sum(axis=0)
         # members of groups that stay closed are in no count of a group; nor is who has no item
         known, groups = nearest_groups(NodeDevices(cohort, moments.devices), moments.request.sent["centroids"])
         some = np.ones(moments.request.step.num_rows(cohort.terms), np.bool_)
         if cohort.terms.counts_contributors:
             some = unpacked_rows(moments.request.opened, len(some))
-        after = ItemCounts(moments.devices[known[some[groups]]], items)
-        return absences(before, after, cohort.splits.contributed_items)
+        after = ItemCounts(moments.devices[known[some[groups]]], items, rows)
+        return absences([(before, after)])
 
     @property
     def any(self) -> bool:
@@ -289,6 +291,8 @@ class Observer:
     views: dict[int, list[RoundView]] = field(default_factory=dict)
     stage1: StepObserver = field(init=False)
     _announced: dict[int, int] = field(default_factory=dict)
+    _owners: dict[int, list[ItemCounts]] = field(default_factory=dict)
+    _spare: dict[int, int] = field(default_factory=dict)
     _watched: WatchedDevices | None = None
     _cohort: Cohort | None = None
 
@@ -307,6 +311,30 @@ class Observer:
         self._announced = {
             group: len(content.directory) for request in requests for group, content in request.groups.items()
         }
+
+    def see_owners(self, requests: list[wire.SecureRoundRequest], replies: list[wire.SecureRoundReply]) -> None:
+        """Count the owners that devices counted before a round, of whom the replies are. requests: of one round."""
+        if requests[0].server_round > self.rounds:
+            return
+        cohort = self._everybody(requests[0].setting.scenario)
+        self._copy_state(cohort)
+        context, num_items = RoundContext.from_request(cohort, requests[0]), cohort.splits.num_items
+        terms = ChannelTerms(counts=True)
+        for group in {group for one in requests for group in one.groups}:
+            payload = next(one.groups[group] for one in requests if group in one.groups)
+            ranked = RankedBlocks.unpack(cohort.layout(), self.scenario.blocks.precision, payload)
+            devices = np.concatenate([reply.groups[group].devices for reply in replies if group in reply.groups])
+            items = np.zeros(num_items, np.int64)
+            for place in cohort.places(np.sort(devices)).tolist():
+                part = train_members(context, ranked, np.array([place]), terms)
+                items[ranked.items] += part.arrays["owners"].max(axis=1)
+            self._owners.setdefault(group, []).append(ItemCounts(np.sort(devices), items, cohort.splits.train))
+            asked = sum(len(one.secure[group].devices) for one in requests if group in one.secure)
+            self._spare[group] = spare_devices(asked - len(devices))
+
+    def absences(self) -> Differencing | None:
+        """Return what counts of owners in a round, less those of the next one, tell of who is in one of them alone."""
+        return absences(pair for counts in self._owners.values() for pair in pairwise(counts))
 
     def see(self, requests: list[wire.RoundRequest]) -> None:
         """Ask the watched devices what their nodes are about to be asked. requests: of one round."""
@@ -335,7 +363,8 @@ class Observer:
             if self.sums_alone:
                 lost = vanishing(self.scenario, alone.server_round, sampled) == DropoutStage.VECTOR
                 total = dataclasses.replace(alone, devices=sampled[~lost])
-                if len(total.devices) < needed_of(self.scenario, self._announced[group])[1]:
+                needed = len(sampled) - self._spare.get(group, len(sampled))
+                if len(total.devices) < max(needed, needed_of(self.scenario, self._announced[group])[1]):
                     continue  # void: nothing is opened
                 whole = self._answer(cohort, total, ranked, group, len(total.devices))
             for device in here.tolist():
@@ -502,6 +531,10 @@ class TapGrid(PassingGrid):
         if rounds:
             self._observer.see(rounds)
         replies = list(super().send_and_receive(sent, timeout=timeout))
+        owners = _requests(sent, wire.SECURE_OWNERS)
+        if owners:
+            whole = [wire.unpack(wire.SecureRoundReply, one.content) for one in replies if one.has_content()]
+            self._observer.see_owners(owners, whole)
         self._see_stage1(sent, replies)
         return replies
 

@@ -253,7 +253,7 @@ class AuditedRow(StudyQuality):
     canary: dict[str, float | None] | None = None
     reconstruction: Reconstruction | None = None
     differencing: Differencing | None = None
-    absences: Differencing | None = None
+    absences: Annotated[dict[str, Differencing], Column("between")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

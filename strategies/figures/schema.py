@@ -577,8 +577,8 @@ class SecureCounts:
     """Counts of secure aggregation. groups: group-rounds; sat_out_groups, void_groups: group-rounds skipped for lack of
     devices, and void ones; announced: device-rounds that started; devices: whose vector is in a sum; dropped: that
     dropped out; recovered: whose masks were recovered; void_devices: in void groups; owned_rows: rows, each in each
-    sum, that some device learns from, where owners are counted first; few_owner_rows: fewer than ``privacy.min_owners``
-    do, so that they stay closed; short_rows: rows that are opened though fewer are left after dropouts.
+    sum, that some device learns from, where owners are counted first; few_owner_rows: those that stay closed, as fewer
+    than ``privacy.min_owners`` may do in the end.
     """
 
     groups: Count = 0
@@ -591,7 +591,6 @@ class SecureCounts:
     void_devices: Count = 0
     owned_rows: Count = 0
     few_owner_rows: Count = 0
-    short_rows: Count = 0
 
     def __add__(self, other: Self) -> SecureCounts:
         names = [one.name for one in fields(self)]

@@ -128,9 +128,8 @@ class SecureRecord:
     """The record of the protocol in a round. Devices: that announced keys in groups that did not sit out; that are in a
     sum; that dropped out; that dropped out after they had shared their secrets, and whose masks were recovered; that
     sent their vector in vain, in a group that is void. owned_rows: rows, of each user group, that some device
-    learns from; few_owner_rows: fewer than ``privacy.min_owners`` do, so that they stay closed; short_rows: rows that
-    are opened though fewer are left, since others dropped out after the count. Bytes are sums over the devices that
-    shared their secrets.
+    learns from; few_owner_rows: those that stay closed, as fewer than ``privacy.min_owners`` may do in the end. Bytes
+    are sums over the devices that shared their secrets.
     """
 
     server_round: int
@@ -144,7 +143,6 @@ class SecureRecord:
     void_devices: int = 0
     owned_rows: int = 0
     few_owner_rows: int = 0
-    short_rows: int = 0
     shared: int = 0
     vector_bytes: int = 0
     download_bytes: int = 0

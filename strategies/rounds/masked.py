@@ -19,7 +19,15 @@ import numpy as np
 from fl_peel import wire
 from fl_peel.array_specs import MOST, TOTAL, ArrayChecker, MessageContext
 from fl_peel.exchange.counters import ClassCounts, ClockCounts, RoundCounts, RoundTotals
-from fl_peel.exchange.release import OWNER_ARRAYS, GroupShape, layout_of, owners_bytes, owners_layout, sparse
+from fl_peel.exchange.release import (
+    OWNER_ARRAYS,
+    GroupShape,
+    layout_of,
+    owners_bytes,
+    owners_layout,
+    spare_devices,
+    sparse,
+)
 from fl_peel.secure.device_protocol import DeviceBytes
 from fl_peel.secure.keys import exchange_number
 from fl_peel.secure.vector import MaskWords, Values, VectorLayout
@@ -98,15 +106,25 @@ class MaskedServerChannel(ServerChannel):
             ArrayChecker.from_context(MessageContext(sizes, arrays=OWNER_ARRAYS)).group(values, "the devices' counts")
             return values
 
-        there = [ready[:0]]
-        for group, devices, counts in self._sums(replies(), partial(self._owners_layout, sent=sent), finish):
-            self._opened_rows[group] = opened = opened_rows(counts["owners"], least)
+        counted = list(self._sums(replies(), partial(self._owners_layout, sent=sent), finish))
+        left = np.sort(np.concatenate([ready[:0], *(devices for _, devices, _ in counted)]))
+        spare = {
+            group: spare_devices(int(self._exchange.groups[group].shared.sum()) - len(devices))
+            for group, devices, _ in counted
+        }
+        ready, _ = self._settled(server_round, left, counts=False)
+        for group, devices, counts in counted:
+            one = self._exchange.groups.get(group)
+            if one is None:
+                continue
+            shared = int(one.shared.sum())
+            # whoever was lost since, and who may yet be, is taken to own every row
+            lost = len(devices) - shared + spare[group]
+            self._exchange.groups[group] = replace(one, quorum=max(one.quorum, shared - spare[group]))
+            self._opened_rows[group] = opened = opened_rows(counts["owners"], least + lost)
             owned = (counts["owners"] > 0).any(axis=1)
             record.owned_rows += int(owned.sum())
             record.few_owner_rows += int((owned & ~opened.any(axis=1)).sum())
-            there.append(devices)
-        left = np.sort(np.concatenate(there))
-        ready, _ = self._settled(server_round, left, counts=False)
         record.sat_out_groups += self._exchange.sat_out
         record.dropped += len(left) - self._exchange.announced
         return ready
@@ -197,9 +215,6 @@ class MaskedServerChannel(ServerChannel):
 
         for group, devices, (counters, content) in self._sums(replies, partial(self._vector_layout, sent=sent), finish):
             record.devices += len(devices)
-            if "row_examples" in content and self._counts_owners:
-                owners = content["row_examples"] // self._scenario.refinement.local.epochs
-                record.short_rows += int((~opened_rows(owners[owners > 0], self._scenario.privacy.min_owners)).sum())
             self._counts = _with_counters(self._counts, counters)
             opened[group] = OpenedSum(len(self._exchange.groups[group].devices), len(devices))
             yield wire.RoundReply({group: content}, RoundCounts.nothing(self.federation.num_classes))

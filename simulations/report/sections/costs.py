@@ -71,7 +71,6 @@ def secure_rows(result: SecureAggregationResult) -> list[tuple[str, str]]:
         ("secure sums: dropped, masks recovered", f"{counts.dropped:,}, {counts.recovered:,}"),
         ("secure sums: void groups, sat out", f"{counts.void_groups:,}, {counts.sat_out_groups:,}"),
         ("secure sums: rows of items, of few owners", f"{counts.owned_rows:,}, {counts.few_owner_rows:,}"),
-        ("secure sums: of fewer owners than counted", f"{counts.short_rows:,}"),
         ("secure sums: masked vector, bytes", f"{moved.vector:,.0f}"),
         ("secure sums: keys and shares up, down", f"{moved.upload - moved.vector:,.0f}, {moved.download:,.0f}"),
         ("secure sums: ms per device", f"{1e3 * seconds.devices / devices:.1f}"),

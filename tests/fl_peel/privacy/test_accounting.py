@@ -12,6 +12,7 @@ from dp_accounting import (
 
 from fl_peel.errors import ScenarioError
 from fl_peel.privacy.mechanisms import (
+    CentralGaussian,
     LocalLaplace,
     PrivacyCost,
     Schedule,
@@ -72,6 +73,20 @@ def test_gaussian_against_the_closed_form():
         epsilon = privacy_cost(GaussianDpEvent(multiplier), DELTA).epsilon
         assert analytic_gaussian_delta(multiplier, epsilon) == pytest.approx(DELTA, rel=2e-3)
         assert analytic_gaussian_delta(multiplier, epsilon) <= DELTA  # an upper bound of epsilon
+
+
+@pytest.mark.parametrize(("method", "sampling"), [("NO_AMPLIFICATION", 1.0), ("POISSON", 0.1)])
+def test_the_accountant_of_flower_agrees(method, sampling):
+    """Of what both know, Gaussian noise in rounds that devices are in, or are drawn for: one Renyi epsilon. Of rounds
+    that all are in, a neighbour that sends zeros is one that is not there.
+    """
+    flower = pytest.importorskip("flwr.supercore.privacy_accounting.rdp_accountant", reason="Flower 1.41 has none")
+    relation = flower.NeighboringRelation.ADD_OR_REMOVE_ONE
+    theirs = flower.RdpAccountant(flower.PrivacyConfig(DELTA, 1000, relation, flower.SamplingMethod[method]))
+    theirs.compose(flower.GaussianPrivacyEvent(1.3, int(1000 * sampling), 1000), 8)
+    ours = privacy_cost(event_of(CentralGaussian(), 1.3, Schedule(((8, 1.0),), sampling)), DELTA)
+    assert ours.rdp == pytest.approx(theirs.get_epsilon(DELTA), rel=1e-9)
+    assert ours.epsilon <= theirs.get_epsilon(DELTA), "the tighter of two"
 
 
 def test_laplace_is_at_most_the_sum_of_its_epsilons():

@@ -203,20 +203,20 @@ def test_who_alone_is_absent_from_one_of_two_counts_is_their_difference():
 
     def count(*absent):
         there = np.setdiff1d(np.arange(40), absent)
-        return ItemCounts(there, data.select(there).popularity(60))
+        return ItemCounts(there, data.select(there).popularity(60), data)
 
-    alone = absences(count(), count(7), data)
+    alone = absences([(count(), count(7))])
     assert (alone.devices, alone.f1) == (1, 1.0)
     assert alone.popularity_f1 < 0.5
     shared = len(np.intersect1d(data.row(7), data.row(11)))
     assert shared
-    both = absences(count(11), count(7), data)
+    both = absences([(count(11), count(7))])
     found = 9 - shared
     assert (both.devices, both.f1) == (2, pytest.approx(2 * found / (found + 9)))
-    many = absences(count(), count(*range(20)), data)
+    many = absences([(count(), count(*range(20)))])
     assert many.devices == 20
     assert many.f1 < 0.5, "what many have in common"
-    assert absences(count(), count(), data) is None
+    assert absences([(count(), count())]) is None
 
 
 def outside(first, products, units=UNIT_SCALE):
