@@ -19,6 +19,7 @@ import scipy.linalg
 
 from fl_peel.errors import DataError
 from fl_peel.pretraining.spectral import (
+    CERTAIN_OVER_TIME,
     SCORE_SPREAD,
     USER_LENGTH,
     Filter,
@@ -203,7 +204,7 @@ def update_model(
     dim, seed = plan.dim, plan.seed
     if config.columns > dim:
         raise DataError(f"pretraining.columns: a timeline needs at most embedding_dim {dim}, not {config.columns}")
-    counts = np.asarray(known_counts(sums))
+    counts = np.asarray(known_counts(sums, CERTAIN_OVER_TIME))
     with fixed_threads(config.num_threads):
         whole, all_values = _directions(sums, config, previous, counts, seed)
         directions, values = whole[:, : config.columns], all_values[: config.columns]

@@ -120,19 +120,21 @@ def spectral_tables(rows: UserItems, num_items: int, dim: int, *, seed: int) -> 
     return users * scale, items * scale
 
 
-CERTAIN = 2.0
-"""Standard deviations of noise that an item's count must exceed to be known."""
-LEAST_KNOWN = 64
+CERTAIN, CERTAIN_OVER_TIME = 4.0, 2.0
+"""Standard deviations of noise that an item's count must exceed to be known, chosen on ML-100K's validation items; in a
+timeline items are new, and their counts small.
+"""
+LEAST_KNOWN = 200
 """Items that are known at least, those with the largest counts."""
 
 
-def known(counts: Ints, std: float) -> Doubles:
+def known(counts: Ints, std: float, certain: float = CERTAIN) -> Doubles:
     """Item counts (I,) of bounded sums, zero where noise alone has as much: passes are then over fewer items, and so
-    over less noise, and every item that is left out would add more of it than of devices.
+    over less noise, and every item that is left out would add more of it than of devices. certain: standard deviations.
     """
     estimates = counts / UNIT_SCALE
     least = float(np.sort(estimates)[-min(LEAST_KNOWN, len(estimates))])
-    return np.where((estimates > 0) & (estimates >= min(least, CERTAIN * std)), estimates, 0.0)
+    return np.where((estimates > 0) & (estimates >= min(least, certain * std)), estimates, 0.0)
 
 
 def popular_directions(counts: Doubles, columns: int, exponent: float) -> Doubles:

@@ -86,8 +86,10 @@ class PassStep(Step):
     """A pass of K columns.
 
     Sent is table, (I, K) = D^-b Q. Within bounds it is all columns of Q with weights, D^-b (I,): a device adds
-    r^ (x) (r^ Q), with r^ = D^-b r at length 1 and y = r^ Q clipped at 1. That is a pass over R^ with rows of length 1:
-    the device, not the server, scales what comes back, and ``pretraining.user_exponent`` has no part in it.
+    r^ (x) y, with r^ = D^-b r and y = r^ Q, both at length 1. That is a pass over rows R^ that the device, not the
+    server, scales, and ``pretraining.user_exponent`` has no part in it. With directions of an earlier pass for Q it is
+    half a step of alternating least squares, of vectors of one length (as those of private ALS: Chien et al., "Private
+    alternating least squares", ICML 2021).
     """
 
     columns: Size
@@ -192,11 +194,13 @@ def bounded_pass_sums(
     units = mine / np.where(lengths > 0, lengths, np.inf)[owners]
     whole = np.trunc(units * BELOW * FACTOR_SCALE)  # r^, of length 1 at most
     unit = sp.csr_matrix((whole, ordered.items, ordered.indptr), shape)
-    wide = (unit @ table.astype(np.float64)) / FACTOR_SCALE
-    most = np.ones(rows.num_users)
+    wide = np.nan_to_num(unit @ table.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) / FACTOR_SCALE
+    most, lengths = np.ones(rows.num_users), np.sqrt((wide * wide).sum(axis=1))
     if bounds.l1:  # norms of the factors multiply
         norms = np.asarray(unit.sum(axis=1)).reshape(-1) / FACTOR_SCALE
         most /= np.where(norms > 0, norms, 1.0)  # whose row is nothing contributes nothing
+        lengths = np.abs(wide).sum(axis=1)
+    wide *= (most / np.where(lengths > 0, lengths, 1.0))[:, None]
     y = within(wide, most, FACTOR_SCALE, l1=bounds.l1)[:, columns]
     sums: Ints = unit.astype(np.int64).T @ np.ascontiguousarray(y)
     return sums

@@ -35,7 +35,7 @@ from fl_peel.pretraining.incremental import (
     freshness_request,
     update_model,
 )
-from fl_peel.pretraining.spectral import known
+from fl_peel.pretraining.spectral import CERTAIN_OVER_TIME, known
 from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.method import Robust, TimelinePart
@@ -416,7 +416,7 @@ class Period:
             sums = self.sums(devices)
             counts = CountsStep.ask(sums)
             if sums.terms.bounded:
-                counts = known(counts, sums.std("counts"))
+                counts = known(counts, sums.std("counts"), CERTAIN_OVER_TIME)
             self.after(devices)
             records += devices.records
         basis = self.state.basis

@@ -44,7 +44,8 @@ MODES = {
     "in shares": load_scenario("private", ["refinement.rounds=2", "privacy.target_epsilon=8"]),
     "stage 1": load_scenario("nothing-collected-private", []),
     "stage 1, local": load_scenario(
-        "nothing-collected-private", ["privacy.mechanism=local-gaussian", "secure_aggregation.enabled=false"]
+        "nothing-collected-private",
+        ["privacy.mechanism=local-gaussian", "secure_aggregation.enabled=false", "pretraining.value_exponent=null"],
     ),
 }
 

@@ -18,10 +18,11 @@ from fl_peel.steps.user_groups import Moments
 
 
 def test_items_that_drown_are_unknown_but_not_all():
-    counts = (UNIT_SCALE * np.concatenate([np.full(80, 10.0), np.full(20, 1.0), [-3.0]])).astype(np.int64)
-    assert (known(counts, 1.0) > 0).tolist() == [True] * 80 + [False] * 21
-    assert (known(counts, 100.0) > 0).sum() == 80, "ties of the 64 largest stay"
-    assert (known(counts, 0.0) > 0).sum() == 100
+    counts = (UNIT_SCALE * np.concatenate([np.full(240, 10.0), np.full(20, 3.0), [-3.0]])).astype(np.int64)
+    assert (known(counts, 1.0) > 0).tolist() == [True] * 240 + [False] * 21
+    assert (known(counts, 1.0, certain=2.0) > 0).tolist() == [True] * 260 + [False]
+    assert (known(counts, 100.0) > 0).sum() == 240, "ties of the 200 largest stay"
+    assert (known(counts, 0.0) > 0).sum() == 260
 
 
 def test_directions_begin_with_popularity_and_popular_items():

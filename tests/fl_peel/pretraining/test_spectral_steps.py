@@ -13,6 +13,7 @@ from fl_peel.pretraining.stage1 import GroupPlan, PooledSums, num_steps, run_sta
 from fl_peel.steps import base
 from fl_peel.steps.base import (
     UNIT_SCALE,
+    ContributionBounds,
     HeldItems,
     StepTerms,
     StepVector,
@@ -429,3 +430,22 @@ def test_coarse_units_change_tables_little(rows):
     vectors = unit_vectors(add_rows(exact.own, rows))
     one, other = (nearest(vectors, start.centroids) for start in (exact, coarse))
     assert (one == other).mean() > 0.95
+
+
+def test_a_second_noised_pass_is_over_few_directions_and_weak_ones_are_lifted(rows):
+    """Of strong and weak ones a device says one length in all: by hand, eigenvalues to the power of -.65."""
+    tables = []
+
+    class Asked(PooledSums):
+        def ask(self, step, sent, opened=None):
+            tables.append(sent["table"])
+            return super().ask(step, sent, opened)
+
+    counts = rows.popularity(NUM_ITEMS).astype(np.float64)
+    sums = Asked(rows, StepTerms(NUM_ITEMS, 0.0, bounds=ContributionBounds(1.0)))
+    start, config = spectral.popular_directions(counts, 20, 0.5), replace(CONFIG, columns=6, passes=2)
+    _, found = stage1.repeated_passes(sums, start, counts, replace(config, passes=1))
+    stage1.repeated_passes(sums, start, counts, config)
+    assert [table.shape[1] for table in tables] == [20, 20, 6]
+    assert np.linalg.norm(tables[2], axis=0) == pytest.approx(found[:6] ** -0.65, rel=1e-3)
+    assert found[0] > 2 * found[5] > 0

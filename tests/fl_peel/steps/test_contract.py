@@ -310,4 +310,8 @@ def test_a_bounded_pass_is_one_of_unit_vectors():
     row /= np.linalg.norm(row)
     sent = {"table": table.astype(np.float32), "weights": weights}
     sums = PassStep(4).contribute(devices, sent, (1, 3), TERMS["L2"], None)["columns"]
-    assert np.allclose(sums / 2.0**36, np.outer(row, row @ table)[:, 1:3], atol=1e-4)
+    y = row @ table
+    assert np.allclose(sums / 2.0**36, np.outer(row, y / np.linalg.norm(y))[:, 1:3], atol=1e-4)
+    tiny = sent | {"table": 1e-6 * sent["table"]}
+    again = PassStep(4).contribute(devices, tiny, (1, 3), TERMS["L2"], None)["columns"]
+    assert np.allclose(again, sums, atol=2.0**19), "a device says as much as its bound lets it, whatever it is sent"

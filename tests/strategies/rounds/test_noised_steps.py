@@ -165,8 +165,8 @@ def test_dense_messages_have_a_word_for_whatever_anybody_might_say(scenario, tmp
     steps = {step.step: step for step in result.stage1.steps}
     width = min(12 + 32, int((prepared(private(scenario, **LOCAL), tmp_path / "two")[0].start.counts > 0).sum()))
     assert steps["counts"].upload_bytes == 40 * 8 * 59
-    assert steps["pass"].upload_bytes == 2 * 40 * 8 * 59 * width
-    assert steps["pass"].download_bytes == 2 * 40 * ((2 * 59 + 1) * width + 4 * 59)
+    assert steps["pass"].upload_bytes == 40 * 8 * 59 * (width + 12)
+    assert steps["pass"].download_bytes == 40 * ((2 * 59 + 1) * (width + 12) + 2 * 4 * 59)
     assert steps["groups"].upload_bytes == 40 * 8 * 2
     assert steps["vectors"].upload_bytes == 0
 
