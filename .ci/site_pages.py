@@ -218,7 +218,7 @@ def scenario_page() -> str:
 
 def fleet_page() -> str:
     """Every key of a fleet file."""
-    from clients.fleet.files import fleet_parts
+    from clients.fleet.fleet import fleet_parts
 
     lines = [
         "# Keys of a fleet",

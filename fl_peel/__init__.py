@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fl_peel.contracts import SelectorContract as SelectorContract
     from fl_peel.contracts import StageContract as StageContract
     from fl_peel.contracts import StatisticContract as StatisticContract
-    from fl_peel.data.population import Population as Population
+    from fl_peel.data.datasets import Population as Population
     from fl_peel.errors import FlPeelError as FlPeelError
     from fl_peel.events import Callback as Callback
     from fl_peel.events import Event as Event

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_peel.data.datasets import dataset_folder, dataset_titles, load_dataset
+from fl_peel.data.datasets import dataset_folder, dataset_titles, load_dataset, read_splits
 from fl_peel.data.interactions import PARTS, Interactions, Splits, UserItems, split
-from fl_peel.data.population import read_splits
 from fl_peel.data.readers import (
     checked_catalogue,
     read_catalogue,
@@ -75,7 +74,7 @@ def device_splits(scenario: Scenario, data_dir: str, run_dir: str) -> Splits:
     """Splits of all devices, mapped from the run's folder; prepared there by whoever comes first, and anew when the
     files have changed. Of data that nodes hold it is nothing, of as many devices as they have.
 
-    ``data.path`` may also name a folder that holds such splits already (:class:`fl_peel.data.population.Population`).
+    ``data.path`` may also name a folder that holds such splits already (:class:`fl_peel.data.datasets.Population`).
 
     Raises:
         DataError: the data set is not found, not readable or malformed.

@@ -70,7 +70,7 @@ def _parts(array: NDArray[Any], places: NDArray[np.integer]) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-# ---- Memory that was freed, which the C library keeps for what comes next (:mod:`simulations.engine.memory`)
+# ---- Memory that was freed, which the C library keeps for what comes next (:mod:`simulations.engine.engine`)
 
 
 def release_memory() -> None:

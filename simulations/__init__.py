@@ -9,8 +9,8 @@ from fl_peel.packages import imported_when_asked
 
 if TYPE_CHECKING:
     from simulations.report.contracts import SectionContract as SectionContract
-    from simulations.report.section import Chart as Chart
-    from simulations.report.section import Section as Section
+    from simulations.report.render import Chart as Chart
+    from simulations.report.render import Section as Section
     from simulations.report.table_view import TableView as TableView
     from simulations.scenario_files import load_scenario as load_scenario
     from simulations.scenario_files import shipped_scenarios as shipped_scenarios

@@ -26,7 +26,7 @@ from fl_peel.ranking.bootstrap import REPLICATES
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import from_nodes, to_nodes
 from simulations.engine.embedded_engine import helpers_ahead, prepare_drawing
-from simulations.engine.engine import on_remaining_machines, simulated
+from simulations.engine.engine import PeakMemory, on_remaining_machines, simulated
 from simulations.engine.inputs import (
     ARTIFACTS,
     DEMO,
@@ -38,9 +38,7 @@ from simulations.engine.inputs import (
     require_folders,
     run_folder,
 )
-from simulations.engine.memory import PeakMemory
 from simulations.engine.passing_grid import is_simulated
-from simulations.engine.versions import versions
 from simulations.report.result_files import write_results
 from simulations.result_pages import result_kind
 from simulations.resumable import (
@@ -51,6 +49,7 @@ from simulations.resumable import (
     owned_store,
     read_finished,
     resumable_folder,
+    versions,
 )
 from simulations.scenario_files import RunOptions
 from simulations.trackers import figures_on_test, watched

@@ -29,17 +29,15 @@ from simulations.engine.inputs import (
     run_folder,
     splits_to_run,
 )
-from simulations.engine.versions import versions
 from simulations.report import drawing
 from simulations.report.diff import Difference, corrected, rows_of
 from simulations.report.drawing import Plot
-from simulations.report.render import Page, ResultKind, scenario_name
+from simulations.report.render import Chart, Page, ResultKind, Section, scenario_name
 from simulations.report.result_files import write_results
 from simulations.report.run_files import read_report
-from simulations.report.section import Chart, Section
 from simulations.report.seeds import FULL_TABLES, METHOD, OverSeeds, SeedRuns, require_same
 from simulations.report.table_view import TableView, format_estimate, format_metric
-from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished
+from simulations.resumable import CHECKPOINTS, about_run, mark_finished, owned_store, read_finished, versions
 from simulations.runner import run_seeds
 from simulations.scenario_files import RunArguments, RunOptions, load_scenario
 from simulations.sweep_space import TRIALS, Setting, Space, search, settings_of, short_names, space_of

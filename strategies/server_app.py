@@ -21,8 +21,7 @@ from fl_peel.model.model_files import Catalogue
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import Evaluator
-from strategies.evaluation.fairness import measure_fairness, tier_rows
-from strategies.evaluation.moving_budgets import fall_rows, measure_elasticity
+from strategies.evaluation.heterogeneity import fall_rows, measure_elasticity, measure_fairness, tier_rows
 from strategies.evaluation.run_figures import (
     EvaluationReplies,
     StartReplies,

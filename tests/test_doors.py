@@ -58,7 +58,7 @@ KINDS = {
 @pytest.mark.parametrize(
     "file",
     [
-        *(f"strategies/rounds/{name}.py" for name in ("channel", "federation", "strategy")),
+        *(f"strategies/rounds/{name}.py" for name in ("federation", "strategy")),
         "clients/node/channel.py",
     ],
 )

@@ -20,7 +20,7 @@ from site_pages import (
 )
 
 import fl_peel
-from clients.fleet.files import fleet_parts
+from clients.fleet.fleet import fleet_parts
 from fl_peel.scenario.reference import keys_of, scenario_schema
 from fl_peel.steps import STEPS
 from tests.helpers.browser import browser, needs_chromium

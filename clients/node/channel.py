@@ -17,8 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.clock import DeviceRates, RoundCost, never_within_deadline, spend
-from clients.node.cohort import Cohort
+from clients.node.cohort import Cohort, DeviceRates, RoundCost, never_within_deadline, spend
 from clients.node.contents import MembersReply, StateUpdate
 from clients.node.poisoning import Adversary
 from clients.node.round_context import RoundContext, RoundMemory

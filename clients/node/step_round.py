@@ -23,8 +23,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.node.clock import RoundCost, spend
-from clients.node.cohort import Cohort
+from clients.node.cohort import Cohort, RoundCost, spend
 from clients.node.masked import MaskedGroup, SecretStore, known_of, make_keys
 from fl_peel.data.interactions import IntArray, UserItems
 from fl_peel.errors import EngineError, MessageError

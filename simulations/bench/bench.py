@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from clients.fleet.fleet import Fleet, FleetBudgets, load_fleet
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking, rank_blocks
+from fl_peel.data.datasets import Population
 from fl_peel.data.interactions import Splits, UserItems
-from fl_peel.data.population import Population
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import EngineError
 from fl_peel.events import Event, OnEvent, silent
@@ -50,9 +50,8 @@ from fl_peel.training.group import train_group
 from fl_peel.training.update import LocalWork
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.bench import stock_flower
-from simulations.engine.engine import simulated
+from simulations.engine.engine import PeakMemory, simulated
 from simulations.engine.inputs import check_out, given_folder, require_dataset, run_folder
-from simulations.engine.memory import PeakMemory
 from simulations.report.result_files import json_bytes, write_results
 from simulations.scenario_files import load_scenario
 from strategies.groups.state import ServerOptimizer, UserGroupState, empty_tables, known_bytes, put_once, shelf_for

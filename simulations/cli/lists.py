@@ -230,7 +230,7 @@ FleetName = Annotated[str, typer.Argument(metavar="FLEET", help="Name of a shipp
 @profiles_app.command("list")
 def profiles_list(as_json: AsJson = False) -> None:
     """List the fleets that are shipped or registered by installed packages."""
-    from clients.fleet.files import PROFILES, read_source, shipped_names
+    from clients.fleet.fleet import PROFILES, read_source, shipped_names
 
     table = new_table("fleet", "classes", "description")
     fleets: list[dict[str, object]] = []
@@ -253,8 +253,7 @@ def profiles_list(as_json: AsJson = False) -> None:
 @profiles_app.command("show")
 def profiles_show(fleet: FleetName, as_json: AsJson = False) -> None:
     """Print the classes of a fleet with their shares, and the text of its file."""
-    from clients.fleet.files import SHIPPED_FOLDER, shipped_names
-    from clients.fleet.fleet import load_fleet
+    from clients.fleet.fleet import SHIPPED_FOLDER, load_fleet, shipped_names
 
     loaded = load_fleet(fleet)
     if as_json:
@@ -387,6 +386,6 @@ def profiles_schema() -> None:
 
     Save it, and start a fleet file with `# yaml-language-server: $schema=FILE`.
     """
-    from clients.fleet.files import fleet_schema
+    from clients.fleet.fleet import fleet_schema
 
     typer.echo(json.dumps(fleet_schema(), indent=2, ensure_ascii=False))

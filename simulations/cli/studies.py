@@ -270,10 +270,10 @@ def diff(
             check_file(file, option)
 
     from fl_peel.json_codec import to_plain
-    from simulations.engine.versions import versions
     from simulations.report.diff import diff as compared
     from simulations.report.diff import diff_page, missing_note
     from simulations.report.result_files import json_bytes, write_files
+    from simulations.resumable import versions
 
     result = compared(runs)
     page = diff_page(result, versions())

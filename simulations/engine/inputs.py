@@ -243,7 +243,7 @@ def check_devices(scenario: Scenario, splits: Splits) -> None:
     import numpy as np
 
     from clients.fleet.fleet import FleetBudgets, load_fleet
-    from clients.node.clock import DeviceRates
+    from clients.node.cohort import DeviceRates
     from clients.node.joining import check_poorest, check_working
 
     fleet, layout = load_fleet(scenario.fleet), layout_of(scenario, splits)

@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from simulations.report.render import Page
-from simulations.report.section import SECTIONS, Chart, Section
+from simulations.report.render import SECTIONS, Chart, Page, Section
 from strategies.figures.schema import RunResult, from_json
 
 

@@ -16,8 +16,7 @@ from fl_peel.figures import SETTING, Column, Estimate, Figures
 from fl_peel.json_codec import laid_flat
 from fl_peel.ranking.bootstrap import REPLICATES, Sample, holm
 from simulations.report.drawing import INK, LABEL_PT, PALETTE, Plot, finish, in_both_forms, new_figure
-from simulations.report.render import Page
-from simulations.report.section import Chart, Section
+from simulations.report.render import Chart, Page, Section
 from simulations.report.seeds import SeedRuns, require_same
 from simulations.report.table_view import ABSENT, TableView, format_estimate, format_ratio, metric_name
 from strategies.figures.per_device import METRICS

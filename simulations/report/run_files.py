@@ -14,8 +14,7 @@ from typing import Any
 
 from fl_peel.errors import ReportError
 from fl_peel.figures import Estimate
-from simulations.report.render import Page, ResultKind, scenario_name
-from simulations.report.section import run_sections
+from simulations.report.render import Page, ResultKind, run_sections, scenario_name
 from simulations.report.table_view import (
     FULL_TABLES,
     format_bytes,

@@ -15,9 +15,8 @@ from fl_peel.errors import ReportError
 from fl_peel.figures import SETTING, Column, Figures, SeedsEstimate
 from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import Doubles, Sample
-from simulations.report.render import Page, ResultKind, scenario_name
+from simulations.report.render import Page, ResultKind, Section, scenario_name
 from simulations.report.run_files import best_budget, read_report, refinement_helped, seen_data
-from simulations.report.section import Section
 from simulations.report.table_view import TableView, format_estimate, format_metric, format_ratio
 from strategies.figures.per_device import FILE, METRICS, PerDevice
 from strategies.figures.schema import RunResult

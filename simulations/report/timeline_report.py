@@ -18,9 +18,8 @@ from fl_peel.json_codec import from_plain
 from fl_peel.ranking.bootstrap import Sample
 from simulations.report import drawing
 from simulations.report.drawing import Plot
-from simulations.report.render import Page, ResultKind, scenario_name
+from simulations.report.render import Chart, Page, ResultKind, Section, scenario_name
 from simulations.report.run_files import LEARNING_RATE, seen_data, significance
-from simulations.report.section import Chart, Section
 from simulations.report.sections.costs import privacy_views
 from simulations.report.seeds import METHOD, OverSeeds, over_seeds_page
 from simulations.report.table_view import (

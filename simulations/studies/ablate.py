@@ -17,16 +17,15 @@ from matplotlib.ticker import FuncFormatter
 
 from fl_peel.blocks.layout import row_bytes
 from fl_peel.blocks.stored import overhead_bytes
-from fl_peel.data.population import Population
+from fl_peel.data.datasets import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.figures import Estimate
 from fl_peel.json_codec import from_plain
 from fl_peel.scenario.scenario import Scenario
 from simulations.report import drawing
 from simulations.report.drawing import INK, Plot
-from simulations.report.render import Page, ResultKind
+from simulations.report.render import Chart, Page, ResultKind, Section
 from simulations.report.run_files import SIGNIFICANT, starred
-from simulations.report.section import Chart, Section
 from simulations.report.table_view import TableView, format_bytes, format_margin, format_metric, format_share
 from simulations.scenario_files import StudyArguments, validated
 from simulations.studies.compare import budget_of, flat

@@ -46,13 +46,11 @@ from fl_peel.scenario.method import Privacy, SecureAggregation
 from fl_peel.scenario.scenario import Scenario
 from simulations.engine.engine import on_remaining_machines, simulated
 from simulations.engine.inputs import data_folder, run_folder
-from simulations.engine.versions import versions
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, Plot
-from simulations.report.render import Page, ResultKind
-from simulations.report.section import Chart, Section
+from simulations.report.render import Chart, Page, ResultKind, Section
 from simulations.report.table_view import ABSENT, TableView, format_estimate, format_metric, format_ratio, format_share
-from simulations.resumable import CHECKPOINTS, data_digest, owned_store
+from simulations.resumable import CHECKPOINTS, data_digest, owned_store, versions
 from simulations.scenario_files import StudyArguments, shipped_scenarios, validated, with_override
 from simulations.studies.observer import Observer, TapGrid, WatchedDevices
 from simulations.studies.schema import AttackFigures, AuditedRow, AuditResult

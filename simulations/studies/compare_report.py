@@ -15,9 +15,8 @@ from fl_peel.figures import Estimate
 from fl_peel.json_codec import from_plain
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, VERMILLION, Plot
-from simulations.report.render import Page, ResultKind
+from simulations.report.render import Chart, Page, ResultKind, Section
 from simulations.report.run_files import SIGNIFICANT, significance, starred
-from simulations.report.section import Chart, Section
 from simulations.report.table_view import (
     ABSENT,
     TableColumn,

@@ -47,10 +47,9 @@ from simulations.engine.inputs import (
     require_items,
     run_folder,
 )
-from simulations.engine.versions import versions
 from simulations.report.render import ResultKind
 from simulations.report.result_files import write_results
-from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store
+from simulations.resumable import CHECKPOINTS, data_digest, fleet_digests, owned_store, versions
 from simulations.scenario_files import RunOptions, StudyArguments, load_scenario
 from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.prepare import CentralStage1Outcome, prepare_collected

@@ -31,8 +31,7 @@ from fl_peel.privacy.noise_plan import Plan
 from fl_peel.scenario.method import Robust
 from fl_peel.wire import Arrays
 from strategies.groups.state import CHUNK_ROWS, BlockSums, Denominator, UserGroupState, apply_mean, mean_update
-from strategies.rounds.channel import OpenedSum
-from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
+from strategies.rounds.federation import Federation, OpenedSum, RoundRecord, SentRound, for_groups
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

@@ -33,8 +33,17 @@ from fl_peel.secure.keys import exchange_number
 from fl_peel.secure.vector import MaskWords, Values, VectorLayout
 from fl_peel.steps.base import opened_rows, packed_rows
 from strategies.nodes import NodeRequest
-from strategies.rounds.channel import Expects, OpenedSum, Request, Requests, RoundDevices, ServerChannel
-from strategies.rounds.federation import Federation, SecureRecord, SentRound
+from strategies.rounds.federation import (
+    Expects,
+    Federation,
+    OpenedSum,
+    Request,
+    Requests,
+    RoundDevices,
+    SecureRecord,
+    SentRound,
+    ServerChannel,
+)
 from strategies.rounds.masked_exchange import (
     BoolArray,
     IntArray,

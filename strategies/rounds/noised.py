@@ -47,9 +47,8 @@ from fl_peel.scenario.settings import Precision
 from fl_peel.weighting.block_statistics import BlockStatistics
 from fl_peel.wire import EVERYBODY, Arrays
 from strategies.groups.state import UserGroupState, block_energy
-from strategies.rounds.channel import OpenedSum
 from strategies.rounds.contents import ServerContents
-from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
+from strategies.rounds.federation import Federation, OpenedSum, RoundRecord, SentRound, for_groups
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

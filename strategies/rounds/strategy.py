@@ -4,7 +4,7 @@ PEEL (arXiv 2306.10532), section III-C. In each round every user group's ranked 
 sampled devices of that group; what comes back are sums, which become a new group table (block-wise aggregation) and a
 step of the controller (outer level). Flower's own loop, ``Strategy.start``, drives the rounds.
 
-How sums meet is the channel's (:mod:`strategies.rounds.channel`), what they are and become the contents'
+How sums meet is the channel's (:mod:`strategies.rounds.federation`), what they are and become the contents'
 (:mod:`strategies.rounds.contents`); both are chosen once, in :mod:`strategies.run.refinement`.
 """
 
@@ -31,9 +31,8 @@ from fl_peel.privacy.sources import NoiseSource, SeededNoise, source_of
 from fl_peel.randomness import device_uniforms
 from fl_peel.weighting.selectors import block_weights, of_slices
 from strategies.nodes import NodeReply, NodeRequest, batches, raise_or_log
-from strategies.rounds.channel import Request, ServerChannel
 from strategies.rounds.contents import ServerContents
-from strategies.rounds.federation import Federation, RoundRecord, SentRound, for_groups
+from strategies.rounds.federation import Federation, Request, RoundRecord, SentRound, ServerChannel, for_groups
 
 if TYPE_CHECKING:
     from fl_peel.weighting.controller import Controller

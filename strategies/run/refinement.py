@@ -26,9 +26,8 @@ from fl_peel.scenario.scenario import Scenario
 from strategies.groups.state import UserGroupState
 from strategies.nodes import Members, NodeRequest, some_devices
 from strategies.rounds.acceptance import AcceptanceTest
-from strategies.rounds.channel import ClearServerChannel
 from strategies.rounds.contents import BucketedServerContents, OpenServerContents, ServerContents
-from strategies.rounds.federation import Federation, RoundRecord
+from strategies.rounds.federation import ClearServerChannel, Federation, RoundRecord
 from strategies.rounds.masked import MaskedServerChannel
 from strategies.rounds.noised import NoisedServerContents
 from strategies.rounds.step_channels import SumsRecord

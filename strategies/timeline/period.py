@@ -46,7 +46,7 @@ from fl_peel.steps.choice import ChoiceStep, FilterRequest, recent_uses
 from fl_peel.steps.passes import CountsStep
 from fl_peel.steps.user_groups import VectorsStep
 from strategies.evaluation.evaluator import Evaluator
-from strategies.evaluation.moving_budgets import FollowPlan, follow, over_time
+from strategies.evaluation.heterogeneity import FollowPlan, follow, over_time
 from strategies.groups.state import FloatArray, UserGroupState
 from strategies.nodes import EVALUATED_BYTES, Members, packed_batches
 from strategies.rounds.federation import RoundRecord

@@ -17,7 +17,7 @@ from fl_peel import wire
 from fl_peel.scenario.scenario import Scenario
 from simulations import runner
 from simulations.report.drawing import Plot
-from simulations.report.section import Chart, run_sections
+from simulations.report.render import Chart, run_sections
 from simulations.scenario_files import RunOptions, load_scenario
 from strategies.figures.schema import RunResult, to_json
 from strategies.run.run import Run

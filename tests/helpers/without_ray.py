@@ -22,7 +22,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def bare_sections(result: Any) -> list[Any]:
     """The sections of a run's report without figures, which take longer to draw than all the rest."""
-    from simulations.report.section import Chart, run_sections
+    from simulations.report.render import Chart, run_sections
 
     sections = list(run_sections(result))
     return [replace(one, parts=[p for p in one.parts if not isinstance(p, Chart)]) for one in sections]

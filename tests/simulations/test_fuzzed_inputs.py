@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
-from clients.fleet.files import SHIPPED_FOLDER
-from clients.fleet.fleet import load_fleet
+from clients.fleet.fleet import SHIPPED_FOLDER, load_fleet
 from fl_peel.errors import MAX_MESSAGE, FlPeelError
 from fl_peel.scenario.scenario import Scenario
 from simulations.cli import main as cli

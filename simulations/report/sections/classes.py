@@ -12,7 +12,7 @@ import numpy as np
 from fl_peel.json_codec import to_plain
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, GREEN, INK, MUTED, ORANGE, PAPER, VERMILLION, Plot, darker
-from simulations.report.section import Chart, Section
+from simulations.report.render import Chart, Section
 from simulations.report.table_view import (
     ABSENT,
     METHODS,

@@ -10,7 +10,7 @@ from fl_peel.json_codec import to_plain
 from fl_peel.privacy.report import PrivacyReport
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, ORANGE, EndLabel, Plot
-from simulations.report.section import Chart, Section
+from simulations.report.render import Chart, Section
 from simulations.report.table_view import (
     ABSENT,
     TableColumn,

@@ -11,7 +11,7 @@ from fl_peel.figures import Estimate
 from fl_peel.json_codec import to_plain
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, INK, MUTED, VERMILLION, EndLabel, Plot
-from simulations.report.section import Chart, Section
+from simulations.report.render import Chart, Section
 from simulations.report.table_view import (
     METHODS,
     TableColumn,

@@ -12,8 +12,8 @@ import numpy as np
 from fl_peel.figures import Estimate
 from simulations.report import drawing
 from simulations.report.drawing import GREEN, INK, MUTED, PAPER, Plot, Series, darker
+from simulations.report.render import Chart, Remark, Section
 from simulations.report.run_files import own_rows
-from simulations.report.section import Chart, Remark, Section
 from simulations.report.table_view import (
     FULL_TABLES,
     TableView,

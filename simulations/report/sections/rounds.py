@@ -9,7 +9,7 @@ import numpy as np
 
 from simulations.report import drawing
 from simulations.report.drawing import BLUE, GREEN, INK, MUTED, PAPER, EndLabel, Plot, darker
-from simulations.report.section import Chart, Section
+from simulations.report.render import Chart, Section
 from simulations.report.table_view import (
     TableColumn,
     TableView,

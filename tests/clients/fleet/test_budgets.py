@@ -20,8 +20,7 @@ from clients.fleet.budgets import (
     TraceBudget,
 )
 from clients.fleet.contracts import BudgetContract
-from clients.fleet.files import shipped_names
-from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet
+from clients.fleet.fleet import FleetBudgets, fleet_from_mapping, load_fleet, shipped_names
 from clients.fleet.tabular import load_traces
 from fl_peel.errors import ProfileError
 from tests.helpers.examples import examples

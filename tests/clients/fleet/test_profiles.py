@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.fleet.contracts import ProfileContract
-from clients.fleet.files import shipped_names
-from clients.fleet.fleet import fleet_from_mapping, load_fleet
+from clients.fleet.fleet import fleet_from_mapping, load_fleet, shipped_names
 from fl_peel.errors import ProfileError
 from simulations.cli.lists import profiles_list
 from tests.helpers.examples import examples

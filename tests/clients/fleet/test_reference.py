@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from clients.fleet.budgets import BUDGETS, Clock
-from clients.fleet.files import (
+from clients.fleet.fleet import (
     SHIPPED_FOLDER,
     FleetDocument,
     availability_schemas,

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clients.fleet.files import shipped_names
-from clients.fleet.fleet import FleetBudgets, load_fleet, load_sent_fleet
+from clients.fleet.fleet import FleetBudgets, load_fleet, load_sent_fleet, shipped_names
 from fl_peel.errors import MessageError, ProfileError
 from fl_peel.scenario.fleet_files import fleet_files, sent_files
 from tests.helpers.fleets import TABLE, ids

@@ -19,7 +19,7 @@ from fl_peel.privacy.sources import SeededNoise, with_noise_shares
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.secure.device_protocol import needed_of
 from simulations.scenario_files import load_scenario
-from strategies.rounds.channel import OpenedSum
+from strategies.rounds.federation import OpenedSum
 from strategies.rounds.noised import PrivateRounds
 from tests.conftest import plant
 from tests.helpers.runs import figures, hosted_by, served

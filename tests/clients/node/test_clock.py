@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clients.fleet.fleet import held_once
-from clients.node.clock import MOST, DeviceRates, never_within_deadline, round_seconds, spend
+from clients.node.cohort import MOST, DeviceRates, never_within_deadline, round_seconds, spend
 
 # 0.5 s latency, 8 Mbit/s down = 1,000,000 B/s, 0.8 Mbit/s up = 100,000 B/s, 50 samples/s, 2 W, 4 J/MB
 PHONE = DeviceRates.from_rates(

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.fleet.files import shipped_names
-from clients.fleet.fleet import FleetBudgets, load_fleet
+from clients.fleet.fleet import FleetBudgets, load_fleet, shipped_names
 from fl_peel.array_specs import SUM_SCALE
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks

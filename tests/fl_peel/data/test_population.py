@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fl_peel.data.datasets import Population, read_splits
 from fl_peel.data.interactions import PARTS
-from fl_peel.data.population import Population, read_splits
 from fl_peel.device_storage import device_splits
 from fl_peel.errors import DataError
 from simulations.scenario_files import load_scenario

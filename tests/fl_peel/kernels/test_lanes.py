@@ -14,7 +14,7 @@ from numba.core.errors import TypingError
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import rank_blocks
-from fl_peel.data.population import Population
+from fl_peel.data.datasets import Population
 from fl_peel.kernels.lanes import dot
 from fl_peel.ranking.top import top_rows
 from fl_peel.scenario.settings import LocalTraining

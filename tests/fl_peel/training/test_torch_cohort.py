@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from clients.node import poisoning as poison
 from fl_peel import kernels
 from fl_peel.blocks.ranked_blocks import rank_blocks
+from fl_peel.data.datasets import Population
 from fl_peel.data.interactions import UserItems
-from fl_peel.data.population import Population
 from fl_peel.errors import ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.ranking import torch_ranking

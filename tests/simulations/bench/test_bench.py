@@ -11,7 +11,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fl_peel.blocks.layout import BlockLayout
 from fl_peel.blocks.ranked_blocks import RankedBlocks, pack_ranking
-from fl_peel.data.population import Population
+from fl_peel.data.datasets import Population
 from fl_peel.errors import DataError, EngineError, ScenarioError
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.randomness import device_seeds

@@ -5,7 +5,7 @@ import json
 import yaml
 from typer.testing import CliRunner
 
-from clients.fleet.files import fleet_schema
+from clients.fleet.fleet import fleet_schema
 from fl_peel.scenario.reference import scenario_schema
 from simulations.cli.main import app
 from simulations.scenario_files import load_scenario, shipped_scenarios

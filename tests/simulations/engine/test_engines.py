@@ -16,8 +16,7 @@ import pytest
 from fl_peel.errors import DataError, ScenarioError
 from simulations.engine import engine as engines
 from simulations.engine.embedded_engine import ForkServer, helpers_ahead, prepare_drawing, start_workers
-from simulations.engine.engine import backend_of, simulated, starting
-from simulations.engine.memory import PeakMemory
+from simulations.engine.engine import PeakMemory, backend_of, simulated, starting
 from simulations.report import drawing
 from simulations.report.sections.costs import stage_seconds
 from simulations.scenario_files import load_scenario

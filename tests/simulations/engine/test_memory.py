@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 import psutil
 
-from simulations.engine import memory as memory_module
-from simulations.engine.memory import ASKED_S, PeakMemory
+from simulations.engine import engine as memory_module
+from simulations.engine.engine import ASKED_S, PeakMemory
 
 
 @dataclass

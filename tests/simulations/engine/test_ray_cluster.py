@@ -22,8 +22,8 @@ from fl_peel.errors import EngineError
 from fl_peel.events import Callback
 from simulations import run
 from simulations.engine import ray_engine
+from simulations.engine.engine import WORKERS, lasting_objects
 from simulations.engine.inputs import checked
-from simulations.engine.memory import WORKERS, lasting_objects
 from simulations.engine.ray_engine import environment, own_token, require_cluster, watched_raylet
 from simulations.scenario_files import load_scenario
 from tests.helpers.runs import figures, served
@@ -317,7 +317,7 @@ FAULTS = """
 import resource, sys, threading
 import numpy as np
 if sys.argv[1] == "here":
-    from simulations.engine.memory import reuse_memory
+    from simulations.engine.engine import reuse_memory
     reuse_memory()
 sizes = [9 << 20, 11 << 20] * 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -365,7 +365,7 @@ FREED = """
 import psutil
 import numpy as np
 from fl_peel.mmap_arrays import release_memory
-from simulations.engine.memory import reuse_memory
+from simulations.engine.engine import reuse_memory
 reuse_memory()
 arrays = [np.ones(1 << 20, np.uint8) for _ in range(200)]
 last = np.ones(1 << 20, np.uint8)  # above them

@@ -27,6 +27,7 @@ from simulations.report.drawing import (
     themed,
     variables,
 )
+from simulations.report.render import SECTIONS, Section
 from simulations.report.run_files import (
     best_budget,
     classes_below,
@@ -37,7 +38,6 @@ from simulations.report.run_files import (
     significance,
     verdicts,
 )
-from simulations.report.section import SECTIONS, Section
 from simulations.report.sections.classes import device_classes_view, recall_by_class
 from simulations.report.sections.costs import stage1_views
 from simulations.report.sections.quality import budgets_plot, why_less

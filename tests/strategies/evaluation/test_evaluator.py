@@ -14,7 +14,7 @@ from fl_peel.figures import Estimate
 from fl_peel.weighting.block_statistics import BlockStatistics
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
-from strategies.evaluation.moving_budgets import FollowPlan, follow
+from strategies.evaluation.heterogeneity import FollowPlan, follow
 from strategies.evaluation.run_figures import list_figures
 from strategies.figures.per_device import MeasuredQuality, cell_recalls
 from strategies.figures.schema import Gain

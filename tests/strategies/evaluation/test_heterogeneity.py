@@ -22,8 +22,15 @@ from fl_peel.store import Store
 from fl_peel.wire import RoundReply
 from simulations.scenario_files import load_scenario
 from strategies.evaluation.evaluator import BudgetRequest
-from strategies.evaluation.fairness import TIERS, TIERS_ON_VALIDATION, FairnessTally, tier_rows
-from strategies.evaluation.moving_budgets import FALLS, fall_rows, falling
+from strategies.evaluation.heterogeneity import (
+    FALLS,
+    TIERS,
+    TIERS_ON_VALIDATION,
+    FairnessTally,
+    fall_rows,
+    falling,
+    tier_rows,
+)
 from strategies.run.run_paths import RunPaths
 from strategies.server_app import serve
 from tests.clients.node.test_cohort import GROUPS, LAYOUT, NUM_USERS, World, filled
