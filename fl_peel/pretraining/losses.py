@@ -1,8 +1,4 @@
-"""Losses of central training, and the negatives that they are taken against.
-
-Most of a softmax's sum lies with popular items. Where these are drawn more often, and count for less each time, the
-sum over what is drawn varies less about the sum over all: its estimate is without bias whatever the chances are
-(Horvitz and Thompson, JASA 1952; for a softmax, Bengio and Senecal, IEEE TNN 2008).
+"""Losses of central training.
 
 Both ranking losses take whole users: a batch is a set of users with all of their collected items. The
 softmax's denominator is then computed once per user and not once per interaction, which on a CPU makes even
@@ -32,89 +28,11 @@ from fl_peel.scenario.settings import DiversityForm, PretrainingConfig
 from fl_peel.training.workers import ALONE, Workers
 
 
-@dataclass(frozen=True)
-class Candidates:
-    """Drawn items, negatives that a whole batch shares.
-
-    items: (M,) different item numbers; log_stands_for: (M,) logarithm of how many items each stands for, one over its
-    chance to be drawn.
-    """
-
-    items: Tensor
-    log_stands_for: Tensor
-
-    @staticmethod
-    def alike(items: Tensor, num_items: int) -> Candidates:
-        """Items (M,) that were drawn of ``num_items``, all with the same chance."""
-        return Candidates(items, torch.full(items.shape, math.log(num_items / len(items)), device=items.device))
-
-
-@dataclass(frozen=True)
-class CandidateSampler:
-    """Draws the negatives of a step.
-
-    num_items: I; count: M of them are drawn, 0 or at least I: none, as all take part; chances: (I,) each item's to be
-    among them, sum M, None: all the same.
-    """
-
-    num_items: int
-    count: int
-    chances: NDArray[np.float64] | None = None
-
-    @staticmethod
-    def from_config(config: PretrainingConfig, popularity: NDArray[np.float64]) -> CandidateSampler:
-        """As the settings have it. popularity: (I,) interactions with each item."""
-        num_items, count = len(popularity), config.num_negatives
-        by_popularity = config.negatives_exponent and 0 < count < num_items
-        weighted = chances((popularity + 1.0) ** config.negatives_exponent, count) if by_popularity else None
-        return CandidateSampler(num_items, count, weighted)
-
-    def draw(self, generator: torch.Generator, device: str = "cpu") -> Candidates | None:
-        """Those of a step; None stands for all items."""
-        if self.chances is None:
-            alike = evenly_drawn(self.num_items, self.count, generator, device)
-            return None if alike is None else Candidates.alike(alike, self.num_items)
-        order = torch.randperm(self.num_items, generator=generator)
-        items = order[torch.from_numpy(systematic(self.chances[order.numpy()], _uniform(generator)))].to(device)
-        stands_for = -np.log(self.chances[items.cpu().numpy()])
-        return Candidates(items, torch.from_numpy(stands_for.astype(np.float32)).to(device))
-
-
 def evenly_drawn(num_items: int, count: int, generator: torch.Generator, device: str = "cpu") -> Tensor | None:
     """``count`` different items of ``num_items``; None stands for all."""
     if not 0 < count < num_items:
         return None
     return torch.randperm(num_items, generator=generator)[:count].to(device)
-
-
-def _uniform(generator: torch.Generator) -> float:
-    """Evenly drawn from [0, 1)."""
-    return float(torch.rand((), generator=generator, dtype=torch.float64))
-
-
-def chances(weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Chances (I,) to be among ``count`` different items that go with ``weights`` (I,), all above 0; sum ``count``.
-
-    Where a chance would be above 1 the item is always drawn, and the others share what is left.
-    """
-    certain = np.zeros(len(weights), bool)
-    while True:
-        shares = np.where(certain, 1.0, weights * ((count - certain.sum()) / weights[~certain].sum()))
-        above = (shares > 1.0) & ~certain
-        if not above.any():
-            return shares
-        certain |= above
-
-
-def systematic(chances: NDArray[np.float64], start: float) -> NDArray[np.int64]:
-    """Places of a systematic sample (Madow, Annals of Mathematical Statistics 1949): every unit of the running sum of
-    ``chances`` (I,), none above 1, from ``start`` in [0, 1) on, falls upon one; exactly as many as the sum, a whole
-    number. In random order every place comes with its chance.
-    """
-    ends = np.cumsum(chances)
-    ends[-1] = round(ends[-1])  # of which rounding may have left a part
-    drawn: NDArray[np.int64] = np.flatnonzero(np.diff(np.floor(ends + start), prepend=0.0))
-    return drawn
 
 
 _CHUNK_LOGITS = 1 << 18  # logits that a worker holds at once: 1 MB of float32, so that they stay in its core's cache
@@ -198,12 +116,13 @@ class _SampledSoftmax(torch.autograd.Function):
         users: Tensor,
         items: Tensor,
         batch: UserBatch,
-        candidates: Candidates | None,
+        candidates: Tensor | None,
         temperature: float,
         workers: Workers,
     ) -> Tensor:
-        table = items if candidates is None else items[candidates.items]  # (M, d)
-        bias = items.new_zeros(len(items)) if candidates is None else candidates.log_stands_for  # (M,)
+        table = items if candidates is None else items[candidates]  # (M, d)
+        stands_for = math.log(len(items) / len(table))  # of each candidate, so that their sum estimates that over all
+        bias = items.new_full((len(table),), stands_for)
         scaled = users / temperature  # (B, d)
         columns = table.T.contiguous()  # (d, M)
         user_gradient = torch.empty_like(users)
@@ -247,7 +166,7 @@ class _SampledSoftmax(torch.autograd.Function):
         own_terms(batch, items, scaled, pull, (user_gradient, item_gradient), workers)
         user_gradient /= temperature
         if candidates is not None:
-            item_gradient.index_add_(0, candidates.items, table_gradient)
+            item_gradient.index_add_(0, candidates, table_gradient)
         ctx.gradients = user_gradient, item_gradient
         return loss.to(users.dtype)
 
@@ -263,13 +182,13 @@ def sampled_softmax_loss(
     batch: UserBatch,
     *,
     temperature: float,
-    candidates: Candidates | None = None,
+    candidates: Tensor | None = None,
     workers: Workers = ALONE,
 ) -> Tensor:
     """Mean of -log softmax of the positive's logit, logit = user . item / temperature.
 
-    users: (B, d) rows of the batch; items: (I, d); candidates: negatives that the whole batch shares, weighted so that
-    the sum estimates the one over all (:mod:`fl_peel.pretraining.losses`), None for all items.
+    users: (B, d) rows of the batch; items: (I, d); candidates: (M,) different items, drawn evenly, as negatives that
+    the whole batch shares; None for all items.
     """
     loss: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
         users, items, batch, candidates, temperature, workers
@@ -315,7 +234,6 @@ class BatchLoss:
         self.num_batches = max(-(-len(self.active) // config.batch_size), 1)
         self._device, self._workers = device, workers
         popularity = given.popularity(num_items).astype(np.float64)
-        self._sampler = CandidateSampler.from_config(config, popularity)
         self._user_l2, self._item_l2 = self._shares(given.counts()), self._shares(popularity)
 
     def _shares(self, interactions: NDArray[np.integer] | NDArray[np.floating]) -> Tensor:
@@ -369,7 +287,7 @@ class BatchLoss:
             items,
             batch,
             temperature=config.temperature,
-            candidates=self._sampler.draw(generator, self._device),
+            candidates=evenly_drawn(self.num_items, config.num_negatives, generator, self._device),
             workers=self._workers,
         )
 

@@ -307,11 +307,6 @@ class Pretraining(Keys):
     num_negatives: int = Field(4096, ge=0, le=MOST_ITEMS, json_schema_extra=unit("items"))
     """Number of negative items; sampled-softmax: per step, shared by its users, 0 for all items; bpr: per interaction.
     """
-    negatives_exponent: float = Field(0.0, ge=0, le=1, json_schema_extra=unit("exponent"))
-    """Exponent of popularity in negative sampling, sampled-softmax only: an item is drawn with probability proportional
-    to (its interactions + 1) ** exponent, with the inverse of that probability as its weight; 0: uniform sampling. On
-    Gowalla 40 epochs with 0.75 give user groups as good as 80 epochs with 0 (docs/method.md).
-    """
     temperature: float = Field(0.25, gt=0, json_schema_extra=unit("divisor of logits"))
     """Temperature of the softmax: logits are dot product / temperature."""
     user_weight_exponent: float = Field(1.0, ge=0, json_schema_extra=unit("exponent"))
@@ -337,11 +332,6 @@ class Pretraining(Keys):
     def _losses(self) -> Pretraining:
         if self.loss == "bpr" and self.num_negatives < 1:
             raise ValueError("num_negatives: bpr needs at least 1; 0 (all items) is for sampled-softmax")
-        if self.negatives_exponent and (self.loss == "bpr" or not self.num_negatives):
-            doing = "bpr, which draws evenly" if self.loss == "bpr" else "num_negatives 0, which takes all items"
-            raise ValueError(
-                f"negatives_exponent: {self.negatives_exponent:g} does nothing under {doing}; leave it out"
-            )
         if self.diversity_weight and (self.diversity_form in ("axes", "none") or self.diversity_slices == 1):
             raise ValueError(
                 f"diversity_weight {self.diversity_weight:g} has no effect with diversity_form {self.diversity_form} "

@@ -41,7 +41,6 @@ class PretrainingConfig:
     l2: float
     l2_exponent: float
     num_negatives: int
-    negatives_exponent: float
     temperature: float
     user_weight_exponent: float
     initialization: Literal["spectral", "normal"]
