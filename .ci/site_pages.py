@@ -202,32 +202,29 @@ def scenario_page() -> str:
     """Every key of a scenario."""
     from fl_peel.scenario.reference import parts_of, scenario_schema
 
-    lines = [
-        "# Keys of a scenario",
+    lead = (
         "Made from the code: what `fl-peel scenarios show NAME --keys` prints. A share may be written as a percentage,",
         "`0.1%`. A file needs no more than `data`. `fl-peel scenarios schema` prints the same as a JSON Schema, for",
         "editors.",
-        "",
-    ]
-    for part in parts_of(scenario_schema()):
-        lines += [f"## {part.path or 'At the top'}", "", _linked(part.description), ""]
-        if part.keys:
-            lines += _table(part.keys, part.path)
-    return "\n".join(lines) + "\n"
+    )
+    return _keys_page("# Keys of a scenario", lead, parts_of(scenario_schema()))
 
 
 def fleet_page() -> str:
     """Every key of a fleet file."""
     from clients.fleet.fleet import fleet_parts
 
-    lines = [
-        "# Keys of a fleet",
+    lead = (
         "Made from the code. What they are for is told in [Fleets](../profiles.md). A file needs no more than",
         "`profiles`, each with `name` and `memory`. `fl-peel profiles schema` prints the same as a JSON Schema, for",
         "editors.",
-        "",
-    ]
-    for part in fleet_parts():
+    )
+    return _keys_page("# Keys of a fleet", lead, fleet_parts())
+
+
+def _keys_page(title: str, lead: tuple[str, ...], parts: Any) -> str:
+    lines = [title, *lead, ""]
+    for part in parts:
         lines += [f"## {part.path or 'At the top'}", "", _linked(part.description), ""]
         if part.keys:
             lines += _table(part.keys, part.path)

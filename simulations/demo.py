@@ -211,11 +211,13 @@ def page_of(
         artefact = file.read_bytes()
         known = splits is not None and StoredEmbedding.from_bytes(artefact).num_items == splits.num_items
         devices.append(_device(number, artefact, splits if known else None))
+    written = (scenario.blocks.precision, scenario.selector)  # what artefacts are of
+    recalls = {row.budget_bytes: row.recall for row in report.budgets if (row.precision, row.selector) == written}
     return demo_page(
         devices,
         items,
         title=f"{scenario.name}: devices and their budgets",
-        curve=DemoCurve(report.top_n, _curve(report, scenario)),
+        curve=DemoCurve(report.top_n, recalls),
         command=f"{report.command or 'fl-peel run'}\n{command}",
         seed=report.seed,
     )
@@ -264,9 +266,3 @@ def _device(number: int, artefact: bytes, splits: Splits | None) -> DemoDevice:
         return DemoDevice(name, artefact, np.zeros(0, np.int32))
     seen = np.concatenate([splits.train.row(number), splits.validation.row(number)])
     return DemoDevice(name, artefact, seen, splits.test.row(number))
-
-
-def _curve(report: RunResult, scenario: Scenario) -> dict[int, Estimate]:
-    """Mean recall at every budget, of the precision and selector that artefacts are of."""
-    written = (scenario.blocks.precision, scenario.selector)
-    return {row.budget_bytes: row.recall for row in report.budgets if (row.precision, row.selector) == written}

@@ -31,17 +31,6 @@ TRACKERS: Registry[Callable[[str], Callback]] = Registry(
 """Each is called with the place that its name is followed by."""
 
 
-def trackers(asked: Iterable[str]) -> list[Callback]:
-    """A callback for each ``NAME=PLACE``.
-
-    Raises:
-        ScenarioError: no such tracker, or no place.
-        MissingExtraError: its package is not installed.
-        FlPeelError: it cannot write there.
-    """
-    return [kind(place) for kind, place in tracker_kinds(asked)]
-
-
 def tracker_kinds(asked: Iterable[str]) -> list[tuple[Callable[[str], Callback], str]]:
     """Return what makes the callback, and its place, for each ``NAME=PLACE``; nothing is made or written yet.
 

@@ -287,7 +287,8 @@ class Nodes:
             answers[place][answer.partition] = answer
             if len(answers[place]) == len(asked[place]):
                 answers[place] = _by_partition(answers[place].values())
-                if _are_right(kind, answers[place]):  # then nobody is asked again, and the question may be forgotten
+                right = all(one.error is None for one in answers[place].values())
+                if right and not _disagreeing(kind, answers[place]):  # nobody is asked again: it may be forgotten
                     done[place] = _replies(answers.pop(place))
                     asked[place] = {}
         for place in sorted(asked):
@@ -526,10 +527,6 @@ def _without_gaps(own: Mapping[int, range]) -> tuple[range, ...]:
 
 def _by_partition(answers: Iterable[NodeReply[Reply]]) -> dict[int, NodeReply[Reply]]:
     return {answer.partition: answer for answer in sorted(answers, key=lambda answer: answer.partition)}
-
-
-def _are_right(kind: str, answers: Mapping[int, NodeReply[Reply]]) -> bool:
-    return all(answer.error is None for answer in answers.values()) and not _disagreeing(kind, answers)
 
 
 def _replies(answers: Mapping[int, NodeReply[Reply]]) -> dict[int, Reply]:

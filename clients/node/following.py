@@ -66,7 +66,12 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
             scenario.privacy.requests == "group-prefix",
         )
         per_device, cutoffs = who.over_time(budgets[:, index])  # (T, N)
-        replicates += _over_time(cohort.devices[members], per_device, request.replicates)
+        # means over time, (N, 2): as devices follow their budgets, and at their floor
+        recalls = np.stack([per_device.recall, per_device.floor_recall], axis=-1).mean(axis=0) / SUM_SCALE
+        counted = per_device.counted[0] > 0
+        replicates += Replicates.from_devices(
+            cohort.devices[members], recalls, np.zeros_like(recalls), counted, request.replicates
+        )
         if before is not None:
             before.cutoffs[members, before.own] = cutoffs
         classes = cohort.classes[members]
@@ -80,12 +85,6 @@ def follow(cohort: Cohort, request: MovingRequest) -> MovingReply:
         before.save(cohort)
     joined = StepTraces.joined(traced), StepCounts.joined(trace_steps)
     return MovingReply(steps, *joined, replicates, cohort.fleet.clock.step_s)
-
-
-def _over_time(devices: IntArray, steps: StepCounts, count: int) -> Replicates:
-    """Return replicates of the mean recall over time of devices (N,) that follow their budgets, and at their floor."""
-    recalls = np.stack([steps.recall, steps.floor_recall], axis=-1).mean(axis=0) / SUM_SCALE  # (N, 2)
-    return Replicates.from_devices(devices, recalls, np.zeros_like(recalls), steps.counted[0] > 0, count)
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class _FollowedGroup:
         """Return what devices do at each step, (T, N), under ``budgets`` (T, N), and how far (N,) they have read."""
         counted, table = self.wanted.counts() > 0, StepCounts.zeros(*budgets.shape)
         cutoffs, stored, kept, behind, user = self._chosen(budgets)
-        num_bytes: IntArray = np.maximum(stored - self._overhead, 0)
+        num_bytes: IntArray = np.maximum(stored - overhead_bytes(self.ranked.layout.slice_dim), 0)
         held, held_bytes = _before(kept), _before(num_bytes)
         changed, grew = kept != held, kept > held
         recall = self._recall(cutoffs, changed)
@@ -162,10 +161,6 @@ class _FollowedGroup:
         """Bytes (N,) moved to devices that read the list from ``start`` to ``stop``, ranks (N,)."""
         everything = np.full_like(stop, len(self.ranked.blocks))
         return self.ranked.read_bytes(*((np.zeros_like(start), everything) if self.all_read else (start, stop)))
-
-    @property
-    def _overhead(self) -> int:
-        return overhead_bytes(self.ranked.layout.slice_dim)
 
 
 def _before(values: IntArray) -> IntArray:

@@ -105,18 +105,14 @@ class BlockLayout:
         return self.num_item_groups == self.num_items and bool((self.catalogue == np.arange(self.num_items)).all())
 
     @cached_property
-    def id_fields(self) -> int:
-        """Numbers that identify a stored block: its own, and for groups of items also (start, count)."""
-        return 1 if self.is_single else 3
-
-    @cached_property
     def id_dtype(self) -> np.dtype[np.unsignedinteger]:
         """Type in which the numbers that identify a block are stored."""
         return number_dtype(self.num_items, self.num_blocks)
 
     @property
     def id_bytes(self) -> int:
-        return self.id_fields * self.id_dtype.itemsize
+        """Bytes that identify a stored block: its number, and for groups of items also (start, count)."""
+        return (1 if self.is_single else 3) * self.id_dtype.itemsize
 
     def block_bytes(self, precision: Precision) -> NDArray[np.int64]:
         """Stored bytes of every block, shape (num_blocks,), read-only: identification, scales and codes."""

@@ -33,7 +33,7 @@ from simulations.cli.console import (
 )
 from simulations.cli.run import print_estimate
 from simulations.sweep_space import TRIALS, settings_of, space_of
-from simulations.trackers import trackers
+from simulations.trackers import tracker_kinds
 
 if TYPE_CHECKING:
     from fl_peel.scenario.scenario import Scenario
@@ -331,7 +331,7 @@ def sweep(
         settings_of(asked or [])
     if trials is not None and not searched:
         raise ScenarioError("--trials: needs a search; give --search PATH=LOW..HIGH, or leave it out")
-    callbacks = trackers(track or [])
+    callbacks = [kind(place) for kind, place in tracker_kinds(track or [])]
 
     from fl_peel.json_codec import to_plain
     from simulations.engine.inputs import default_cache_dir

@@ -59,10 +59,6 @@ class BudgetRequest:
     rooms: tuple[float, ...] = ()
     on_validation: bool = False
 
-    @property
-    def factors_and_rooms(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        return self.factors or (1.0,) * len(self.budgets), self.rooms or (-1.0,) * len(self.budgets)
-
 
 @dataclass(frozen=True)
 class EvaluationParts:
@@ -155,7 +151,8 @@ class Evaluator:
         """
         order = sorted(range(len(rows)), key=lambda place: rows[place].on_validation)  # those on validation come last
         asked = [rows[place] for place in order]
-        factors, rooms = zip(*(one.factors_and_rooms for one in asked), strict=True)
+        factors = [one.factors or (1.0,) * len(one.budgets) for one in asked]
+        rooms = [one.rooms or (-1.0,) * len(one.budgets) for one in asked]
         reply = self.evaluate(
             [budget for one in asked for budget in one.budgets],
             precision=precision,

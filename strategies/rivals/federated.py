@@ -343,7 +343,8 @@ class BestRound:
 
 def train(method: Federated[Any], setting: Any, context: FederatedContext, effort: Effort) -> BestRound:
     """Rounds until validation is no longer better or numbers diverge; parties as in :class:`Federated`."""
-    panel = panel_of(context, effort.panel)
+    able = np.flatnonzero(context.splits.validation.counts() > 0)
+    panel = np.sort(rng_for(context.seed, "federated-panel").permutation(able)[: effort.panel])
     server, kept = method.server(context, setting), method.device_states(context, setting)
     down = up = 0
     best: BestRound | None = None
@@ -382,12 +383,6 @@ def diverged(context: FederatedContext, setting: Any) -> BestRound:
     """Return the result of a setting under which no table could be served: zero recall for every device."""
     table, users = np.zeros((context.num_items, 1), np.float32), np.zeros((len(context.devices), 1), np.float32)
     return BestRound(setting, 0, 0.0, ServedTables.for_everybody(table, users), 0, 0, 0)
-
-
-def panel_of(context: FederatedContext, size: int) -> IntArray:
-    """Devices with validation items, at most so many, ascending."""
-    able = np.flatnonzero(context.splits.validation.counts() > 0)
-    return np.sort(rng_for(context.seed, "federated-panel").permutation(able)[:size])
 
 
 def tuned(

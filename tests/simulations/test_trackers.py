@@ -13,11 +13,15 @@ from fl_peel.errors import EngineError, MissingExtraError, ReportError, Scenario
 from fl_peel.events import figures_under, plain_name
 from simulations import runner
 from simulations.report.run_files import read_report
-from simulations.trackers import TRACKERS, trackers
+from simulations.trackers import TRACKERS, tracker_kinds
 from strategies.figures.schema import to_json
 from tests.helpers.root import ROOT
 from tests.helpers.runs import run
 from tests.simulations.conftest import QUICK
+
+
+def trackers(asked):
+    return [kind(place) for kind, place in tracker_kinds(asked)]
 
 
 class Notes(Callback):
