@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
 
 from fl_peel.errors import EngineError
 from fl_peel.packages import own_root
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from flwr.app import Context, Message
     from flwr.serverapp import Grid
 
+Key = TypeVar("Key")
+Made = TypeVar("Made")
 ONE_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Environment of the process that forks: pyarrow's allocator would start another thread."""
 JOIN_S = 5.0
@@ -265,6 +269,32 @@ def helpers_ahead(count: int) -> Iterator[list[MessagePipe]]:
                 helper.recv()  # which process it is
                 helpers.append(helper)
         yield helpers
+
+
+def called(
+    helpers: Sequence[MessagePipe], calls: Iterable[tuple[Key, Callable[[], Made]]]
+) -> Iterator[tuple[Key, Made]]:
+    """Yield what calls return, each with its key, as soon as a helper is done with one; it then gets the next.
+
+    calls: functions of importable modules, with arguments that can be pickled.
+
+    Raises:
+        EngineError: a helper has died.
+    """
+    waiting, free, asked = iter(calls), list(helpers), dict[MessagePipe, Key]()
+    while True:
+        try:
+            for key, call in islice(waiting, len(free)):
+                asked[free[-1]] = key
+                free.pop().send(call)
+            if not asked:
+                return
+            for helper in select.select(list(asked), (), ())[0]:
+                made: Made = helper.recv()
+                free.append(helper)
+                yield asked.pop(helper), made
+        except (EOFError, OSError) as error:
+            raise EngineError("a process that helps has died, perhaps for lack of memory") from error
 
 
 def _ahead(engine: Engine, client: str) -> WorkerPool | None:

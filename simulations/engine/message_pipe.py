@@ -38,6 +38,10 @@ class MessagePipe:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor, which can be read when something has come."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Close this end: the other one finds nothing more."""
         self._socket.close()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -39,6 +39,7 @@ from simulations.studies.study import (
     Frame,
     Row,
     Study,
+    StudyStage,
     aggregated,
     corrected,
     decisive,
@@ -104,6 +105,19 @@ WHOLE: tuple[Precision, ...] = ("fp32", "int8")
 METHODS: tuple[Federated[Any], ...] = (Popularity(), FedAvgBpr(), Colr(), Fcf(), PFedRec(), HeteFedRec())
 MEANS = ("bytes_down_mean", "bytes_up_mean", "stored_bytes_mean", "rounds")
 """Columns of rows, besides metrics, that are averaged over seeds."""
+COSTS = {
+    "pep": 16,
+    "product-quantization-groups": 16,
+    "residual-quantization-groups": 16,
+    "rule": 14,
+    "smaller-dimension": 6,
+    "central refinement": 6,
+    "hashing": 6,
+    "product-quantization": 4,
+    "item-neighbours": 3,
+    "fixed-tiers": 1,
+}
+"""About how long stages take on ML-100K relative to a short one, for telling how much time is left."""
 OWN = ("peel", "peel-single-budget", "group-exposure", "group-popularity")
 """PEEL, and what it is compared with by name."""
 
@@ -183,23 +197,23 @@ def _one_seed(
     rows += named_rows(results["global"], [(own, "global-elastic"), *GLOBAL_SELECTORS.items()], group_aware=False)
     rows += named_rows(results["peel-authors"], [(own, "peel-authors")], group_aware=False)
     rows += named_rows(results["peel-authors-groups"], [(own, "peel-authors-groups")], group_aware=True)
-    material = None
 
-    def competed(rival: Rival, requests: list[Request]) -> list[dict[str, Any]]:
-        def work() -> list[dict[str, Any]]:
-            nonlocal material
-            material = material or material_of(study)
-            return compete(rival, material, requests)
-
+    def competing(rival: Rival, requests: list[Request]) -> StudyStage:
         what = [repr(rival), [dataclasses.astuple(request) for request in requests]]
         decides = [decisive_of_starts(study.scenario), what]
-        served = study.stage(rival.name, decides, work, modules_of(rival))
-        return [{"method": rival.name, "group_aware": rival.group_aware, **flat(row)} for row in served]
+        return competition(rival, decides, material_of, requests)
 
-    for rival, precisions in rivals:
-        rows += [{**row, "ceiling": rival.ceiling} for row in competed(rival, requests_of(study, precisions, shares))]
-    looked_up_to = [ceiling_row(row) for rival in ceilings for row in competed(rival, [UNLIMITED])]
-    central = study.stage("central refinement", decisive(study.scenario), lambda: refined(study, material))
+    asked = [(rival, requests_of(study, precisions, shares)) for rival, precisions in rivals]
+    asked += [(rival, [UNLIMITED]) for rival in ceilings]
+    refinement = StudyStage("central refinement", decisive(study.scenario), refined, cost=COSTS["central refinement"])
+    *served, central = study.stages([*(competing(*one) for one in asked), refinement])
+    named = [
+        [{"method": rival.name, "group_aware": rival.group_aware, **flat(row)} for row in some]
+        for (rival, _), some in zip(asked, served, strict=True)
+    ]
+    for (rival, _), some in zip(rivals, named, strict=False):
+        rows += [{**row, "ceiling": rival.ceiling} for row in some]
+    looked_up_to = [ceiling_row(row) for some in named[len(rivals) :] for row in some]
     full = results["peel"]["full_table"]
     return {
         "rows": [{"ceiling": False, **row} for row in rows],
@@ -214,6 +228,21 @@ def _one_seed(
         },
         "stages": study.seconds,
     }
+
+
+def competition(
+    rival: Rival, decides: object, material_of: Callable[[Study], Material], requests: list[Request]
+) -> StudyStage:
+    """The stage in which a rival serves these requests from material of the study."""
+    work = partial(_competed, rival, material_of, requests)
+    here = material_of is material_by_sums
+    return StudyStage(rival.name, decides, work, modules_of(rival), COSTS.get(rival.name, 1), here)
+
+
+def _competed(
+    rival: Rival, material_of: Callable[[Study], Material], requests: list[Request], study: Study
+) -> list[dict[str, Any]]:
+    return compete(rival, study.once(material_of), requests)
 
 
 def federated_trials(study: Study, shares: tuple[float, ...], single: tuple[float, ...]) -> list[Trial]:
@@ -324,10 +353,10 @@ def material_of(study: Study) -> Material:
     return dataclasses.replace(plain, starts=GroupStarts(assignment, tables))
 
 
-def refined(study: Study, material: Material | None) -> dict[str, Any]:
+def refined(study: Study) -> dict[str, Any]:
     """Central refinement with the passes over the data that a device makes in all rounds."""
     refinement = study.scenario.refinement
-    material = material or material_of(study)
+    material = study.once(material_of)
     local = refinement.local.config(material.config.temperature)
     assert material.starts is not None
     groups, start = study.prepared().groups, material.starts.table
@@ -444,24 +473,25 @@ def _one_federated_seed(
     peel = study.trials([trial])["peel"]
     rows = peel_rows(peel, study.scenario)
     tuning = {}
-    for method in methods:
-        what = [decisive(study.scenario), repr(method), list(shares), dataclasses.astuple(effort)]
-
-        def work(method: Federated[Any] = method) -> dict[str, Any]:
-            return served_rows(method, federated_context(study), shares, effort)
-
-        served = study.stage(method.name, what, work, (type(method).__module__,))
+    stages = [
+        StudyStage(
+            method.name,
+            [decisive(study.scenario), repr(method), list(shares), dataclasses.astuple(effort)],
+            partial(served_rows, method, shares, effort),
+            (type(method).__module__,),
+            COSTS.get(method.name, 1),
+        )
+        for method in methods
+    ]
+    for method, served in zip(methods, study.stages(stages), strict=True):
         rows += served["rows"]
         tuning[method.name] = {key: served[key] for key in ("setting", "own_rows", "tried")}
-    material = cache(partial(material_by_sums, study))
+    stages = []
     for rival, precisions in rivals:
         requests = requests_of(study, precisions, shares)
         what = [decisive(study.scenario), repr(rival), [dataclasses.astuple(request) for request in requests]]
-
-        def competed(rival: Rival = rival, requests: list[Request] = requests) -> list[dict[str, Any]]:
-            return compete(rival, material(), requests)
-
-        served = study.stage(rival.name, what, competed, modules_of(rival))
+        stages.append(competition(rival, what, material_by_sums, requests))
+    for (rival, _), served in zip(rivals, study.stages(stages), strict=True):
         rows += [by_sums_row(rival, row, peel["moved"]["stage1"]) for row in served]
     full = {**peel["full_table"]["refined"], "bytes": peel["full_table"]["bytes"]}
     devices = study.tested_devices
@@ -560,10 +590,9 @@ def filters(scenario: Scenario) -> int:
     return counts * (len(VALUE_EXPONENTS) if pretraining.value_exponent is None else 1)
 
 
-def served_rows(
-    method: Federated[Any], context: FederatedContext, shares: Sequence[float], effort: Effort
-) -> dict[str, Any]:
+def served_rows(method: Federated[Any], shares: Sequence[float], effort: Effort, study: Study) -> dict[str, Any]:
     """A tuned rival: its full table at two precisions and, where it has several widths, what fits each budget."""
+    context = federated_context(study)
     result = tuned(method, context, ("fp32",) if method.name == "popularity" else WHOLE, effort)
     best = result.pop("trained")
     full_bytes = 4 * context.num_items * context.dim

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +36,9 @@ from fl_peel.plugins import all_added
 from fl_peel.ranking.bootstrap import Sample, holm
 from fl_peel.scenario.scenario import Scenario
 from fl_peel.store import Store
-from simulations.engine.engine import on_remaining_machines, simulated
+from fl_peel.training.workers import threads_for
+from simulations.engine.embedded_engine import called, helpers_ahead, processors
+from simulations.engine.engine import on_remaining_machines, simulated, starting
 from simulations.engine.inputs import (
     STUDY_RESULTS,
     check_data,
@@ -55,6 +57,8 @@ from strategies.evaluation.trials import Trial, serve_trials
 from strategies.run.prepare import CentralStage1Outcome, prepare_collected
 from strategies.run.run_paths import RunPaths, StageTimes
 from strategies.run.stage1_outcome import privacy_plan
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,26 @@ def decisive_of_starts(scenario: Scenario) -> dict[str, Any]:
     return decisive_of_tables(scenario) | {"user_groups": scenario.model_dump(mode="json")["user_groups"]}
 
 
+@dataclass(frozen=True)
+class StudyStage:
+    """A stage that needs no other one. decides: everything that decides its result, but for the data and the code;
+    work: makes it; modules: as in :func:`stage_key`; cost: about how long it takes, relative to others; here: it starts
+    nodes, so that only this process can do it.
+    """
+
+    name: str
+    decides: object
+    work: Callable[[Study], Any]
+    modules: Sequence[str] = ()
+    cost: float = 1
+    here: bool = False
+
+    @property
+    def movable(self) -> bool:
+        """Return whether a process that helps can do it: it finds our code alone."""
+        return not self.here and all(name.partition(".")[0] in PACKAGES for name in self.modules)
+
+
 @dataclass
 class Study:
     """One seed of a study. data: digest of the devices' data; seconds: of every stage when it was really done."""
@@ -163,37 +187,58 @@ class Study:
     checkpoints: Checkpoints
     on_event: OnEvent = silent
     seconds: dict[str, float] = field(default_factory=dict)
-    _prepared: list[CentralStage1Outcome] = field(default_factory=list)
+    _made: dict[object, Any] = field(default_factory=dict)
 
     @property
     def tested_devices(self) -> int:
         """Return how many devices have test items: figures are means over these."""
         return int((self.splits.test.counts() > 0).sum())
 
+    def once(self, make: Callable[[Study], T]) -> T:
+        """Return what a function makes of the study, when it is first asked for."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: T = self._made[make]
+        return made
+
     def prepared(self) -> CentralStage1Outcome:
         """Stage 1 of the study's scenario; done when it is first needed, its tables kept by content."""
-        if not self._prepared:
-            stages = StageTimes()
-            evaluation = self.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
-            scenario = self.scenario.model_copy(update={"evaluation": evaluation})
-            self._prepared.append(prepare_collected(scenario, self.paths, stages, self.on_event))
-            self.seconds.setdefault("pretraining", stages.seconds["pretraining"])
-        return self._prepared[0]
+        return self.once(_prepared)
 
-    def stage(self, name: str, decides: object, work: Callable[[], Any], modules: Sequence[str] = ()) -> Any:
-        """The result of a stage, kept or done now.
-
-        decides: everything that does, but for the data and the code; modules: as in :func:`stage_key`.
+    def stages(self, stages: Sequence[StudyStage]) -> list[Any]:
+        """Results of stages: kept ones, and others done now, several at a time in processes that help, as many as there
+        are processors for; the rest in this process.
         """
-        key = stage_key(self.data, decides, modules)
-        kept = self.checkpoints.read({name: key})
-        if name in kept:
-            return kept[name]
-        start = time.perf_counter()
-        result = work()
-        self.seconds[name] = time.perf_counter() - start
-        self.checkpoints.write(name, key, result, self.seconds[name])
-        return result
+        keys = {one.name: stage_key(self.data, one.decides, one.modules) for one in stages}
+        results = self.checkpoints.read(keys)
+        missing = {one.name: one for one in stages if one.name not in results}
+        costs = {name: one.cost for name, one in missing.items()}
+        start, everything = time.perf_counter(), sum(costs.values())
+
+        def keep(name: str, result: Any, seconds: float) -> None:
+            self.seconds[name] = seconds
+            results[name] = self.checkpoints.write(name, keys[name], result, seconds)
+            del costs[name]
+            left_s = (time.perf_counter() - start) * sum(costs.values()) / (everything - sum(costs.values()))
+            text = f"{name}: {seconds:.0f} s; about {left_s / 60:.0f} min left" if costs else ""
+            self.on_event(Event("study", len(stages) - len(costs), len(stages), text))
+
+        together = processors() // threads_for(self.splits.train.num_interactions)
+        elsewhere = {name: one for name, one in missing.items() if one.movable}
+        if min(together, len(elsewhere)) > 1:
+            with starting(self.scenario), helpers_ahead(min(together, len(elsewhere))) as helpers:
+                quiet = replace(self, on_event=silent, checkpoints=replace(self.checkpoints, on_event=silent), _made={})
+                for helper in helpers:
+                    helper.send(partial(_help, quiet))
+                for helper in helpers:
+                    helper.recv()
+                calls = ((name, partial(_done, one.work)) for name, one in elsewhere.items())
+                for name, (result, seconds) in called(helpers, calls) if helpers else ():
+                    missing.pop(name)
+                    keep(name, result, seconds)
+        for name, one in missing.items():
+            keep(name, *_done(one.work, self))
+        return [results[one.name] for one in stages]
 
     def trials(self, trials: Sequence[Trial]) -> dict[str, Any]:
         """Results of trials by name: kept ones, and the others from one start of the engine, or from one more for each
@@ -247,6 +292,30 @@ class Study:
                 seen.append(content)
 
 
+def _prepared(study: Study) -> CentralStage1Outcome:
+    stages = StageTimes()
+    evaluation = study.scenario.evaluation.model_copy(update={"budgets": (1.0,)})
+    scenario = study.scenario.model_copy(update={"evaluation": evaluation})
+    outcome = prepare_collected(scenario, study.paths, stages, study.on_event)
+    study.seconds.setdefault("pretraining", stages.seconds["pretraining"])
+    return outcome
+
+
+_helped: list[Study] = []
+"""The study that this process helps with, where it does."""
+
+
+def _help(study: Study) -> None:
+    _helped.append(study)
+
+
+def _done(work: Callable[[Study], Any], study: Study | None = None) -> tuple[Any, float]:
+    """Return the result of a stage, and its seconds. study: None for the one that this process helps with."""
+    start = time.perf_counter()
+    result = work(study or _helped[0])
+    return result, time.perf_counter() - start
+
+
 def _content(trial: Trial) -> list[Any]:
     what = [trial.shares, trial.precisions, trial.selectors, trial.full_tables]
     return [decisive(trial.scenario), *what, trial.scenario.evaluation.top_n]
@@ -284,7 +353,6 @@ def open_study(scenario: Scenario, out: Path, options: RunOptions) -> Iterator[S
             yield Study(scenario, paths, splits, data_digest(splits), checkpoints, on_event)
 
 
-T = TypeVar("T")
 Key = TypeVar("Key")
 
 

@@ -2,9 +2,10 @@
 steps of stage 1.
 
 A stage that is done leaves one entry of a :class:`fl_peel.store.Store`: what came of it and, where devices changed,
-copies of their disks. A refinement leaves one after every round, in place of the last: what rounds change is kept as it
-is, but for item tables. Of these, only rows that some round may have changed since the start, which is made anew. That
-bounds what a round leaves on the disk by what its devices trained; the tables never are in memory together.
+copies of their disks. A refinement leaves one after a round, in place of the last; where rounds are faster than a disk
+takes gigabytes, not after every one. What rounds change is kept as it is, but for item tables: of these, only rows that
+some round may have changed since the start, which is made anew. That bounds what a round leaves on the disk by what its
+devices trained; the tables never are in memory together.
 
 The server computes the same from the same sums, so what devices added up to in each step is all that is kept, an entry
 a step, and where the step left the clock and the accounts. A run that goes on computes from the first step on and asks
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -54,6 +56,8 @@ DISKS = ("nodes", "artifacts")
 COPIES, ARRAYS, ROWS = "disks", "arrays", "rows"
 STEPS, ROUNDS = "step-", "rounds"
 """Names of what is kept within a stage: of steps, until the stage is, and of rounds."""
+DISK_BYTES_PER_S = 100 << 20
+"""What a slow disk takes of a checkpoint."""
 SECRETS = "secure"
 """Folders within, of secrets that last as long as a round."""
 
@@ -156,6 +160,7 @@ class RoundCheckpoints:
         self._checkpoints, self._strategy, self._acceptance = checkpoints, strategy, acceptance
         self._key = {"begin": strategy.federation.begin, "scenario": strategy.scenario.model_dump(mode="json")}
         strategy.changed = np.zeros((len(strategy.states), strategy.layout.num_items), np.bool_)
+        self._kept_at = time.monotonic()
 
     def resume(self) -> int:
         """Take up what was kept; returns how many rounds are done."""
@@ -177,8 +182,13 @@ class RoundCheckpoints:
         return done
 
     def after(self, server_round: int) -> None:
+        """Keep what there is after a round, unless writing it takes longer than doing again what was done since."""
         strategy = self._strategy
         done = max(server_round, strategy.completed_rounds)
+        tables = self._tables(done)
+        num_bytes = sum(table[:1].nbytes * np.count_nonzero(changed) for table, changed in tables)
+        if time.monotonic() - self._kept_at < num_bytes / DISK_BYTES_PER_S:
+            return
         value = {
             "done": done,
             "changed": strategy.changed,
@@ -186,9 +196,9 @@ class RoundCheckpoints:
             "states": list(strategy.states),
             "acceptance": self._acceptance.state() if self._acceptance is not None else None,
         }
-        tables = enumerate(self._tables(done))
-        rows = {f"{ROWS}-{number}": partial(_changed_rows, table, changed) for number, (table, changed) in tables}
+        rows = {f"{ROWS}-{n}": partial(_changed_rows, table, changed) for n, (table, changed) in enumerate(tables)}
         self._checkpoints.write(ROUNDS, value, key=self._key, disks=True, live=self._live(), files=rows)
+        self._kept_at = time.monotonic()
 
     def _tables(self, done: int) -> list[tuple[FloatArray, NDArray[np.bool_]]]:
         """Tables (I, d) that are not as they began, and which of their rows (I,) may have changed."""

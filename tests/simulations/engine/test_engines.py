@@ -13,9 +13,9 @@ import numpy as np
 import psutil
 import pytest
 
-from fl_peel.errors import DataError, ScenarioError
+from fl_peel.errors import DataError, EngineError, ScenarioError
 from simulations.engine import engine as engines
-from simulations.engine.embedded_engine import ForkServer, helpers_ahead, prepare_drawing, start_workers
+from simulations.engine.embedded_engine import ForkServer, called, helpers_ahead, prepare_drawing, start_workers
 from simulations.engine.engine import PeakMemory, backend_of, simulated, starting
 from simulations.report import drawing
 from simulations.report.sections.costs import stage_seconds
@@ -225,6 +225,17 @@ def test_figures_are_drawn_beside_the_workers_and_here_where_these_processes_hav
                 assert stage_seconds(result) == alone
     with helpers_ahead(2) as helpers:
         assert not helpers
+
+
+def test_helpers_are_given_the_next_call_as_soon_as_they_are_done(tiny_scenario):
+    calls = [("long", partial(eval, "__import__('time').sleep(1)"))]
+    calls += [(name, partial(eval, "__import__('os').getpid()")) for name in ("a", "b", "c")]
+    with starting(tiny_scenario), helpers_ahead(2) as helpers:
+        (a, first), (b, second), (c, third), last = called(helpers, calls)
+        assert (a, b, c, last) == ("a", "b", "c", ("long", None))
+        assert first == second == third, "by the one that does nothing long"
+        with pytest.raises(EngineError, match=r"^a process that helps has died, perhaps for lack of memory$"):
+            list(called(helpers, [("ends", partial(eval, "__import__('os')._exit(1)"))]))
 
 
 def test_a_client_that_cannot_be_imported_is_one_line(tiny_scenario, tmp_path):

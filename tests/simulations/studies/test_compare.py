@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,15 @@ from simulations.studies.ablate import ABLATE, ablate_view, ratios_view
 from simulations.studies.compare import over_peel, summary, with_intervals
 from simulations.studies.compare_report import peel_over_view
 from simulations.studies.schema import CompareRow
-from simulations.studies.study import Checkpoints, aggregated, code_behind, decisive, decisive_of_tables, open_study
+from simulations.studies.study import (
+    Checkpoints,
+    StudyStage,
+    aggregated,
+    code_behind,
+    decisive,
+    decisive_of_tables,
+    open_study,
+)
 from strategies.evaluation.trials import Trial
 from strategies.rivals import base as rivals
 from strategies.rivals.base import (
@@ -71,10 +80,10 @@ CEILINGS = (Ease(ridges=(10.0, 30.0)),)
 
 @pytest.fixture
 def counts(monkeypatch):
-    """Studies run on nodes in this process; how often they start nodes, train tables, and let rivals compete. With
+    """Studies run on nodes in this process; how often they start nodes, train tables, and keep what is done. With
     ``leaves``, a machine leaves in the second trial.
     """
-    counted = {"simulated": 0, "pretrain": 0, "compete": 0}
+    counted = {"simulated": 0, "pretrain": 0, "write": 0}
 
     def simulated(scenario, place, on_event, *, server):
         counted["simulated"] += 1
@@ -98,7 +107,7 @@ def counts(monkeypatch):
     monkeypatch.setattr(studies, "simulated", simulated)
     counting("pretrain", rivals)
     counting("pretrain", central_training)
-    counting("compete", comparison)
+    counting("write", Checkpoints)
     return counted
 
 
@@ -146,7 +155,7 @@ def test_a_comparison_has_every_row_and_resumes_without_retraining(scenario, tmp
         "checkpoints",
     }
     assert counts["simulated"] == 2, "once more for the machine that left"
-    assert counts["compete"] == len(RIVALS) + 1
+    assert counts["write"] == 7 + len(RIVALS) + 2, "trials, rivals, a ceiling, central refinement"
     (ceiling,) = result["ceilings"]
     assert (ceiling["method"], ceiling["server_bytes"], ceiling["trials"]) == ("ease", 4 * 59 * 59, 2)
     assert {"share", "precision", "stored_bytes_max"}.isdisjoint(ceiling)
@@ -386,8 +395,9 @@ def test_a_stage_is_done_anew_when_anything_it_depends_on_changes(tmp_path, monk
     done = []
 
     def stage(data, content):
-        study = studies.Study(None, None, None, data, Checkpoints(Store(tmp_path)))
-        return study.stage("one", content, lambda: done.append(1) or len(done))
+        splits = SimpleNamespace(train=SimpleNamespace(num_interactions=0))
+        study = studies.Study(None, None, splits, data, Checkpoints(Store(tmp_path)))
+        return study.stages([StudyStage("one", content, lambda study: done.append(1) or len(done), here=True)])[0]
 
     assert [stage("a", 1), stage("a", 1), stage("a", 2), stage("b", 1), stage("a", 1)] == [1, 1, 2, 3, 1]
     for entry in Store(tmp_path).entries():

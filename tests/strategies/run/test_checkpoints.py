@@ -151,6 +151,16 @@ def test_what_is_done_is_not_done_again(tiny, tmp_path):
     assert result.stages["refinement"] > 0
 
 
+def test_rounds_that_a_disk_takes_long_to_keep_are_done_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("strategies.run.run.DISK_BYTES_PER_S", 1e-9)
+    scenario = load_scenario(tiny, ACCEPTED)
+    whole, _, _ = served(scenario, tmp_path / "whole", "")
+    with pytest.raises(Stopped):
+        serve(stopped_in(3), scenario, RunPaths("", str(tmp_path / "run"), "", str(tmp_path / "kept")))
+    assert "rounds" not in {entry.name for entry in Store(tmp_path / "kept").entries()}
+    assert figures(served(scenario, tmp_path / "again", tmp_path / "kept")[0]) == figures(whole)
+
+
 @pytest.mark.parametrize("rule", ["always", "validation"])
 def test_of_item_tables_only_rows_that_devices_changed_are_kept(rule, tiny, tmp_path):
     """With user groups of four devices, each of which trains a few of 60 items. Groups that went back have none."""
