@@ -108,7 +108,7 @@ MEANS = ("bytes_down_mean", "bytes_up_mean", "stored_bytes_mean", "rounds")
 COSTS = {
     "pep": 16,
     "product-quantization-groups": 16,
-    "residual-quantization-groups": 16,
+    "residual-quantization-groups": 45,
     "rule": 14,
     "smaller-dimension": 6,
     "central refinement": 6,

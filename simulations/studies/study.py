@@ -224,7 +224,8 @@ class Study:
             self.on_event(Event("study", len(stages) - len(costs), len(stages), text))
 
         together = processors() // threads_for(self.splits.train.num_interactions)
-        elsewhere = {name: one for name, one in missing.items() if one.movable}
+        longest_first = sorted(missing.items(), key=lambda pair: -pair[1].cost)  # so that none is left alone at the end
+        elsewhere = {name: one for name, one in longest_first if one.movable}
         if min(together, len(elsewhere)) > 1:
             with starting(self.scenario), helpers_ahead(min(together, len(elsewhere))) as helpers:
                 quiet = replace(self, on_event=silent, checkpoints=replace(self.checkpoints, on_event=silent), _made={})

@@ -260,6 +260,10 @@ def pruned_table(pruned: PrunedTable, request: Request) -> tuple[SparseTable, Fl
     return SparseTable.from_table(table, table != 0, request.precision), table
 
 
+PROGRESSIVE_BITS = 4
+"""Bits up to which residual codebooks are trained on ever more columns of the rows, which costs larger ones ten times
+the time for no smaller an error.
+"""
 ITERATIONS, ROWS_PER_CENTROID = 10, 64
 """Iterations of K-means, and its rows per centroid: where there are more rows, it samples that many."""
 
@@ -278,6 +282,8 @@ class Codebooks(NamedTuple):
         """Return faiss's quantizer of rows (n, d), and its centroids."""
         kind = faiss.ResidualQuantizer if self.residual else faiss.ProductQuantizer
         quantizer: Any = kind(rows.shape[1], self.parts, self.bits)
+        if self.residual and self.bits > PROGRESSIVE_BITS:
+            quantizer.train_type = kind.Train_default
         quantizer.cp.seed = seed % (1 << 31)
         quantizer.cp.niter = ITERATIONS
         quantizer.cp.min_points_per_centroid = 1
