@@ -56,8 +56,10 @@ DISKS = ("nodes", "artifacts")
 COPIES, ARRAYS, ROWS = "disks", "arrays", "rows"
 STEPS, ROUNDS = "step-", "rounds"
 """Names of what is kept within a stage: of steps, until the stage is, and of rounds."""
-DISK_BYTES_PER_S = 100 << 20
-"""What a slow disk takes of a checkpoint."""
+DISK_BYTES_PER_S = 25 << 20
+"""Bytes of checkpoints of rounds in a second of rounds, at most: where a disk takes four times as many, a fifth of the
+time goes into them.
+"""
 SECRETS = "secure"
 """Folders within, of secrets that last as long as a round."""
 
@@ -182,7 +184,7 @@ class RoundCheckpoints:
         return done
 
     def after(self, server_round: int) -> None:
-        """Keep what there is after a round, unless writing it takes longer than doing again what was done since."""
+        """Keep what there is after a round, unless what was done since the last one is soon done again."""
         strategy = self._strategy
         done = max(server_round, strategy.completed_rounds)
         tables = self._tables(done)
