@@ -471,6 +471,7 @@ def _example_steps(
         "counts": np.ones(num_items, np.int64),
         "count_exponents": np.linspace(0.3, 0.5, filters),
         "value_exponents": np.zeros(filters),
+        "leading": np.full(filters, columns),
         "drawn": np.arange(num_items),
         "place": np.array([6]),
         "item_exponent": np.array([0.5]),

@@ -20,7 +20,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.exchange.release import wants_signals
 from fl_peel.pretraining.spectral import drawn_items
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import HeldItems, Step, StepTerms
 from fl_peel.steps.choice import ChoiceStep
 from fl_peel.steps.passes import CountsStep, PassStep
@@ -216,7 +216,7 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
     pretraining = scenario.pretraining
     if not pretraining.by_devices:
         return 0.0, 0.0
-    config = pretraining.spectral()
+    config = _limited(scenario, splits)
     wide = config.columns + config.oversampling
     groups, devices = scenario.user_groups.count, np.arange(splits.num_users, dtype=np.int64)
     budgets = FleetBudgets(fleet, scenario.seed, devices, layout.full_table_bytes).at(1)
@@ -252,10 +252,15 @@ def _stage1(scenario: Scenario, splits: Splits, fleet: Fleet, layout: BlockLayou
 def _choice(config: SpectralConfig, splits: Splits, seed: int) -> tuple[float, ChoiceStep]:
     """Return the share of the devices that choose the filter, and the step in which they do."""
     drawn, place = drawn_items(splits.train.popularity(splits.num_items), seed)
-    filters = len(COUNT_EXPONENTS if config.count_exponent is None else (0,))
-    filters *= len(VALUE_EXPONENTS if config.value_exponent is None else (0,))
-    step = ChoiceStep(config.columns, len(drawn), place, filters, config.filter_devices)
+    step = ChoiceStep(config.columns, len(drawn), place, config.num_filters, config.filter_devices)
     return min(1.0, config.filter_devices / splits.num_users), step
+
+
+def _limited(scenario: Scenario, splits: Splits) -> SpectralConfig:
+    """Return the settings of sums over devices, with as many columns as passes may have for these items."""
+    owners = scenario.privacy.min_owners if scenario.pretraining.by_devices else 1
+    with_row = splits.train.popularity(splits.num_items) >= owners
+    return scenario.pretraining.spectral().limited(int(with_row.sum()))
 
 
 def _seconds(scenario: Scenario, splits: Splits, traffic: _Traffic) -> dict[str, float]:
@@ -279,7 +284,7 @@ def _seconds(scenario: Scenario, splits: Splits, traffic: _Traffic) -> dict[str,
 def _pretraining_s(scenario: Scenario, splits: Splits) -> float:
     pretraining = scenario.pretraining
     if pretraining.model == "spectral":
-        config = pretraining.spectral()
+        config = _limited(scenario, splits)
         wide = config.columns + config.oversampling
         return SUMS_S * config.passes * wide * splits.train.num_interactions
     given, has_data = given_data(scenario, splits.train)

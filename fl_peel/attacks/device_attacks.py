@@ -425,10 +425,10 @@ class Stage1Choice(_Stage1Attack):
         base = (held > 0) @ (inverse_power(counts, float(sent["item_exponent"][0]))[:, None] * directions)
         ratios, choices = np.zeros(len(held)), 0
         known = counts > 0
-        for rate, count, value in zip(rates, sent["count_exponents"], sent["value_exponents"], strict=True):
-            scores = inverse_power(counts, -float(count)) * (
-                directions @ (base * spread_of(sent["values"], float(value)))
-            )
+        shapes = sent["count_exponents"], sent["value_exponents"], sent["leading"]
+        for rate, count, value, leading in zip(rates, *shapes, strict=True):
+            weighted = (base * spread_of(sent["values"], float(value)))[:leading]
+            scores = inverse_power(counts, -float(count)) * (directions[:, :leading] @ weighted)
             rivals = np.sort(scores[drawn[held[drawn] == 0]])[::-1]
             if not len(rivals):
                 continue

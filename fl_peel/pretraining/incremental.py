@@ -112,7 +112,7 @@ def filter_request(
     """Return the request that lets devices judge the last model once a period is over: under which of these exponents
     would it have ranked best what they did? None where nothing is left to choose but freshness.
     """
-    shapes = FilterGrid.from_exponents(count, value, fresh)
+    shapes = FilterGrid.from_exponents(count, value, (len(model.values),), fresh)
     if len(count) * len(value) == 1:
         return None
     drawn, place = drawn_items(model.counts, seed)
@@ -131,7 +131,7 @@ def freshness_request(
     """As :func:`filter_request`, for exponents of freshness and weights of everybody's mean vector alone; None where
     there is one of each.
     """
-    shapes = FilterGrid.from_exponents((exponents.count,), (exponents.value,), fresh, mean)
+    shapes = FilterGrid.from_exponents((exponents.count,), (exponents.value,), (len(model.values),), fresh, mean)
     if len(fresh) * len(mean) == 1:
         return None
     drawn, weights = drawn_by_use(model.recent, model.counts, seed)
@@ -183,7 +183,8 @@ def exponents_of(request: FilterRequest, won: Ints, answered: int) -> Exponents:
         )
     best = int(won.argmax())
     shapes = request.shapes
-    return Exponents(*(float(one[best]) for one in vars(shapes).values()))
+    every = shapes.count_exponents, shapes.value_exponents, shapes.fresh_exponents, shapes.mean_weights
+    return Exponents(*(float(one[best]) for one in every))
 
 
 def update_model(

@@ -41,7 +41,7 @@ from fl_peel.pretraining.spectral import (
     symmetric,
 )
 from fl_peel.randomness import rng_for, seed_for
-from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, SpectralConfig
+from fl_peel.scenario.settings import SpectralConfig
 from fl_peel.steps.base import (
     UNIT_SCALE,
     Arrays,
@@ -244,6 +244,7 @@ def _passes(
 ) -> SpectralFilter:
     counts = known_counts(sums)
     step("items counted")
+    chooses, config = config.chooses, config.limited(int((counts > 0).sum()))
     with fixed_threads(config.num_threads):
         if sums.terms.bounded and (given is None or not given.num_interactions):
             directions = popular_directions(counts, config.columns + config.oversampling, config.item_exponent)
@@ -252,10 +253,11 @@ def _passes(
     with fixed_threads(config.num_threads):
         directions, values = repeated_passes(sums, directions, counts, config, step)
         directions, values = orthonormal_again(directions[:, : config.columns]), values[: config.columns]
-    count_exponent, value_exponent, chosen = _shape(sums, config, directions, values, counts, seed)
-    if config.chooses:
-        step(f"filter chosen, exponents {count_exponent:g} and {value_exponent:g}")
-    return SpectralFilter(directions, values, counts, count_exponent, value_exponent, chosen)
+    chosen = _chosen(sums, config, directions, values, counts, seed)
+    if chooses:
+        exponents = f"{chosen.count_exponent:g} and {chosen.value_exponent:g}"
+        step(f"filter chosen, exponents {exponents}, {len(chosen.values)} columns")
+    return chosen
 
 
 def known_counts(sums: StepChannel, certain: float = CERTAIN) -> Counts:
@@ -343,30 +345,33 @@ def _beginning(
     return orthonormal(directions + 1e-3 * random)
 
 
-def _shape(
+def _chosen(
     sums: StepChannel, config: SpectralConfig, directions: Doubles, values: Doubles, counts: Counts,
     seed: int,
-) -> tuple[float, float, float | None]:  # fmt: skip
-    """The filter's exponents of counts and eigenvalues, and the recall by which devices chose them: None of bounded
-    sums, in which only differences are.
+) -> SpectralFilter:  # fmt: skip
+    """The filter of these directions (I, K) that devices choose, of all or some of the leading columns; the recall by
+    which they do is None of bounded sums, in which only differences are.
     """
-    if config.count_exponent is not None and config.value_exponent is not None:
-        return config.count_exponent, config.value_exponent, None
-    shapes = FilterGrid.from_exponents(
-        COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,),
-        VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,),
-    )
+    shapes = FilterGrid.from_exponents(*config.filters)
+    if not config.chooses:
+        return SpectralFilter(
+            directions, values, counts, float(shapes.count_exponents[0]), float(shapes.value_exponents[0]), None
+        )
     drawn, place = drawn_items(counts, seed)
     request = FilterRequest(halves(directions.astype(np.float32)), values, counts, shapes, drawn, place)
     won, answered = ChoiceStep.ask(sums, request, config.filter_devices)
     if not (answered or sums.terms.bounded):
         raise DataError(
             "stage 1: fewer of the requested devices have a validation item than privacy.min_owners says; set "
-            "pretraining.count_exponent and value_exponent, or raise pretraining.filter_devices or "
+            "pretraining.columns, count_exponent and value_exponent, or raise pretraining.filter_devices or "
             "data.validation_share"
         )
     best = int(won.argmax())
-    return (
+    leading = int(shapes.leading[best])
+    return SpectralFilter(
+        directions[:, :leading],
+        values[:leading],
+        counts,
         float(shapes.count_exponents[best]),
         float(shapes.value_exponents[best]),
         None if sums.terms.bounded else float(won[best] / UNIT_SCALE / answered),

@@ -32,6 +32,7 @@ from fl_peel.scenario.base import (
     unit,
 )
 from fl_peel.scenario.settings import (
+    COLUMNS,
     HEADED,
     LARGEST_MULTIPLIER,
     MECHANISMS,
@@ -259,8 +260,9 @@ class Pretraining(Keys):
     source: Literal["collected", "devices"] = "collected"
     """Interactions that the sums of spectral run over; collected: those that the server collected; devices: those of
     all devices, which never leave them. With devices, what is collected initializes the passes."""
-    columns: int = Field(512, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
-    """Rank K of the eigendecomposition, spectral only."""
+    columns: int | None = Field(512, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
+    """Rank K of the eigendecomposition, spectral only; null: 128, 256 or 512, chosen by devices on their validation
+    items, of those by which passes open at most one number of a row for every three items."""
     passes: int = Field(6, ge=1, le=MOST_ROUNDS, json_schema_extra=unit("passes"))
     """Power iterations of spectral (products with R~^T R~), each one round over all devices."""
     user_exponent: float = Field(0.3, ge=0, le=1, json_schema_extra=unit("exponent"))
@@ -275,7 +277,7 @@ class Pretraining(Keys):
     """Exponent of the eigenvalues, the shape of the spectral filter: 0 weights all columns equally, larger values the
     leading ones; null: chosen by devices on their validation items."""
     filter_devices: int = Field(1000, ge=1, le=MOST_DEVICES, json_schema_extra=unit("devices"))
-    """Number of devices, approximately, that choose the exponents left at null."""
+    """Number of devices, approximately, that choose the columns and exponents left at null."""
     group_columns: int = Field(128, ge=1, le=WIDEST, json_schema_extra=unit("columns"))
     """Number of leading columns in which users are clustered, spectral only."""
     sum_bits: Literal[32, 64] = Field(64, json_schema_extra=unit("bits"))
@@ -370,10 +372,14 @@ class Pretraining(Keys):
 
     def spectral(self) -> SpectralConfig:
         """How tables are made of sums."""
-        return SpectralConfig(**self.model_dump(include=set(_SPECTRAL)))
+        *fewer, columns = COLUMNS if self.columns is None else (self.columns,)
+        keys = self.model_dump(include=set(_SPECTRAL)) | {"columns": columns}
+        return SpectralConfig(**keys, fewer=tuple(fewer))
 
 
-_SPECTRAL = tuple(field.name for field in fields(SpectralConfig) if field.name not in ("oversampling", "num_threads"))
+_SPECTRAL = tuple(
+    field.name for field in fields(SpectralConfig) if field.name not in ("fewer", "oversampling", "num_threads")
+)
 
 
 class UserGroupsPart(Keys):

@@ -254,10 +254,12 @@ class Scenario(Keys):
         if self.privacy.noised and pretraining.by_devices and pretraining.sum_bits == 32:
             raise ValueError("pretraining.sum_bits has no bound that allows for noise; leave it out under a mechanism")
         chooses = pretraining.model == "spectral" and pretraining.spectral().chooses
+        if self.privacy.noised and pretraining.by_devices and pretraining.columns is None:
+            raise ValueError("pretraining.columns: more columns have more noise; under a mechanism set their number")
         if self.privacy.noised and chooses and not pretraining.by_devices:
             raise ValueError(
                 "pretraining.source: collected lets devices choose the filter in the clear; under a mechanism set "
-                "pretraining.count_exponent and value_exponent, or source: devices"
+                "pretraining.columns, count_exponent and value_exponent, or source: devices"
             )
         return self
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -56,6 +56,9 @@ DiversityForm = Literal["axes", "none", "cosine", "distance"]
 
 COUNT_EXPONENTS = (0.3, 0.4, 0.5)
 VALUE_EXPONENTS = (0.0, 0.1, 0.2, 0.35, 0.5)
+COLUMNS = (128, 256, 512)
+ITEMS_PER_NUMBER = 3
+"""Items with a row, at least, for each number of a row that passes of a chosen number of columns open."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,9 @@ class SpectralConfig:
     """How tables are made of sums over devices (:mod:`fl_peel.pretraining.spectral`): what
     :class:`fl_peel.scenario.method.Pretraining` says under each key.
 
-    None as an exponent: about ``filter_devices`` choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``;
-    oversampling: columns more in passes, which find the others better; num_threads: as in :class:`PretrainingConfig`.
+    None as an exponent: about ``filter_devices`` choose one of ``COUNT_EXPONENTS`` or ``VALUE_EXPONENTS``; fewer:
+    numbers of leading columns, ascending, that they may choose in place of all ``columns``; oversampling: columns more
+    in passes, which find the others better; num_threads: as in :class:`PretrainingConfig`.
     """
 
     columns: int
@@ -76,12 +80,37 @@ class SpectralConfig:
     value_exponent: float | None
     group_columns: int
     sum_bits: Literal[32, 64]
+    fewer: tuple[int, ...] = ()
     oversampling: int = 32
     num_threads: int = 2
 
     @property
+    def filters(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+        """Return the exponents of counts and of eigenvalues, and the numbers of columns, to choose from."""
+        return (
+            COUNT_EXPONENTS if self.count_exponent is None else (self.count_exponent,),
+            VALUE_EXPONENTS if self.value_exponent is None else (self.value_exponent,),
+            (*self.fewer, self.columns),
+        )
+
+    @property
+    def num_filters(self) -> int:
+        """Return how many filters there are to choose from."""
+        return math.prod(map(len, self.filters))
+
+    @property
     def chooses(self) -> bool:
-        return self.count_exponent is None or self.value_exponent is None
+        return self.num_filters > 1
+
+    def limited(self, num_items: int) -> SpectralConfig:
+        """Return these settings for so many items with a row, without numbers of columns to choose from whose passes
+        open more than a number in ``ITEMS_PER_NUMBER`` items: sums would tell what devices have (docs/privacy.md).
+        """
+        most = num_items // (ITEMS_PER_NUMBER * self.passes) - self.oversampling
+        columns = [one for one in (*self.fewer, self.columns) if one <= most]
+        if not self.fewer:
+            return self
+        return replace(self, columns=max(columns, default=self.fewer[0]), fewer=tuple(columns[:-1]))
 
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]

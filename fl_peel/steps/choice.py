@@ -89,25 +89,28 @@ def trained_items(wanted: UserItems, counts: Counts) -> UserItems:
 
 @dataclass(frozen=True)
 class FilterGrid:
-    """Filters to choose from: exponents of counts, eigenvalues and freshness, and weights of everybody's mean vector in
-    a device's own, (C,) each.
+    """Filters to choose from: exponents of counts, eigenvalues and freshness, weights of everybody's mean vector in a
+    device's own, and how many of the leading columns they have, (C,) each.
     """
 
     count_exponents: Doubles
     value_exponents: Doubles
     fresh_exponents: Doubles
     mean_weights: Doubles
+    leading: Ints
 
     @staticmethod
     def from_exponents(
         count_exponents: Sequence[float],
         value_exponents: Sequence[float],
+        leading: Sequence[int],
         fresh_exponents: Sequence[float] = (0.0,),
         mean_weights: Sequence[float] = (0.0,),
     ) -> FilterGrid:
         """Every one of these with every one of those."""
-        every = itertools.product(count_exponents, value_exponents, fresh_exponents, mean_weights)
-        return FilterGrid(*np.array(list(every), np.float64).T)
+        every = itertools.product(count_exponents, value_exponents, fresh_exponents, mean_weights, leading)
+        count, value, fresh, mean, columns = np.array(list(every), np.float64).T
+        return FilterGrid(count, value, fresh, mean, columns.astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -150,16 +153,16 @@ class FilterRequest:
             :, drawn
         ].toarray() > 0
         shares = np.zeros((rows.num_users, len(shapes.value_exponents)))
-        for value in np.unique(shapes.value_exponents):
-            spread = spread_of(self.values, value)
-            vectors, mean = base * spread, np.zeros(len(spread))
+        for value, leading in sorted({*zip(shapes.value_exponents.tolist(), shapes.leading.tolist(), strict=True)}):
+            spread, columns = spread_of(self.values, value)[:leading], directions[:, :leading]
+            vectors, mean = base[:, :leading] * spread, np.zeros(leading)
             if self.mean is not None:
-                mean = unit_vectors((self.mean[None, :] * spread).astype(np.float32))[0].astype(np.float64)
+                mean = unit_vectors((self.mean[None, :leading] * spread).astype(np.float32))[0].astype(np.float64)
                 vectors = unit_vectors(vectors.astype(np.float32)).astype(np.float64)
                 vectors[~vectors.any(axis=1)] = mean
-            of_drawn, of_items = vectors @ directions[drawn].T, np.einsum("nk,nk->n", vectors[users], directions[items])
-            of_mean = directions @ mean
-            for shape in np.flatnonzero(shapes.value_exponents == value):
+            of_drawn, of_items = vectors @ columns[drawn].T, np.einsum("nk,nk->n", vectors[users], columns[items])
+            of_mean = columns @ mean
+            for shape in np.flatnonzero((shapes.value_exponents == value) & (shapes.leading == leading)):
                 scale = inverse_power(counts, -shapes.count_exponents[shape])
                 if self.recent is not None:
                     scale = scale * freshness(self.recent, counts, float(shapes.fresh_exponents[shape]))
@@ -228,6 +231,7 @@ class ChoiceStep(Step):
             "value_exponents": ArraySpec(filters, dtypes=("float64",)),
             "fresh_exponents": ArraySpec(filters, dtypes=("float64",)),
             "mean_weights": ArraySpec(filters, dtypes=("float64",)),
+            "leading": ArraySpec(filters, least=1, most=self.columns, dtypes=("int64",)),
             "drawn": ArraySpec((self.drawn,), least=0, most=terms.num_items - 1, dtypes=("int64",)),
             "recent": ArraySpec(items, dtypes=("float64",), may_lack=True),
             "mean": ArraySpec(columns, dtypes=("float64",), may_lack=True),

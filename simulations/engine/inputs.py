@@ -167,8 +167,8 @@ def check_data(scenario: Scenario, splits: Splits) -> None:
         require_items(
             splits,
             "validation",
-            "the filter of spectral pretraining is chosen on them; raise it, or set pretraining.count_exponent and "
-            "value_exponent",
+            "the filter of spectral pretraining is chosen on them; raise it, or set pretraining.columns, "
+            "count_exponent and value_exponent",
         )
     if scenario.user_groups.count > splits.num_users:
         raise ScenarioError(f"user_groups.count: {scenario.user_groups.count} of {splits.num_users} devices; lower it")

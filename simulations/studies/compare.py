@@ -28,7 +28,7 @@ from fl_peel.figures import Estimate
 from fl_peel.pretraining.central_training import PretrainedEmbeddings
 from fl_peel.pretraining.clusters import choose_group
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Precision, pretraining_device
+from fl_peel.scenario.settings import Precision, pretraining_device
 from fl_peel.training.workers import fixed_threads
 from simulations.engine.engine import simulated
 from simulations.report.result_files import write_files
@@ -519,15 +519,15 @@ def peel_rows(result: dict[str, Any], scenario: Scenario) -> list[dict[str, Any]
     """PEEL at its budgets, and with full tables: after stage 1 alone, and refined.
 
     down: in stage 1 and in rounds, a device on average, and what the largest device stores in the end. trials: filters
-    of stage 1 that devices choose from on validation.
+    of stage 1 that devices choose from on validation, at most.
     """
     full, moved = result["full_table"], result["moved"]
-    rounds = len(result["devices_trained"])
+    rounds, trials = len(result["devices_trained"]), scenario.pretraining.spectral().num_filters
     start, both = moved["stage1"], {key: moved["stage1"][key] + moved["rounds"][key] for key in ("down", "up")}
 
     def line(method: str, share: float, stored: int, moved: dict[str, float], rounds: int) -> dict[str, Any]:
         return {
-            **{"method": method, "group_aware": True, "share": share, "rounds": rounds, "trials": filters(scenario)},
+            **{"method": method, "group_aware": True, "share": share, "rounds": rounds, "trials": trials},
             **{"stored_bytes_max": stored, "stored_bytes_mean": float(stored)},
             **{"bytes_down_mean": moved["down"] + stored, "bytes_up_mean": moved["up"]},
         }
@@ -581,13 +581,6 @@ def material_by_sums(study: Study) -> Material:
         )
 
     return simulated(study.scenario, study.paths, study.on_event, server=server)
-
-
-def filters(scenario: Scenario) -> int:
-    """Return how many filters stage 1 lets devices choose from."""
-    pretraining = scenario.pretraining
-    counts = len(COUNT_EXPONENTS) if pretraining.count_exponent is None else 1
-    return counts * (len(VALUE_EXPONENTS) if pretraining.value_exponent is None else 1)
 
 
 def served_rows(method: Federated[Any], shares: Sequence[float], effort: Effort, study: Study) -> dict[str, Any]:

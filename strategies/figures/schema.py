@@ -238,11 +238,12 @@ class Stage1Class:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1Filter:
-    """Spectral filter. count_exponent, value_exponent: exponents of the item counts and of the eigenvalues; validation
-    recall: recall among sampled items on the validation items of the devices that chose the exponents, None where
-    the scenario gives both.
+    """Spectral filter. columns: its number of columns; count_exponent, value_exponent: exponents of the item counts and
+    of the eigenvalues; validation recall: recall among sampled items on the validation items of the devices that chose
+    them, None where the scenario gives all.
     """
 
+    columns: Count
     count_exponent: Mean
     value_exponent: Mean
     recall: Annotated[Metric | None, JsonKey("validation recall")]

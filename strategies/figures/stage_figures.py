@@ -173,7 +173,10 @@ def stage1_result(
         virtual_seconds=sum(record.virtual_seconds for record in records),
         epsilon=epsilon,
         filter=Stage1Filter(
-            count_exponent=start.count_exponent, value_exponent=start.value_exponent, recall=start.chosen
+            columns=len(start.values),
+            count_exponent=start.count_exponent,
+            value_exponent=start.value_exponent,
+            recall=start.chosen,
         ),
         steps=tuple(step_row(name, [record for record in records if record.step == name]) for name in names),
         classes={

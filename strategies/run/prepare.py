@@ -292,6 +292,7 @@ class ChosenFilter:
 def _chosen(outcome: SpectralFilter | SpectralStart) -> dict[str, float]:
     return {
         "passes": REFIT_PASSES,
+        "columns": len(outcome.values),
         "count_exponent": outcome.count_exponent,
         "value_exponent": outcome.value_exponent,
     }

@@ -40,7 +40,7 @@ from fl_peel.pretraining.stage1 import PooledSums, SpectralStart
 from fl_peel.privacy.report import report_of
 from fl_peel.scenario.method import Robust, TimelinePart
 from fl_peel.scenario.scenario import Scenario
-from fl_peel.scenario.settings import COUNT_EXPONENTS, VALUE_EXPONENTS, Phase
+from fl_peel.scenario.settings import Phase
 from fl_peel.steps.base import NUMBER_BYTES, Counts, Doubles, Ints, StepChannel, StepTerms
 from fl_peel.steps.choice import ChoiceStep, FilterRequest, recent_uses
 from fl_peel.steps.passes import CountsStep
@@ -371,8 +371,7 @@ class Period:
         value: tuple[float, ...] = (fixed.value,)
         if model is None:  # of what was before the period that is over
             assert earlier is not None
-            count = COUNT_EXPONENTS if config.count_exponent is None else (config.count_exponent,)
-            value = VALUE_EXPONENTS if config.value_exponent is None else (config.value_exponent,)
+            count, value, _ = config.filters
             model, start = self.continued(sums, None, earlier)
             prepared = FederatedStage1Outcome.from_start(self.at("choose").scenario, start, splits.num_users)
             self.move_on(basis=(prepared, model))
@@ -572,9 +571,10 @@ def check_timeline(scenario: Scenario) -> TimelinePart:
     timeline, pretraining = scenario.data.timeline, scenario.pretraining
     assert timeline is not None, "the scenario has a timeline"
     collects = not (pretraining.by_devices and pretraining.collected.share == 0)
+    columns = pretraining.spectral().columns
     for key, wrong, remedy in (
         ("pretraining.collected.share", collects, "0, with model: spectral and source: devices"),
-        ("pretraining.columns", pretraining.columns > pretraining.embedding_dim, "at most pretraining.embedding_dim"),
+        ("pretraining.columns", columns > pretraining.embedding_dim, "at most pretraining.embedding_dim"),
         ("refinement.aggregation.robust.rule", scenario.refinement.aggregation.robust != Robust(), "mean"),
         ("refinement.rounds", scenario.privacy.noised and scenario.refinement.rounds > 0, "0 under a mechanism"),
         ("user_groups.count", scenario.privacy.noised and scenario.user_groups.count > 1, "1 under a mechanism"),

@@ -26,6 +26,7 @@ from fl_peel.steps.base import (
     unit_vectors,
     weighted_matrix,
 )
+from fl_peel.steps.choice import FilterGrid
 from fl_peel.steps.passes import CountsStep, PassStep, pass_sums
 from fl_peel.steps.user_groups import GroupsStep, MapsStep, Moments, MomentsStep, VectorsStep, added_products
 from tests.helpers.settings import SPECTRAL
@@ -285,18 +286,62 @@ def test_devices_choose_the_filter_that_ranks_their_validation_items_best(rows):
     question = asked[0]
     assert (len(question.drawn), question.place) == (48, 20)
     question = dataclasses.replace(question, place=4)
-    shape = int(np.flatnonzero(question.shapes.value_exponents == 0.5)[-1])
+    question = replace(question, shapes=FilterGrid.from_exponents((0.5,), (0.5,), (2, 5, 40)))
     counts = question.counts.astype(float)
     power = np.sqrt(counts)
     root = np.divide(1.0, power, out=np.zeros(NUM_ITEMS), where=counts > 0)
-    won = 0
-    for user in np.flatnonzero(wanted.counts()):
-        vector = (root[rows.row(user), None] * question.directions[rows.row(user)]).sum(axis=0) * question.values**0.5
-        scores = (question.directions @ vector) * power
-        others = np.setdiff1d(question.drawn, np.concatenate([rows.row(user), wanted.row(user)]))
-        won += (scores[others] >= scores[wanted.row(user)[0]]).sum() < 4
-    assert 0 < won < 60
-    assert question.shares(rows, wanted, 0.5)[0][:, shape].sum() == won
+    results = []
+    for leading in (2, 5, 40):
+        directions, values, won = question.directions[:, :leading], question.values[:leading], 0
+        for user in np.flatnonzero(wanted.counts()):
+            vector = (root[rows.row(user), None] * directions[rows.row(user)]).sum(axis=0) * values**0.5
+            scores = (directions @ vector) * power
+            others = np.setdiff1d(question.drawn, np.concatenate([rows.row(user), wanted.row(user)]))
+            won += (scores[others] >= scores[wanted.row(user)[0]]).sum() < 4
+        assert 0 < won < 60
+        results.append(won)
+    assert len({*results}) == 3
+    assert question.shares(rows, wanted, 0.5)[0].sum(axis=0).tolist() == results
+
+
+class Favouring(PooledSums):
+    """Devices that all favour one filter, with a number of columns and exponents."""
+
+    favourite = (0, 0.0, 0.0)
+
+    def ask(self, step, sent, opened=None):
+        for part, sums in super().ask(step, sent, opened):
+            if step.name == "choice":
+                shapes = step.request(sent, self.terms).shapes
+                every = zip(shapes.leading, shapes.count_exponents, shapes.value_exponents, strict=True)
+                sums = {"won": np.array([one == self.favourite for one in every], np.int64), "answered": np.ones(1)}
+            yield part, sums
+
+
+@pytest.mark.parametrize("favourite", [(3, 0.4, 0.5), (6, 0.3, 0.0), (24, 0.5, 0.2)])
+def test_tables_are_of_the_leading_columns_that_devices_favour(rows, favourite, monkeypatch):
+    """They are those of passes of all columns that there are to choose from, with the exponents chosen beside."""
+    monkeypatch.setattr("fl_peel.scenario.settings.SpectralConfig.limited", lambda config, num_items: config)
+    leading, count, value = favourite
+    terms, wide = StepTerms(NUM_ITEMS, CONFIG.user_exponent), replace(CONFIG, columns=24, passes=2)
+    sums = Favouring(rows, terms)
+    sums.favourite = favourite
+    start = run_stage1(sums, replace(wide, fewer=(3, 6), count_exponent=None, value_exponent=None), PLAN)
+    whole = run_stage1(PooledSums(rows, terms), replace(wide, count_exponent=count, value_exponent=value), PLAN)
+    assert (start.count_exponent, start.value_exponent) == (count, value)
+    for one, other in ((start.directions, whole.directions), (start.own, whole.own), (start.scored, whole.scored)):
+        assert np.array_equal(one, other[:, :leading])
+    assert np.array_equal(start.values, whole.values[:leading])
+    assert len(start.groups[0].map) == leading
+
+
+def test_passes_of_a_chosen_number_of_columns_open_at_most_a_number_for_three_items():
+    """Of (K + 32) columns twice; the fewest are tried on however few items. A number that is given stays."""
+    free = replace(SPECTRAL, columns=512, fewer=(128, 256), passes=2)
+    for num_items, columns in ((0, 128), (1727, 128), (1728, 256), (3263, 256), (3264, 512)):
+        limited = free.limited(num_items)
+        assert (*limited.fewer, limited.columns) == tuple(one for one in (128, 256, 512) if one <= columns)
+    assert replace(SPECTRAL, columns=512).limited(0).columns == 512
 
 
 def test_costs_are_those_of_the_arithmetic():

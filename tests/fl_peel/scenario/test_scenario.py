@@ -48,6 +48,7 @@ BAD = [
     ("pretraining: {source: devices}", "pretraining: source: devices needs model: spectral; lightgcn is trained on"),
     ("pretraining: {model: spectral, sum_bits: 32}", "pretraining: sum_bits applies to sums from devices"),
     ("pretraining: {model: spectral}\n" + NOISED, "pretraining.source: collected lets devices choose the filter in"),
+    ("pretraining: {model: spectral, source: devices, columns: null}\n" + NOISED, "pretraining.columns: more columns"),
     ("pretraining: {model: spectral, source: devices, sum_bits: 32}\n" + NOISED, "pretraining.sum_bits has no bound"),
     ("pretraining: {collected: {mode: all}}", "pretraining.collected.mode: must be one of users"),
     ("pretraining: {collected: {share: half%}}", "pretraining.collected.share: 'half%' is not a share"),

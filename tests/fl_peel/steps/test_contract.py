@@ -66,7 +66,7 @@ def questions(rng, terms):
     if not terms.bounded:
         table /= np.abs(table).max() * M
     weights = np.abs(rng.standard_normal(M) * 10.0 ** rng.integers(-6, 6, M)).astype(np.float32)
-    grid = FilterGrid.from_exponents((0.3, 0.4, 0.5), (0.0, 0.5))
+    grid = FilterGrid.from_exponents((0.3, 0.4, 0.5), (0.0, 0.5), (K // 2, K))
     choice = {
         "directions": table,
         "values": np.ones(K),
@@ -78,7 +78,7 @@ def questions(rng, terms):
     return {
         "counts": (CountsStep(), {}),
         "pass": (PassStep(K), {"table": table} | ({"weights": weights} if terms.bounded else {})),
-        "choice": (ChoiceStep(K, M, 5, 6, 100), choice),
+        "choice": (ChoiceStep(K, M, 5, 12, 100), choice),
         "groups": (GroupsStep(G, C), centroids),
         "moments": (MomentsStep(G, C, K), centroids),
     }

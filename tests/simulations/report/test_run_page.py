@@ -289,7 +289,7 @@ def test_who_has_seen_what(name, changes, words):
 @pytest.mark.parametrize(("exponent", "apart"), [(0.3, True), (0.0, False)])
 def test_the_cost_of_stage_1_says_whether_owners_of_an_item_may_be_told_apart(exponent, apart):
     costs = {"rounds": 9, "devices": 30.0, "items": 40, "bytes_down_mean": 1e5, "bytes_up_mean": 1e3, "seconds": 1.0}
-    chosen = Stage1Filter(count_exponent=0.5, value_exponent=0.1, recall=None)
+    chosen = Stage1Filter(columns=8, count_exponent=0.5, value_exponent=0.1, recall=None)
     stage1 = Stage1Result(**costs, virtual_seconds=1.0, filter=chosen, steps=(), classes={})
     scenario = load_scenario("nothing-collected", [f"pretraining.user_exponent={exponent}"]).model_dump(mode="json")
     note = stage1_views(replace(run_result(), scenario=scenario, stage1=stage1))[0].note

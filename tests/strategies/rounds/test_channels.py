@@ -16,15 +16,19 @@ from tests.strategies.rounds.test_noised_steps import LOCAL, private
 LEAST = 5
 """More owners than some items of the planted data have."""
 CHOOSING = {"passes": 3, "count_exponent": 0.4, "value_exponent": None}
+COLUMNS = (3, 6, 12)
+"""What devices choose from, but under noise."""
 MODES = ("clear", "counted", "32 bits", "noised", "noised by devices", "masked")
 MODES += ("masked and counted", "masked, 32 bits", "masked and noised")
 
 
 @pytest.fixture
-def scenario(tiny_scenario, tmp_path) -> Scenario:
-    """Nothing is collected, everybody is there, nothing is refined, and devices choose the filter."""
+def scenario(tiny_scenario, tmp_path, monkeypatch) -> Scenario:
+    """Nothing is collected, everybody is there, nothing is refined, and devices choose the filter and its columns."""
+    monkeypatch.setattr("fl_peel.scenario.method.COLUMNS", COLUMNS)
+    monkeypatch.setattr("fl_peel.scenario.settings.SpectralConfig.limited", lambda config, num_items: config)
     home = fleet(tmp_path, "profiles: [{name: large, memory: {table_share: 1.0}}]\n", "home.yaml")
-    keys = {"pretraining": SPECTRAL | CHOOSING, "fleet": home, "refinement": {"rounds": 0}}
+    keys = {"pretraining": SPECTRAL | CHOOSING | {"columns": None}, "fleet": home, "refinement": {"rounds": 0}}
     return changed(tiny_scenario, **keys, privacy={"min_owners": 1})
 
 
@@ -37,6 +41,7 @@ def in_mode(scenario: Scenario, mode: str) -> Scenario:
     if "masked" in mode:
         scenario = secure(scenario)
     if "noised" in mode:
+        scenario = changed(scenario, pretraining={"columns": 12})
         scenario = private(scenario, **(LOCAL if "devices" in mode else {}))
     return scenario
 
@@ -75,6 +80,7 @@ def test_tables_are_those_of_pooled_data(scenario, tmp_path, mode, nodes):
         assert 0 < closed.sum() < 59
         assert not start.own[closed].any()
         assert not any(group.table[closed].any() or group.items[closed].any() for group in start.groups)
+    assert "noised" in mode or len(start.values) in COLUMNS[:-1]
 
 
 SLOW = [pytest.param(mode, marks=pytest.mark.slow) for mode in ("masked", "masked, 32 bits")]

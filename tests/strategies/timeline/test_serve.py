@@ -173,6 +173,7 @@ def test_the_rows_that_change_most_are_published_new_ones_first():
     [
         ("refinement.aggregation.robust.rule=median", "refinement.aggregation.robust.rule"),
         ("pretraining.columns=16", "pretraining.columns"),
+        ("pretraining.columns=null", "pretraining.columns"),
         ("selector=random", "selector"),
     ],
 )
