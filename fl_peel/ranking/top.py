@@ -224,46 +224,52 @@ def hit_quality(hits: Hits, wanted: UserItems) -> tuple[Doubles, Doubles]:
 
 @dataclass(frozen=True)
 class ListSums:
-    """The lists of several devices under X budgets, of K lengths. metrics: (X, K, len(LIST_METRICS)) sums of each over
-    devices with items to find, in units of 2**-32; shown: (X, K, S) items in any of the lists, a bit for each, which is
-    no sum: S is 0 where devices say sums alone.
+    """The lists of several devices under X budgets, of K lengths. metrics, squares: (X, K, len(LIST_METRICS)) sums of
+    each, and of its square, over devices with items to find, in units of 2**-32; shown: (X, K, S) items in any of the
+    lists, a bit for each, which is no sum: S is 0 where devices say sums alone.
     """
 
     metrics: Annotated[IntArray, ArraySpec(("X", "K", len(LIST_METRICS)), least=0, most="metrics")]
+    squares: Annotated[IntArray, ArraySpec(("X", "K", len(LIST_METRICS)), least=0, most="metrics")]
     shown: Annotated[NDArray[np.uint8], ArraySpec(("X", "K", "S"))]
 
     @staticmethod
     def zeros(budgets: int, lengths: int, num_bytes: int) -> ListSums:
-        return ListSums(
-            np.zeros((budgets, lengths, len(LIST_METRICS)), np.int64), np.zeros((budgets, lengths, num_bytes), np.uint8)
-        )
+        metrics, squares = (np.zeros((budgets, lengths, len(LIST_METRICS)), np.int64) for _ in range(2))
+        return ListSums(metrics, squares, np.zeros((budgets, lengths, num_bytes), np.uint8))
 
     def add(self, lists: TopLists, lengths: Sequence[int], places: slice) -> None:
         """Add the lists of other devices under the budgets at ``places``, in place."""
         for k, length in enumerate(lengths):
             for m, name in enumerate(LIST_METRICS):
-                values = np.rint(lists.metric(name, length) * SUM_SCALE)
-                self.metrics[places, k, m] += values.astype(np.int64).sum(axis=0)
+                values = lists.metric(name, length)
+                for sums, of_each in ((self.metrics, values), (self.squares, values**2)):
+                    sums[places, k, m] += np.rint(of_each * SUM_SCALE).astype(np.int64).sum(axis=0)
             if self.shown.shape[2]:
                 self.shown[places, k] |= lists.shown(length)
 
     def only(self, places: slice) -> ListSums:
-        return ListSums(self.metrics[places], self.shown[places])
+        return ListSums(self.metrics[places], self.squares[places], self.shown[places])
 
     def __add__(self, other: ListSums) -> ListSums:
-        return ListSums(self.metrics + other.metrics, self.shown | other.shown)
+        return ListSums(self.metrics + other.metrics, self.squares + other.squares, self.shown | other.shown)
 
-    def means(self, place: int, lengths: Sequence[int], num_devices: int, num_items: int) -> dict[str, float]:
-        """Return each metric by name and length, ``mrr@20``, under the budget at ``place``, and ``coverage@20``: the
-        share of ``num_items`` items that is in any list, unless that is withheld.
+    def means(
+        self, place: int, lengths: Sequence[int], num_devices: int, num_items: int
+    ) -> dict[str, tuple[float, float]]:
+        """Return each metric by name and length, ``mrr@20``, under the budget at ``place``, with its margin as of
+        :func:`margin_of`, and ``coverage@20``: the share of ``num_items`` items that is in any list, unless that is
+        withheld. Coverage is no mean over devices: its margin is NaN.
         """
         means = {}
+        margins = margin_of(self.metrics[place], self.squares[place], np.array(num_devices)).tolist()
         for k, length in enumerate(lengths):
-            for name, total in zip(LIST_METRICS, self.metrics[place, k].tolist(), strict=True):
-                means[f"{name}@{length}"] = total / SUM_SCALE / max(num_devices, 1)
+            totals = zip(LIST_METRICS, self.metrics[place, k].tolist(), margins[k], strict=True)
+            for name, total, margin in totals:
+                means[f"{name}@{length}"] = total / SUM_SCALE / max(num_devices, 1), margin
             if self.shown.shape[2]:
                 shown = np.unpackbits(self.shown[place, k], count=num_items)
-                means[f"coverage@{length}"] = int(shown.sum()) / num_items
+                means[f"coverage@{length}"] = int(shown.sum()) / num_items, math.nan
         return means
 
 

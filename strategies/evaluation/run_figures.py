@@ -17,11 +17,18 @@ from fl_peel.blocks.layout import budget_bytes
 from fl_peel.data.interactions import UserItems
 from fl_peel.events import Event, OnEvent
 from fl_peel.exchange.counters import ClassCounts, DeviceTraces
-from fl_peel.figures import read_fields
+from fl_peel.figures import Estimate, read_fields
 from fl_peel.scenario.method import Poisoning, Robust
 from fl_peel.scenario.scenario import Scenario
 from strategies.evaluation.evaluator import BudgetRequest, EvaluationParts, Evaluator, overall_recall
-from strategies.figures.per_device import OWN_BUDGET, MeasuredQuality, PerDevice, cell_recalls, qualities
+from strategies.figures.per_device import (
+    OWN_BUDGET,
+    MeasuredQuality,
+    PerDevice,
+    cell_recalls,
+    estimate_within,
+    qualities,
+)
 from strategies.figures.schema import (
     BudgetRow,
     BytesPerDevice,
@@ -196,13 +203,14 @@ def per_device(
     )
 
 
-def list_figures(evaluator: Evaluator, reply: wire.EvaluateReply, place: int = 0) -> dict[str, float]:
+def list_figures(evaluator: Evaluator, reply: wire.EvaluateReply, place: int = 0) -> dict[str, Estimate]:
     """Return the metrics of all lists under one of the budgets asked for, but for recall and NDCG of the first
     ``evaluation.top_n`` items, which have intervals.
     """
     asked, devices = evaluator.scenario.evaluation, int(reply.by_budget().devices[place])
     means = reply.lists.means(place, asked.list_lengths, devices, evaluator.layout.num_items)
-    return {name: one for name, one in means.items() if name not in (f"recall@{asked.top_n}", f"ndcg@{asked.top_n}")}
+    known = (f"recall@{asked.top_n}", f"ndcg@{asked.top_n}")
+    return {name: estimate_within(*one) for name, one in means.items() if name not in known}
 
 
 def full_table(evaluator: Evaluator, replies: FullTableReplies) -> FullTableResult:

@@ -34,7 +34,7 @@ Recall = Annotated[Estimate, JsonKey("recall@{top_n}"), Beside(Metric)]
 Ndcg = Annotated[Estimate, JsonKey("ndcg@{top_n}"), Beside(Metric)]
 MaybeNdcg = Annotated[Metric | None, JsonKey("ndcg@{top_n}")]
 MARGIN = Beside(Metric | None, "{key}_margin", "margin")
-"""Layout of a recall with half the width of its interval, by Student's t; unknown where less than two devices count."""
+"""Layout of a metric with half the width of its interval, by Student's t; unknown where less than two devices count."""
 MaybeRecall = Annotated[Estimate | None, JsonKey("recall@{top_n}"), MARGIN]
 DeviceClass = Annotated[str, JsonKey("class"), Column("device_class")]
 Method = Annotated[str, Column("method")]
@@ -48,8 +48,9 @@ FIXED_TIERS, EXCLUDING_SMALL, TRAINED_WITHOUT = "fixed_tiers", "excluding_small"
 """Tables that are not elastic, and elastic ones that were trained without small devices, among the same."""
 
 
-Lists = Annotated[dict[str, Metric], Inline(holding="@")]
-"""Further metrics by name and length of the list, ``mrr@20``: of ``evaluation.top_n`` and ``evaluation.cutoffs``."""
+Lists = Annotated[dict[str, Estimate], Inline(holding="@"), MARGIN]
+"""Further metrics by name and length of the list, ``mrr@20``: of ``evaluation.top_n`` and ``evaluation.cutoffs``. All
+but coverage, which is no mean over devices, have a margin where two devices count."""
 
 
 @dataclass(frozen=True)

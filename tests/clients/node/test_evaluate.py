@@ -1,5 +1,6 @@
 """Four devices rank under four budgets, by hand: what is added up, what is told of each, what is stored."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,13 +117,23 @@ def test_lists_of_ten_and_of_twenty():
     assert place["precision"] == pytest.approx(np.array([[0.2, 0.1], [0.1, 0.1], [0.1, 0.05], [0.1, 0.05]]))
     assert place["recall"].tolist() == [[1.5, 1.5], [1, 1.5], [0.5, 0.5], [0.5, 0.5]]
     assert place["ndcg"][:, 1] == pytest.approx(NDCG.sum(axis=0))
+    square = dict(zip(LIST_METRICS, np.moveaxis(lists.squares / SUM_SCALE, 2, 0), strict=True))
+    tenth, fifteenth = 1 / 100, 1 / 225
+    assert square["mrr"] == pytest.approx(
+        np.array([[1 / 2, 1 / 2], [tenth, tenth + fifteenth], [1 / 9, 1 / 9], [1, 1]])
+    )
+    assert square["hit_rate"].tolist() == [[2, 2], [1, 2], [1, 1], [1, 1]]
+    assert square["precision"] == pytest.approx(np.array([[0.02, 0.005], [0.01, 0.005], *[[0.01, 0.0025]] * 2]))
+    assert square["recall"].tolist() == [[1.25, 1.25], [1, 1.25], [0.25, 0.25], [0.25, 0.25]]
+    assert square["ndcg"][:, 1] == pytest.approx((NDCG**2).sum(axis=0))
     shown = np.unpackbits(lists.shown, axis=2, count=30)
     assert [[np.flatnonzero(bits).tolist() for bits in row] for row in shown] == [
         [[0, 1], [0, 1]], [[*range(3, 15)], [*range(15)]], [[0, 1, 2], [0, 1, 2]], [[*range(20, 30)], [*range(10, 30)]],
     ]  # fmt: skip
     means = lists.means(1, (10, 20), 3, 30)
-    assert means["coverage@10"] == 12 / 30
-    assert means["hit_rate@20"] == pytest.approx(2 / 3)
+    assert means["coverage@10"] == pytest.approx((12 / 30, math.nan), nan_ok=True), "no mean over devices"
+    two_of_three = np.std([1, 1, 0], ddof=1) / math.sqrt(3)
+    assert means["hit_rate@20"] == pytest.approx((2 / 3, 4.30265 * two_of_three)), "t of two degrees of freedom"
     assert list(means)[:6] == ["recall@10", "ndcg@10", "mrr@10", "hit_rate@10", "precision@10", "coverage@10"]
 
 
@@ -130,8 +141,10 @@ def test_nodes_together_show_what_either_shows():
     first, second = evaluated(first=10, last=11).lists, evaluated(first=11).lists
     both, whole = first + second, evaluated().lists
     assert both.metrics.tolist() == whole.metrics.tolist()
+    assert both.squares.tolist() == whole.squares.tolist()
+    assert whole.only(slice(1, 3)).squares.tolist() == whole.squares[1:3].tolist()
     assert both.shown.tolist() == whole.shown.tolist()
-    assert first.means(0, (10, 20), 1, 30)["coverage@20"] == 2 / 30
+    assert first.means(0, (10, 20), 1, 30)["coverage@20"][0] == 2 / 30
 
 
 def test_where_devices_say_sums_alone_no_items_are_named():

@@ -360,7 +360,8 @@ def test_lists_of_the_reports_length_have_its_recall(tiny, tmp_path):
     (recall,), (ndcg,) = reply.by_budget().mean()
     means = list_figures(evaluator, reply)
     whole = reply.lists.means(0, (5, 20, 40), int(reply.by_budget().devices[0]), evaluator.layout.num_items)
-    assert (whole["recall@20"], whole["ndcg@20"]) == (recall, ndcg)
+    assert whole["recall@20"] == (recall, reply.by_budget().margin()[0]), "to the last bit"
+    assert whole["ndcg@20"][0] == ndcg
     assert {"recall@20", "ndcg@20"} == whole.keys() - means.keys()
     assert means["recall@5"] < recall < means["recall@40"]
     assert means["hit_rate@5"] < means["hit_rate@20"]

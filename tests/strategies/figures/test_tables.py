@@ -1,8 +1,10 @@
 """Full tables and budgets in the report by hand; what is asked for them, and what of it is shown meanwhile."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from fl_peel import wire
 from fl_peel.array_specs import SUM_SCALE
@@ -41,7 +43,9 @@ def reply(recalls, ndcgs, devices=4, stored=()):
     replicates = Replicates(half[0][:, None], half[1][:, None], np.array([2]))
 
     parts = np.arange(len(recalls) * 2 * len(LIST_METRICS)).reshape(len(recalls), 2, len(LIST_METRICS))
-    lists = ListSums(parts * devices << 27, np.full((len(recalls), 2, 2), 0b10000001, np.uint8))  # items 0, 7, 8
+    squares = parts**2 * 65 * devices << 16  # a variance of (parts / 256)**2
+    shown = np.full((len(recalls), 2, 2), 0b10000001, np.uint8)  # items 0, 7, 8
+    lists = ListSums(parts * devices << 27, squares, shown)
 
     def only(places):
         return reply(recalls[places], ndcgs[places], devices)
@@ -115,15 +119,21 @@ def test_budgets_by_hand():
 def test_lists_by_hand():
     """Sums are counted in parts of 32: 0 to 9 of the first budget, five for each length, 10 to 19 of the second."""
     second = budgets_of(replies())[1].lists
-    assert second == {
+    assert {name: one.value for name, one in second.items()} == {
         "recall@1": 10 / 32, "ndcg@1": 11 / 32, "mrr@1": 12 / 32, "hit_rate@1": 13 / 32, "precision@1": 14 / 32,
         "coverage@1": 0.3, "mrr@2": 17 / 32, "hit_rate@2": 18 / 32, "precision@2": 19 / 32, "coverage@2": 0.3,
     }  # fmt: skip
+    parts = {name: round(one.value * 32) for name, one in second.items() if not name.startswith("coverage")}
+    student = 3.182446  # t of four devices, three degrees of freedom
+    assert {name: one.margin for name, one in second.items()} == {"coverage@1": None, "coverage@2": None} | {
+        name: pytest.approx(student * part / 256 / math.sqrt(3)) for name, part in parts.items()
+    }
     full = full_table(EVALUATOR, replies(start=START))
-    assert full.start.lists["mrr@2"] == 7 / 32
+    assert full.start.lists["mrr@2"].value == 7 / 32
     plain = to_plain(full.start, top_n=2)
     assert list(plain)[:2] == ["recall@2", "recall@2_interval"]
-    assert plain["mrr@2"] == 7 / 32
+    assert (plain["mrr@2"], plain["mrr@2_margin"]) == (7 / 32, full.start.lists["mrr@2"].margin)
+    assert "coverage@2_margin" not in plain
     assert from_plain(Quality, plain | {"of a newer version": "text"}, "result", top_n=2) == full.start
 
 
