@@ -277,9 +277,10 @@ WIDEST = 100.0
 
 def halves(table: Floats) -> Floats:
     """Return rows (I, k) as sent: in half precision, a column in units of a power of two above its entries."""
-    largest = np.abs(table).max(axis=0, initial=0.0)
+    largest = np.maximum(table.max(axis=0, initial=0.0), -table.min(axis=0, initial=0.0))
     unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
-    rounded: Floats = (table / unit).astype(np.float16).astype(np.float32) * unit
+    rounded: Floats = (table / unit).astype(np.float16).astype(np.float32)
+    rounded *= unit
     return rounded
 
 
@@ -400,12 +401,12 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
 
     Of few vectors C = F F^T has few columns F, which a Cholesky factorization with pivoting finds (Higham, "Accuracy
     and Stability of Numerical Algorithms", 2002, section 10.3): the eigenvectors are then those of the smaller
-    (L^T F)^T (L^T F), of which no direction is lost.
+    (L^T F)^T (L^T F), of which no direction is lost. Where there are fewer than ``count``, the last are zero.
     """
     import scipy.linalg
 
     columns = len(factor)
-    if not count <= devices <= columns // 2:
+    if not 0 < devices <= columns // 2:
         inner = factor.T @ mean @ factor
         values, turn = scipy.linalg.eigh((inner + inner.T) / 2, subset_by_index=(columns - count, columns - 1))
         return values[::-1], turn[:, ::-1]
@@ -495,7 +496,9 @@ class Compression:
         of_items = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * of_items).sum()), 0.0))), 1e-30)
         narrow[used, :rank] = shorter * inverse
-        wide = self.scored @ narrow.astype(np.float32)
+        some = int(turn.any(axis=0).sum())  # fewer than d in a group of fewer devices
+        wide = np.zeros((len(self.scored), dim), np.float32)
+        wide[:, :some] = self.scored @ narrow[:, :some].astype(np.float32)
         middle = moments.mean(scale) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))

@@ -386,7 +386,9 @@ def passed(sums: StepChannel, directions: Doubles, counts: Counts, config: Spect
         whole = PassStep.ask(sums, halves(directions.astype(np.float32)), weights) / sums.terms.units.passes
         return np.where((counts > 0)[:, None], whole, 0.0)
     table = halves((scale[:, None] * directions).astype(np.float32))
-    return scale[:, None] * (PassStep.ask(sums, table, weights) / sums.terms.units.passes)
+    columns: Doubles = PassStep.ask(sums, table, weights) / sums.terms.units.passes
+    columns *= scale[:, None]  # in place, here and elsewhere: of many items and columns an array is half a gigabyte
+    return columns
 
 
 def moments_by_group(sums: StepChannel, centroids: Floats, counts: Counts, columns: int) -> Iterable[Moments]:

@@ -382,7 +382,7 @@ def test_rows_are_sent_in_half_precision():
 
 @pytest.mark.parametrize("devices", [7, 9, 20, 40, 10**6])
 def test_of_few_devices_moments_have_few_directions_and_none_is_lost(devices):
-    """Whether the group is small or not, found in a few columns or in all of them."""
+    """Whether the group is small or not, found in a few columns or in all of them; and none is made up."""
     rng = np.random.default_rng(devices)
     columns, count = 40, 8
     points = in_units(unit_vectors(rng.standard_normal((min(devices, 60), columns)).astype(np.float32)))
@@ -394,6 +394,8 @@ def test_of_few_devices_moments_have_few_directions_and_none_is_lost(devices):
     seen = values > 1e-9 * values[0]
     agree = np.abs((turn * vectors[:, ::-1][:, :count]).sum(axis=0))
     assert agree[seen] == pytest.approx(np.ones(int(seen.sum())), abs=1e-9)
+    assert int(seen.sum()) == min(count, devices)
+    assert not turn[:, ~seen].any(), "columns in which none of the devices has anything"
 
 
 def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
