@@ -395,13 +395,15 @@ def drawn_items(counts: Counts, seed: int, top_n: int = 20) -> tuple[Ints, int]:
     return np.sort(rng_for(seed, "drawn-items").permutation(known)[:number]), min(place, number)
 
 
-def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tuple[Doubles, Doubles]:
+def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int, alike: Doubles) -> tuple[Doubles, Doubles]:
     """The ``count`` leading eigenvalues (count,), descending, and eigenvectors (K, count) of L^T C L. factor: L (K, K),
-    lower triangular; mean: C (K, K), a mean of outer products of as many vectors as there are ``devices``.
+    lower triangular; mean: C (K, K), a mean of outer products of as many vectors as there are ``devices``; alike: (K,
+    count) leading eigenvectors of L^T L, times the roots of their eigenvalues.
 
     Of few vectors C = F F^T has few columns F, which a Cholesky factorization with pivoting finds (Higham, "Accuracy
     and Stability of Numerical Algorithms", 2002, section 10.3): the eigenvectors are then those of the smaller
-    (L^T F)^T (L^T F), of which no direction is lost. Where there are fewer than ``count``, the last are zero.
+    (L^T F)^T (L^T F), of which no direction is lost. Where these are fewer than ``count``, the rest are of eigenvalue
+    0, and the leading ones of devices that are alike in all directions: devices that were not in the sum need some.
     """
     import scipy.linalg
 
@@ -421,6 +423,9 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int) -> tupl
     turn[:, :count_found] = narrow @ inner_turn[:, ::-1][:, :count_found]
     lengths = np.sqrt(values)
     turn *= np.divide(1.0, lengths, out=np.zeros(count), where=lengths > EMPTY * max(float(lengths[0]), 1e-300))
+    none = ~turn.any(axis=0)
+    if none.any():
+        turn[:, none] = np.linalg.svd(alike - turn @ (turn.T @ alike), full_matrices=False)[0][:, : none.sum()]
     return values, turn
 
 
@@ -452,38 +457,42 @@ class Compression:
     With V (I, K) the scored rows, V^T V = L L^T (Cholesky), C the second moment of the group's vectors and B the
     leading d eigenvectors of L^T C L: devices take L B to their vectors, the table is V L^-T B. It is the best
     approximation of rank d to the group's score matrix in the least-squares sense (Eckart and Young, 1936). used:
-    columns of V that are not zero; factor: L of these; means: of theirs over items.
+    columns of V that are not zero; factor: L of these; alike: see :func:`leading_of`; means: of theirs over items.
     """
 
     scored: Floats
+    dim: int
     used: NDArray[np.int64]
     factor: Doubles
+    alike: Doubles
     means: Doubles
 
     @staticmethod
-    def from_scored(scored: Floats) -> Compression:
-        """Return the compression for scored rows (I, K)."""
+    def from_scored(scored: Floats, dim: int) -> Compression:
+        """Return the compression of scored rows (I, K) to d columns."""
         wide = scored.astype(np.float64)
         squares = wide.T @ wide
         used = np.flatnonzero(np.diag(squares) > EMPTY**2 * max(float(np.diag(squares).max(initial=0.0)), 1e-300))
         squares = squares[np.ix_(used, used)]
         ridge = 1e-12 * np.trace(squares) / max(len(used), 1)
         factor = np.linalg.cholesky(squares + ridge * np.eye(len(used)))
-        return Compression(scored, used, factor, wide[:, used].mean(axis=0))
+        values, turn = np.linalg.eigh(factor.T @ factor)
+        alike = (turn * np.sqrt(np.maximum(values, 0.0)))[:, ::-1][:, :dim]
+        return Compression(scored, dim, used, factor, alike, wide[:, used].mean(axis=0))
 
     def group(
-        self, moments: Moments, dim: int, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
+        self, moments: Moments, *, num_users: int, rng: np.random.Generator, scale: float = UNIT_SCALE
     ) -> GroupStart:
         """Return a user group's start; of one whose sums are void or withheld as if its devices were alike in all
         directions. num_users: S, embeddings to draw; scale: units of moments' vectors in one.
         """
         import scipy.linalg
 
-        columns, used = self.scored.shape[1], self.used
+        columns, dim, used = self.scored.shape[1], self.dim, self.used
         second = moments.second if len(used) == columns else moments.second[np.ix_(used, used)]
         mean = second / (scale**2 * max(moments.size, 1)) if second.any() else np.eye(len(used))
         rank = min(dim, len(used))
-        values, turn = leading_of(self.factor, mean, rank, moments.size)
+        values, turn = leading_of(self.factor, mean, rank, moments.size, self.alike)
         turn = turn * np.where(turn[np.abs(turn).argmax(axis=0), np.arange(rank)] < 0, -1.0, 1.0)
         values = np.maximum(values, 0.0)
         # users of length USER_LENGTH and scores that spread by SCORE_SPREAD, root mean square over the group
@@ -496,9 +505,7 @@ class Compression:
         of_items = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * of_items).sum()), 0.0))), 1e-30)
         narrow[used, :rank] = shorter * inverse
-        some = int(turn.any(axis=0).sum())  # fewer than d in a group of fewer devices
-        wide = np.zeros((len(self.scored), dim), np.float32)
-        wide[:, :some] = self.scored @ narrow[:, :some].astype(np.float32)
+        wide = self.scored @ narrow.astype(np.float32)
         middle = moments.mean(scale) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))

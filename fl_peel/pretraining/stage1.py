@@ -199,13 +199,12 @@ def run_stage1(
     units = sums.terms.units.moments
     pending: deque[Future[GroupStart]] = deque()
     with fixed_threads(1):
-        compression = Compression.from_scored(shape.scored)
+        compression = Compression.from_scored(shape.scored, plan.dim)
         with ThreadPoolExecutor(max_workers=2) as pool:
             for group, moments in enumerate(moments_by_group(sums, centroids, counts, shape.own.shape[1])):
                 one = partial(
                     compression.group,
                     moments,
-                    plan.dim,
                     num_users=NUM_DRAWN,
                     rng=rng_for(plan.seed, "drawn-users", group),
                     scale=units,

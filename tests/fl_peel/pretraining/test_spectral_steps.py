@@ -170,8 +170,8 @@ def test_a_group_whose_sums_are_withheld_has_the_leading_directions_of_the_table
     scored = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, PLAN).scored
     columns, dim = scored.shape[1], 4
     nothing = Moments(0, np.zeros(columns, np.int64), np.zeros((columns, columns), np.int64), np.zeros(NUM_ITEMS))
-    compression = spectral.Compression.from_scored(scored)
-    start = compression.group(nothing, dim, num_users=5, rng=np.random.default_rng(0))
+    compression = spectral.Compression.from_scored(scored, dim)
+    start = compression.group(nothing, num_users=5, rng=np.random.default_rng(0))
     leading = np.linalg.svd(scored.astype(np.float64), full_matrices=False)[0][:, :dim]
     assert 0 < np.abs(start.table).max() < 100
     assert start.table == pytest.approx(leading @ leading.T @ start.table, abs=1e-4)
@@ -382,20 +382,27 @@ def test_rows_are_sent_in_half_precision():
 
 @pytest.mark.parametrize("devices", [7, 9, 20, 40, 10**6])
 def test_of_few_devices_moments_have_few_directions_and_none_is_lost(devices):
-    """Whether the group is small or not, found in a few columns or in all of them; and none is made up."""
+    """Whether the group is small or not, found in a few columns or in all of them; the rest
+    are those that matter to devices alike in all directions."""
     rng = np.random.default_rng(devices)
     columns, count = 40, 8
     points = in_units(unit_vectors(rng.standard_normal((min(devices, 60), columns)).astype(np.float32)))
     mean = points.T @ points / (UNIT_SCALE**2 * len(points))
     factor = np.linalg.cholesky(np.cov(rng.standard_normal((columns, 90))) + np.eye(columns))
-    values, turn = spectral.leading_of(factor, mean, count, devices)
+    energies, basis = np.linalg.eigh(factor.T @ factor)
+    alike = (basis * np.sqrt(energies))[:, ::-1][:, :count]
+    values, turn = spectral.leading_of(factor, mean, count, devices, alike)
     exact, vectors = np.linalg.eigh(factor.T @ mean @ factor)
     assert values == pytest.approx(exact[::-1][:count], abs=1e-9 * exact[-1])
     seen = values > 1e-9 * values[0]
     agree = np.abs((turn * vectors[:, ::-1][:, :count]).sum(axis=0))
     assert agree[seen] == pytest.approx(np.ones(int(seen.sum())), abs=1e-9)
     assert int(seen.sum()) == min(count, devices)
-    assert not turn[:, ~seen].any(), "columns in which none of the devices has anything"
+    assert turn.T @ turn == pytest.approx(np.eye(count), abs=1e-9)
+    if not seen.all():
+        outside = np.eye(columns) - turn[:, seen] @ turn[:, seen].T
+        most = np.linalg.eigvalsh(outside @ alike @ alike.T @ outside)[-int((~seen).sum()) :]
+        assert ((turn[:, ~seen].T @ alike) ** 2).sum() == pytest.approx(most.sum(), rel=1e-6)
 
 
 def test_two_passes_as_a_filter_are_worth_more_than_two(rows):
