@@ -267,6 +267,20 @@ class Cohort:
             self.scenario, self.splits.num_items, self.population, contribution_bounds(self.scenario)
         )
 
+    @cached_property
+    def _contributed(self) -> dict[bytes, UserItems]:
+        return {}
+
+    def contributed_by(self, places: IntArray) -> UserItems:
+        """Return the items that the devices at these places (N,) contribute; of the same places again, as for the next
+        part of a step, the same object, which knows them in ascending order.
+        """
+        kept, whose = self._contributed, places.tobytes()
+        if whose not in kept:
+            kept.clear()
+            kept[whose] = self.splits.contributed_items.select(places)
+        return kept[whose]
+
     @property
     def fading(self) -> float | None:
         """Return how fast interactions fade in vectors, in a timeline; see :class:`fl_peel.scenario.method`."""

@@ -70,7 +70,7 @@ class NodeDevices:
 
     @cached_property
     def contributed(self) -> UserItems:
-        return self.cohort.splits.contributed_items.select(self.places)
+        return self.cohort.contributed_by(self.places)
 
     @cached_property
     def train(self) -> UserItems:

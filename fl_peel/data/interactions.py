@@ -7,6 +7,7 @@ pair once, with the time of its first occurrence when the source has times.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,7 @@ class UserItems:
         """Interactions with items that have numbers below ``num_items``."""
         return self if not len(self.items) or self.items.max() < num_items else self.keep(self.items < num_items)
 
+    @cached_property
     def by_item(self) -> UserItems:
         """The same, each user's items ascending."""
         return UserItems(self.indptr, self.items[np.lexsort((self.items, self.users()))])

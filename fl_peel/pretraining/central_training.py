@@ -131,7 +131,7 @@ class _Trainer:
         self, collected: UserItems, num_items: int, config: PretrainingConfig, seed: int, device: str, workers: Workers
     ) -> None:
         self._config, self._seed, self._device, self._workers = config, seed, device, workers
-        collected = collected.by_item()  # tables do not depend on the order of a user's items, to the last bit
+        collected = collected.by_item  # tables do not depend on the order of a user's items, to the last bit
         self._rows, self._num_items = collected, num_items
         self._graph = InteractionGraph.build(collected, num_items, device)
         self._num_layers = config.num_layers if config.model == "lightgcn" else 0

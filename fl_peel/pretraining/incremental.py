@@ -305,4 +305,4 @@ def _group(number: int, moments: Moments, table: Floats, pull: Floats, units: fl
     users = drawn_users(middle, spread, NUM_DRAWN, rng_for(seed, "timeline-users", number))
     group_map = np.zeros((columns, dim), np.float32)
     np.fill_diagonal(group_map, USER_LENGTH)
-    return GroupStart(group_map, table, moments.size, moments.items, users)
+    return GroupStart(group_map, table, np.eye(dim, dtype=np.float32), moments.size, moments.items, users)

@@ -269,6 +269,8 @@ refinement fit.
 """
 INDEPENDENT_SQUARES = 0.01
 """Smallest squared length over the largest from which on columns are orthonormal to all digits at once."""
+ROWS_AT_ONCE = 4096
+"""Rows that are computed at a time where the result takes the place of what it is computed from."""
 LEAST_DRAWN = 512
 """Items that validation items are compared with at least, where there are as many."""
 WIDEST = 100.0
@@ -279,8 +281,7 @@ def halves(table: Floats) -> Floats:
     """Return rows (I, k) as sent: in half precision, a column in units of a power of two above its entries."""
     largest = np.maximum(table.max(axis=0, initial=0.0), -table.min(axis=0, initial=0.0))
     unit = np.exp2(np.ceil(np.log2(np.maximum(largest, 1e-30)))).astype(np.float32)
-    rounded: Floats = (table / unit).astype(np.float16).astype(np.float32)
-    rounded *= unit
+    rounded: Floats = np.divide(table, unit, out=np.empty(table.shape, np.float16), casting="same_kind") * unit
     return rounded
 
 
@@ -311,22 +312,32 @@ def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
     return orthonormal(directions)
 
 
+def turned_in_place(columns: Doubles, turn: Doubles) -> Doubles:
+    """Return columns (I, k) times a matrix (k, k), in the memory that they were in: of many items and columns an array
+    is half a gigabyte, and a system that has to give another takes as long as the product.
+    """
+    for start in range(0, len(columns), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        columns[some] = columns[some] @ turn
+    return columns
+
+
 def orthonormal(columns: Doubles) -> Doubles:
-    """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
+    """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less; in their memory."""
     for _ in range(2):  # of columns that nearly depend, the first basis is orthonormal to half of the digits alone
         squares, turn = np.linalg.eigh(columns.T @ columns)
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
         scale = np.zeros(len(squares))
         scale[kept] = 1.0 / np.sqrt(squares[kept])
-        columns = columns @ (turn * scale)
+        turned_in_place(columns, turn * scale)
         if len(squares) and squares[0] > INDEPENDENT_SQUARES * squares[-1]:
             break
     return columns
 
 
 def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
-    """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns; of what is rounding
-    alone the vectors are zero. They are orthonormal up to rounding times (largest value / smallest)^2, which is enough
+    """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns, in whose memory they
+    are; of what is rounding alone the vectors are zero. They are orthonormal up to rounding times (largest value / smallest)^2, which is enough
     for the next pass; see :func:`orthonormal_again`.
     """
     squares, turn = np.linalg.eigh(block.T @ block)
@@ -334,14 +345,15 @@ def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
     scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > EMPTY * max(float(values[0]), 1e-300))
     turn = turn[:, ::-1]
     signs = np.where(turn[np.abs(turn).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
-    return block @ (turn * (scale * signs)), np.where(scale > 0, values, 0.0)
+    return turned_in_place(block, turn * (scale * signs)), np.where(scale > 0, values, 0.0)
 
 
 def orthonormal_again(vectors: Doubles) -> Doubles:
-    """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved. One step
-    of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4), 1986).
+    """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved, in their
+    memory. One step of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4),
+    1986).
     """
-    return vectors @ (1.5 * np.eye(vectors.shape[1]) - 0.5 * (vectors.T @ vectors))
+    return turned_in_place(vectors, 1.5 * np.eye(vectors.shape[1]) - 0.5 * (vectors.T @ vectors))
 
 
 def blocks_of(passes: int) -> list[int]:
@@ -357,9 +369,15 @@ def filtered(passed: Callable[[Doubles], Doubles], directions: Doubles, cut: flo
 
     Returns left singular vectors of the filtered directions (I, k), and the eigenvalues that their lengths stand for.
     """
-    once = 2.0 / cut * passed(directions) - directions
+    once = passed(directions)  # 2 / cut * passed - directions
+    once *= 2.0 / cut
+    once -= directions
     length = float(np.sqrt((once * once).sum(axis=0).max()))  # devices' numbers stay within their units
-    block = 2.0 * (2.0 / cut * length * passed(once / length) - once) - directions
+    block = passed(once / length)  # 2 (2 / cut * passed - once) - directions
+    block *= 2.0 / cut * length
+    block -= once
+    block *= 2.0
+    block -= directions
     vectors, lengths = spectrum(block)
     return vectors, np.where(lengths > 0, cut / 2 * (1.0 + np.sqrt((lengths + 1.0) / 2.0)), 0.0)
 
@@ -431,15 +449,22 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int, alike: 
 
 @dataclass(frozen=True)
 class GroupStart:
-    """Start of a user group: its devices' map (K, d), its item table (I, d); size: of the devices that its moments are
-    of; items: (I,) how many of these have each item; users: (S, d) embeddings drawn from the moments, no device's own.
+    """Start of a user group: its devices' map (K, d); rows: (I, k) of all user groups; turn: (k, d), which makes of them
+    the group's item table; size: of the devices that its moments are of; items: (I,) how many of these have each item;
+    users: (S, d) embeddings drawn from the moments, no device's own.
     """
 
     map: Floats
-    table: Floats
+    rows: Floats
+    turn: Floats
     size: int
     items: Counts
     users: Floats
+
+    @property
+    def table(self) -> Floats:
+        """Return the item table (I, d), computed anew: those of hundreds of user groups take gigabytes."""
+        return self.rows @ self.turn
 
 
 def drawn_users(middle: Doubles, spread: Doubles, count: int, rng: np.random.Generator) -> Floats:
@@ -505,11 +530,13 @@ class Compression:
         of_items = 1.0 / len(self.scored) - (self.means @ inverse) ** 2
         shorter = SCORE_SPREAD / max(float(np.sqrt(max(float((values * of_items).sum()), 0.0))), 1e-30)
         narrow[used, :rank] = shorter * inverse
-        wide = self.scored @ narrow.astype(np.float32)
         middle = moments.mean(scale) @ group_map
         # second moments are diagonal in these directions
         spread = np.zeros((dim, dim))
         spread[:rank, :rank] = np.diag(values)
         spread -= np.outer(middle, middle)
         users = drawn_users(middle, spread, num_users, rng)
-        return GroupStart(halves(group_map.astype(np.float32)), wide, moments.size, moments.items, users)
+        turn = narrow.astype(np.float32)
+        return GroupStart(
+            halves(group_map.astype(np.float32)), self.scored, turn, moments.size, moments.items, users
+        )

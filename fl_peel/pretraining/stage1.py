@@ -21,6 +21,7 @@ from fl_peel.errors import DataError
 from fl_peel.pretraining.clusters import k_means
 from fl_peel.pretraining.spectral import (
     CERTAIN,
+    ROWS_AT_ONCE,
     WIDEST,
     Compression,
     Filter,
@@ -384,9 +385,12 @@ def passed(sums: StepChannel, directions: Doubles, counts: Counts, config: Spect
     if sums.terms.bounded:
         whole = PassStep.ask(sums, halves(directions.astype(np.float32)), weights) / sums.terms.units.passes
         return np.where((counts > 0)[:, None], whole, 0.0)
-    table = halves((scale[:, None] * directions).astype(np.float32))
-    columns: Doubles = PassStep.ask(sums, table, weights) / sums.terms.units.passes
-    columns *= scale[:, None]  # in place, here and elsewhere: of many items and columns an array is half a gigabyte
+    table = np.multiply(scale[:, None], directions, out=np.empty(directions.shape, np.float32), casting="same_kind")
+    whole = np.require(PassStep.ask(sums, halves(table), weights), requirements="W")
+    columns: Doubles = whole.view(np.float64)  # in place, see turned_in_place: both have eight bytes a number
+    for start in range(0, len(whole), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        columns[some] = whole[some] / sums.terms.units.passes * scale[some, None]
     return columns
 
 

@@ -120,7 +120,7 @@ def inverse_power(counts: Counts, exponent: float) -> Doubles:
 
 def item_matrix(rows: UserItems, num_items: int, kind: type[np.generic]) -> sp.csr_matrix:
     """0/1 interactions (N, I); a user's items in ascending order, so that its sums are the same to the last bit."""
-    ordered = rows.by_item()
+    ordered = rows.by_item
     ones = np.ones(len(ordered.items), kind)
     return sp.csr_matrix((ones, ordered.items, ordered.indptr), shape=(rows.num_users, num_items))
 

@@ -175,7 +175,7 @@ def pass_sums(
     contribute to, None for all of them; the others are zero.
     """
     factors = scale * inverse_power(rows.counts(), 2 * user_exponent)
-    ordered, sums = rows.by_item(), np.zeros(table.shape, np.int64)
+    ordered, sums = rows.by_item, np.zeros(table.shape, np.int64)
     everything = np.ones(len(table), np.bool_) if opened is None else opened
     add_passed_rows(ordered.indptr, ordered.items, factors, table, everything, sums)
     return sums
@@ -185,7 +185,7 @@ def bounded_pass_sums(
     table: Floats, weights: Floats, columns: slice, rows: UserItems, bounds: ContributionBounds
 ) -> Ints:
     """Return columns (I, k) of bounded contributions to a pass of a table (I, K), in units of 1 / ``PASS_SCALE``."""
-    ordered = rows.by_item()
+    ordered = rows.by_item
     shape = (rows.num_users, len(weights))
     mine = np.nan_to_num(weights[ordered.items].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     squares = sp.csr_matrix((mine * mine, ordered.items, ordered.indptr), shape)

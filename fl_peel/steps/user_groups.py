@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -137,22 +136,18 @@ class Moments:
 
 def half_of(second: Ints) -> Ints:
     """Return the lower triangle of a symmetric matrix (K, K), row by row, (K (K + 1) / 2,): half the bytes to send."""
-    half: Ints = second.reshape(-1)[_lower(len(second))]
-    return half
+    return np.concatenate([row[: number + 1] for number, row in enumerate(second)])
 
 
 def whole_of(half: Ints, columns: int) -> Ints:
     """Return the symmetric matrix (K, K) that :func:`half_of` halved."""
-    second = np.zeros((columns, columns), np.int64)
-    second.reshape(-1)[_lower(columns)] = half
-    second += np.tril(second, -1).T
+    second, start = np.empty((columns, columns), np.int64), 0
+    for number in range(columns):
+        row = half[start : start + number + 1]
+        second[number, : number + 1] = row
+        second[:number, number] = row[:number]
+        start += number + 1
     return second
-
-
-@lru_cache(maxsize=2)
-def _lower(columns: int) -> Ints:
-    """Return the places of the lower triangle in a matrix that is laid out flat."""
-    return np.flatnonzero(np.tri(columns, dtype=np.bool_))
 
 
 @dataclass(frozen=True)

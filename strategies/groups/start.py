@@ -192,17 +192,17 @@ def spectral_states(
 
     def state(group: GroupStart, table: FloatArray) -> UserGroupState:
         nothing = UserItems(np.zeros(len(group.users) + 1, np.int64), np.zeros(0, np.int32))
-        everything = ranked_as_numbered(layout, group.table)
+        table[:] = group.table
+        everything = ranked_as_numbered(layout, table)
         popularity = by_block(layout, group.items)
         rate = (popularity / max(group.size, 1)).astype(np.float32)
         shown = shown_in_lists(everything, group.users, nothing, list_length) / sizes / max(len(group.users), 1)
         statistics = BlockStatistics(
             popularity=rate,
             shown=(shown * (1.0 - np.minimum(rate, 1.0)) + UNSEEN * rate).astype(np.float32),
-            energy=block_energy(layout, group.table),
+            energy=block_energy(layout, table),
             **shared,
         )
-        table[:] = group.table
         group_state = UserGroupState(
             table,
             statistics,

@@ -72,7 +72,7 @@ class FederatedContext(SplitDevices):
     @cached_property
     def train(self) -> UserItems:
         """Train items, ascending within each device."""
-        return self.splits.train.by_item()
+        return self.splits.train.by_item
 
     @cached_property
     def devices(self) -> IntArray:

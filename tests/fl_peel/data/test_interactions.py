@@ -30,7 +30,7 @@ def test_rows_counts_and_users():
 
 
 def test_by_item_sorts_each_row_and_moves_nothing_between_rows():
-    assert rows_of(ragged([4, 2, 9], [], [7, 1]).by_item()) == [[2, 4, 9], [], [1, 7]]
+    assert rows_of(ragged([4, 2, 9], [], [7, 1]).by_item) == [[2, 4, 9], [], [1, 7]]
 
 
 def test_from_pairs_keeps_the_order_of_appearance_within_a_user():

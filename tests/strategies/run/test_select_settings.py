@@ -89,7 +89,7 @@ def test_both_parts_are_one_split_with_nothing_held_back(scenario, tmp_path):
     both = device_splits(changed(scenario, data={"validation_share": 0.0, "refit": False}), "", str(tmp_path / "1"))
     apart = device_splits(changed(scenario, data={"refit": False}), "", str(tmp_path / "2"))
     merged = apart.train.merged(apart.validation)
-    assert (both.train.by_item().items == merged.by_item().items).all()
+    assert (both.train.by_item.items == merged.by_item.items).all()
     assert (both.test.items == apart.test.items).all()
     assert np.array_equal(both.test.indptr, apart.test.indptr)
 
