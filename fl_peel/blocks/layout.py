@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel import kernels
 from fl_peel.errors import ScenarioError
 from fl_peel.scenario.settings import Precision
 
@@ -168,7 +169,8 @@ def share_bytes(full_table_bytes: int, share: float) -> int:
 SCALE_BYTES = 2
 """Bytes of the fp16 scale that each row of an int8 or int4 block carries."""
 
-_INT4_CLIPS = (1.0, 0.9, 0.8, 0.7)
+_CLIPS = {"int8": (1.0,), "int4": (1.0, 0.9, 0.8, 0.7)}
+"""Candidates for the largest magnitude that a code stands for, of a row's own."""
 _MAX_CODE = {"int8": 127, "int4": 7}
 
 Codes = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.int8] | NDArray[np.uint8]
@@ -225,17 +227,6 @@ def scale_divisors(scales: NDArray[np.float16]) -> NDArray[np.float32]:
     return np.where(scales > 0, scales, np.float16(1)).astype(np.float32)
 
 
-def _integer_codes(
-    rows: NDArray[np.float32], clip: float, precision: Precision
-) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    max_code = _MAX_CODE[precision]
-    with np.errstate(invalid="ignore"):  # what is no number is refused by its scale
-        largest = np.abs(rows).max(axis=1, initial=0.0) * clip
-    scales = integer_scales(largest, precision)
-    codes = np.clip(np.rint(rows / scale_divisors(scales)[:, None]), -max_code, max_code).astype(np.int8)
-    return codes, scales
-
-
 def _unstorable(precision: Precision) -> ScenarioError:
     return ScenarioError(
         f"embeddings hold values that are not finite or too large, so that they cannot be stored as {precision}: "
@@ -243,32 +234,52 @@ def _unstorable(precision: Precision) -> ScenarioError:
     )
 
 
-def quantize(rows: NDArray[np.float32], precision: Precision) -> tuple[Codes, NDArray[np.float16]]:
-    """Encode rows (R, s): codes (R, code_columns) and scales (R,), the latter empty for floats.
+def quantize(
+    rows: NDArray[np.float32], precision: Precision, index: NDArray[np.int64] | None = None
+) -> tuple[Codes, NDArray[np.float16]]:
+    """Encode rows (R, s): codes (R, code_columns) and scales (R,), the latter empty for floats. index: (T,) of the rows
+    to encode, None for all.
 
     Raises:
         ScenarioError: a value is not finite, or too large for fp16 or an fp16 scale.
     """
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     if precision in ("fp32", "fp16"):
+        rows = rows if index is None else rows[index]
         with np.errstate(over="ignore"):
             floats = rows if precision == "fp32" else rows.astype(np.float16)
         if not np.isfinite(floats).all():
             raise _unstorable(precision)
         return floats, np.zeros(0, np.float16)
-    codes, scales = _integer_codes(rows, 1.0, precision)
+    index = np.arange(len(rows)) if index is None else index
+    codes, scales = _integer_codes(rows, index, precision)
     if precision == "int8":
         return codes, scales
-    best = ((codes * scales[:, None].astype(np.float32) - rows) ** 2).sum(axis=1)
-    for clip in _INT4_CLIPS[1:]:
-        other, other_scales = _integer_codes(rows, clip, precision)
-        error = ((other * other_scales[:, None].astype(np.float32) - rows) ** 2).sum(axis=1)
-        better = error < best
-        codes[better], scales[better], best[better] = other[better], other_scales[better], error[better]
     if codes.shape[1] % 2:
         codes = np.concatenate([codes, np.zeros((len(codes), 1), np.int8)], axis=1)
-    nibbles = (codes + 8).astype(np.uint8)  # -7..7 -> 1..15
-    return (nibbles[:, 0::2] | (nibbles[:, 1::2] << 4)).astype(np.uint8), scales
+    nibbles = (codes + 8).view(np.uint8)  # -7..7 -> 1..15
+    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), scales
+
+
+def _integer_codes(
+    rows: NDArray[np.float32], index: NDArray[np.int64], precision: Precision
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Return the codes (T, s) and scales (T,) of some rows, of all candidates' those with the least squared error."""
+    largest, error, least = np.empty((3, len(index)), np.float32)
+    codes, scales = np.empty((len(index), rows.shape[1]), np.int8), np.empty(len(index), np.float16)
+    kernels.largest_magnitudes(rows, index, largest)
+    least[:] = np.inf
+    for clip in _CLIPS[precision]:
+        with np.errstate(invalid="ignore"):  # what is no number is refused by its scale
+            other_scales, other = integer_scales(largest * clip, precision), np.empty_like(codes)
+        most = np.float32(_MAX_CODE[precision])
+        kernels.encode_integers(rows, index, scale_divisors(other_scales), most, other)
+        if len(_CLIPS[precision]) == 1:
+            return other, other_scales
+        kernels.coding_errors(rows, index, other, other_scales.astype(np.float32), error)
+        better = error < least
+        codes[better], scales[better], least[better] = other[better], other_scales[better], error[better]
+    return codes, scales
 
 
 def dequantize(codes: Codes, scales: NDArray[np.float16], precision: Precision, num_dims: int) -> NDArray[np.float32]:

@@ -23,9 +23,7 @@ from fl_peel.blocks.layout import (
     code_dtype,
     dequantize,
     has_scales,
-    integer_scales,
     quantize,
-    scale_divisors,
 )
 from fl_peel.blocks.stored import overhead_bytes, user_bytes
 from fl_peel.data.interactions import UserItems
@@ -360,16 +358,8 @@ def pack_blocks(
         items, slices, _ = layout.block_rows(blocks)
         index = items * layout.num_slices + slices  # (T,) row pieces
     pieces = table.reshape(-1, layout.slice_dim)
-    codes: NDArray[np.generic]
-    if precision == "int8":  # as quantize does, in passes that copy no rows
-        largest = np.empty(len(index), np.float32)
-        kernels.largest_magnitudes(pieces, index, largest)
-        scales = integer_scales(largest, precision)
-        codes = np.empty((len(index), layout.slice_dim), np.int8)
-        kernels.encode_int8(pieces, index, scale_divisors(scales), codes)
-    else:
-        coded, scales = quantize(pieces[index], precision)
-        codes = np.ascontiguousarray(coded.astype(code_dtype(precision)))
+    coded, scales = quantize(pieces, precision, index)
+    codes = np.ascontiguousarray(coded, dtype=code_dtype(precision))
     return {
         "blocks": blocks.astype(layout.id_dtype),
         "codes": codes.view(np.uint8).reshape(-1),

@@ -18,7 +18,14 @@ from fl_peel.kernels.compile_cache import choose_cache_folder
 
 choose_cache_folder(Path(__file__).parent)
 
-from fl_peel.kernels.packing import add_rows, decode_int8, encode_int8, largest_magnitudes, step_rows
+from fl_peel.kernels.packing import (
+    add_rows,
+    coding_errors,
+    decode_int8,
+    encode_integers,
+    largest_magnitudes,
+    step_rows,
+)
 from fl_peel.kernels.random import count_examples, draw_batches, draw_items, weighted_sums
 from fl_peel.kernels.ranking import block_signals, bounded_hits, find_hits, serving_cutoffs, tile_rows, top_rows
 from fl_peel.kernels.sparse_product import add_passed_rows, add_scaled_rows, neighbour_scores, spread_rows, sum_rows
@@ -34,11 +41,12 @@ __all__ = [
     "add_scaled_rows",
     "block_signals",
     "bounded_hits",
+    "coding_errors",
     "count_examples",
     "decode_int8",
     "draw_batches",
     "draw_items",
-    "encode_int8",
+    "encode_integers",
     "find_hits",
     "largest_magnitudes",
     "neighbour_scores",

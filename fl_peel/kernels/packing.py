@@ -1,4 +1,4 @@
-"""Compiled passes over the rows of tables: int8 coding of row pieces, and adding up sums of updates."""
+"""Compiled passes over the rows of tables: coding of row pieces as integers, and adding up sums of updates."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def largest_magnitudes(
 
 
 @njit(nogil=True, cache=True)
-def encode_int8(
+def encode_integers(
     pieces,  # (P, s) float32
     index,  # (T,) int64: which pieces
     divisor,  # (T,) float32
+    most,  # float32: the largest code
     codes,  # (T, s) int8, written
 ):
     width = pieces.shape[1]
@@ -35,9 +36,46 @@ def encode_int8(
         by = divisor[t]
         for c in range(width):
             value = np.rint(pieces[piece, c] / by)
-            value = value if value < np.float32(127.0) else np.float32(127.0)
-            value = value if value > np.float32(-127.0) else np.float32(-127.0)
+            value = value if value < most else most
+            value = value if value > -most else -most
             codes[t, c] = np.int8(value)
+
+
+@njit(nogil=True, cache=True)
+def coding_errors(
+    pieces,  # (P, s) float32
+    index,  # (T,) int64: which pieces
+    codes,  # (T, s) int8
+    scales,  # (T,) float32
+    errors,  # (T,) float32, written: squared errors of each piece, added up as NumPy adds up a row
+):
+    width = pieces.shape[1]
+    squares = np.empty(width, np.float32)
+    for t in range(len(index)):
+        piece, scale = index[t], scales[t]
+        for c in range(width):
+            error = np.float32(codes[t, c]) * scale - pieces[piece, c]
+            squares[c] = error * error
+        errors[t] = _pairwise_sum(squares)
+
+
+@njit(nogil=True, cache=True)
+def _pairwise_sum(values):
+    """The sum of float32 numbers (n,) as NumPy has it: eight sums side by side, of longer rows half by half."""
+    count = len(values)
+    if count > 128:
+        half = count // 2 - count // 2 % 8
+        return _pairwise_sum(values[:half]) + _pairwise_sum(values[half:])
+    total, whole = np.float32(0.0), count // 8 * 8
+    if whole:
+        some = values[:8].copy()
+        for start in range(8, whole, 8):
+            for lane in range(8):
+                some[lane] += values[start + lane]
+        total = ((some[0] + some[1]) + (some[2] + some[3])) + ((some[4] + some[5]) + (some[6] + some[7]))
+    for c in range(whole, count):
+        total += values[c]
+    return total
 
 
 @njit(nogil=True, cache=True)

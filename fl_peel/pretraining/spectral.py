@@ -312,32 +312,22 @@ def starting_directions(counts: Counts, columns: int, seed: int) -> Doubles:
     return orthonormal(directions)
 
 
-def turned_in_place(columns: Doubles, turn: Doubles) -> Doubles:
-    """Return columns (I, k) times a matrix (k, k), in the memory that they were in: of many items and columns an array
-    is half a gigabyte, and a system that has to give another takes as long as the product.
-    """
-    for start in range(0, len(columns), ROWS_AT_ONCE):
-        some = slice(start, start + ROWS_AT_ONCE)
-        columns[some] = columns[some] @ turn
-    return columns
-
-
 def orthonormal(columns: Doubles) -> Doubles:
-    """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less; in their memory."""
+    """Return an orthonormal basis (I, k) of the columns' span, zero columns where they span less."""
     for _ in range(2):  # of columns that nearly depend, the first basis is orthonormal to half of the digits alone
         squares, turn = np.linalg.eigh(columns.T @ columns)
         kept = squares > EMPTY**2 * max(float(squares.max(initial=0.0)), 1e-300)
         scale = np.zeros(len(squares))
         scale[kept] = 1.0 / np.sqrt(squares[kept])
-        turned_in_place(columns, turn * scale)
+        columns = columns @ (turn * scale)
         if len(squares) and squares[0] > INDEPENDENT_SQUARES * squares[-1]:
             break
     return columns
 
 
 def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
-    """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns, in whose memory they
-    are; of what is rounding alone the vectors are zero. They are orthonormal up to rounding times (largest value / smallest)^2, which is enough
+    """Left singular vectors (I, k) and singular values (k,), descending, of a block of columns; of what is rounding
+    alone the vectors are zero. They are orthonormal up to rounding times (largest value / smallest)^2, which is enough
     for the next pass; see :func:`orthonormal_again`.
     """
     squares, turn = np.linalg.eigh(block.T @ block)
@@ -345,15 +335,14 @@ def spectrum(block: Doubles) -> tuple[Doubles, Doubles]:
     scale = np.divide(1.0, values, out=np.zeros_like(values), where=values > EMPTY * max(float(values[0]), 1e-300))
     turn = turn[:, ::-1]
     signs = np.where(turn[np.abs(turn).argmax(axis=0), np.arange(len(values))] < 0, -1.0, 1.0)
-    return turned_in_place(block, turn * (scale * signs)), np.where(scale > 0, values, 0.0)
+    return block @ (turn * (scale * signs)), np.where(scale > 0, values, 0.0)
 
 
 def orthonormal_again(vectors: Doubles) -> Doubles:
-    """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved, in their
-    memory. One step of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4),
-    1986).
+    """Columns (I, k) that are orthonormal, or zero, up to rounding: now to the last digits, and hardly moved. One step
+    of Newton's iteration for the nearest orthonormal matrix (Higham, SIAM J. Sci. Stat. Comput. 7(4), 1986).
     """
-    return turned_in_place(vectors, 1.5 * np.eye(vectors.shape[1]) - 0.5 * (vectors.T @ vectors))
+    return vectors @ (1.5 * np.eye(vectors.shape[1]) - 0.5 * (vectors.T @ vectors))
 
 
 def blocks_of(passes: int) -> list[int]:
@@ -449,9 +438,9 @@ def leading_of(factor: Doubles, mean: Doubles, count: int, devices: int, alike: 
 
 @dataclass(frozen=True)
 class GroupStart:
-    """Start of a user group: its devices' map (K, d); rows: (I, k) of all user groups; turn: (k, d), which makes of them
-    the group's item table; size: of the devices that its moments are of; items: (I,) how many of these have each item;
-    users: (S, d) embeddings drawn from the moments, no device's own.
+    """Start of a user group: its devices' map (K, d); rows: (I, k) of all user groups; turn: (k, d), which makes of
+    them the group's item table; size: of the devices that its moments are of; items: (I,) how many of these have each
+    item; users: (S, d) embeddings drawn from the moments, no device's own.
     """
 
     map: Floats
@@ -536,7 +525,11 @@ class Compression:
         spread[:rank, :rank] = np.diag(values)
         spread -= np.outer(middle, middle)
         users = drawn_users(middle, spread, num_users, rng)
-        turn = narrow.astype(np.float32)
         return GroupStart(
-            halves(group_map.astype(np.float32)), self.scored, turn, moments.size, moments.items, users
+            halves(group_map.astype(np.float32)),
+            self.scored,
+            narrow.astype(np.float32),
+            moments.size,
+            moments.items,
+            users,
         )

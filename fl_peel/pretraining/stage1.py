@@ -387,7 +387,7 @@ def passed(sums: StepChannel, directions: Doubles, counts: Counts, config: Spect
         return np.where((counts > 0)[:, None], whole, 0.0)
     table = np.multiply(scale[:, None], directions, out=np.empty(directions.shape, np.float32), casting="same_kind")
     whole = np.require(PassStep.ask(sums, halves(table), weights), requirements="W")
-    columns: Doubles = whole.view(np.float64)  # in place, see turned_in_place: both have eight bytes a number
+    columns: Doubles = whole.view(np.float64)  # in place: of many items and columns an array is half a gigabyte
     for start in range(0, len(whole), ROWS_AT_ONCE):
         some = slice(start, start + ROWS_AT_ONCE)
         columns[some] = whole[some] / sums.terms.units.passes * scale[some, None]

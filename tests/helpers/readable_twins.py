@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_peel.blocks.layout import integer_scales, scale_divisors
 from fl_peel.blocks.ranked_blocks import RankedBlocks
 from fl_peel.kernels import FIXED_POINT
 from fl_peel.kernels.lanes import LANES
@@ -119,3 +120,15 @@ def top_rows(
     candidates = [row for row in range(len(scores)) if ranked.first_position[row] < cutoff and row not in excluded]
     order = ranked.layout.row_in_catalogue[ranked.items]
     return sorted(candidates, key=lambda row: (-scores[row], order[row]))[:n]
+
+
+def integer_codes(rows: NDArray[np.float32], most: int, clips: tuple[float, ...]) -> NDArray[np.int8]:
+    """Codes (R, s) of rows: of scales from some shares of the largest magnitude, those with the least squared error."""
+    best, least = np.zeros(rows.shape, np.int8), np.full(len(rows), np.inf, np.float32)
+    for clip in clips:
+        scales = integer_scales(np.abs(rows).max(axis=1) * clip, "int8" if most == 127 else "int4")
+        codes = np.clip(np.rint(rows / scale_divisors(scales)[:, None]), -most, most).astype(np.int8)
+        error = ((codes * scales[:, None].astype(np.float32) - rows) ** 2).sum(axis=1)
+        best[error < least] = codes[error < least]
+        least = np.minimum(least, error)
+    return best

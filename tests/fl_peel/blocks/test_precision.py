@@ -21,6 +21,7 @@ from fl_peel.errors import ScenarioError
 from fl_peel.scenario.settings import PRECISIONS
 from tests.helpers.blocks import seeds
 from tests.helpers.examples import examples
+from tests.helpers.readable_twins import integer_codes
 
 
 def rows_at(seed: int, exponents: list[int], num_dims: int) -> np.ndarray:
@@ -63,6 +64,19 @@ def test_floats_lose_nothing_or_half_a_unit_in_the_last_place(seed, exponents, n
     # 11 significant bits: 2**-11 of the value; below 2**-14 the steps are 2**-24 wide, half of that is 2**-25
     error = np.abs(round_trip(rows, "fp16").astype(np.float64) - rows)
     assert (error <= 2.0**-11 * np.abs(rows) + 2.0**-25).all()
+
+
+@pytest.mark.parametrize("num_dims", [1, 7, 8, 64, 65, 128, 129, 300])
+def test_compiled_codes_are_those_of_the_readable_twin(num_dims):
+    rows = rows_at(3, [-6, -3, 0, 1] * 50, num_dims)
+    rows[::17] = 0
+    codes, _ = quantize(rows, "int8")
+    assert np.array_equal(codes, integer_codes(rows, 127, (1.0,)))
+    packed, scales = quantize(rows, "int4")
+    codes = dequantize(packed, np.ones_like(scales), "int4", num_dims)
+    assert np.array_equal(codes, integer_codes(rows, 7, (1.0, 0.9, 0.8, 0.7)))
+    some = np.array([5, 2, 170])
+    assert np.array_equal(quantize(rows, "int4", some)[0], packed[some])
 
 
 @examples(150)

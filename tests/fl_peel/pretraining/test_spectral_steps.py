@@ -134,15 +134,6 @@ def test_columns_that_are_far_from_dependent_are_orthonormal_after_one_turn_and_
         assert np.abs(basis.T @ basis - np.eye(20)).max() < 1e-12
 
 
-def test_products_that_take_the_place_of_their_factor_are_the_same(monkeypatch):
-    rng = np.random.default_rng(6)
-    block, turn = rng.standard_normal((90, 7)), rng.standard_normal((7, 7))
-    product = block @ turn
-    monkeypatch.setattr(spectral, "ROWS_AT_ONCE", 40)
-    assert np.array_equal(spectral.turned_in_place(block, turn), product)
-    assert np.array_equal(block, product)
-
-
 def test_tastes_become_groups_and_a_group_loses_little_of_its_scores(rows):
     start = run_stage1(PooledSums(rows, StepTerms(NUM_ITEMS, CONFIG.user_exponent)), CONFIG, PLAN)
     vectors = unit_vectors(add_rows(start.own, rows))
